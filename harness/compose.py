@@ -1,0 +1,171 @@
+"""From Hydra overrides to a typed RunConfig, with errors that name what would have worked.
+
+Must not import torch, transformers or wandb.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness.config import FloatType, RunConfig
+from harness.devices import resolved_device
+from harness.errors import RequestError, near_names
+
+EXCLUSIVE = (("lora.alpha", "lora.alpha_over_rank"), ("optim.steps", "optim.epochs"))
+"""Pairs of which exactly one is given; one on the command line takes the place of the other's default."""
+
+FREE_GROUP = "model"
+"""The group whose value may be any directory or Hugging Face id."""
+
+
+def conf_directory() -> Path:
+    """Return the Hydra tree: beside the package in a checkout, inside it when installed."""
+    package = Path(harness.__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def group_options() -> dict[str, list[str]]:
+    """Return the options of every config group."""
+    return {
+        directory.name: sorted(path.stem for path in directory.glob("*.yaml"))
+        for directory in sorted(conf_directory().iterdir())
+        if directory.is_dir()
+    }
+
+
+def known_keys(config_type: type = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every field of the configuration."""
+    for field in fields(config_type):
+        name = f"{prefix}{field.name}"
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            yield from known_keys(field.type, f"{name}.")
+        else:
+            yield name
+
+
+def register_schema() -> None:
+    """Tell Hydra the typed root schema and the resolvers of conf/config.yaml; may be called again."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    OmegaConf.register_new_resolver("compute_dtype_for", compute_dtype_for, replace=True)
+
+
+def compute_dtype_for(device: str) -> str:
+    """Return the default compute type: bfloat16 on a GPU, float32 on a CPU."""
+    on_gpu = resolved_device(device).startswith("cuda")
+    return (FloatType.bfloat16 if on_gpu else FloatType.float32).value
+
+
+def compose_run(overrides: Sequence[str]) -> RunConfig:
+    """Return the configuration of one run.
+
+    Raises RequestError for an override that cannot be read, an unknown key, group or option (with near
+    names), a value of the wrong type, or several values where one is meant.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_schema()
+    prepared = prepare_overrides(overrides)
+    try:
+        with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
+            tree = hydra.compose("config", overrides=prepared)
+        missing = OmegaConf.missing_keys(tree)
+        if missing:
+            raise RequestError(f"{', '.join(sorted(missing))} must be given")
+        config: Any = OmegaConf.to_object(tree)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(_first_lines(error)) from error
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def config_tree(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as plain mappings, lists and scalars, enums by name."""
+    from omegaconf import OmegaConf
+
+    tree: Any = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    return tree
+
+
+def prepare_overrides(overrides: Sequence[str]) -> list[str]:
+    """Check the keys and options of `overrides` and write our two short forms out in full."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    options = group_options()
+    prepared: list[str] = []
+    given: set[str] = set()
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            raise RequestError(
+                f"{text!r} is no override; write key=value, group=option, +key=value or ~key"
+            ) from error
+        key = override.key_or_group
+        given.add(key)
+        if key.split(".")[0].split("/")[0] == "hydra":
+            prepared.append(text)
+            continue
+        if override.is_sweep_override():
+            raise RequestError(
+                f"{text} gives several values; a run takes one, a sweep takes several"
+            )
+        _check_key(key, options)
+        value = override.value()
+        if key in options and isinstance(value, str) and not override.is_delete():
+            prepared += _group_override(text, key, value, options[key])
+        else:
+            prepared.append(text)
+    return prepared + _dropped_defaults(given)
+
+
+def _check_key(key: str, options: dict[str, list[str]]) -> None:
+    known = set(known_keys())
+    sections = {name.rsplit(".", 1)[0] for name in known if "." in name}
+    if key not in known | sections | set(options):
+        raise RequestError(
+            f"unknown key {key!r}{near_names(key, known | set(options))}; "
+            "`harness run --help` lists all"
+        )
+
+
+def _group_override(text: str, group: str, value: str, options: list[str]) -> list[str]:
+    if value in options:
+        return [text]
+    if group == FREE_GROUP:
+        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+        return [f"{group}.name='{quoted}'"]
+    raise RequestError(
+        f"{group}={value} is no option of {group}{near_names(value, options)}; "
+        f"options: {', '.join(options)}"
+    )
+
+
+def _dropped_defaults(given: set[str]) -> list[str]:
+    dropped = []
+    for first, second in EXCLUSIVE:
+        for this, other in ((first, second), (second, first)):
+            if this in given and other not in given:
+                dropped.append(f"{other}=null")
+    return dropped
+
+
+def _first_lines(error: Exception) -> str:
+    """Return the useful part of a Hydra or OmegaConf message on one line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    useful = [line for line in lines if line and not line.startswith(("object_type=", "full_key:"))]
+    cause = error.__cause__
+    if cause is not None and str(cause) and len(useful) == 1:
+        useful.append(str(cause).splitlines()[0])
+    keys = [line for line in lines if line.startswith("full_key:")]
+    return "; ".join([*useful[:3], *(f"key {key.split(':', 1)[1].strip()}" for key in keys[:1])])

@@ -1,0 +1,31 @@
+"""What can go wrong, as types: each maps to one exit code. Imports nothing."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RequestError(ValueError):
+    """The request was wrong and nothing was touched (exit code 2).
+
+    The message says what was wrong, what was given and what would work.
+    """
+
+
+class DataError(RequestError):
+    """A data file that cannot be used; the message names the file and, where there is one, the line."""
+
+
+class RunFailed(RuntimeError):
+    """The work itself failed after it had begun (exit code 1); the record says how."""
+
+
+def near_names(given: str, known: Iterable[str], limit: int = 4) -> str:
+    """Return `"; near names: a, b"` for the known names closest to `given`, or `""` if none is near."""
+    known = sorted(set(known))
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(given.lower(), list(lower), n=limit, cutoff=0.6)
+    tail = given.rsplit(".", 1)[-1].lower()
+    for name in known:  # a right leaf under a wrong parent is near, whatever the edit distance
+        if len(close) < limit and name.lower() not in close and name.lower().endswith(tail):
+            close.append(name.lower())
+    return f"; near names: {', '.join(lower[name] for name in close)}" if close else ""

@@ -1,0 +1,257 @@
+"""Every metric's name, unit, direction, digits and one-line definition, once. Imports no package.
+
+Names are `group/name_unit`. Measuring code writes these names and tables read them.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Direction(Enum):
+    """Which way is better."""
+
+    minimize = "minimize"
+    maximize = "maximize"
+    neither = "neither"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One metric: how it is called, printed and defined."""
+
+    name: str
+    label: str
+    unit: str
+    direction: Direction
+    digits: int
+    definition: str
+
+
+def _metric(
+    name: str, label: str, unit: str, direction: Direction, digits: int, definition: str
+) -> Metric:
+    return Metric(
+        name=name, label=label, unit=unit, direction=direction, digits=digits, definition=definition
+    )
+
+
+_DOWN, _UP, _NONE = Direction.minimize, Direction.maximize, Direction.neither
+
+_ALL = (
+    # Every step, into metrics.jsonl.
+    _metric(
+        "train/loss",
+        "train loss",
+        "nats/token",
+        _DOWN,
+        4,
+        "Mean cross-entropy over the positions that carry loss in one optimizer step's batch.",
+    ),
+    _metric(
+        "train/grad_norm",
+        "gradient norm",
+        "",
+        _NONE,
+        3,
+        "L2 norm of this adapter's gradient before clipping.",
+    ),
+    _metric(
+        "train/learning_rate", "learning rate", "", _NONE, 6, "Learning rate used by the step."
+    ),
+    _metric("train/epoch", "epoch", "epochs", _NONE, 2, "Training rows seen over rows in the set."),
+    # Held-out quality; the record keeps each with its standard error and n under `evals`.
+    _metric(
+        "eval/loss",
+        "eval loss",
+        "nats/token",
+        _DOWN,
+        4,
+        "Mean cross-entropy over held-out positions that carry loss.",
+    ),
+    _metric(
+        "eval/perplexity",
+        "perplexity",
+        "",
+        _DOWN,
+        3,
+        "exp(eval/loss), per token that carries loss.",
+    ),
+    _metric(
+        "eval/token_accuracy",
+        "token accuracy",
+        "fraction",
+        _UP,
+        4,
+        "Share of held-out positions whose most likely token is the right one.",
+    ),
+    _metric(
+        "eval/exact_match",
+        "exact match",
+        "fraction",
+        _UP,
+        3,
+        "Share of greedily generated answers equal to the reference after stripping white space.",
+    ),
+    _metric(
+        "eval/rouge_l",
+        "ROUGE-L",
+        "fraction",
+        _UP,
+        3,
+        "Mean longest-common-subsequence F1 of greedily generated answers (Lin 2004).",
+    ),
+    _metric(
+        "eval/choice_accuracy",
+        "choice accuracy",
+        "fraction",
+        _UP,
+        3,
+        "Share of multiple-choice questions whose right choice has the highest log-likelihood.",
+    ),
+    # Memory. Parts are exact tensor bytes; the peak's source depends on the device.
+    _metric(
+        "memory/peak_bytes",
+        "peak memory",
+        "bytes",
+        _DOWN,
+        0,
+        "Training peak: the CUDA allocator's on a GPU; the sum of the parts below on a CPU.",
+    ),
+    _metric(
+        "memory/load_peak_bytes",
+        "load peak",
+        "bytes",
+        _DOWN,
+        0,
+        "Peak while loading the base: the CUDA allocator's, or the process's growth on a CPU.",
+    ),
+    _metric(
+        "memory/eval_peak_bytes",
+        "eval peak",
+        "bytes",
+        _DOWN,
+        0,
+        "Peak while evaluating: the CUDA allocator's, or the process's resident peak on a CPU.",
+    ),
+    _metric(
+        "memory/process_peak_bytes",
+        "process peak",
+        "bytes",
+        _DOWN,
+        0,
+        "Highest resident set of the whole process while training, libraries included.",
+    ),
+    _metric(
+        "memory/base_bytes",
+        "base",
+        "bytes",
+        _DOWN,
+        0,
+        "Frozen weights and buffers as stored (packed where quantised), without constants.",
+    ),
+    _metric(
+        "memory/quant_constants_bytes",
+        "quantisation constants",
+        "bytes",
+        _DOWN,
+        0,
+        "Scales, offsets, code tables and second-level constants of the quantised weights.",
+    ),
+    _metric("memory/adapter_bytes", "adapter", "bytes", _DOWN, 0, "This adapter's parameters."),
+    _metric("memory/gradient_bytes", "gradients", "bytes", _DOWN, 0, "This adapter's gradients."),
+    _metric(
+        "memory/optimizer_bytes",
+        "optimizer",
+        "bytes",
+        _DOWN,
+        0,
+        "This adapter's optimizer state, tables included.",
+    ),
+    _metric(
+        "memory/activation_bytes",
+        "activations",
+        "bytes",
+        _DOWN,
+        0,
+        "Distinct storages that autograd saves for one micro-batch's backward, parameters excluded.",
+    ),
+    # Throughput: over the steps after the warm-up (see harness.measure.throughput).
+    _metric(
+        "throughput/input_tokens_per_second",
+        "tokens/s",
+        "tokens/s",
+        _UP,
+        0,
+        "All positions fed to the model, padding included, over the steps' wall-clock.",
+    ),
+    _metric(
+        "throughput/loss_tokens_per_second",
+        "loss tokens/s",
+        "tokens/s",
+        _UP,
+        0,
+        "Positions that carry loss over the steps' wall-clock.",
+    ),
+    _metric(
+        "throughput/step_ms",
+        "step time",
+        "ms",
+        _DOWN,
+        1,
+        "Median wall-clock of one optimizer step after the warm-up.",
+    ),
+    # What the configuration is.
+    _metric(
+        "adapter/trainable_params",
+        "trainable parameters",
+        "",
+        _NONE,
+        0,
+        "Elements of this adapter's parameters.",
+    ),
+    _metric(
+        "base/logical_params",
+        "base parameters",
+        "",
+        _NONE,
+        0,
+        "Elements of the frozen weights before packing, tied weights once.",
+    ),
+    _metric(
+        "base/bits_per_param",
+        "bits/param",
+        "bits",
+        _DOWN,
+        2,
+        "Packed weights and every constant of the quantised linear layers, over logical weights.",
+    ),
+)
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+
+MEMORY_PARTS = ("base", "quant_constants", "adapter", "gradient", "optimizer", "activation")
+
+
+def memory_part_name(part: str) -> str:
+    """Return the metric name of one part of the peak, e.g. `memory/base_bytes`."""
+    name = f"memory/{part}_bytes"
+    assert name in METRICS, name
+    return name
+
+
+def format_value(name: str, value: float | None) -> str:
+    """Print one value of the metric `name` with its digits; bytes in MiB or GiB; a missing one as —."""
+    if value is None:
+        return "—"
+    metric = METRICS[name]
+    if metric.unit == "bytes":
+        return format_bytes(value)
+    return f"{value:,.{metric.digits}f}"
+
+
+def format_bytes(count: float) -> str:
+    """Print a number of bytes in the largest binary unit that leaves at least 1."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(count) >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:.0f} B"
