@@ -1,0 +1,62 @@
+"""One example before it is tokenised: a conversation or plain text. Imports nothing heavy."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Role(Enum):
+    """Who speaks in a turn; the values are those of `messages` in chat data."""
+
+    system = "system"
+    user = "user"
+    assistant = "assistant"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side of a conversation says."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A conversation that ends with an assistant turn, or, where `turns` is empty, a plain text.
+
+    `input` is the optional second part of a pair's prompt, as Alpaca's `input`; empty: there is none.
+    `complete` is False for a text that goes on in the next example, so no end token follows it.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    input: str = ""
+    text: str = ""
+    complete: bool = True
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether there is a prompt that an answer can be generated for."""
+        return bool(self.turns)
+
+    @property
+    def response(self) -> str:
+        """The last assistant turn, the reference of a generated answer; "" for a plain text."""
+        return self.turns[-1].text if self.turns else ""
+
+
+def pair(prompt: str, response: str, input: str = "") -> Example:
+    """Return the example of one prompt, its optional second part, and its response."""
+    return Example(turns=(Turn(Role.user, prompt), Turn(Role.assistant, response)), input=input)
+
+
+def examples_digest(examples: Iterable[Example]) -> str:
+    """Return the SHA-256 of the examples' contents, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        turns = [(turn.role.value, turn.text) for turn in example.turns]
+        fields = (turns, example.input, example.text, example.complete)
+        digest.update(json.dumps(fields).encode())
+    return digest.hexdigest()

@@ -1,0 +1,188 @@
+"""One record of a data source (a JSON object, a row of a hub data set) as an `Example`.
+
+Imports nothing heavy: a malformed record is refused before a model is loaded.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from harness.config import DataConfig, DataForm
+from harness.data.example import Example, Role, Turn, pair
+from harness.errors import DataError, near_names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordForm:
+    """The part of `DataConfig` that says how a record is read."""
+
+    form: DataForm
+    prompt_column: str
+    response_column: str
+    input_column: str | None
+    messages_column: str
+    text_column: str
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "RecordForm":
+        """Return the form that `config` asks for."""
+        return cls(
+            form=config.form,
+            prompt_column=config.prompt_column,
+            response_column=config.response_column,
+            input_column=config.input_column,
+            messages_column=config.messages_column,
+            text_column=config.text_column,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRows:
+    """What a source holds; `num_empty` records had no text to learn from and were left out."""
+
+    examples: tuple[Example, ...]
+    num_empty: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record and where it stands, as `alpaca.jsonl:17`."""
+
+    place: str
+    value: object
+
+
+def read_records(records: Iterable[Record], form: RecordForm, source: str) -> ReadRows:
+    """Return the usable examples of `records`; `source` names them all in messages.
+
+    A record whose response (or text) is empty is left out and counted: Alpaca's own file has some.
+
+    Raises:
+        DataError: a record is malformed, or none is usable.
+    """
+    examples: list[Example] = []
+    num_records = 0
+    input_seen = form.form is not DataForm.pairs or form.input_column is None
+    seen_columns: set[str] = set()
+    for record in records:
+        num_records += 1
+        row = _object(record)
+        if not input_seen:
+            seen_columns.update(row)
+            input_seen = form.input_column in row
+        example = _example(row, form, record.place)
+        if (example.response or example.text).strip():
+            examples.append(example)
+    if num_records and not input_seen:
+        raise DataError(
+            f"data.input_column={form.input_column} is a column of no row of {source}; "
+            f"its rows have {', '.join(sorted(seen_columns))}"
+        )
+    if not examples:
+        raise DataError(f"{source} has no usable rows: {_why_unusable(num_records, form)}")
+    return ReadRows(examples=tuple(examples), num_empty=num_records - len(examples))
+
+
+def _why_unusable(num_records: int, form: RecordForm) -> str:
+    if not num_records:
+        return "it is empty"
+    what = "text" if form.form is DataForm.text else "response"
+    return f"the {what} of each of its {num_records} rows is empty"
+
+
+def _object(record: Record) -> Mapping[str, Any]:
+    if not isinstance(record.value, dict):
+        raise DataError(f"{record.place}: a row is an object of columns, got {_kind(record.value)}")
+    return record.value
+
+
+def _example(row: Mapping[str, Any], form: RecordForm, place: str) -> Example:
+    match form.form:
+        case DataForm.pairs:
+            return pair(
+                _text(row, form.prompt_column, "prompt_column", place),
+                _text(row, form.response_column, "response_column", place),
+                _optional_text(row, form.input_column, place),
+            )
+        case DataForm.messages:
+            return Example(turns=_turns(row, form.messages_column, place))
+        case DataForm.text:
+            return Example(text=_text(row, form.text_column, "text_column", place))
+        case _:
+            assert_never(form.form)
+
+
+def _value(row: Mapping[str, Any], column: str, key: str, place: str) -> Any:
+    if column not in row:
+        raise DataError(
+            f"{place}: column '{column}' is missing; this row has {', '.join(row) or 'no columns'}"
+            f"{near_names(column, row)}; data.{key} names the column to read"
+        )
+    return row[column]
+
+
+def _text(row: Mapping[str, Any], column: str, key: str, place: str) -> str:
+    value = _value(row, column, key, place)
+    if not isinstance(value, str):
+        raise DataError(f"{place}: column '{column}' must hold a string, got {_kind(value)}")
+    return value
+
+
+def _optional_text(row: Mapping[str, Any], column: str | None, place: str) -> str:
+    """Return the text of `column`, "" where the record leaves it out or gives null."""
+    if column is None or row.get(column) is None:
+        return ""
+    return _text(row, column, "input_column", place)
+
+
+def _turns(row: Mapping[str, Any], column: str, place: str) -> tuple[Turn, ...]:
+    messages = _value(row, column, "messages_column", place)
+    if not isinstance(messages, list) or not messages:
+        raise DataError(
+            f"{place}: column '{column}' must hold a list of messages, got {_kind(messages)}"
+        )
+    turns = tuple(
+        _turn(message, f"{place}: message {number}") for number, message in enumerate(messages, 1)
+    )
+    roles = [turn.role for turn in turns]
+    if Role.system in roles[1:]:
+        raise DataError(f"{place}: a system message can only come first, got {_names(roles)}")
+    if Role.user not in roles or roles[-1] is not Role.assistant:
+        raise DataError(
+            f"{place}: a conversation needs a user message and ends with an assistant message, "
+            f"got {_names(roles)}"
+        )
+    return turns
+
+
+def _turn(message: object, place: str) -> Turn:
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        given = f"columns {', '.join(message)}" if isinstance(message, dict) else _kind(message)
+        raise DataError(f"{place}: needs 'role' and 'content', got {given}")
+    role, content = message["role"], message["content"]
+    if role not in Role.__members__:
+        raise DataError(f"{place}: role must be one of {_names(Role)}, got {role!r}")
+    if not isinstance(content, str):
+        raise DataError(f"{place}: content must be a string, got {_kind(content)}")
+    return Turn(Role[role], content)
+
+
+def _names(roles: Iterable[Role]) -> str:
+    return ", ".join(role.value for role in roles)
+
+
+def _kind(value: object) -> str:
+    """Say what `value` is in JSON's words, with the value where it is short."""
+    match value:
+        case None:
+            return "null"
+        case bool() | int() | float():
+            return f"the {'boolean' if isinstance(value, bool) else 'number'} {value}"
+        case str():
+            return f"the string {value[:40]!r}"
+        case list():
+            return f"a list of {len(value)}"
+        case dict():
+            return f"an object with {', '.join(map(str, value)) or 'no columns'}"
+        case _:
+            return type(value).__name__

@@ -1,0 +1,265 @@
+"""The text around prompt and response, and which of it carries loss. Imports no torch of its own.
+
+A row is a list of pieces, and each piece is tokenised on its own. That makes the boundary between prompt
+and response a token boundary with any tokenizer, so the tokens of a prompt at generation time
+(`prompt_ids`) are the first tokens of its training row. The price, with tokenizers that put a space in
+front of what they encode (SentencePiece and its like): a response starts with that space, whatever the
+prompt ends with. Training and generation agree on it, and decoding the generated tokens gives the
+response back after `strip()`. Byte-level tokenizers add nothing.
+
+Text of the data is tokenised as it is: where it spells a special token, it becomes that token, as with
+`transformers` and TRL.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, assert_never
+
+from harness.config import DataConfig, LossOn, Template
+from harness.data.example import Example, Role, Turn
+from harness.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ALPACA = (  # Taori et al. 2023, Stanford Alpaca, train.py: PROMPT_DICT["prompt_no_input"]
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+_ALPACA_INPUT = (  # the same, PROMPT_DICT["prompt_input"]
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+_CHATML_START, _CHATML_END = "<|im_start|>", "<|im_end|>"
+
+
+class Piece(NamedTuple):
+    """A stretch of text that is tokenised on its own."""
+
+    text: str
+    carries_loss: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """What the model is given and what it is to answer, both as rendered."""
+
+    given: str
+    answer: str
+
+
+def render(
+    example: Example, config: DataConfig, tokenizer: "PreTrainedTokenizerBase"
+) -> list[Piece]:
+    """Return the pieces of one training row, in order, none empty.
+
+    BOS comes first where the tokenizer defines one. Every response is followed by the end token of its
+    turn (EOS, or chatml's `<|im_end|>` where the tokenizer has that as one token), which carries loss
+    with it; the row ends with EOS, unless its text goes on in the next example.
+
+    Raises:
+        DataError: the tokenizer has no EOS, or no chat template where `data.template=tokenizer` asks for
+            it, or that template refuses the conversation or does not open the assistant's turn as its
+            generation prompt does.
+    """
+    prompt, response = _rendered(example, config, tokenizer)
+    pieces = [*prompt, *response]
+    if config.loss_on is LossOn.all:
+        pieces = [Piece(piece.text, carries_loss=True) for piece in pieces]
+    return [piece for piece in pieces if piece.text]
+
+
+def prompt_ids(
+    example: Example, config: DataConfig, tokenizer: "PreTrainedTokenizerBase"
+) -> list[int]:
+    """Return the tokens before the last response: the start of the training row, for generation.
+
+    The prompt is not cut to `max_length`. Raises DataError as `render` does; `example` has a prompt.
+    """
+    assert example.has_prompt, "a plain text has no prompt to generate an answer for"
+    prompt, _ = _rendered(example, config, tokenizer)
+    pieces = piece_ids([piece.text for piece in prompt if piece.text], tokenizer)
+    return [token for piece in pieces for token in piece]
+
+
+def piece_ids(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    """Return the tokens of each text in one batched call, without BOS or EOS around them."""
+    distinct = list(dict.fromkeys(texts))  # the end tokens and fixed openings repeat in every row
+    if not distinct:
+        return []
+    encoded = tokenizer(
+        distinct,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    ids: dict[str, list[int]] = dict(zip(distinct, encoded, strict=True))  # pyright: ignore
+    return [ids[text] for text in texts]
+
+
+def _rendered(
+    example: Example, config: DataConfig, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[list[Piece], list[Piece]]:
+    """Return the pieces before the last response and the pieces from there on."""
+    end = _end_of_row(tokenizer)
+    if not example.has_prompt:
+        text = [Piece(example.text, True)] + [Piece(end, True)] * example.complete
+        return _start(example.text, tokenizer), text
+    exchanges = _exchanges(example, config, tokenizer)
+    end_of_turn = _end_of_turn(config, tokenizer, end)
+    *earlier, last = exchanges
+    prompt = _start(exchanges[0].given, tokenizer)
+    for exchange in earlier:
+        prompt += [Piece(exchange.given, False), Piece(exchange.answer, True)]
+        prompt.append(Piece(end_of_turn, True))
+    prompt.append(Piece(last.given, False))
+    response = [Piece(last.answer, True), Piece(end_of_turn, True)]
+    if (end_of_turn or last.answer[-len(end) :]) != end:
+        response.append(Piece(end, True))
+    return prompt, response
+
+
+def _start(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[Piece]:
+    """Return BOS as a piece, unless there is none or the template has written it already."""
+    bos = tokenizer.bos_token
+    return [Piece(str(bos), False)] if bos and not text.startswith(str(bos)) else []
+
+
+def _end_of_row(tokenizer: "PreTrainedTokenizerBase") -> str:
+    if not tokenizer.eos_token:
+        raise DataError(
+            f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no end-of-sequence token, so a "
+            "response could not end; set eos_token in its tokenizer_config.json"
+        )
+    return str(tokenizer.eos_token)
+
+
+def _end_of_turn(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", end_of_row: str) -> str:
+    """Return what follows a response: "" where the tokenizer's template has written it already."""
+    match config.template:
+        case Template.plain | Template.alpaca:
+            return end_of_row
+        case Template.chatml:
+            return _CHATML_END if _is_token(_CHATML_END, tokenizer) else end_of_row
+        case Template.tokenizer:
+            return ""
+        case _:
+            assert_never(config.template)
+
+
+def _is_token(text: str, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    return tokenizer.convert_tokens_to_ids(text) not in (None, tokenizer.unk_token_id)
+
+
+def _exchanges(
+    example: Example, config: DataConfig, tokenizer: "PreTrainedTokenizerBase"
+) -> list[_Exchange]:
+    match config.template:
+        case Template.alpaca:
+            wording = _ALPACA_INPUT if example.input else _ALPACA
+            instruction = example.turns[0].text
+            given = wording.format(instruction=instruction, input=example.input)
+            return [_Exchange(given, example.response)]
+        case Template.plain:
+            return _collected(
+                [(f"{turn.text}\n", turn) for turn in _turns(example, None)], opening=""
+            )
+        case Template.chatml:
+            turns = _turns(example, config.system)
+            return _collected(
+                [
+                    (f"{_chatml_opening(turn.role)}{turn.text}{_CHATML_END}\n", turn)
+                    for turn in turns
+                ],
+                opening=_chatml_opening(Role.assistant),
+                closing="\n",
+            )
+        case Template.tokenizer:
+            return _own_template(_turns(example, config.system), tokenizer)
+        case _:
+            assert_never(config.template)
+
+
+def _turns(example: Example, system: str | None) -> list[Turn]:
+    """Return the turns with the pair's input in its prompt and `system` where they bring none."""
+    turns = list(example.turns)
+    if example.input:
+        turns[0] = Turn(Role.user, f"{turns[0].text}\n{example.input}")
+    if system is not None and turns[0].role is not Role.system:
+        turns.insert(0, Turn(Role.system, system))
+    return turns
+
+
+def _chatml_opening(role: Role) -> str:
+    return f"{_CHATML_START}{role.value}\n"
+
+
+def _collected(
+    turns: list[tuple[str, Turn]], *, opening: str, closing: str = ""
+) -> list[_Exchange]:
+    """Gather (rendered, turn) into exchanges: `opening` precedes a response, `closing` what follows one."""
+    exchanges: list[_Exchange] = []
+    given = ""
+    for rendered, turn in turns:
+        if turn.role is Role.assistant:
+            exchanges.append(_Exchange(given + opening, turn.text))
+            given = closing
+        else:
+            given += rendered
+    return exchanges
+
+
+def _own_template(turns: list[Turn], tokenizer: "PreTrainedTokenizerBase") -> list[_Exchange]:
+    """Render with the model's chat template: each answer is what it adds to its generation prompt.
+
+    White space after the answer's end token belongs to what follows, and is left out at the row's end.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"data.template=tokenizer, but the tokenizer of {tokenizer.name_or_path or 'the model'} has no "
+            "chat template; use data.template=chatml, alpaca or plain"
+        )
+    exchanges: list[_Exchange] = []
+    done = ""
+    for index, turn in enumerate(turns):
+        if turn.role is not Role.assistant:
+            continue
+        opened = _apply(turns[:index], tokenizer, open_answer=True)
+        closed = _apply(turns[: index + 1], tokenizer, open_answer=False)
+        if not (opened.startswith(done) and closed.startswith(opened)):
+            raise DataError(
+                "data.template=tokenizer: this chat template renders an answered turn differently from its "
+                "generation prompt, so a training row would not start with the prompt that is generated "
+                f"from (prompt ends {opened[-40:]!r}, row has {closed[len(opened) - 40 :][:80]!r}); use "
+                "data.template=chatml"
+            )
+        answer = closed[len(opened) :].rstrip()
+        exchanges.append(_Exchange(opened[len(done) :], answer))
+        done = opened + answer
+    return exchanges
+
+
+def _apply(turns: list[Turn], tokenizer: "PreTrainedTokenizerBase", *, open_answer: bool) -> str:
+    """Return the chat template's text of `turns`, with the start of an answer if `open_answer`.
+
+    `enable_thinking=False` is Qwen3's switch: it puts the empty thought, which an answered turn contains,
+    into the generation prompt too. Other templates do not read it.
+    """
+    from jinja2 import TemplateError
+
+    messages = [{"role": turn.role.value, "content": turn.text} for turn in turns]
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=open_answer, enable_thinking=False
+        )
+    except TemplateError as error:
+        roles = ", ".join(turn.role.value for turn in turns)
+        raise DataError(
+            f"data.template=tokenizer: the chat template refuses a conversation of {roles}: {error}; use "
+            "data.template=chatml"
+        ) from error
+    assert isinstance(text, str)
+    return text

@@ -1,0 +1,81 @@
+"""Every option of the `data` group: its keys exist, its values differ from the defaults, it works."""
+
+from dataclasses import MISSING, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from harness.config import DataConfig
+from harness.data.check import check_data
+from harness.data.example import Example
+from harness.data.sources import read_splits
+
+OPTIONS = sorted((Path(__file__).resolve().parents[2] / "conf" / "data").glob("*.yaml"))
+FIELDS = {field.name: field for field in fields(DataConfig)}
+
+
+def _composed(file: Path, **given: Any) -> DataConfig:
+    """Merge one option as Hydra does, with what a user adds."""
+    merged = OmegaConf.merge(OmegaConf.structured(DataConfig), OmegaConf.load(file), given)
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, DataConfig)
+    return config
+
+
+def _option(name: str) -> Path:
+    return next(file for file in OPTIONS if file.stem == name)
+
+
+def test_the_options_are_there():
+    names = ["alpaca", "chat", "comments", "dialect", "facts", "hub", "pairs", "qa", "rule", "text"]
+    assert [file.stem for file in OPTIONS] == names
+
+
+@pytest.mark.parametrize("file", OPTIONS, ids=lambda file: file.stem)
+def test_an_option_holds_only_fields_and_only_what_differs(file):
+    option = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(option, dict)
+    config = _composed(file)
+    for key, value in option.items():
+        assert key in FIELDS
+        default = FIELDS[key].default
+        assert default is not MISSING
+        assert getattr(config, key) != default
+        if isinstance(default, Enum):
+            assert value in type(default).__members__
+
+
+@pytest.mark.parametrize("name", ["facts", "rule", "dialect", "hub"])
+def test_an_option_with_a_source_needs_nothing_else(name):
+    check_data(_composed(_option(name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "rows"),
+    [
+        ("alpaca", "instruct/alpaca_2k_seed0.jsonl", 2000),
+        ("qa", "instruct/gsm8k_train1000_seed0.jsonl", 1000),
+        ("comments", "instruct/shawgpt_qlora_comments.jsonl", 59),
+        ("text", "eval/tinystories_sample_2MiB.txt", 2317),
+    ],
+)
+def test_an_option_reads_the_real_file_of_its_kind(shared, name, file, rows):
+    config = _composed(_option(name), path=str(shared / file))
+    check_data(config)
+    assert read_splits(config).report.rows_read == rows
+
+
+def test_pairs_and_chat_read_rows_of_their_kind(write_jsonl):
+    messages = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    for name, row in (
+        ("pairs", {"prompt": "u", "response": "a"}),
+        ("chat", {"messages": messages}),
+    ):
+        config = _composed(_option(name), path=write_jsonl([row] * 3, f"{name}.jsonl"))
+        check_data(config)
+        (example,) = set(read_splits(config).train)
+        assert isinstance(example, Example)
+        assert example.response == "a"

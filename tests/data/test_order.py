@@ -1,0 +1,40 @@
+"""The order of rows: each epoch every row once, resumable from the step alone."""
+
+import pytest
+import torch
+
+from harness.data.order import batch_rows, steps_for
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(10, 3), (3, 10), (8, 8), (1, 4), (7, 1)])
+def test_each_epoch_sees_every_row_once(num_rows, batch_size):
+    steps = [batch_rows(num_rows, batch_size, 5, step) for step in range(4 * num_rows)]
+    assert all(len(rows) == batch_size and rows.dtype == torch.int64 for rows in steps)
+    epochs = torch.cat(steps).reshape(-1, num_rows)
+    assert (epochs.sort(dim=1).values == torch.arange(num_rows)).all()
+
+
+def test_a_step_depends_on_nothing_but_its_arguments():
+    forward = [batch_rows(100, 16, 1, step) for step in range(20)]
+    for step in (19, 3, 11):
+        batch_rows(50, 16, 2, step)
+        assert torch.equal(batch_rows(100, 16, 1, step), forward[step])
+
+
+def test_the_order_leaves_torchs_random_state_alone():
+    before = torch.get_rng_state()
+    batch_rows(1234, 16, 99, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_epochs_and_seeds_have_different_orders():
+    orders = [batch_rows(64, 64, seed, step) for seed in range(4) for step in range(4)]
+    assert len({tuple(order.tolist()) for order in orders}) == 16
+
+
+@pytest.mark.parametrize(
+    ("epochs", "num_rows", "batch_size", "steps"),
+    [(1, 100, 10, 10), (1, 101, 10, 11), (3, 10, 16, 2), (0.07, 100, 1, 7), (0.001, 10, 16, 1)],
+)
+def test_steps_for_epochs(epochs, num_rows, batch_size, steps):
+    assert steps_for(epochs, num_rows, batch_size) == steps
