@@ -1,0 +1,64 @@
+"""The linear layers of a model's blocks: find them, pack them, freeze the rest in the compute type."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.base.formats import TORCH_DTYPES, quantise_linear
+from harness.base.layout import LinearSpec, in_block
+from harness.config import QuantConfig
+
+
+def _weight_and_bias(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return (weight [out, in], bias) of an nn.Linear or of GPT-2's transposed Conv1D."""
+    weight: Any = module.weight
+    bias: Any = module.bias
+    return (weight if isinstance(module, nn.Linear) else weight.T.contiguous()), bias
+
+
+def linear_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the linear layers of the blocks, by full name, in the model's order."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head and in_block(name)
+    ]
+
+
+def block_linears(model: nn.Module) -> Iterator[LinearSpec]:
+    """Yield name and dimensions of the linear layers of the blocks; the parameters may be on meta."""
+    for name, module in linear_modules(model):
+        if isinstance(module, nn.Linear):
+            yield LinearSpec(name, module.in_features, module.out_features)
+        else:
+            weight: Any = module.weight
+            yield LinearSpec(name, weight.shape[0], weight.shape[1])
+
+
+def pack_blocks(model: nn.Module, quant: QuantConfig, device: torch.device) -> None:
+    """Replace the linear layers of the blocks one by one, so that one dense layer at a time is extra."""
+    for name, module in linear_modules(model):
+        weight, bias = _weight_and_bias(module)
+        with torch.no_grad():
+            model.set_submodule(name, quantise_linear(weight, bias, quant, device))
+
+
+def finish_base(model: Any, quant: QuantConfig, device: torch.device) -> None:
+    """Move and freeze what is not packed: compute type for weights, the same for every format."""
+    dtype = TORCH_DTYPES[quant.compute_dtype]
+    packed = {name for name, _ in linear_modules(model)}
+    for name, module in model.named_modules():
+        if name in packed or any(name.startswith(f"{p}.") for p in packed):
+            continue
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(device, dtype)
+        for key, buffer in module.named_buffers(recurse=False):
+            module._buffers[key] = buffer.to(device)
+    model.config.use_cache = False
+    model.requires_grad_(False)
+    model.eval()

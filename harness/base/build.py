@@ -1,0 +1,160 @@
+"""Build the frozen base: load dense weights once, store the blocks packed, keep the result in a cache."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.base.blocks import block_linears, finish_base, pack_blocks
+from harness.base.cache import cache_entry, load_entry, save_entry
+from harness.base.layout import LinearSpec
+from harness.base.library_faults import cure_bitsandbytes
+from harness.base.source import ModelSource
+from harness.config import ModelConfig, QuantConfig, QuantFormat
+from harness.errors import RequestError
+
+
+@dataclass(slots=True, kw_only=True)
+class Base:
+    """A frozen base on its device, with everything needed to adapt, feed and describe it."""
+
+    model: Any
+    """The transformers causal LM: blocks packed, everything else in the compute type, nothing trainable."""
+    tokenizer: Any
+    source: ModelSource
+    fingerprint: str
+    quant: QuantConfig
+    linears: tuple[LinearSpec, ...]
+    device: torch.device
+    from_cache: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOutline:
+    """What a model is, known without its weights."""
+
+    linears: tuple[LinearSpec, ...]
+    max_positions: int | None
+    """Longest row the model has positions for, or None if it does not say."""
+
+
+def inspect_model(source: ModelSource, config: ModelConfig) -> ModelOutline:
+    """Return the model's outline without loading any weight."""
+    model = _empty_model(source, config)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return ModelOutline(linears=tuple(block_linears(model)), max_positions=positions)
+
+
+def build_base(
+    source: ModelSource,
+    config: ModelConfig,
+    quant: QuantConfig,
+    *,
+    fingerprint: str,
+    device: torch.device,
+    cache: Path,
+) -> Base:
+    """Return the base in `quant`'s storage on `device`, from the cache if it is there."""
+    cure_bitsandbytes()
+    entry = cache_entry(cache, fingerprint, quant)
+    model = load_entry(entry, lambda: _empty_model(source, config), quant, device)
+    from_cache = model is not None
+    if model is None:
+        model = _load_dense(source, config)
+        pack_blocks(model, quant, device)
+        if quant.format is not QuantFormat.none:
+            save_entry(entry, model, fingerprint, quant)
+    finish_base(model, quant, device)
+    return Base(
+        model=model,
+        tokenizer=load_tokenizer(source, config),
+        source=source,
+        fingerprint=fingerprint,
+        quant=quant,
+        linears=tuple(block_linears(model)),
+        device=device,
+        from_cache=from_cache,
+    )
+
+
+def load_tokenizer(source: ModelSource, config: ModelConfig) -> Any:
+    """Return the model's tokenizer, with a padding token."""
+    from transformers import AutoTokenizer
+
+    with _refusing(source):
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            source.location,
+            revision=source.revision,
+            trust_remote_code=config.trust_remote_code,
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+# The model, dense or empty -----------------------------------------------------------------------
+
+
+@contextmanager
+def _refusing(source: ModelSource) -> Iterator[None]:
+    """Turn what transformers raises for a model that cannot be had into a RequestError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = source.location if source.directory else f"Hugging Face id {source.location}"
+        raise RequestError(
+            f"model={source.name} cannot be loaded from {where}: {first} "
+            "(a directory with config.json, safetensors weights and a tokenizer works offline; "
+            "a Hugging Face id needs the network or a filled HF cache)"
+        ) from error
+
+
+def _read_config(source: ModelSource, config: ModelConfig) -> Any:
+    """Return the transformers config with every dropout of the frozen base switched off.
+
+    Dropout in the base would draw from a generator that all runs of a cohort share.
+    """
+    from transformers import AutoConfig
+
+    with _refusing(source):
+        model_config: Any = AutoConfig.from_pretrained(
+            source.location,
+            revision=source.revision,
+            trust_remote_code=config.trust_remote_code,
+        )
+    for name, value in model_config.to_dict().items():
+        if ("drop" in name or "_pdrop" in name) and isinstance(value, float):
+            setattr(model_config, name, 0.0)
+    model_config._attn_implementation = config.attention.value
+    return model_config
+
+
+def _empty_model(source: ModelSource, config: ModelConfig) -> Any:
+    """Return the model with its parameters on the meta device and its buffers real."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with _refusing(source), init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(
+            _read_config(source, config), trust_remote_code=config.trust_remote_code
+        )
+
+
+def _load_dense(source: ModelSource, config: ModelConfig) -> Any:
+    """Return the model in the type its weights are stored in, on the CPU."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with _refusing(source):
+        return AutoModelForCausalLM.from_pretrained(
+            source.location,
+            config=_read_config(source, config),
+            revision=source.revision,
+            dtype="auto",
+            trust_remote_code=config.trust_remote_code,
+        )

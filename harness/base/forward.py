@@ -1,0 +1,74 @@
+"""One forward pass over the base, giving logits only where a position carries loss.
+
+Shape suffixes: B rows, T positions, H hidden, V vocabulary, N positions that carry loss.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from harness.data.rows import NO_LOSS, Batch
+
+
+def loss_positions(batch: Batch) -> torch.Tensor:
+    """Return the flat indices [N] (into B·T) of the positions that carry loss, in row order."""
+    return (batch.targets_BT.reshape(-1) != NO_LOSS).nonzero().squeeze(1)
+
+
+def target_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (logits_NV, targets_N) of the positions that carry loss; `batch` lies on the model's device.
+
+    The head runs on these positions alone: with loss on the response that is often a third of the work
+    of the largest matrix product of a small model, and the logits of the rest never exist. What a model
+    does to its logits afterwards (scaling, soft-capping) is elementwise and therefore unaffected.
+    """
+    positions_N = loss_positions(batch)
+    with _head_sees(model, positions_N):
+        output = model(
+            input_ids=batch.input_ids_BT,
+            use_cache=False,
+            **_attention_arguments(batch),
+        )
+    return output.logits[0], batch.targets_BT.reshape(-1)[positions_N]
+
+
+def _attention_arguments(batch: Batch) -> dict[str, torch.Tensor]:
+    """Return mask and positions: none for padded rows, block-diagonal and restarting for packed ones."""
+    if batch.segments_BT is None:
+        return {}
+    segments_BT = batch.segments_BT
+    length = segments_BT.shape[1]
+    same_BTT = segments_BT.unsqueeze(2) == segments_BT.unsqueeze(1)
+    causal_TT = torch.ones(length, length, dtype=torch.bool, device=segments_BT.device).tril()
+    return {
+        "attention_mask": (same_BTT & causal_TT).unsqueeze(1),  # [B, 1, T, T], True: attend
+        "position_ids": restarting_positions(segments_BT),
+    }
+
+
+def restarting_positions(segments_BT: torch.Tensor) -> torch.Tensor:
+    """Return positions [B, T] that start again from 0 with every segment of a row."""
+    steps_BT = torch.arange(segments_BT.shape[1], device=segments_BT.device).expand_as(segments_BT)
+    starts_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    starts_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    first_BT = torch.where(starts_BT, steps_BT, torch.zeros_like(steps_BT)).cummax(dim=1).values
+    return steps_BT - first_BT
+
+
+@contextmanager
+def _head_sees(model: nn.Module, positions_N: torch.Tensor) -> Iterator[None]:
+    """Let the output head see hidden_BTH only at `positions_N`, as [1, N, H]."""
+    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+
+    def select(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden_BTH = inputs[0]
+        flat_MH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
+        return (flat_MH.index_select(0, positions_N).unsqueeze(0), *inputs[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,83 @@
+"""Which linear layers a model has, and which of them a list of targets means. Imports no torch.
+
+The rule for quantisation stands here too: every linear layer inside the blocks, nothing outside them
+(embeddings, head), whatever the adapter targets; otherwise a sweep over targets would change the base.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.config import LoraConfig
+from harness.errors import RequestError, near_names
+
+TARGET_SETS = ("all_linear", "attention", "mlp")
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSpec:
+    """One linear layer of a block: its full module name and its dimensions."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+
+def in_block(name: str) -> bool:
+    """Say whether a module lies in one of the model's repeated blocks: its path has a list index."""
+    return any(part.isdigit() for part in name.split("."))
+
+
+def is_attention(name: str) -> bool:
+    """Say whether a module of a block belongs to its attention; the others are its MLP."""
+    return any("attn" in part or "attention" in part for part in name.split(".")[:-1])
+
+
+def adapted_layers(lora: LoraConfig, linears: Sequence[LinearSpec]) -> list[LinearSpec]:
+    """Return the layers that `lora` adapts, in the model's order.
+
+    Raises RequestError if a target matches nothing, or if the rank is above a target's smaller dimension.
+    """
+    names: set[str] = set()
+    for target in lora.target_modules:
+        matched = {spec.name for spec in linears if _matches(target, spec.name)}
+        if not matched:
+            known = {spec.name.rsplit(".", 1)[-1] for spec in linears} | set(TARGET_SETS)
+            raise RequestError(
+                f"lora.target_modules: {target!r} matches no linear layer of this model, whose blocks "
+                f"have {', '.join(sorted(known - set(TARGET_SETS)))}; sets are "
+                f"{', '.join(TARGET_SETS)}{near_names(target, known)}"
+            )
+        names |= matched
+    adapted = [spec for spec in linears if spec.name in names]
+    smallest = min(adapted, key=lambda spec: min(spec.in_features, spec.out_features))
+    limit = min(smallest.in_features, smallest.out_features)
+    if lora.rank > limit:
+        raise RequestError(
+            f"lora.rank={lora.rank} is above the smallest target dimension {limit} "
+            f"({smallest.name}, {smallest.in_features} -> {smallest.out_features}); "
+            f"use at most {limit} or leave that layer out of lora.target_modules"
+        )
+    return adapted
+
+
+def _matches(target: str, name: str) -> bool:
+    match target:
+        case "all_linear":
+            return True
+        case "attention":
+            return is_attention(name)
+        case "mlp":
+            return not is_attention(name)
+        case _:
+            return name == target or name.endswith(f".{target}")
+
+
+def shortest_names(adapted: Sequence[LinearSpec], linears: Sequence[LinearSpec]) -> list[str]:
+    """Return the shortest list of name endings that means exactly `adapted`, for PEFT's own config."""
+    wanted = {spec.name for spec in adapted}
+    for depth in (1, 2, 3):
+        endings = {".".join(name.split(".")[-depth:]) for name in wanted}
+        selected = {s.name for s in linears if any(_matches(ending, s.name) for ending in endings)}
+        if selected == wanted and not endings & set(TARGET_SETS):
+            return sorted(endings)
+    return sorted(wanted)

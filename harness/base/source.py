@@ -1,0 +1,122 @@
+"""Where a base model comes from, what is wrong with it, and what it is: all without torch.
+
+Must not import torch or transformers: a missing directory is refused before they are loaded.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import harness
+from harness.config import ModelConfig
+from harness.errors import RequestError
+
+EMBEDDED = "embedded"
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """A model that can be loaded: a directory on disk or a Hugging Face id."""
+
+    name: str
+    """As the user gave it."""
+    directory: Path | None
+    """The local directory; None for a Hugging Face id."""
+    revision: str | None
+
+    @property
+    def location(self) -> str:
+        """What transformers is given to load."""
+        return self.name if self.directory is None else str(self.directory)
+
+
+def find_model(config: ModelConfig) -> ModelSource:
+    """Return where `config` points to, or raise RequestError if nothing loadable can be there."""
+    if config.name == EMBEDDED:
+        directory = Path(harness.__file__).parent / "embedded" / "model"
+    elif (path := Path(config.name).expanduser()).exists():
+        directory = path
+    elif config.name.startswith((".", "/", "~")) or config.name.count("/") > 1:
+        raise RequestError(
+            f"model={config.name} is no directory (looked at {path.absolute()}); give `embedded`, "
+            "a directory with config.json, weights and tokenizer, or a Hugging Face id"
+        )
+    elif not _HUB_ID.fullmatch(config.name):
+        raise RequestError(
+            f"model={config.name!r} is neither `embedded`, a directory nor a Hugging Face id such as "
+            "meta-llama/Llama-3.2-1B"
+        )
+    else:
+        return ModelSource(name=config.name, directory=None, revision=config.revision)
+    if config.revision is not None:
+        raise RequestError(
+            f"model.revision={config.revision} would be ignored: {config.name} is a directory; "
+            "revisions belong to Hugging Face ids"
+        )
+    _check_directory(config.name, directory)
+    return ModelSource(name=config.name, directory=directory, revision=None)
+
+
+def _check_directory(name: str, directory: Path) -> None:
+    if not directory.is_dir():
+        raise RequestError(f"model={name} is a file; give the directory that holds config.json")
+    for what, patterns in (
+        ("config.json", ("config.json",)),
+        ("weights", _WEIGHTS),
+        ("tokenizer", _TOKENIZERS),
+    ):
+        if not any(any(directory.glob(pattern)) for pattern in patterns):
+            found = ", ".join(sorted(path.name for path in directory.iterdir())[:8]) or "nothing"
+            raise RequestError(
+                f"model={name} has no {what}: looked for {' or '.join(patterns)} in "
+                f"{directory.absolute()}, which holds {found}"
+            )
+
+
+def model_fingerprint(source: ModelSource, memo: Path) -> str:
+    """Return what identifies the weights: a content hash of a directory, or id@revision of a hub id.
+
+    Hashes of files that have not changed since (path, size, mtime) are remembered in `memo`, a JSON file.
+    """
+    if source.directory is None:
+        return f"{source.name}@{source.revision or 'main'}"
+    known: dict[str, list] = _read_memo(memo)
+    digest = hashlib.sha256()
+    changed = False
+    for path in sorted(_content_files(source.directory)):
+        stat = path.stat()
+        key, stamp = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
+        if known.get(key, [])[:2] != stamp:
+            known[key] = [*stamp, _sha256(path)]
+            changed = True
+        digest.update(f"{path.name} {known[key][2]}\n".encode())
+    if changed:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        staged = memo.with_suffix(".new")
+        staged.write_text(json.dumps(known, indent=0))
+        staged.replace(memo)
+    return "sha256:" + digest.hexdigest()
+
+
+def _content_files(directory: Path) -> set[Path]:
+    patterns = ("config.json", "generation_config.json", "tokenizer_config.json", "*.jinja")
+    return {
+        path for pattern in (*patterns, *_WEIGHTS, *_TOKENIZERS) for path in directory.glob(pattern)
+    }
+
+
+def _read_memo(memo: Path) -> dict[str, list]:
+    try:
+        return json.loads(memo.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,134 @@
+"""Memory by parts, as exact tensor bytes, and peaks by phase.
+
+On a GPU a phase's peak is the CUDA allocator's. On a CPU it is the resident peak of the process, which
+the kernel lets us reset between phases; there the training peak of a run is the sum of its parts.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from harness.base.build import Base
+from harness.base.formats import constant_tensors
+
+
+def distinct_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Return the bytes of the distinct storages behind `tensors`."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseSize:
+    """What a frozen base weighs."""
+
+    weight_bytes: int
+    """Packed and unpacked weights and buffers, without quantisation constants."""
+    constant_bytes: int
+    logical_params: int
+    """Weights before packing, tied ones once."""
+    bits_per_param: float
+    """Bits of packed weights and constants of the blocks' linear layers, over their logical weights."""
+
+
+def base_size(base: Base) -> BaseSize:
+    """Measure `base`, whatever adapters it carries."""
+    packed: list[torch.Tensor] = []
+    constants: list[torch.Tensor] = []
+    logical = 0
+    inside: set[int] = set()
+    for name, layer in _frozen_linears(base):
+        assert isinstance(layer, nn.Linear), name
+        packed.append(layer.weight.data)
+        constants.extend(constant_tensors(layer))
+        logical += layer.in_features * layer.out_features
+        inside.update(id(tensor) for tensor in (layer.weight, *layer.buffers()))
+    others = {
+        id(tensor): tensor
+        for name, tensor in [*base.model.named_parameters(), *base.model.named_buffers()]
+        if id(tensor) not in inside and ".lora_" not in name
+    }
+    rest = [tensor.data for tensor in others.values()]
+    parameters = [tensor for tensor in others.values() if isinstance(tensor, nn.Parameter)]
+    packed_bytes, constant_bytes = distinct_bytes(packed), distinct_bytes(constants)
+    return BaseSize(
+        weight_bytes=packed_bytes + distinct_bytes(rest),
+        constant_bytes=constant_bytes,
+        logical_params=logical + sum(parameter.numel() for parameter in parameters),
+        bits_per_param=8 * (packed_bytes + constant_bytes) / logical,
+    )
+
+
+def _frozen_linears(base: Base) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the blocks' own linear layers, looking through PEFT's wrappers."""
+    modules = dict(base.model.named_modules())
+    for spec in base.linears:
+        module: Any = modules[spec.name]
+        yield spec.name, getattr(module, "base_layer", module)
+
+
+class SavedBytes:
+    """Counts what autograd saves for backward in the forward passes run inside it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = {
+            tensor.untyped_storage().data_ptr()
+            for tensor in [*model.parameters(), *model.buffers()]
+        }
+        self._saved: dict[int, int] = {}
+
+    @property
+    def total(self) -> int:
+        """Bytes of the distinct storages saved, parameters and buffers of the model excluded."""
+        return sum(self._saved.values())
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._parameters:
+            self._saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count inside this context."""
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
+            yield
+
+
+class PhasePeak:
+    """The peak of one phase (load, train, eval): begin, do the work, read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def begin(self) -> None:
+        """Forget the peak so far."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            # Linux: writing 5 resets the process's resident peak (man 5 proc, clear_refs).
+            with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+
+    def read(self) -> int:
+        """Return the peak since `begin` in bytes: allocated by CUDA, or resident in the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return process_peak_bytes()
+
+
+def process_peak_bytes() -> int:
+    """Return the resident peak of this process in bytes (since the last reset, where the OS has one)."""
+    try:
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return psutil.Process().memory_info().rss
