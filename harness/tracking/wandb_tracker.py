@@ -1,0 +1,223 @@
+"""W&B as a mirror: one thread per run owns the wandb run, so that training neither waits for it nor dies.
+
+wandb (0.3 s of import, 0.2–0.4 s of its service's start) is imported in that thread. Nothing but what
+is logged leaves the process: no console text, code, argv, environment, git remote or crash reports.
+"""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, assert_never
+
+from harness.config import TrackerConfig, TrackerName
+from harness.metrics_log import check_metric_names, plain_number, spell_not_finite
+from harness.record import RunStatus
+from harness.redact import redact, redact_tree
+from harness.wandb_file import has_ended
+
+if TYPE_CHECKING:
+    from wandb import Run, Settings
+
+PHASES = ("before", "after")
+
+_FINISH_SECONDS = (
+    120.0  # an upload over a slow line may take this long; what is then missing is noted
+)
+_FILE_SECONDS = 10.0
+_BATCH_SECONDS = 1.0  # rows go to wandb in batches: a row of its own wakes four threads for it
+_started_in: int | None = None  # process id
+_start_lock = threading.Lock()  # wandb is imported and set up once, whatever the cohort's size
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    step: int
+    values: dict[str, Any]
+    logged_at: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Finish:
+    status: RunStatus
+
+
+class WandbTracker:
+    """One wandb run, fed through a queue. Call it from one thread."""
+
+    def __init__(
+        self,
+        config: TrackerConfig,
+        *,
+        run_id: str,
+        directory: Path,
+        config_tree: Mapping[str, Any],
+    ) -> None:
+        """Start the thread that opens the run; `directory` exists and is the run's own."""
+        self._online = config.name is TrackerName.wandb_online
+        self._arguments = {
+            "project": config.project,
+            "entity": config.entity,
+            "id": run_id,
+            "name": run_id,
+            "group": config.group,
+            "job_type": config.job_type,
+            "tags": [redact(tag) for tag in config.tags],
+            "config": spell_not_finite(redact_tree(config_tree)),
+            "dir": str(directory),
+            "resume": "allow" if self._online else None,
+        }
+        self._work: queue.SimpleQueue[_Row | _Summary | _Finish] = queue.SimpleQueue()
+        self._problems: list[str] = []
+        self._ending = threading.Event()
+        self._last_step = -1
+        self._thread = threading.Thread(
+            target=self._mirror,
+            name=f"wandb {run_id}",
+            daemon=True,  # a process that dies without `finish` must not hang on wandb
+        )
+        self._thread.start()
+
+    def log(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Queue one row; it takes microseconds, whatever W&B does."""
+        assert step >= self._last_step, f"step {step} after step {self._last_step}"
+        check_metric_names(values)
+        self._last_step = step
+        numbers = {name: plain_number(value) for name, value in values.items()}
+        self._put(_Row(step, numbers, time.time()))
+
+    def summary(self, values: Mapping[str, float | None]) -> None:
+        """Queue final values, by metric name or `<phase>.<metric name>`."""
+        check_metric_names(_metric_of(name) for name in values)
+        numbers = {name: plain_number(value) for name, value in values.items()}
+        self._put(_Summary(spell_not_finite(numbers)))  # wandb makes a NaN in a summary null
+
+    def finish(self, status: RunStatus) -> list[str]:
+        """End the run and wait until it is written, two minutes at most; return what went wrong."""
+        self._put(_Finish(status))
+        self._ending.set()
+        self._thread.join(_FINISH_SECONDS)
+        if self._thread.is_alive():
+            self._problems.append(f"W&B did not finish within {_FINISH_SECONDS:.0f} s")
+        return list(self._problems)
+
+    def _put(self, work: _Row | _Summary | _Finish) -> None:
+        if self._thread.is_alive():  # else nobody would ever take it out again
+            self._work.put(work)
+
+    def _mirror(self) -> None:
+        """Open the run, then do what is queued until it ends; runs in the thread.
+
+        Whatever wandb raises is caught here and nowhere else: the mirror breaks, the run goes on.
+        """
+        try:
+            run = self._open()
+            while self._apply(run, self._work.get()):
+                if self._work.empty():
+                    self._ending.wait(_BATCH_SECONDS)
+        except Exception as error:
+            self._problems.append(redact(f"W&B failed: {type(error).__name__}: {error}"))
+
+    def _open(self) -> "Run":
+        with _start_lock:
+            _own_environment()
+            import wandb
+
+            settings = _settings(wandb.Settings, online=self._online)
+            wandb.setup(settings)  # silences what is printed outside any run, too
+        return wandb.init(**self._arguments, reinit="create_new", settings=settings)
+
+    def _apply(self, run: "Run", work: _Row | _Summary | _Finish) -> bool:
+        """Do one piece of work; False once the run has ended."""
+        match work:
+            case _Row():
+                # A resumed online run already has the rows up to its last step.
+                if work.step >= run.step:
+                    run.log(work.values | {"_timestamp": work.logged_at}, step=work.step)
+            case _Summary():
+                run.summary.update(work.values)
+            case _Finish():
+                run.summary["status"] = work.status.value
+                run.finish(exit_code=_exit_code(work.status))
+                self._wait_for_file(Path(run.dir).parent)
+                return False
+            case unknown:
+                assert_never(unknown)
+        return True
+
+    def _wait_for_file(self, directory: Path) -> None:
+        """Wait until the file is whole: wandb's `finish` returns some milliseconds before it is."""
+        deadline = time.monotonic() + _FILE_SECONDS
+        while not all(has_ended(file) for file in directory.glob("*.wandb")):
+            if time.monotonic() > deadline:
+                self._problems.append(f"W&B left {directory} without an end")
+                return
+            time.sleep(0.002)
+
+
+def _own_environment() -> None:
+    """Prepare this process's first start of wandb; later calls do nothing."""
+    global _started_in
+    if _started_in == os.getpid():
+        return
+    _started_in = os.getpid()
+    # wandb hands its service down to child processes, where a run id stays "in use" for ever once a
+    # sibling that had it open was killed. Each process starts a service of its own instead.
+    os.environ.pop("WANDB_SERVICE", None)
+    # Crash reports would leave the machine, from offline runs too.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+
+def _metric_of(name: str) -> str:
+    phase, dot, metric = name.partition(".")
+    return metric if dot and phase in PHASES else name
+
+
+def _exit_code(status: RunStatus) -> int:
+    """Return what makes W&B show the run as finished (0) or as failed (1)."""
+    match status:
+        case RunStatus.completed | RunStatus.pruned:
+            return 0
+        case (
+            RunStatus.running
+            | RunStatus.out_of_memory
+            | RunStatus.diverged
+            | RunStatus.failed
+            | RunStatus.interrupted
+        ):
+            return 1
+        case unknown:
+            assert_never(unknown)
+
+
+def _settings(settings: "type[Settings]", *, online: bool) -> "Settings":
+    return settings(
+        mode="online" if online else "offline",
+        # Nothing on the terminal and nothing from it.
+        silent=True,
+        show_info=False,
+        show_warnings=False,
+        show_errors=False,
+        console="off",
+        # Nothing about the process: argv, environment, code and remotes may carry secrets.
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        save_code=False,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+        # Only files of this run, and only in its directory.
+        symlink=False,
+        use_dot_wandb=False,
+    )

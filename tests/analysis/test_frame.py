@@ -1,0 +1,83 @@
+"""Records as flat rows."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from analysis.frame import config_keys, flat_row, flat_rows
+from harness.record import Estimate, MeasuredIn, Record, RunStatus
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def record() -> Record:
+    return Record(
+        run_id="nf4-r8-s3",
+        status=RunStatus.completed,
+        config={
+            "quant": {"format": "nf4"},
+            "lora": {"rank": 8, "target_modules": ["q_proj", "v_proj"], "alpha": None},
+            "seed": 3,
+        },
+        metrics={"memory/peak_bytes": 100, "throughput/step_ms": None},
+        evals={
+            "before": {"eval/loss": Estimate(value=3.75, standard_error=0.01, n=500)},
+            "after": {"eval/loss": Estimate(value=2.5, standard_error=None, n=1)},
+        },
+        measured_in=MeasuredIn.probe,
+        started_at="2026-11-21T00:00:00+00:00",
+        wall_seconds=12.5,
+        notes=["cut"],
+    )
+
+
+def test_a_row_has_one_key_per_fact() -> None:
+    assert flat_row(record()) == {
+        "run_id": "nf4-r8-s3",
+        "status": RunStatus.completed,
+        "measured_in": MeasuredIn.probe,
+        "started_at": "2026-11-21T00:00:00+00:00",
+        "wall_seconds": 12.5,
+        "error": None,
+        "notes": ["cut"],
+        "quant.format": "nf4",
+        "lora.rank": 8,
+        "lora.target_modules": ("q_proj", "v_proj"),
+        "lora.alpha": None,
+        "seed": 3,
+        "memory/peak_bytes": 100,
+        "throughput/step_ms": None,
+        "before.eval/loss": 3.75,
+        "before.eval/loss.standard_error": 0.01,
+        "before.eval/loss.n": 500,
+        "after.eval/loss": 2.5,
+        "after.eval/loss.standard_error": None,
+        "after.eval/loss.n": 1,
+    }
+
+
+def test_configuration_keys_are_told_from_the_rest() -> None:
+    assert config_keys(flat_row(record())) == {
+        "quant.format",
+        "lora.rank",
+        "lora.target_modules",
+        "lora.alpha",
+        "seed",
+    }
+
+
+def test_rows_keep_the_order_of_the_records() -> None:
+    other = record()
+    other.run_id = "a"
+    assert [row["run_id"] for row in flat_rows([record(), other])] == ["nf4-r8-s3", "a"]
+
+
+def test_analysis_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, analysis.table, analysis.frame;"
+        "print({'torch', 'transformers', 'wandb', 'pandas'} & set(sys.modules))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert process.stdout == "set()\n"
