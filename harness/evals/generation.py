@@ -1,0 +1,139 @@
+"""Batched greedy decoding. Shape suffixes: B rows of a batch, P positions of the padded prompt, G new."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.errors import RequestError
+from harness.evals.context import context_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """Answers in the order of their prompts."""
+
+    texts: list[str]
+    """Decoded without the token that ended the answer and without special tokens."""
+    num_new_tokens: list[int]
+    """Tokens of each answer, the one that ended it included."""
+    num_cut_prompts: int
+    """Prompts whose start was left out, because they did not fit the model's context with an answer."""
+
+
+@torch.no_grad()
+def generate_greedily(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    device: torch.device,
+    extra_stop_ids: Sequence[int] = (),
+) -> Generated:
+    """Continue each prompt with its most likely tokens until a stop token or `max_new_tokens`.
+
+    Stop tokens are the tokenizer's EOS, those of the model's own generation settings, and
+    `extra_stop_ids`; nothing else of the model's settings (penalties, sampling) is used. Prompts of
+    similar length share a batch and are padded on the left. `model` is in evaluation mode.
+
+    Raises:
+        RequestError: `max_new_tokens` leaves no room for a prompt in the model's context.
+    """
+    kept, num_cut = _fitted(model, prompts, max_new_tokens)
+    stop_ids = _stop_ids(model, tokenizer, extra_stop_ids)
+    pad_id = _padding_id(tokenizer, stop_ids)
+    order = sorted(range(len(kept)), key=lambda index: len(kept[index]))
+    answers: list[list[int]] = [[] for _ in kept]
+    with _greedy(model, max_new_tokens, stop_ids, pad_id) as settings:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            inputs = _left_padded([kept[index] for index in chosen], pad_id, device)
+            output_BT = model.generate(**inputs, generation_config=settings)
+            new_BG = output_BT[:, inputs["input_ids"].shape[1] :].tolist()
+            for index, row in zip(chosen, new_BG, strict=True):
+                answers[index] = _until_stop(row, stop_ids)
+    said = [answer[:-1] if answer and answer[-1] in stop_ids else answer for answer in answers]
+    return Generated(
+        texts=tokenizer.batch_decode(said, skip_special_tokens=True),  # pyright: ignore[reportArgumentType]
+        num_new_tokens=[len(answer) for answer in answers],
+        num_cut_prompts=num_cut,
+    )
+
+
+def _fitted(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> tuple[list[list[int]], int]:
+    """Return the prompts that fit the context, too long ones from their end, and how many those were."""
+    context = context_length(model)
+    if context is None:
+        return [list(prompt) for prompt in prompts], 0
+    room = context - max_new_tokens
+    if room < 1:
+        raise RequestError(
+            f"eval.max_new_tokens={max_new_tokens} leaves no room for a prompt in the model's context of "
+            f"{context} tokens; give at most {context - 1}"
+        )
+    return [list(prompt[-room:]) for prompt in prompts], sum(len(p) > room for p in prompts)
+
+
+def _stop_ids(
+    model: Any, tokenizer: "PreTrainedTokenizerBase", extra: Sequence[int]
+) -> frozenset[int]:
+    own = model.generation_config.eos_token_id
+    own_ids = own if isinstance(own, list) else [own]
+    given = (*own_ids, tokenizer.eos_token_id, *extra)
+    return frozenset(token for token in given if isinstance(token, int))
+
+
+def _padding_id(tokenizer: "PreTrainedTokenizerBase", stop_ids: frozenset[int]) -> int:
+    """Return any token: the attention mask hides it before a prompt, `_until_stop` after an answer."""
+    given = tokenizer.pad_token_id
+    return given if isinstance(given, int) else min(stop_ids, default=0)
+
+
+@contextmanager
+def _greedy(
+    model: Any, max_new_tokens: int, stop_ids: frozenset[int], pad_id: int
+) -> Iterator[Any]:
+    """Give plain greedy settings, with the model's own out of the way: `generate` would merge them in."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(stop_ids) or None,
+            pad_token_id=pad_id,
+        )
+    finally:
+        model.generation_config = own
+
+
+def _left_padded(
+    prompts: list[list[int]], pad_id: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Return input_ids [B, P] and attention_mask [B, P] of prompts padded on the left."""
+    longest = max(map(len, prompts))
+    ids = [[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+
+
+def _until_stop(tokens: list[int], stop_ids: frozenset[int]) -> list[int]:
+    """Return the tokens up to and with the first stop token; what follows it is padding."""
+    end = next((i for i, token in enumerate(tokens) if token in stop_ids), len(tokens) - 1)
+    return tokens[: end + 1]

@@ -1,0 +1,117 @@
+"""Loss and token accuracy of a model over tokenised rows.
+
+Shape suffixes: N rows of a set, B rows of a batch, T positions of a row, M positions of a batch that carry
+loss, V vocabulary, C clusters.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from harness.base.forward import loss_positions, target_logits
+from harness.data.rows import Batch, TokenRows
+from harness.evals.result import EvalResult, token_loss_results
+
+_CHUNK_ELEMENTS = 2**24
+"""Logits in float32 at a time, 64 MiB: the rest stays in the model's own type."""
+_ROUND_TO = 8
+"""Trimmed batches are a multiple of this long: matrix products on a GPU want it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSums:
+    """Sums over the positions of each row that carry loss, on the CPU, in the order of the rows."""
+
+    loss_sum_N: torch.Tensor
+    """Cross-entropy in nats, float64."""
+    correct_N: torch.Tensor
+    """Positions whose most likely token is the right one, int64."""
+    tokens_N: torch.Tensor
+    """Positions that carry loss, int64."""
+
+
+@torch.no_grad()
+def score_rows(model: nn.Module, rows: TokenRows, batch_size: int, device: torch.device) -> RowSums:
+    """Score every row; `model` is in evaluation mode.
+
+    Rows of similar length share a batch, which is cut to the longest of them: padding at the end changes
+    no logit before it, and often is most of the positions. `no_grad` rather than `inference_mode`: what a
+    model caches during an evaluation (quantisation state, rotary tables) must stay usable by autograd.
+    """
+    order_N = torch.argsort(rows.lengths_N, stable=True)
+    parts = [
+        _score_batch(model, _trimmed(rows, chosen_B), device)
+        for chosen_B in order_N.split(batch_size)
+    ]
+    back_N = torch.argsort(order_N)
+    loss_sum_N, correct_N, tokens_N = (
+        torch.cat(column).cpu()[back_N] for column in zip(*parts, strict=True)
+    )
+    return RowSums(loss_sum_N=loss_sum_N, correct_N=correct_N, tokens_N=tokens_N)
+
+
+def loss_results(sums: RowSums, cluster_N: torch.Tensor) -> dict[str, EvalResult]:
+    """Return `eval/loss`, `eval/perplexity` and `eval/token_accuracy` with clustered standard errors.
+
+    `cluster_N` numbers what was sampled independently: the rows of one long text are one cluster.
+    """
+    _, index_N = torch.unique(cluster_N.long(), return_inverse=True)
+    num_clusters = int(index_N.max()) + 1 if len(index_N) else 0
+
+    def per_cluster(values_N: torch.Tensor) -> list:
+        return values_N.new_zeros(num_clusters).index_add(0, index_N, values_N).tolist()
+
+    results = token_loss_results(
+        per_cluster(sums.loss_sum_N), per_cluster(sums.correct_N), per_cluster(sums.tokens_N)
+    )
+    return {f"eval/{name}": result for name, result in results.items()}
+
+
+def _trimmed(rows: TokenRows, chosen_B: torch.Tensor) -> Batch:
+    """Return the chosen rows without the padding that they share."""
+    longest = int(rows.lengths_N[chosen_B].max())
+    length = min(rows.row_length, -(-longest // _ROUND_TO) * _ROUND_TO)
+    batch = rows.batch(chosen_B)
+    segments_BT = batch.segments_BT
+    return Batch(
+        input_ids_BT=batch.input_ids_BT[:, :length],
+        targets_BT=batch.targets_BT[:, :length],
+        segments_BT=None if segments_BT is None else segments_BT[:, :length],
+    )
+
+
+def _score_batch(
+    model: nn.Module, batch: Batch, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the sums [B] of loss, correct positions and positions of each row, on the device."""
+    batch = Batch(
+        input_ids_BT=batch.input_ids_BT.to(device),
+        targets_BT=batch.targets_BT.to(device),
+        segments_BT=None if batch.segments_BT is None else batch.segments_BT.to(device),
+    )
+    logits_MV, targets_M = target_logits(model, batch)
+    loss_M, correct_M = _token_scores(logits_MV, targets_M)
+    positions_M = loss_positions(batch)
+
+    def per_row(values_M: torch.Tensor) -> torch.Tensor:
+        values_BT = values_M.new_zeros(batch.targets_BT.shape)
+        values_BT.view(-1)[positions_M] = values_M
+        return values_BT.sum(
+            dim=1
+        )  # a dense sum: its order does not depend on the device's scheduler
+
+    return per_row(loss_M), per_row(correct_M), per_row(torch.ones_like(targets_M))
+
+
+def _token_scores(
+    logits_MV: torch.Tensor, targets_M: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cross-entropy in float32, widened to float64, and whether the top token is right, as int64."""
+    chunk = max(1, _CHUNK_ELEMENTS // logits_MV.shape[-1])
+    losses, hits = [], []
+    for logits, targets in zip(logits_MV.split(chunk), targets_M.split(chunk), strict=True):
+        losses.append(F.cross_entropy(logits.float(), targets, reduction="none").double())
+        hits.append((logits.argmax(dim=-1) == targets).long())
+    return torch.cat(losses), torch.cat(hits)

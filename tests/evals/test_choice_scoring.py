@@ -1,0 +1,96 @@
+"""Choices by likelihood against a computation written out for one row at a time."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from harness.evals.choice_scoring import choose_answers  # noqa: E402
+from harness.evals.choices import ShotQuestion, answers, prompt_text, read_choices  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def _log_likelihood(model, tokenizer, prompt: str, answer: str) -> float:
+    """Return log p(answer | prompt): the tokens of the whole that the prompt alone does not have."""
+    whole, known = tokenizer(prompt + answer)["input_ids"], tokenizer(prompt)["input_ids"]
+    assert whole[: len(known)] == known
+    with torch.no_grad():
+        log_p_TV = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+    return sum(log_p_TV[t - 1, whole[t]].item() for t in range(len(known), len(whole)))
+
+
+def _choose(model, tokenizer, items, batch_size=8):
+    return choose_answers(model, tokenizer, items, batch_size=batch_size, device=CPU)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_arc_choices_equal_a_computation_by_hand(model, tokenizer, shared, batch_size):
+    questions = read_choices(str(shared / "eval" / "ai2_arc_ARC_Easy_validation.jsonl"))[:12]
+    expected, unnormalised = [], []
+    for question in questions:
+        sums = [
+            _log_likelihood(model, tokenizer, prompt_text(question, []), answer)
+            for answer in answers(question)
+        ]
+        per_char = [total / len(text) for total, text in zip(sums, question.choices, strict=True)]
+        expected.append(per_char.index(max(per_char)))
+        unnormalised.append(sums.index(max(sums)))
+    items = [ShotQuestion(question=question, shots=()) for question in questions]
+    assert _choose(model, tokenizer, items, batch_size).chosen == expected
+    assert expected != unnormalised  # so that the test sees the normalisation
+
+
+def test_mmlu_choices_with_shots_equal_a_computation_by_hand(model, tokenizer, shared):
+    mmlu = read_choices(str(shared / "eval" / "mmlu_test_10perSubject_seed0.jsonl"))
+    dev = read_choices(str(shared / "eval" / "mmlu_dev.jsonl"))
+    short = sorted(mmlu, key=lambda q: len(prompt_text(q, [])))[:10]
+    by_subject = {q.subject: [s for s in dev if s.subject == q.subject] for q in short}
+    items = [ShotQuestion(question=q, shots=tuple(by_subject[q.subject][:1])) for q in short]
+    expected = []
+    for item in items:
+        prompt = prompt_text(item.question, item.shots)
+        sums = [
+            _log_likelihood(model, tokenizer, prompt, letter) for letter in (" A", " B", " C", " D")
+        ]
+        expected.append(sums.index(max(sums)))
+    outcome = _choose(model, tokenizer, items)
+    assert (outcome.chosen, outcome.num_with_fewer_shots, outcome.num_cut) == (expected, 0, 0)
+
+
+def test_shots_are_dropped_from_the_front_until_the_prompt_fits(
+    model, tokenizer, shared, monkeypatch
+):
+    mmlu = read_choices(str(shared / "eval" / "mmlu_dev.jsonl"))
+    question, *shots = [q for q in mmlu if q.subject == "high_school_geography"]
+    item = ShotQuestion(question=question, shots=tuple(shots))
+    last_only = prompt_text(question, shots[-1:])
+    known = tokenizer(last_only)["input_ids"]
+    room = max(len(tokenizer(f"{last_only} {letter}")["input_ids"]) for letter in "ABCD")
+    monkeypatch.setattr(model.config, "max_position_embeddings", room)
+    seen = _inputs_of(model, monkeypatch)
+    outcome = _choose(model, tokenizer, [item])
+    assert (outcome.num_with_fewer_shots, outcome.num_cut) == (1, 0)
+    assert [row[: len(known)] for row in seen[0].tolist()] == [known] * 4
+
+
+def test_a_question_too_long_by_itself_keeps_its_end(model, tokenizer, shared, monkeypatch):
+    question = read_choices(str(shared / "eval" / "mmlu_dev.jsonl"))[0]
+    monkeypatch.setattr(model.config, "max_position_embeddings", 20)
+    seen = _inputs_of(model, monkeypatch)
+    outcome = _choose(model, tokenizer, [ShotQuestion(question=question, shots=())])
+    assert (outcome.num_with_fewer_shots, outcome.num_cut) == (0, 1)
+    whole = tokenizer(prompt_text(question, []) + " A")["input_ids"]
+    assert seen[0][0, :20].tolist() == whole[-20:]
+
+
+def _inputs_of(model, monkeypatch) -> list:
+    """Return a list that the input ids of every forward pass are added to."""
+    seen: list = []
+    forward = model.forward
+
+    def record(*args, **kwargs):
+        seen.append(kwargs["input_ids"])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", record)
+    return seen

@@ -1,0 +1,127 @@
+"""The whole of an evaluation on real rows."""
+
+import logging
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from harness.config import DataConfig, DataForm, EvalConfig, Split  # noqa: E402
+from harness.data.prepare import prepare_data  # noqa: E402
+from harness.evals.evaluate import evaluate_model  # noqa: E402
+
+LOSS = {"eval/loss", "eval/perplexity", "eval/token_accuracy"}
+TEXT = {"eval/exact_match", "eval/rouge_l"}
+
+
+@pytest.fixture
+def evaluated(model, tokenizer, tmp_path):
+    """Return a function that evaluates the model on a data configuration."""
+
+    def run(data: DataConfig, config: EvalConfig, **arguments: Any):
+        prepared = prepare_data(data, tokenizer, "stories", tmp_path / "cache")
+        return evaluate_model(model, tokenizer, prepared, config, data, **arguments)
+
+    return run
+
+
+@pytest.fixture
+def alpaca(shared) -> DataConfig:
+    """200 Alpaca rows, 20 of them for validation and 10 for the test."""
+    return DataConfig(
+        path=str(shared / "instruct" / "alpaca_200_seed0.jsonl"),
+        prompt_column="instruction",
+        input_column="input",
+        response_column="output",
+        validation_rows=20,
+        test_rows=10,
+        max_length=128,
+    )
+
+
+def test_every_metric_has_value_error_and_n(evaluated, alpaca, shared):
+    config = EvalConfig(
+        generate_rows=6,
+        max_new_tokens=8,
+        choice_path=str(shared / "eval" / "ai2_arc_ARC_Easy_validation.jsonl"),
+        choice_rows=10,
+    )
+    results = evaluated(alpaca, config)
+    assert results.keys() == LOSS | TEXT | {"eval/choice_accuracy"}
+    counts = {name: result.n for name, result in results.items()}
+    assert counts == {
+        **dict.fromkeys(LOSS, counts["eval/loss"]),
+        **dict.fromkeys(TEXT, 6),
+        "eval/choice_accuracy": 10,
+    }
+    assert 10 < counts["eval/loss"] <= 20
+    assert 3.3 < results["eval/loss"].value < 4.3  # 3.77 over many more rows
+
+
+def test_answers_that_equal_their_references_score_one(
+    evaluated, model, tokenizer, write_jsonl, shared
+):
+    import json
+
+    lines = (shared / "instruct" / "alpaca_200_seed0.jsonl").read_text().splitlines()[:4]
+    rows = []
+    for line in lines:
+        prompt = json.loads(line)["instruction"]
+        ids = tokenizer(f"{prompt}\n", return_tensors="pt")
+        output = model.generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=0)
+        answer = tokenizer.decode(output[0, ids["input_ids"].shape[1] :])
+        rows.append({"prompt": prompt, "response": answer})
+    rows[0]["response"] = "something else entirely"
+    data = DataConfig(
+        path=write_jsonl([{"prompt": "x", "response": "y"}] * 4, "train.jsonl"),
+        validation_path=write_jsonl(rows),
+        test_rows=0,
+        validation_rows=4,
+    )
+    results = evaluated(data, EvalConfig(max_new_tokens=12))
+    assert results["eval/exact_match"].value == 0.75
+    assert results["eval/exact_match"].standard_error == 0.25
+    assert 0.75 <= results["eval/rouge_l"].value < 1
+
+
+def test_only_the_loss_where_only_that_is_asked_for(evaluated, alpaca):
+    assert evaluated(alpaca, EvalConfig(), loss_only=True).keys() == LOSS
+    assert evaluated(alpaca, EvalConfig(generate=False, generate_rows=None)).keys() == LOSS
+
+
+def test_the_split_is_the_one_asked_for(evaluated, alpaca):
+    results = evaluated(alpaca, EvalConfig(split=Split.test), loss_only=True)
+    assert results["eval/loss"].n <= 10
+
+
+def test_plain_text_has_no_answers_to_generate(evaluated, shared):
+    data = DataConfig(
+        path=str(shared / "eval" / "wikitext2_test.txt"),
+        form=DataForm.text,
+        validation_rows=3,
+        test_rows=3,
+        max_length=128,
+    )
+    assert evaluated(data, EvalConfig()).keys() == LOSS
+
+
+def test_every_module_returns_to_its_own_mode(evaluated, alpaca, model):
+    model.train()
+    model.model.layers[1].eval()
+    before = [module.training for module in model.modules()]
+    try:
+        evaluated(alpaca, EvalConfig(), loss_only=True)
+        assert [module.training for module in model.modules()] == before
+        with pytest.raises(AttributeError):
+            evaluate_model(model, None, None, EvalConfig(), alpaca)  # pyright: ignore[reportArgumentType]
+        assert [module.training for module in model.modules()] == before
+    finally:
+        model.eval()
+
+
+def test_prompts_that_lose_their_start_are_reported(evaluated, alpaca, model, monkeypatch, caplog):
+    monkeypatch.setattr(model.config, "max_position_embeddings", 40)
+    with caplog.at_level(logging.WARNING):
+        evaluated(alpaca, EvalConfig(generate_rows=5, max_new_tokens=30))
+    assert "the start of 5 of 5 prompts was cut off" in caplog.text

@@ -1,0 +1,144 @@
+"""Held-out loss against a plain transformers forward. Shape suffixes as in harness.evals.token_loss."""
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from harness.data.rows import NO_LOSS, TokenRows  # noqa: E402
+from harness.evals import token_loss  # noqa: E402
+from harness.evals.token_loss import RowSums, loss_results, score_rows  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def _rows(sequences: list[list[int]], prompts: list[int]) -> TokenRows:
+    """Return padded rows, where the first `prompts[n]` tokens of row n carry no loss."""
+    length = max(map(len, sequences)) + 3
+    ids_NT = torch.zeros(len(sequences), length, dtype=torch.int32)
+    targets_NT = torch.full((len(sequences), length), NO_LOSS, dtype=torch.int32)
+    for row, (tokens, prompt) in enumerate(zip(sequences, prompts, strict=True)):
+        ids_NT[row, : len(tokens)] = torch.tensor(tokens)
+        targets_NT[row, prompt - 1 : len(tokens) - 1] = torch.tensor(tokens[prompt:])
+    return TokenRows(
+        input_ids_NT=ids_NT,
+        targets_NT=targets_NT,
+        segments_NT=None,
+        lengths_N=torch.tensor([len(tokens) for tokens in sequences]),
+        source_N=torch.arange(len(sequences)),
+    )
+
+
+@pytest.fixture(scope="module")
+def sequences(shared, tokenizer) -> list[list[int]]:
+    """Twelve stories cut to different lengths."""
+    text = (shared / "eval" / "tinystories_sample_2MiB.txt").read_text()[:40_000]
+    stories = [story.strip() for story in text.split("<|endoftext|>")][:12]
+    return [
+        tokenizer(story)["input_ids"][: 40 + 17 * (i * 5 % 12)] for i, story in enumerate(stories)
+    ]
+
+
+PROMPTS = [1, 5, 9, 1, 20, 3, 8, 1, 30, 2, 7, 11]
+
+
+def _plain(model, tokens: list[int], prompt: int) -> tuple[float, int, int]:
+    """Return (summed loss, correct, tokens) of one unpadded sequence by transformers' own `labels`."""
+    ids = torch.tensor([tokens])
+    labels = ids.clone()
+    labels[:, :prompt] = NO_LOSS
+    with torch.no_grad():
+        output = model(input_ids=ids, labels=labels)
+    count = len(tokens) - prompt
+    top = output.logits[0, prompt - 1 : -1].argmax(-1)
+    return output.loss.item() * count, int((top == ids[0, prompt:]).sum()), count
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 32])
+def test_sums_equal_a_plain_forward_row_by_row(model, sequences, batch_size):
+    sums = score_rows(model, _rows(sequences, PROMPTS), batch_size, CPU)
+    expected = [_plain(model, *row) for row in zip(sequences, PROMPTS, strict=True)]
+    loss, correct, tokens = map(list, zip(*expected, strict=True))
+    assert sums.loss_sum_N.tolist() == pytest.approx(loss, rel=1e-5)
+    assert sums.correct_N.tolist() == correct
+    assert sums.tokens_N.tolist() == tokens
+    assert sums.loss_sum_N.dtype == torch.float64
+
+
+def test_packed_rows_score_each_example_as_if_alone(model, sequences):
+    first, second, third = sequences[0], sequences[1], sequences[2]
+    length = sum(map(len, (first, second, third))) + 2
+    ids, targets, segments = [], [], []
+    for number, tokens in enumerate((first, second, third), 1):
+        ids += tokens
+        targets += [*tokens[1:], NO_LOSS]
+        segments += [number] * len(tokens)
+    rows = TokenRows(
+        input_ids_NT=torch.tensor([[*ids, 0, 0]], dtype=torch.int32),
+        targets_NT=torch.tensor([[*targets, NO_LOSS, NO_LOSS]], dtype=torch.int32),
+        segments_NT=torch.tensor([[*segments, 0, 0]], dtype=torch.int32),
+        lengths_N=torch.tensor([length - 2]),
+        source_N=torch.tensor([0]),
+    )
+    sums = score_rows(model, rows, 4, CPU)
+    expected = [_plain(model, tokens, 1) for tokens in (first, second, third)]
+    assert sums.loss_sum_N.item() == pytest.approx(sum(e[0] for e in expected), rel=1e-5)
+    assert sums.correct_N.item() == sum(e[1] for e in expected)
+
+
+def test_scoring_in_chunks_changes_nothing(model, sequences, monkeypatch):
+    rows = _rows(sequences, PROMPTS)
+    whole = score_rows(model, rows, 4, CPU)
+    monkeypatch.setattr(token_loss, "_CHUNK_ELEMENTS", 512 * 7)
+    assert torch.equal(score_rows(model, rows, 4, CPU).loss_sum_N, whole.loss_sum_N)
+
+
+def test_cross_entropy_is_taken_in_float32(model, sequences):
+    import copy
+
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    sums = score_rows(half, _rows(sequences[:1], [1]), 1, CPU)
+    ids = torch.tensor([sequences[0]])
+    with torch.no_grad():
+        logits_TV = half(input_ids=ids).logits[0, :-1].float()
+    expected = torch.nn.functional.cross_entropy(logits_TV, ids[0, 1:], reduction="sum")
+    assert sums.loss_sum_N.item() == pytest.approx(expected.item(), rel=1e-3)
+    assert (sums.loss_sum_N.float().bfloat16() != sums.loss_sum_N.float()).all()
+
+
+def test_rows_of_one_source_are_one_cluster():
+    sums = RowSums(
+        loss_sum_N=torch.tensor([2.0, 1.0, 3.0, 3.0], dtype=torch.float64),
+        correct_N=torch.tensor([1, 0, 0, 2]),
+        tokens_N=torch.tensor([1, 1, 1, 3]),
+    )
+    results = loss_results(sums, torch.tensor([7, 4, 4, 9]))
+    assert results["eval/loss"].n == 3
+    assert results["eval/loss"].value == 1.5
+    # clusters (2, 1), (4, 2), (3, 3): the hand computation of test_result
+    assert results["eval/loss"].standard_error == pytest.approx(math.sqrt(3 / 2 * 3.5) / 6)
+    assert results["eval/token_accuracy"].value == 0.5
+
+
+def test_known_perplexity_of_stories260k_on_its_own_domain(shared, model, tokenizer):
+    """7.38 was measured on this text cut blindly into windows of 256 tokens behind a BOS."""
+    text = (shared / "eval" / "tinystories_sample_2MiB.txt").read_text()[:60_000]
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    windows = [[1, *tokens[start : start + 256]] for start in range(0, 64 * 256, 256)]
+    sums = score_rows(model, _rows(windows, [1] * 64), 16, CPU)
+    results = loss_results(sums, torch.arange(64))
+    error = results["eval/perplexity"].standard_error
+    assert error is not None
+    assert abs(results["eval/perplexity"].value - 7.38) < 3 * error < 1.0
+
+
+def test_training_goes_on_after_an_evaluation(model, sequences):
+    """What a forward pass caches must stay usable by autograd (no inference tensors)."""
+    import copy
+
+    trained = copy.deepcopy(model)
+    score_rows(trained, _rows(sequences[:2], [1, 1]), 2, CPU)
+    ids = torch.tensor([sequences[0]])
+    trained(input_ids=ids, labels=ids).loss.backward()
+    assert trained.get_input_embeddings().weight.grad.norm() > 0
