@@ -173,7 +173,7 @@ _ALL = (
         "bytes",
         _DOWN,
         0,
-        "Distinct storages that autograd saves for one micro-batch's backward, parameters excluded.",
+        "Distinct storages kept from forward to backward of one micro-batch, parameters excluded.",
     ),
     # Throughput: over the steps after the warm-up (see harness.measure.throughput).
     _metric(

@@ -3,8 +3,7 @@
 import os
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers are the parallelism
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest's workers are the parallelism
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("WANDB_MODE", "offline")

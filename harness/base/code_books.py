@@ -96,8 +96,14 @@ def nibble_tables(book: CodeBook, device: torch.device) -> tuple[torch.Tensor, t
     """Return float32 [256] tables: the value of a byte's high nibble, and of its low nibble."""
     values = torch.zeros(16, dtype=torch.float32)
     values[: len(book.values)] = torch.tensor(book.values, dtype=torch.float64).float()
+    high, low = nibble_tables_of(values)
+    return high.to(device), low.to(device)
+
+
+def nibble_tables_of(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float32 [256] tables of a byte's high and low nibble for a code book [16]."""
     byte = torch.arange(256)
-    return values[byte >> 4].to(device), values[byte & 15].to(device)
+    return values[byte >> 4], values[byte & 15]
 
 
 def decode(

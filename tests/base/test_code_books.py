@@ -66,8 +66,8 @@ def test_decoder_on_bitsandbytes_nf4_bytes_equals_dequantize_4bit() -> None:
     packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
     high, low = packed.reshape(-1) >> 4, packed.reshape(-1) & 15  # theirs: pairs within a byte
     codes = torch.stack([high, low], dim=1).reshape(-1)
-    table: torch.Tensor = state.code
-    book = CodeBook(values=tuple(table.tolist()), normalisation=Normalisation.absmax)
+    assert state.code is not None
+    book = CodeBook(values=tuple(state.code.tolist()), normalisation=Normalisation.absmax)
     decoded = decode(
         pack_halves(codes),
         state.absmax,

@@ -1,0 +1,213 @@
+"""One run in a session: its slot, its record, its metrics and tracker; everything that is written to disk."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from harness.adapters.shared import SharedBase
+from harness.compose import config_tree
+from harness.measure.memory import PhasePeak, distinct_bytes, process_peak_bytes
+from harness.metrics import MEMORY_PARTS, memory_part_name
+from harness.metrics_log import MetricsLog
+from harness.record import Estimate, MeasuredIn, Record, RunStatus, write_record
+from harness.tracking import open_tracker
+from harness.training.checkpoint import (
+    load_newest_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+)
+from harness.training.job import Job
+from harness.training.optimizers import optimizer_tensors
+from harness.training.slot import Slot
+
+
+class RunEntry:
+    """A run from its first record to its last."""
+
+    def __init__(self, job: Job, shared: SharedBase) -> None:
+        self.job = job
+        self.shared = shared
+        self.loss = self.grad_norm = float("nan")
+        self.before: dict[str, Estimate] | None = None
+        self.after: dict[str, Estimate] | None = None
+        self.shared_process = False
+        """Whether another run ever trained beside this one: then its costs are not its own."""
+        self._began = self._kept_at = time.monotonic()
+        self._earlier_seconds = 0.0
+        self._slot: Slot | None = None
+        self._train_peak = self._eval_peak = 0
+        self._record = Record(
+            run_id=job.run_id,
+            status=RunStatus.running,
+            config=config_tree(job.config),
+            provenance=job.provenance,
+            notes=job.notes,
+        )
+        job.directory.write_config(self._record.config)
+        write_record(job.directory.record, self._record)
+        self._metrics = MetricsLog(job.directory.metrics)
+        self._tracker = open_tracker(
+            job.config.tracker,
+            run_id=job.run_id,
+            directory=job.directory.path,
+            config_tree=self._record.config,
+        )
+
+    @property
+    def slot(self) -> Slot:
+        """The run's place in the cohort; it has one from `start` on."""
+        assert self._slot is not None, "not started"
+        return self._slot
+
+    def start(self) -> None:
+        """Attach the adapter and go on from the newest sound checkpoint, if there is one."""
+        self._slot = Slot(self.job, self.shared)
+        checkpoint, notes = load_newest_checkpoint(
+            self.job.directory.checkpoint, self.job.run_id, self.shared.base.device
+        )
+        for note in notes:
+            self.note(note)
+        if checkpoint is not None:
+            self.slot.restore(checkpoint)
+            self._earlier_seconds = checkpoint.progress.wall_seconds
+            if checkpoint.progress.before is not None:
+                self.before = {k: Estimate(**v) for k, v in checkpoint.progress.before.items()}  # pyright: ignore[reportArgumentType]
+            self.note(f"resumed after step {checkpoint.progress.step}")
+        self._metrics.truncate_after(self.slot.progress.step)
+        PhasePeak(self.shared.base.device).begin()
+
+    def note(self, text: str) -> None:
+        """Add a remark to the record, once."""
+        if text not in self.job.notes:
+            self.job.notes.append(text)
+            self.job.directory.append_log(text)
+
+    # While training ------------------------------------------------------------------------------
+
+    def step_values(self) -> dict[str, float]:
+        """Return the metrics of the step just computed, before it is applied."""
+        batch_size, rows = self.job.config.optim.batch_size, len(self.job.data.train)
+        return {
+            "train/loss": self.loss,
+            "train/grad_norm": self.grad_norm,
+            "train/learning_rate": self.slot.learning_rate,
+            "train/epoch": (self.slot.progress.step + 1) * batch_size / rows,
+        }
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write one step's metrics to disk and to the tracker."""
+        self._metrics.log(step, values)
+        self._tracker.log(step, values)
+
+    def evaluation_is_due(self) -> bool:
+        """Whether the loss is to be evaluated after the step just made."""
+        every = self.job.config.eval.every_steps
+        if every is None:
+            return False
+        last = self.slot.finished and self.job.config.eval.keep_best
+        return last or self.slot.progress.step % every == 0
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether enough steps or seconds have passed since the last checkpoint."""
+        config = self.job.config.checkpoint
+        by_steps = config.every_steps and self.slot.progress.step % config.every_steps == 0
+        waited = time.monotonic() - self._kept_at
+        return bool(by_steps) or (
+            config.every_seconds is not None and waited >= config.every_seconds
+        )
+
+    def save_checkpoint(self) -> None:
+        """Keep everything needed to go on from here; the metrics up to here are on disk first."""
+        self._metrics.sync()
+        progress = self.slot.progress
+        progress.wall_seconds = self._wall_seconds()
+        if self.before is not None:
+            progress.before = {
+                name: {"value": e.value, "standard_error": e.standard_error, "n": e.n}
+                for name, e in self.before.items()
+            }
+        save_checkpoint(
+            self.job.directory.checkpoint, self.slot.checkpoint(), self.job.config.checkpoint.keep
+        )
+        self._kept_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def phase_peak(self) -> Iterator[None]:
+        """Measure the peak of an evaluation apart from that of training."""
+        peak = PhasePeak(self.shared.base.device)
+        self._train_peak = max(self._train_peak, peak.read())
+        peak.begin()
+        yield
+        self._eval_peak = max(self._eval_peak, peak.read())
+        peak.begin()
+
+    # At the end ----------------------------------------------------------------------------------
+
+    def finish(self, status: RunStatus, error: str | None) -> Record:
+        """Save the adapter if the run is complete, write the record, close everything, free the slot."""
+        record = self._record
+        record.status, record.error = status, error
+        if self._slot is not None:
+            record.metrics = self._final_metrics()
+            record.measured_in = MeasuredIn.cohort if self.shared_process else MeasuredIn.solo
+        for phase, results in (("before", self.before), ("after", self.after)):
+            if results is not None:
+                record.evals[phase] = results
+        if status is RunStatus.completed:
+            self.shared.save(self.slot.adapter, self.job.directory.adapter)
+            remove_checkpoints(self.job.directory.checkpoint)
+        record.wall_seconds = self._wall_seconds()
+        self._metrics.close()
+        after = {name: result.value for name, result in (self.after or {}).items()}
+        self._tracker.summary({**record.metrics, **after})
+        for note in self._tracker.finish(status):
+            self.note(note)
+        write_record(self.job.directory.record, record)
+        if self._slot is not None:
+            self.shared.detach(self._slot.adapter)
+        return record
+
+    def _wall_seconds(self) -> float:
+        return self._earlier_seconds + time.monotonic() - self._began
+
+    def _final_metrics(self) -> dict[str, float | None]:
+        slot, size = self.slot, self.shared.size
+        adapter = slot.adapter.num_bytes
+        parts: dict[str, float | None] = {
+            "base": size.weight_bytes,
+            "quant_constants": size.constant_bytes,
+            "adapter": adapter,
+            "gradient": adapter,  # float32 like the parameters, one element each
+            "optimizer": distinct_bytes(optimizer_tensors(slot.optimizer)),
+            "activation": None if self.shared_process else slot.activation_bytes,
+        }
+        assert tuple(parts) == MEMORY_PARTS
+        metrics: dict[str, float | None] = {
+            memory_part_name(part): value for part, value in parts.items()
+        }
+        metrics |= {
+            "adapter/trainable_params": slot.adapter.num_parameters,
+            "base/logical_params": size.logical_params,
+            "base/bits_per_param": size.bits_per_param,
+            "train/loss": self.loss,
+        }
+        if not self.shared_process:
+            metrics |= slot.clock.metrics() | self._peaks(parts)
+        return metrics
+
+    def _peaks(self, parts: dict[str, float | None]) -> dict[str, float | None]:
+        """Return the peaks by phase; on a CPU the training peak is the sum of the parts."""
+        device = self.shared.base.device
+        train_peak = max(self._train_peak, PhasePeak(device).read())
+        if device.type == "cuda":
+            peak: float | None = train_peak
+        else:
+            known = [value for value in parts.values() if value is not None]
+            peak = sum(known) if len(known) == len(parts) else None
+        return {
+            "memory/peak_bytes": peak,
+            "memory/eval_peak_bytes": self._eval_peak or None,
+            "memory/process_peak_bytes": process_peak_bytes()
+            if device.type == "cuda"
+            else train_peak,
+        }

@@ -1,0 +1,21 @@
+"""What must be known to train one run: its configuration, data and place on disk."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.config import RunConfig
+from harness.data.prepare import PreparedData
+from harness.run_directory import RunDirectory
+
+
+@dataclass(kw_only=True, slots=True)
+class Job:
+    """One run to train, ready to start."""
+
+    config: RunConfig
+    run_id: str
+    directory: RunDirectory
+    data: PreparedData
+    provenance: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the record should know; grows while the run is trained."""

@@ -1,0 +1,81 @@
+"""From a validated configuration to data and base; what can be refused is refused before weights load."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.adapters.shared import SharedBase
+from harness.base.build import build_base, inspect_model, load_tokenizer
+from harness.base.layout import adapted_layers
+from harness.base.library_faults import cure_bitsandbytes
+from harness.base.source import ModelSource
+from harness.config import RunConfig
+from harness.data.prepare import PreparedData, prepare_data
+from harness.devices import resolved_device
+from harness.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a run needs from the model and the data, without the weights."""
+
+    tokenizer: Any
+    data: PreparedData
+
+
+def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepared:
+    """Check targets and rank against the model, tokenise the data, check the rows against the context.
+
+    Raises RequestError or DataError; no weight has been read.
+    """
+    cure_bitsandbytes()
+    if config.resources.threads is not None:
+        torch.set_num_threads(config.resources.threads)
+    outline = inspect_model(source, config.model)
+    adapted_layers(config.lora, outline.linears)
+    tokenizer = load_tokenizer(source, config.model)
+    data = prepare_data(config.data, tokenizer, fingerprint, cache_directory(config) / "data")
+    data.rows(config.eval.split)
+    longest = max(data.train.row_length, data.rows(config.eval.split).row_length)
+    if outline.max_positions is not None and longest > outline.max_positions:
+        raise RequestError(
+            f"data.max_length={config.data.max_length} gives rows of {longest} tokens, and "
+            f"model={config.model.name} has {outline.max_positions} positions; use at most that"
+        )
+    return Prepared(tokenizer=tokenizer, data=data)
+
+
+def open_base(config: RunConfig, source: ModelSource, fingerprint: str) -> SharedBase:
+    """Load the frozen base onto the run's device, from the cache where it is there."""
+    base = build_base(
+        source,
+        config.model,
+        config.quant,
+        fingerprint=fingerprint,
+        device=torch.device(resolved_device(config.resources.device)),
+        cache=cache_directory(config),
+    )
+    return SharedBase(base)
+
+
+def cache_directory(config: RunConfig) -> Path:
+    """Return where quantised bases and tokenised data are kept."""
+    return Path(config.paths.cache or Path(config.paths.out) / "cache")
+
+
+def data_notes(data: PreparedData) -> list[str]:
+    """Return what a reader should know about rows that were cut or left out."""
+    notes = []
+    for split, report in data.report.splits.items():
+        if report.cut:
+            notes.append(
+                f"{report.cut} of {report.examples} {split.value} examples were cut at max_length"
+            )
+        if report.dropped:
+            notes.append(
+                f"{report.dropped} of {report.examples} {split.value} examples were left out: the cut "
+                "left nothing that carries loss"
+            )
+    return notes

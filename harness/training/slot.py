@@ -1,0 +1,167 @@
+"""One run's place in a cohort: its adapter, optimizer, data cursor and progress, and nobody else's.
+
+Nothing here draws from a shared generator or looks at another slot.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from harness.adapters.packed import dropout_key
+from harness.adapters.shared import Adapter, SharedBase
+from harness.data.order import batch_rows, steps_for
+from harness.data.rows import Batch
+from harness.measure.throughput import StepClock
+from harness.training.checkpoint import Checkpoint, Progress
+from harness.training.cohort import Gradient, Work
+from harness.training.job import Job
+from harness.training.optimizers import learning_rate_factor, make_optimizer, set_learning_rate
+
+
+class Slot:
+    """A run being trained."""
+
+    def __init__(self, job: Job, shared: SharedBase) -> None:
+        self.job = job
+        self.config = job.config
+        self.shared = shared
+        self.adapter: Adapter = shared.attach(job.config.lora, job.config.seed)
+        self.optimizer = make_optimizer(self.adapter.parameters, job.config.optim)
+        self.progress = Progress(run_id=job.run_id)
+        self.best_adapter: dict[str, torch.Tensor] | None = None
+        self.clock = StepClock()
+        self.activation_bytes: int | None = None
+        optim, rows = job.config.optim, len(job.data.train)
+        if optim.steps is not None:
+            self.total_steps = optim.steps
+        else:
+            assert optim.epochs is not None
+            self.total_steps = steps_for(optim.epochs, rows, optim.batch_size)
+        self._waiting: deque[Batch] = deque()
+        self._loss_tokens = 0
+        self._input_tokens = 0
+        self._loss = torch.zeros((), device=shared.base.device)
+        self._seconds = 0.0
+
+    # A step: micro-batches in, one update out ----------------------------------------------------
+
+    def next_work(self) -> Work:
+        """Return the next micro-batch of the step in progress, beginning a step where none is."""
+        optim = self.config.optim
+        micro = optim.micro_batch_size or optim.batch_size
+        if not self._waiting:
+            self._begin_step(micro)
+        done = optim.batch_size // micro - len(self._waiting)
+        return Work(
+            adapter=self.adapter,
+            batch=self._waiting[0],
+            loss_tokens=self._loss_tokens,
+            dropout_key=dropout_key(
+                self.config.seed, self.progress.step * (optim.batch_size // micro) + done
+            ),
+            recompute=optim.gradient_checkpointing,
+        )
+
+    def _begin_step(self, micro: int) -> None:
+        rows = self.job.data.train
+        optim = self.config.optim
+        order = batch_rows(len(rows), optim.batch_size, self.config.seed, self.progress.step)
+        self._waiting.extend(rows.batch(part) for part in order.split(micro))
+        self._loss_tokens = sum(batch.num_loss_tokens for batch in self._waiting)
+        self._input_tokens = sum(batch.num_input_tokens for batch in self._waiting)
+        self._loss = torch.zeros((), device=self.shared.base.device)
+        self._seconds = 0.0
+        for parameter in self.adapter.parameters.values():
+            parameter.grad = None
+
+    def receive(self, gradient: Gradient) -> None:
+        """Add one micro-batch's gradient to the step's."""
+        self._waiting.popleft()
+        self._loss += gradient.loss
+        for name, value in gradient.by_name.items():
+            parameter = self.adapter.parameters[name]
+            parameter.grad = value if parameter.grad is None else parameter.grad.add_(value)
+
+    @property
+    def step_is_complete(self) -> bool:
+        """Whether all micro-batches of the step have been received."""
+        return not self._waiting
+
+    def clip(self) -> torch.Tensor:
+        """Clip this adapter's gradient; return (loss, norm before clipping) as a tensor [2]."""
+        limit = self.config.optim.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.adapter.parameters.values(), math.inf if limit is None else limit
+        )
+        return torch.stack([self._loss, norm.to(self._loss.dtype)])
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the step in progress."""
+        factor = learning_rate_factor(self.progress.step, self.total_steps, self.config.optim)
+        return self.config.optim.lr * factor
+
+    def update(self) -> None:
+        """Move the adapter by the step's gradient and begin the next step."""
+        set_learning_rate(self.optimizer, self.learning_rate)
+        self.optimizer.step()
+        self.progress.step += 1
+
+    def spend(self, seconds: float) -> None:
+        """Count the wall-clock of one micro-step; at the end of a step it enters the clock."""
+        self._seconds += seconds
+        self.progress.wall_seconds += seconds
+        if self.step_is_complete:
+            self.clock.add(self._seconds, self._input_tokens, self._loss_tokens)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all optimizer steps are done."""
+        return self.progress.step >= self.total_steps
+
+    @property
+    def epoch(self) -> float:
+        """Training rows seen over rows in the set."""
+        return self.progress.step * self.config.optim.batch_size / len(self.job.data.train)
+
+    # Keeping and restoring -----------------------------------------------------------------------
+
+    def keep_if_best(self, loss: float) -> None:
+        """Remember the adapter if `loss` is the lowest so far."""
+        best = self.progress.best_loss
+        if math.isfinite(loss) and (best is None or loss < best):
+            self.progress.best_loss, self.progress.best_step = loss, self.progress.step
+            self.best_adapter = self.tensors()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the adapter's parameters, numbered in PEFT's order."""
+        return {
+            str(index): parameter.detach().clone()
+            for index, parameter in enumerate(self.adapter.parameters.values())
+        }
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Put `tensors` back into the adapter."""
+        parameters: Sequence[torch.nn.Parameter] = list(self.adapter.parameters.values())
+        assert len(tensors) == len(parameters), (len(tensors), len(parameters))
+        with torch.no_grad():
+            for index, parameter in enumerate(parameters):
+                parameter.copy_(tensors[str(index)])
+
+    def checkpoint(self) -> Checkpoint:
+        """Return everything needed to go on from here, bit for bit."""
+        return Checkpoint(
+            progress=self.progress,
+            adapter=self.tensors(),
+            optimizer=self.optimizer.state_dict(),
+            best_adapter=self.best_adapter,
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint`."""
+        self.progress = checkpoint.progress
+        self.load_tensors(checkpoint.adapter)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.best_adapter = checkpoint.best_adapter
