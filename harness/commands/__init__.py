@@ -1,0 +1,1 @@
+"""What the fixed words of the command line do."""

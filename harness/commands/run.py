@@ -1,0 +1,110 @@
+"""`harness run`: one run from the request to the record.
+
+Torch is imported only when everything that can be refused without it has been.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.base.source import find_model, model_fingerprint
+from harness.compose import compose_run
+from harness.config import RunConfig
+from harness.console import RunDisplay, print_result
+from harness.data.check import check_data, data_fingerprint
+from harness.evals.choices import check_choices
+from harness.identity import Identity, identify
+from harness.provenance import collect_provenance, write_code_diff
+from harness.record import Record, RecordError, RunStatus, read_record
+from harness.run_directory import RunDirectory
+from harness.tracking import check_tracker
+from harness.validate import validate
+
+if TYPE_CHECKING:
+    from harness.data.prepare import PreparedData
+    from harness.training.job import Job
+
+_SETTLED = (RunStatus.completed, RunStatus.pruned, RunStatus.diverged)
+"""Ends that training again would only repeat. Failed, interrupted and out-of-memory runs go on."""
+
+_EXIT_CODES = {RunStatus.completed: 0, RunStatus.pruned: 0, RunStatus.interrupted: 130}
+
+
+def run_command(overrides: Sequence[str], *, as_json: bool) -> int:
+    """Train the run that `overrides` describe, or show it if it is done; return the exit code."""
+    config = compose_run(overrides)
+    record, directory = run(config)
+    print_result(record, directory, as_json=as_json)
+    return _EXIT_CODES.get(record.status, 1)
+
+
+def run(config: RunConfig) -> tuple[Record, RunDirectory]:
+    """Train one run and return its record. A run that has ended well before is not trained again."""
+    check(config)
+    source = find_model(config.model)
+    memo = Path(config.paths.cache or Path(config.paths.out) / "cache") / "fingerprints.json"
+    fingerprint = model_fingerprint(source, memo)
+    identity = identify(
+        config, model_fingerprint=fingerprint, data_fingerprint=data_fingerprint(config.data)
+    )
+    directory = RunDirectory(Path(config.paths.out) / "runs" / identity.run_id)
+    settled = settled_record(directory)
+    if settled is not None:
+        return settled, directory
+
+    from harness.training.launch import open_base, prepare
+    from harness.training.session import RunEnded, train
+    from harness.training.stop import stop_on_signals
+
+    prepared = prepare(config, source, fingerprint)
+    with directory.lock(), stop_on_signals() as stop, RunDisplay(identity.run_id) as display:
+        job = make_job(config, identity, directory, fingerprint, prepared.data)
+        shared = open_base(config, source, fingerprint)
+        for event in train(shared, iter([job]), capacity=1, stop=stop):
+            display.show(event)
+            if isinstance(event, RunEnded):
+                return event.record, directory
+    raise AssertionError("a session ends every run that it admits")
+
+
+def check(config: RunConfig) -> None:
+    """Refuse whatever is wrong with the request, as far as it shows without torch."""
+    validate(config)
+    check_data(config.data)
+    check_choices(config.eval)
+    check_tracker(config.tracker)
+
+
+def settled_record(directory: RunDirectory) -> Record | None:
+    """Return the record of a run that need not be trained again, or None."""
+    try:
+        record = read_record(directory.record)
+    except RecordError:
+        return None
+    return record if record.status in _SETTLED else None
+
+
+def make_job(
+    config: RunConfig,
+    identity: Identity,
+    directory: RunDirectory,
+    fingerprint: str,
+    data: "PreparedData",
+) -> "Job":
+    """Return the job of one run, with its provenance collected and its directory begun."""
+    from harness.training.job import Job
+    from harness.training.launch import data_notes
+
+    write_code_diff(directory.code_diff)
+    provenance = collect_provenance(
+        model_fingerprint=fingerprint, data_fingerprint=data.fingerprint
+    ).as_tree()
+    provenance |= {"cell_id": identity.cell_id, "seed": config.seed, "data": data.report.as_dict()}
+    return Job(
+        config=config,
+        run_id=identity.run_id,
+        directory=directory,
+        data=data,
+        provenance=provenance,
+        notes=data_notes(data),
+    )
