@@ -1,0 +1,44 @@
+# Everything from a fresh machine with Python >= 3.11, git and make: each target installs what it needs first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-gpu check format bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/.installed  ## .venv with the pinned versions
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/.installed  ## a grid of 16 runs on the embedded base, ending in a table
+	$(BIN)/python -m harness.demo
+
+test: .venv/.installed  ## the laptop suite: no network, no GPU
+	$(BIN)/python -m pytest -n 2
+
+test-slow: .venv/.installed  ## what takes longer than the laptop suite allows
+	$(BIN)/python -m pytest -n 2 -m slow
+
+test-gpu: .venv/.installed  ## what needs a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+check: .venv/.installed  ## ruff and pyright
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: .venv/.installed  ## let ruff write
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/.installed  ## steps and tracking, measured side by side
+	$(BIN)/python -m bench.step
+	$(BIN)/python -m bench.tracking
+
+clean:  ## remove the environment and build products, keep out/
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

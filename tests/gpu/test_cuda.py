@@ -1,0 +1,147 @@
+"""The same promises on a CUDA device; run by `make test-gpu`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.adapters.shared import SharedBase
+from harness.base.build import build_base
+from harness.base.formats import quantise_linear
+from harness.base.library_faults import cure_bitsandbytes
+from harness.base.source import find_model, model_fingerprint
+from harness.config import (
+    FloatType,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    QuantConfig,
+    QuantFormat,
+    RunConfig,
+)
+from harness.measure.memory import SavedBytes
+from harness.training.cohort import packed_gradients
+from harness.training.slot import Slot
+from tests.base.test_formats import ALL, PACKED, name
+from tests.random_models import LLAMA, save_random_model
+from tests.training.rows import job_on_random_rows
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _cured() -> None:
+    cure_bitsandbytes()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tmp_path_factory.mktemp("llama"), "llama", **LLAMA)
+
+
+def build(model: Path, cache: Path, quant: QuantConfig) -> SharedBase:
+    config = ModelConfig(name=str(model))
+    source = find_model(config)
+    fingerprint = model_fingerprint(source, cache / "memo.json")
+    return SharedBase(
+        build_base(source, config, quant, fingerprint=fingerprint, device=CUDA, cache=cache)
+    )
+
+
+@pytest.mark.parametrize("quant", ALL, ids=name)
+def test_the_decoded_weight_is_the_cpus(quant: QuantConfig) -> None:
+    weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0)) / 20
+    decoded = [
+        quantise_linear(weight, None, quant, device)(torch.eye(512, device=device)).cpu()
+        for device in (CPU, CUDA)
+    ]
+    torch.testing.assert_close(decoded[0], decoded[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("quant", PACKED, ids=name)
+@pytest.mark.parametrize("compute", [FloatType.float32, FloatType.bfloat16])
+def test_gradient_is_that_of_the_decoded_dense_layer(
+    quant: QuantConfig, compute: FloatType
+) -> None:
+    quant, dtype = replace(quant, compute_dtype=compute), getattr(torch, compute.value)
+    weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0)) / 20
+    layer = quantise_linear(weight, None, quant, CUDA)
+    dense = layer(torch.eye(512, device=CUDA, dtype=dtype)).detach().T.float()
+    x = torch.randn(64, 512, device=CUDA, dtype=dtype, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).float().sum(), x)
+    expected = dense.sum(dim=0).expand(64, -1)
+    tolerance = 1e-4 if compute is FloatType.float32 else 2e-2
+    relative = (gradient.float() - expected).norm() / expected.norm()
+    assert relative < tolerance
+
+
+@pytest.mark.parametrize("quant", PACKED, ids=name)
+def test_backward_keeps_no_dense_copy(quant: QuantConfig) -> None:
+    layer = quantise_linear(torch.randn(1024, 1024), None, quant, CUDA)
+    x = torch.randn(8, 1024, device=CUDA, requires_grad=True)
+    counter = SavedBytes(layer)
+    before = torch.cuda.memory_allocated()
+    with counter.counting():
+        out = layer(x)
+    assert torch.cuda.memory_allocated() - before < 1024 * 1024
+    assert counter.total <= x.numel() * 4
+    assert out.shape == (8, 1024)
+
+
+def curves(shared: SharedBase, configs: list[RunConfig], steps: int = 10) -> list[list[float]]:
+    slots = [Slot(job_on_random_rows(config), shared) for config in configs]
+    found: list[list[float]] = [[] for _ in slots]
+    for _ in range(steps):
+        results = packed_gradients(shared, [slot.next_work() for slot in slots])
+        for slot, gradient, curve in zip(slots, results, found, strict=True):
+            slot.receive(gradient)
+            curve.append(slot.clip().tolist()[0])
+            slot.update()
+    for slot in slots:
+        shared.detach(slot.adapter)
+    return found
+
+
+def config(seed: int, optimizer: OptimizerName = OptimizerName.adamw) -> RunConfig:
+    made = RunConfig(seed=seed)
+    made.lora = LoraConfig(rank=[2, 8, 16, 4][seed % 4], alpha=8.0, dropout=[0.0, 0.2][seed % 2])
+    made.optim = OptimConfig(name=optimizer, lr=5e-3, steps=10, batch_size=4)
+    return made
+
+
+@pytest.mark.parametrize("quant_format", [QuantFormat.none, QuantFormat.nf4, QuantFormat.int4])
+def test_a_cohort_differs_from_solo_no_more_than_twice_solo_from_solo(
+    model: Path, tmp_path: Path, quant_format: QuantFormat
+) -> None:
+    shared = build(model, tmp_path, QuantConfig(format=quant_format))
+    solo, again = ([curves(shared, [config(i)])[0] for i in range(4)] for _ in range(2))
+    together = curves(shared, [config(i) for i in range(4)])
+
+    def worst(first: list[list[float]], second: list[list[float]]) -> float:
+        pairs = zip(first, second, strict=True)
+        return max(abs(a - b) for one, two in pairs for a, b in zip(one, two, strict=True))
+
+    assert worst(solo, together) <= max(2 * worst(solo, again), 1e-5)
+
+
+@pytest.mark.parametrize("optimizer", list(OptimizerName))
+def test_every_optimizer_trains(model: Path, tmp_path: Path, optimizer: OptimizerName) -> None:
+    quant = QuantConfig(format=QuantFormat.nf4, compute_dtype=FloatType.bfloat16)
+    (curve,) = curves(build(model, tmp_path, quant), [config(0, optimizer)])
+    assert curve[-1] < curve[0]
+
+
+def test_the_peak_is_the_allocators(model: Path, tmp_path: Path) -> None:
+    from harness.measure.memory import PhasePeak
+
+    peak = PhasePeak(CUDA)
+    peak.begin()
+    held = torch.empty(64 * 2**20, dtype=torch.uint8, device=CUDA)
+    del held
+    assert peak.read() >= 64 * 2**20
