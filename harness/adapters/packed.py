@@ -1,7 +1,7 @@
 """The packed forward: the frozen layer sees the rows of all runs once, each adapter its own rows.
 
-PEFT refuses mixed batches while training, so its layers get this forward instead. For one adapter it is
-PEFT's own arithmetic, operation by operation.
+PEFT refuses mixed batches while training, so its layers get this forward instead. For one adapter its
+numbers are PEFT's, bit for bit (dropout masks aside).
 
 Dropout is stateless: its mask is drawn from a generator seeded by (run, micro-batch, layer), so that it
 does not depend on the other runs, survives recomputation in gradient checkpointing, and leaves no
@@ -9,12 +9,14 @@ generator state to save.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -77,10 +79,10 @@ class PackedLora:
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         y = self.layer.base_layer(x, *args, **kwargs)
         segments = self.plan.segments
-        if not any(segment.adapter in self.layer.lora_A for segment in segments):
-            return y
         if len(segments) == 1:
             return self._adapted(x, y, segments[0])
+        if not any(segment.adapter in self.layer.lora_A for segment in segments):
+            return y
         width = self._rows_per_batch_row(x, segments[-1].stop)
         return torch.cat(
             [
@@ -106,8 +108,8 @@ class PackedLora:
         layer, name = self.layer, segment.adapter
         if name not in layer.lora_A:
             return y
-        lora_a: nn.Linear = layer.lora_A[name]
-        x = x.to(lora_a.weight.dtype)
+        lora_a, lora_b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        x = x.to(lora_a.dtype)
         dropout: Any = layer.lora_dropout[name]
         scaling: float = layer.scaling[name]
         if segment.dropout_key is not None and isinstance(dropout, nn.Dropout) and dropout.p > 0:
@@ -115,4 +117,14 @@ class PackedLora:
             kept = torch.rand(x.shape, generator=generator, device=x.device) >= dropout.p
             x = x * kept
             scaling = scaling / (1 - dropout.p)
-        return (y + layer.lora_B[name](lora_a(x)) * scaling).to(y.dtype)
+        h = F.linear(x, lora_a)
+        if _is_power_of_two(scaling):  # then r columns can be scaled instead of all outputs
+            update = F.linear(h.mul_(scaling), lora_b)
+        else:
+            update = F.linear(h, lora_b).mul_(scaling)
+        return update.add_(y).to(y.dtype)
+
+
+def _is_power_of_two(value: float) -> bool:
+    """Say whether a product by `value` is exact, so that it may stand before or after another product."""
+    return math.frexp(value)[0] == 0.5

@@ -61,8 +61,9 @@ class Adapter:
 class SharedBase:
     """A base and the adapters on it."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, load_peak_bytes: int | None = None) -> None:
         self.base = base
+        self.load_peak_bytes = load_peak_bytes
         self.plan = RowPlan()
         self._peft: Any = None
         self._count = itertools.count()

@@ -1,8 +1,8 @@
 """One packed micro-step: the micro-batches of all slots through the frozen base at once.
 
 Each slot's gradient is what it would be alone: the losses are separate sums over separate rows, each
-divided by its own run's count of loss tokens. Gradients are returned, not accumulated in place, so that
-a forward pass that fails can be repeated without trace.
+divided by its own run's count of loss tokens. Gradients are returned, and none is left at a parameter, so
+that a pass that fails can be repeated without trace.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,11 @@ class Work:
 
     adapter: Adapter
     batch: Batch
+    batch_loss_tokens: int
+    """Loss tokens of `batch`: counted once, where it was made."""
     loss_tokens: int
     """Loss tokens of the whole optimizer step, over all its micro-batches: the loss's denominator."""
-    dropout_key: int
+    dropout_key: int | None
     recompute: bool
     """Gradient checkpointing: if any run of a pass asks for it, all of it is recomputed (same numbers)."""
 
@@ -38,6 +40,13 @@ class Gradient:
     """A detached float32 scalar on the device: nats per loss token of the step."""
     by_name: dict[str, torch.Tensor]
 
+    def plus(self, other: "Gradient") -> "Gradient":
+        """Return the sum of both, using up the tensors of this one."""
+        by_name = self.by_name
+        for name, value in other.by_name.items():
+            by_name[name] = by_name[name].add_(value) if name in by_name else value
+        return Gradient(loss=self.loss + other.loss, by_name=by_name)
+
 
 def packed_gradients(shared: SharedBase, work: Sequence[Work]) -> list[Gradient]:
     """Run forward and backward for all of `work` in one pass; the result keeps its order."""
@@ -46,24 +55,32 @@ def packed_gradients(shared: SharedBase, work: Sequence[Work]) -> list[Gradient]
     with shared.rows(_segments(work)):
         logits_NV, targets_N = target_logits(shared.model, joint)
         loss_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
-        counts = [item.batch.num_loss_tokens for item in work]
-        losses = [
-            part.sum() / item.loss_tokens
-            for part, item in zip(loss_N.split(counts), work, strict=True)
-        ]
-        parameters = [p for item in work for p in item.adapter.parameters.values()]
-        gradients = iter(torch.autograd.grad(sum(losses), parameters, allow_unused=True))  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return [
-        Gradient(
-            loss=loss.detach(),
-            by_name={
-                name: gradient
-                for name, gradient in zip(item.adapter.parameters, gradients, strict=False)
-                if gradient is not None
-            },
+        counts = [item.batch_loss_tokens for item in work]
+        weight_N = torch.cat(
+            [
+                loss_N.new_full((count,), 1 / item.loss_tokens)
+                for count, item in zip(counts, work, strict=True)
+            ]
         )
-        for loss, item in zip(losses, work, strict=True)
+        try:
+            loss_N.backward(weight_N)  # 5 % faster than autograd.grad with as many inputs
+        except BaseException:
+            for item in work:
+                _take_gradient(item.adapter)
+            raise
+    return [
+        Gradient(loss=part.sum() / item.loss_tokens, by_name=_take_gradient(item.adapter))
+        for part, item in zip(loss_N.detach().split(counts), work, strict=True)
     ]
+
+
+def _take_gradient(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Return the gradients that backward left at the parameters, and leave none there."""
+    taken = {}
+    for name, parameter in adapter.parameters.items():
+        if parameter.grad is not None:
+            taken[name], parameter.grad = parameter.grad, None
+    return taken
 
 
 def _segments(work: Sequence[Work]) -> list[Segment]:

@@ -206,6 +206,7 @@ class RunEntry:
             peak = sum(known) if len(known) == len(parts) else None
         return {
             "memory/peak_bytes": peak,
+            "memory/load_peak_bytes": self.shared.load_peak_bytes,
             "memory/eval_peak_bytes": self._eval_peak or None,
             "memory/process_peak_bytes": process_peak_bytes()
             if device.type == "cuda"

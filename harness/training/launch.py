@@ -15,6 +15,7 @@ from harness.config import RunConfig
 from harness.data.prepare import PreparedData, prepare_data
 from harness.devices import resolved_device
 from harness.errors import RequestError
+from harness.measure.memory import PhasePeak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +50,19 @@ def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepare
 
 def open_base(config: RunConfig, source: ModelSource, fingerprint: str) -> SharedBase:
     """Load the frozen base onto the run's device, from the cache where it is there."""
+    device = torch.device(resolved_device(config.resources.device))
+    peak = PhasePeak(device)
+    peak.begin()
+    already = peak.read() if device.type == "cpu" else 0
     base = build_base(
         source,
         config.model,
         config.quant,
         fingerprint=fingerprint,
-        device=torch.device(resolved_device(config.resources.device)),
+        device=device,
         cache=cache_directory(config),
     )
-    return SharedBase(base)
+    return SharedBase(base, load_peak_bytes=peak.read() - already)
 
 
 def cache_directory(config: RunConfig) -> Path:

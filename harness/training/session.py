@@ -65,10 +65,12 @@ def train(
             yield from _admit(session, jobs, capacity, stop)
             if not session.entries:
                 return
-            if stop:
+            if stop.signal is not None:
                 for entry in list(session.entries):
                     entry.save_checkpoint()
-                    yield _end(session, entry, RunStatus.interrupted, f"stopped by {stop.signal!r}")
+                    yield _end(
+                        session, entry, RunStatus.interrupted, f"stopped by {stop.signal.name}"
+                    )
                 return
             for entry, outcome in _advance(session):
                 yield from _after_micro_step(session, entry, outcome)

@@ -39,10 +39,10 @@ class Slot:
         else:
             assert optim.epochs is not None
             self.total_steps = steps_for(optim.epochs, rows, optim.batch_size)
-        self._waiting: deque[Batch] = deque()
+        self._waiting: deque[tuple[Batch, int]] = deque()  # with its loss tokens
         self._loss_tokens = 0
         self._input_tokens = 0
-        self._loss = torch.zeros((), device=shared.base.device)
+        self._received: Gradient | None = None
         self._seconds = 0.0
 
     # A step: micro-batches in, one update out ----------------------------------------------------
@@ -54,11 +54,15 @@ class Slot:
         if not self._waiting:
             self._begin_step(micro)
         done = optim.batch_size // micro - len(self._waiting)
+        batch, batch_loss_tokens = self._waiting[0]
         return Work(
             adapter=self.adapter,
-            batch=self._waiting[0],
+            batch=batch,
+            batch_loss_tokens=batch_loss_tokens,
             loss_tokens=self._loss_tokens,
-            dropout_key=dropout_key(
+            dropout_key=None
+            if self.config.lora.dropout == 0
+            else dropout_key(
                 self.config.seed, self.progress.step * (optim.batch_size // micro) + done
             ),
             recompute=optim.gradient_checkpointing,
@@ -68,21 +72,17 @@ class Slot:
         rows = self.job.data.train
         optim = self.config.optim
         order = batch_rows(len(rows), optim.batch_size, self.config.seed, self.progress.step)
-        self._waiting.extend(rows.batch(part) for part in order.split(micro))
-        self._loss_tokens = sum(batch.num_loss_tokens for batch in self._waiting)
-        self._input_tokens = sum(batch.num_input_tokens for batch in self._waiting)
-        self._loss = torch.zeros((), device=self.shared.base.device)
+        batches = [rows.batch(part) for part in order.split(micro)]
+        self._waiting.extend((batch, batch.num_loss_tokens) for batch in batches)
+        self._loss_tokens = sum(tokens for _, tokens in self._waiting)
+        self._input_tokens = sum(batch.num_input_tokens for batch in batches)
+        self._received = None
         self._seconds = 0.0
-        for parameter in self.adapter.parameters.values():
-            parameter.grad = None
 
     def receive(self, gradient: Gradient) -> None:
         """Add one micro-batch's gradient to the step's."""
         self._waiting.popleft()
-        self._loss += gradient.loss
-        for name, value in gradient.by_name.items():
-            parameter = self.adapter.parameters[name]
-            parameter.grad = value if parameter.grad is None else parameter.grad.add_(value)
+        self._received = gradient if self._received is None else self._received.plus(gradient)
 
     @property
     def step_is_complete(self) -> bool:
@@ -91,11 +91,15 @@ class Slot:
 
     def clip(self) -> torch.Tensor:
         """Clip this adapter's gradient; return (loss, norm before clipping) as a tensor [2]."""
+        assert self.step_is_complete
+        assert self._received is not None
+        for name, parameter in self.adapter.parameters.items():
+            parameter.grad = self._received.by_name.get(name)
         limit = self.config.optim.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(
             self.adapter.parameters.values(), math.inf if limit is None else limit
         )
-        return torch.stack([self._loss, norm.to(self._loss.dtype)])
+        return torch.stack([self._received.loss, norm.to(self._received.loss.dtype)])
 
     @property
     def learning_rate(self) -> float:
@@ -107,6 +111,8 @@ class Slot:
         """Move the adapter by the step's gradient and begin the next step."""
         set_learning_rate(self.optimizer, self.learning_rate)
         self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._received = None
         self.progress.step += 1
 
     def spend(self, seconds: float) -> None:

@@ -1,0 +1,473 @@
+"""What one optimizer step costs: ours against a plain loop on PEFT and against transformers.Trainer.
+
+    python -m bench.step [--hidden 64] [--scale 1.0]
+
+All three train a LoRA adapter of rank 8 on all linear layers of the same random Llama (the shape of
+stories260K, or as wide as `--hidden`), the same random tokens, AdamW (fused), clipping at 0.3, in float32
+on one CPU thread, and must report the same losses. Steps are interleaved one by one: the Trainer drives,
+and between two of its steps the others make theirs, so that a slow stretch of the machine falls on all.
+A ratio is the median over these steps of one step over its neighbour, with quartiles: of the wall clock,
+and of processor time, which is the steadier of the two where other work shares the processor.
+
+- `harness`: the slot and cohort of `harness.training`, all that a session does in a step but files;
+- `plain`: forward, cross-entropy, backward, clip, step, written against `peft.get_peft_model`;
+- `trainer`: `transformers.Trainer.train`, neither logging, saving nor evaluating.
+
+Two more comparisons are interleaved in the same way: our step in each format over that in nf4, and a step
+of a cohort of K equal runs over K steps of a run alone.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import psutil
+import torch
+import torch.nn.functional as F
+
+from harness.adapters.shared import SharedBase
+from harness.base.blocks import block_linears, finish_base, pack_blocks
+from harness.base.build import Base
+from harness.base.library_faults import cure_bitsandbytes
+from harness.base.source import ModelSource
+from harness.config import LoraConfig, OptimConfig, QuantConfig, QuantFormat, RunConfig
+from harness.data.order import batch_rows
+from harness.data.prepare import PreparedData
+from harness.data.rows import NO_LOSS, TokenRows
+from harness.provenance import collect_provenance
+from harness.run_directory import RunDirectory, utc_now
+from harness.training.cohort import packed_gradients
+from harness.training.job import Job
+from harness.training.slot import Slot
+
+FORMATS = {
+    "none": QuantConfig(format=QuantFormat.none),
+    "nf4": QuantConfig(format=QuantFormat.nf4),
+    "nf4_dq": QuantConfig(format=QuantFormat.nf4, double_quant=True),
+    "int4": QuantConfig(format=QuantFormat.int4),
+}
+STEPS_BY_TOKENS = {64: 120, 256: 100, 1024: 50, 4096: 24}
+"""Interleaved steps by tokens of a micro-batch, which is the whole batch."""
+COHORT_SIZES = (1, 2, 4, 8)
+TARGETS = {"harness_over_plain": 1.05, "harness_over_trainer": 0.90}
+
+_WARMUP_STEPS = 5
+_SAME_LOSS = 1e-5
+_ROW_LENGTH = 256
+_VOCABULARY = 512
+_RANK, _ALPHA, _LEARNING_RATE, _MAX_GRAD_NORM, _SEED = 8, 16, 1e-3, 0.3, 0
+_RESULTS = Path(__file__).parent / "results"
+
+Step = Callable[[], float]
+"""Makes one optimizer step and returns its loss, on the host."""
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds of each step of one contender, the warm-up included."""
+
+    wall: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    _began: tuple[float, float] = (0.0, 0.0)
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self._began = time.perf_counter(), time.process_time()
+
+    def end(self) -> None:
+        """End the step."""
+        wall, processor = self._began
+        self.wall.append(time.perf_counter() - wall)
+        self.processor.append(time.process_time() - processor)
+
+    def run(self, step: Step) -> float:
+        """Time one step; returns its loss."""
+        self.begin()
+        loss = step()
+        self.end()
+        return loss
+
+    def medians(self) -> dict[str, float]:
+        """Return the median step in milliseconds, the warm-up left out."""
+        return {
+            "wall_ms": 1e3 * statistics.median(self.wall[_WARMUP_STEPS:]),
+            "processor_ms": 1e3 * statistics.median(self.processor[_WARMUP_STEPS:]),
+        }
+
+    def over(self, other: "Times", times: float = 1.0) -> dict[str, dict[str, float]]:
+        """Return medians and quartiles of own step i over `times` * the other's step i."""
+        return {
+            "wall": _ratio(self.wall, other.wall, times),
+            "processor": _ratio(self.processor, other.processor, times),
+        }
+
+
+def _ratio(over: Sequence[float], under: Sequence[float], times: float) -> dict[str, float]:
+    each = [a / (times * b) for a, b in zip(over, under, strict=True)][_WARMUP_STEPS:]
+    low, middle, high = statistics.quantiles(each, n=4, method="inclusive")
+    return {"median": middle, "low_quartile": low, "high_quartile": high}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One point of the grid."""
+
+    hidden: int
+    quant: QuantConfig
+    rows: TokenRows
+    batch_size: int
+    steps: int
+
+    @property
+    def total_steps(self) -> int:
+        return _WARMUP_STEPS + self.steps
+
+    @property
+    def run_config(self) -> RunConfig:
+        return RunConfig(
+            quant=self.quant,
+            lora=LoraConfig(rank=_RANK, alpha=float(_ALPHA)),
+            optim=OptimConfig(
+                lr=_LEARNING_RATE,
+                max_grad_norm=_MAX_GRAD_NORM,
+                batch_size=self.batch_size,
+                steps=self.total_steps,
+            ),
+            seed=_SEED,
+        )
+
+
+def setting_of(hidden: int, quant: QuantConfig, tokens: int, scale: float) -> Setting:
+    """Return a grid point with fresh random rows of at most _ROW_LENGTH tokens, all carrying loss."""
+    steps = max(8, round(STEPS_BY_TOKENS[tokens] * scale))
+    length = min(tokens, _ROW_LENGTH)
+    batch_size = tokens // length
+    num_rows = batch_size * (_WARMUP_STEPS + steps)
+    generator = torch.Generator().manual_seed(_SEED)
+    input_ids = torch.randint(3, _VOCABULARY, (num_rows, length), generator=generator)
+    targets = torch.full_like(input_ids, NO_LOSS)
+    targets[:, :-1] = input_ids[:, 1:]
+    rows = TokenRows(
+        input_ids_NT=input_ids.int(),
+        targets_NT=targets.int(),
+        segments_NT=None,
+        lengths_N=torch.full((num_rows,), length),
+        source_N=torch.arange(num_rows),
+    )
+    return Setting(hidden=hidden, quant=quant, rows=rows, batch_size=batch_size, steps=steps)
+
+
+def random_base(hidden: int, quant: QuantConfig) -> Base:
+    """Return a random Llama of stories260K's proportions, packed and frozen as `build_base` does it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    cure_bitsandbytes()
+    torch.manual_seed(_SEED)
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=hidden * 43 // 16,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        vocab_size=_VOCABULARY,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+    config._attn_implementation = "sdpa"
+    model = LlamaForCausalLM(config)
+    device = torch.device("cpu")
+    linears = tuple(block_linears(model))
+    pack_blocks(model, quant, device)
+    finish_base(model, quant, device)
+    return Base(
+        model=model,
+        tokenizer=None,
+        source=ModelSource(name="random", directory=None, revision=None),
+        fingerprint="random",
+        quant=quant,
+        linears=linears,
+        device=device,
+        from_cache=False,
+    )
+
+
+# The contenders ----------------------------------------------------------------------------------
+
+
+def harness_slot(shared: SharedBase, setting: Setting) -> Slot:
+    """Return one run's place in a cohort; of its data a slot reads the training rows only."""
+    job = Job(
+        config=setting.run_config,
+        run_id="bench",
+        directory=RunDirectory(Path("unused")),
+        data=cast(PreparedData, SimpleNamespace(train=setting.rows)),
+        provenance={},
+    )
+    return Slot(job, shared)
+
+
+def harness_step(shared: SharedBase, slots: Sequence[Slot]) -> Step:
+    """Return what `harness.training.session` does in a step of these slots, without files."""
+
+    def step() -> float:
+        gradients = packed_gradients(shared, [slot.next_work() for slot in slots])
+        for slot, gradient in zip(slots, gradients, strict=True):
+            slot.receive(gradient)
+        numbers = torch.stack([slot.clip() for slot in slots]).tolist()
+        for slot in slots:
+            slot.update()
+        return numbers[0][0]
+
+    return step
+
+
+def solo_step(setting: Setting) -> Step:
+    """Return the step of a run alone on a base of its own."""
+    shared = SharedBase(random_base(setting.hidden, setting.quant))
+    return harness_step(shared, [harness_slot(shared, setting)])
+
+
+def peft_model(setting: Setting) -> Any:
+    """Return PEFT's own model on an equal base, with the same initial adapter."""
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    base = random_base(setting.hidden, setting.quant)
+    torch.manual_seed(_SEED)
+    config = PeftConfig(r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear")
+    return get_peft_model(base.model, config).train()
+
+
+def batches(setting: Setting) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return (input_ids, targets) of every step in the harness's order, made in advance."""
+    rows, size = setting.rows, setting.batch_size
+    order = [batch_rows(len(rows), size, _SEED, step) for step in range(setting.total_steps)]
+    return [(b.input_ids_BT, b.targets_BT) for b in (rows.batch(part) for part in order)]
+
+
+def plain_step(setting: Setting) -> Step:
+    """Return the same step as a plain loop on PEFT."""
+    model = peft_model(setting)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=_LEARNING_RATE, weight_decay=0.0, fused=True)
+    ready = iter(batches(setting))
+
+    def step() -> float:
+        input_ids, targets = next(ready)
+        logits = model(input_ids=input_ids).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, _MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def trainer_steps(setting: Setting, between: Callable[[], None]) -> tuple[Times, float]:
+    """Train with transformers.Trainer, calling `between` after every step.
+
+    Returns the time of each step, all that the Trainer does between two calls, and the mean loss.
+    """
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    class Interleave(TrainerCallback):
+        """Ends a step's time where the Trainer says so and begins the next one's when all are done."""
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            times.begin()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.end()
+            between()
+            times.begin()
+
+    times = Times()
+
+    examples = [
+        {"input_ids": row, "labels": row}
+        for input_ids_BT, _ in batches(setting)
+        for row in input_ids_BT
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = TrainingArguments(
+            output_dir=directory,
+            per_device_train_batch_size=setting.batch_size,
+            max_steps=setting.total_steps,
+            learning_rate=_LEARNING_RATE,
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            max_grad_norm=_MAX_GRAD_NORM,
+            optim="adamw_torch_fused",
+            train_sampling_strategy="sequential",
+            logging_strategy="no",
+            save_strategy="no",
+            eval_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            remove_unused_columns=False,
+        )
+        trainer = Trainer(
+            model=peft_model(setting),
+            args=arguments,
+            train_dataset=cast(Any, examples),
+            callbacks=[Interleave()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        result = trainer.train()
+    return times, result.training_loss
+
+
+# Measuring ---------------------------------------------------------------------------------------
+
+
+def compare_loops(setting: Setting) -> dict[str, Any]:
+    """Interleave harness, plain loop and Trainer; their losses must agree."""
+    steps = {"harness": solo_step(setting), "plain": plain_step(setting)}
+    times = {name: Times() for name in steps}
+    losses: dict[str, list[float]] = {name: [] for name in steps}
+
+    def between() -> None:
+        for name in _turns(list(steps), len(losses["harness"])):
+            losses[name].append(times[name].run(steps[name]))
+
+    trainer_times, trainer_loss = trainer_steps(setting, between)
+    worst = max(abs(a - b) for a, b in zip(losses["harness"], losses["plain"], strict=True))
+    of_trainer = abs(statistics.fmean(losses["harness"]) - trainer_loss)
+    assert max(worst, of_trainer) < _SAME_LOSS, (worst, of_trainer)
+    return {
+        "steps": setting.steps,
+        "harness": times["harness"].medians(),
+        "plain": times["plain"].medians(),
+        "trainer": trainer_times.medians(),
+        "harness_over_plain": times["harness"].over(times["plain"]),
+        "harness_over_trainer": times["harness"].over(trainer_times),
+        "loss_difference_plain": worst,
+        "loss_difference_trainer": of_trainer,
+    }
+
+
+def _turns(names: list[str], turn: int) -> list[str]:
+    """Return the names, every other turn backwards."""
+    return names[::-1] if turn % 2 else names
+
+
+def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, Times]:
+    """Make all steps in turn, `rounds` times."""
+    times = {name: Times() for name in steps}
+    for turn in range(rounds):
+        for name in _turns(list(steps), turn):
+            times[name].run(steps[name])
+    return times
+
+
+def compare_formats(settings: dict[str, Setting]) -> dict[str, Any]:
+    """Interleave our step in all formats; ratios are over nf4."""
+    rounds = min(setting.total_steps for setting in settings.values())
+    times = interleaved({name: solo_step(s) for name, s in settings.items()}, rounds)
+    return {
+        name: spent.medians() | {"over_nf4": spent.over(times["nf4"])}
+        for name, spent in times.items()
+    }
+
+
+def compare_cohorts(setting: Setting) -> dict[str, Any]:
+    """Interleave cohorts of K equal runs, each on a base of its own; ratios are over K steps alone."""
+    setting = replace(setting, steps=max(6, setting.steps // 3))
+    steps = {}
+    for size in COHORT_SIZES:
+        shared = SharedBase(random_base(setting.hidden, setting.quant))
+        steps[str(size)] = harness_step(
+            shared, [harness_slot(shared, setting) for _ in range(size)]
+        )
+    times = interleaved(steps, setting.total_steps)
+    return {
+        str(size): times[str(size)].medians()
+        | {"over_alone": times[str(size)].over(times["1"], times=size)}
+        for size in COHORT_SIZES
+    }
+
+
+def measure(hidden: int, scale: float) -> dict[str, Any]:
+    """Measure the whole grid for one width."""
+    loops, formats, cohorts = {}, {}, {}
+    for tokens in STEPS_BY_TOKENS:
+        settings = {name: setting_of(hidden, q, tokens, scale) for name, q in FORMATS.items()}
+        loops[tokens] = {name: compare_loops(setting) for name, setting in settings.items()}
+        formats[tokens] = compare_formats(settings)
+        cohorts[tokens] = compare_cohorts(settings["nf4"])
+        print_rows(tokens, loops[tokens], formats[tokens], cohorts[tokens])
+    return {"loops": loops, "formats": formats, "cohorts_nf4": cohorts}
+
+
+# Output ------------------------------------------------------------------------------------------
+
+
+def print_header(hidden: int) -> None:
+    """Print the head of the table."""
+    columns = ["tokens", "format", "harness ms", "/ plain", "/ trainer", "/ nf4"]
+    columns += [f"K={size} / K alone" for size in COHORT_SIZES[1:]]
+    print(
+        f"\nhidden {hidden}; ratios of wall clock (of processor time)\n\n| {' | '.join(columns)} |"
+    )
+    print("|" + "---:|" * len(columns))
+
+
+def print_rows(
+    tokens: int, loops: dict[str, Any], formats: dict[str, Any], cohorts: dict[str, Any]
+) -> None:
+    """Print one row for each format; cohorts are measured in nf4."""
+    for name, loop in loops.items():
+        cells = [str(tokens), name, f"{loop['harness']['wall_ms']:.1f}"]
+        cells += [_shown(loop[key]) for key in TARGETS]
+        cells.append(_shown(formats[name]["over_nf4"]))
+        for size in COHORT_SIZES[1:]:
+            cells.append(_shown(cohorts[str(size)]["over_alone"]) if name == "nf4" else "")
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def _shown(ratio: dict[str, dict[str, float]]) -> str:
+    return f"{ratio['wall']['median']:.2f} ({ratio['processor']['median']:.2f})"
+
+
+def main() -> None:
+    """Measure, print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--hidden", type=int, default=64, help="width of the model")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")
+    options = parser.parse_args()
+    arguments = ["python", "-m", "bench.step", "--hidden", str(options.hidden)]
+    arguments += ["--scale", str(options.scale)]
+    torch.set_num_threads(1)  # the other cores are left to whatever else runs
+    before = psutil.getloadavg()[0]
+    print_header(options.hidden)
+    result = {
+        "measured_at": utc_now(),
+        "provenance": collect_provenance(arguments=arguments).as_tree(),
+        "torch_threads": torch.get_num_threads(),
+        "load_average_before": before,
+        "hidden": options.hidden,
+        "targets": TARGETS,
+        **measure(options.hidden, options.scale),
+        "load_average_after": psutil.getloadavg()[0],
+    }
+    name = "step.json" if options.hidden == 64 else f"step_hidden{options.hidden}.json"
+    _RESULTS.mkdir(parents=True, exist_ok=True)
+    (_RESULTS / name).write_text(json.dumps(result, indent=2) + "\n")
+    print(
+        f"\nload {before:.1f} before, {psutil.getloadavg()[0]:.1f} after; in bench/results/{name}"
+    )
+
+
+if __name__ == "__main__":
+    main()
