@@ -4,8 +4,11 @@ Must import nothing heavy: `harness --help` answers in well under a second.
 """
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn
 
 from harness.errors import RequestError, near_names
 
@@ -26,16 +29,44 @@ exit codes: 0 done; 1 the work failed; 2 the request was wrong and nothing was t
 130 interrupted, the same command resumes
 """
 
+_FLAGS = {  # option of a command: how many values follow it
+    "--json": 0,
+    "--help": 0,
+    "-h": 0,
+    "--hydra-help": 0,
+    "--cfg": 1,
+    "-c": 1,
+    "--package": 1,
+    "-p": 1,
+    "--resolve": 0,
+    "--info": 1,
+    "-i": 1,
+}
+_CFG = ("job", "hydra", "all")
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_SHELLS = ("bash", "zsh", "fish")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with the documented code."""
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(dispatch(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """End as Ctrl-C does. While a run trains, `harness.training.stop` has a politer handler."""
+    raise KeyboardInterrupt
 
 
 def dispatch(arguments: list[str]) -> int:
     """Return the exit code of one command line."""
+    return exit_code_of(lambda: _dispatch(arguments))
+
+
+def exit_code_of(action: Callable[[], int]) -> int:
+    """Do `action`, say on standard error what went wrong, and return the documented exit code."""
     try:
-        return _dispatch(arguments)
+        return action()
     except RequestError as error:
         for line in str(error).splitlines():
             print(f"harness: {line}", file=sys.stderr)
@@ -46,72 +77,137 @@ def dispatch(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 130
+    except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(commands="\n".join(f"  {n:<8} {what}" for n, what in COMMANDS.items())))
-        return 0 if arguments else 2
+    if not arguments:
+        print(_usage(), end="", file=sys.stderr)
+        return 2
     command, rest = arguments[0], arguments[1:]
-    if command == "--version":
-        from harness import __version__
+    match command:
+        case "-h" | "--help" | "help":
+            print(_usage(), end="")
+            return 0
+        case "--version":
+            from harness import __version__
 
-        print(__version__)
+            print(__version__)
+            return 0
+        case "-sc" | "--shell-completion":
+            return _complete(rest)
+        case _ if command not in COMMANDS:
+            known = (*COMMANDS, "--help", "--version", "-sc")
+            raise RequestError(
+                f"unknown command {command!r}{near_names(command, known)}; "
+                f"commands: {', '.join(COMMANDS)}"
+            )
+    flags, overrides = _split(command, rest)
+    names = [flag[0] for flag in flags]
+    if "--help" in names or "-h" in names:
+        from harness.commands.run_help import run_help
+
+        print(run_help(overrides), end="")
         return 0
-    if command in ("-sc", "--shell-completion"):
-        return _complete(rest)
-    if command not in COMMANDS:
-        raise RequestError(
-            f"unknown command {command!r}{near_names(command, COMMANDS)}; "
-            f"commands: {', '.join(COMMANDS)}"
-        )
-    as_json = "--json" in rest
-    rest = [argument for argument in rest if argument != "--json"]
-    if any(argument.startswith("-") for argument in rest):
-        return _hydra_flags(command, rest)
+    if any(name != "--json" for name in names):
+        return _hydra_flags(command, flags, overrides)
     from harness.commands.run import run_command
 
-    return run_command(rest, as_json=as_json)
+    return run_command(overrides, as_json="--json" in names)
 
 
-def _hydra_flags(command: str, arguments: list[str]) -> int:
-    """Let Hydra answer its own flags (--help, --cfg, --info, --hydra-help, …); nothing is trained."""
-    import hydra
+def _usage() -> str:
+    return USAGE.format(commands="\n".join(f"  {n:<8} {what}" for n, what in COMMANDS.items()))
 
-    from harness.compose import conf_directory, prepare_overrides, register_schema
 
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    answers = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")
-    if not any(flag.split("=")[0] in answers for flag in flags):
-        raise RequestError(
-            f"unknown option {flags[0]!r}{near_names(flags[0], answers)}; `harness {command}` takes "
-            f"key=value overrides, --json, {', '.join(answers)}"
-        )
-    register_schema()
-    overrides = [a for a in arguments if not a.startswith("-") and "=" in a]
-    others = [a for a in arguments if a not in overrides]
-    sys.argv = [f"harness {command}", *others, *prepare_overrides(overrides)]
-    hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")(
-        lambda _: None
-    )()
+# Options -----------------------------------------------------------------------------------------
+
+
+def _split(command: str, arguments: list[str]) -> tuple[list[list[str]], list[str]]:
+    """Return the options, each with its value if it has one, and the overrides."""
+    flags: list[list[str]] = []
+    overrides: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        name, equals, value = argument.partition("=")
+        if name not in _FLAGS or (equals and not _FLAGS[name]):
+            raise RequestError(
+                f"unknown option {argument!r}{near_names(name, _FLAGS)}; `harness {command}` takes "
+                f"key=value overrides and {', '.join(_FLAGS)}"
+            )
+        flag = [name]
+        if _FLAGS[name]:
+            flag.append(value if equals else next(waiting, ""))
+        flags.append(flag)
+    return flags, overrides
+
+
+def _hydra_flags(command: str, flags: list[list[str]], overrides: list[str]) -> int:
+    """Let Hydra answer its own options (--cfg, --info, --hydra-help); nothing is trained."""
+    from harness.compose import compose_run, prepare_overrides
+
+    for name, *value in flags:
+        for names, choices in ((("--cfg", "-c"), _CFG), (("--info", "-i"), _INFO)):
+            if name in names and value[0] not in choices:
+                got = value[0] or "nothing"
+                raise RequestError(f"{name} takes one of {', '.join(choices)}, got {got}")
+    compose_run(overrides)  # refuses what is wrong in our words
+    words = [word for flag in flags if flag[0] != "--json" for word in flag]
+    shows_job = any(flag in (["--cfg", "job"], ["-c", "job"]) for flag in flags)
+    if shows_job and "--resolve" not in words:
+        words.append("--resolve")  # what would run, not how it is derived
+    _hydra([f"harness {command}", *words, *prepare_overrides(overrides)])
     return 0
 
 
-def _complete(arguments: list[str]) -> int:
-    """Answer Hydra's shell completion; the shell asks with the whole line in COMP_LINE."""
+def _hydra(argv: list[str]) -> None:
+    """Run Hydra's command line on our configuration, with a task that does nothing."""
     import hydra
 
     from harness.compose import conf_directory, register_schema
 
-    words = os.environ.get("COMP_LINE", "").split(" ")
-    if arguments and arguments[0].startswith("query=") and len(words) <= 2:
-        print("\n".join(name for name in COMMANDS if name.startswith(words[-1])))
-        return 0
     register_schema()
-    if len(words) > 2 and words[1] in COMMANDS:  # Hydra knows one command, not commands of a script
-        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
-    sys.argv = ["harness", "-sc", *arguments]
+    sys.argv = argv
     hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")(
         lambda _: None
     )()
+
+
+# Shell completion --------------------------------------------------------------------------------
+
+
+def _complete(arguments: list[str]) -> int:
+    """Answer Hydra's shell completion; the shell asks with the whole line in COMP_LINE."""
+    action, _, shell = (arguments[0] if len(arguments) == 1 else "").partition("=")
+    if action not in ("install", "uninstall", "query") or shell not in _SHELLS:
+        raise RequestError(
+            f"-sc {' '.join(arguments)}".rstrip()
+            + " is no request for shell completion; write -sc install=bash (or zsh, fish), and "
+            'eval "$(harness -sc install=bash)" to use it'
+        )
+    if action == "query":
+        line = os.environ.get("COMP_LINE", "")
+        words = line.split() + ([""] if line.endswith(" ") else [])
+        if len(words) <= 2:
+            _print_completions((*COMMANDS, "--help", "--version"), words[-1] if words else "")
+            return 0
+        if words[-1].startswith("-"):
+            _print_completions(_FLAGS, words[-1])
+            return 0
+        if words[-2] in ("--cfg", "-c", "--info", "-i"):
+            _print_completions(_CFG if words[-2] in ("--cfg", "-c") else _INFO, words[-1])
+            return 0
+        overrides = [word for word in words[2:-1] if "=" in word]
+        # Hydra knows one command, not commands of a script.
+        os.environ["COMP_LINE"] = " ".join([words[0], *overrides, words[-1]])
+    _hydra(["harness", "-sc", *arguments])
     return 0
+
+
+def _print_completions(words: Sequence[str] | dict[str, int], prefix: str) -> None:
+    print("\n".join(word for word in words if word.startswith(prefix)))

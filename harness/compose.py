@@ -3,15 +3,19 @@
 Must not import torch, transformers or wandb.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import harness
-from harness.config import FloatType, RunConfig
+from harness.config import FloatType, PathsConfig, RunConfig
 from harness.devices import resolved_device
 from harness.errors import RequestError, near_names
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 EXCLUSIVE = (("lora.alpha", "lora.alpha_over_rank"), ("optim.steps", "optim.epochs"))
 """Pairs of which exactly one is given; one on the command line takes the place of the other's default."""
@@ -84,7 +88,15 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(_first_lines(error)) from error
     assert isinstance(config, RunConfig)
+    _expand_home(config.paths)
     return config
+
+
+def _expand_home(paths: PathsConfig) -> None:
+    """Write `~` out: a shell expands it only at the start of a word, not in `paths.out=~/runs`."""
+    paths.out = str(Path(paths.out).expanduser())
+    if paths.cache is not None:
+        paths.cache = str(Path(paths.cache).expanduser())
 
 
 def config_tree(config: RunConfig) -> dict[str, Any]:
@@ -97,20 +109,11 @@ def config_tree(config: RunConfig) -> dict[str, Any]:
 
 def prepare_overrides(overrides: Sequence[str]) -> list[str]:
     """Check the keys and options of `overrides` and write our two short forms out in full."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
     options = group_options()
     prepared: list[str] = []
     given: set[str] = set()
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException as error:
-            raise RequestError(
-                f"{text!r} is no override; write key=value, group=option, +key=value or ~key"
-            ) from error
+    for given_text in overrides:
+        text, override = _parsed(given_text)
         key = override.key_or_group
         given.add(key)
         if key.split(".")[0].split("/")[0] == "hydra":
@@ -122,11 +125,60 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
             )
         _check_key(key, options)
         value = override.value()
-        if key in options and isinstance(value, str) and not override.is_delete():
+        if key in _LIST_KEYS and isinstance(value, str):
+            raise RequestError(f"{text} must be a list; write {key}=[{value}]")
+        if key in options and not override.is_delete():
             prepared += _group_override(text, key, value, options[key])
         else:
             prepared.append(text)
     return prepared + _dropped_defaults(given)
+
+
+def _parsed(text: str) -> tuple[str, "Override"]:
+    """Return an override and its text, with a name or path that the grammar cannot take quoted.
+
+    The grammar wants quotes inside quotes around `model='/models/a (b)'`, which a shell makes hard to type.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    try:
+        return text, parser.parse_override(text)
+    except HydraException as error:
+        key, equals, value = text.partition("=")
+        if equals and key.lstrip("+") in _TEXT_KEYS:
+            quoted = f"{key}={_quoted(value)}"
+            return quoted, parser.parse_override(quoted)
+        raise RequestError(
+            f"{text!r} is no override; write key=value, group=option, +key=value or ~key"
+        ) from error
+
+
+_TEXT_KEYS = (
+    FREE_GROUP,
+    "model.name",
+    "data.path",
+    "data.validation_path",
+    "data.test_path",
+    "data.hub",
+    "eval.choice_path",
+    "eval.choice_shots_path",
+    "paths.out",
+    "paths.cache",
+)
+"""Keys whose value is a path or a name, never a list or a choice."""
+
+_LIST_KEYS = ("lora.target_modules", "tracker.tags")
+
+
+def _quoted(value: str) -> str:
+    """Return `value` as a string of Hydra's grammar, where only a backslash before a quote escapes."""
+    return "'" + re.sub(r"(\\*)('|$)", _escaped, value) + "'"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[1] * 2 + ("\\'" if match[2] else "")
 
 
 def _check_key(key: str, options: dict[str, list[str]]) -> None:
@@ -139,15 +191,16 @@ def _check_key(key: str, options: dict[str, list[str]]) -> None:
         )
 
 
-def _group_override(text: str, group: str, value: str, options: list[str]) -> list[str]:
+def _group_override(text: str, group: str, value: Any, options: list[str]) -> list[str]:
     if value in options:
         return [text]
-    if group == FREE_GROUP:
-        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-        return [f"{group}.name='{quoted}'"]
+    if group == FREE_GROUP and isinstance(value, str) and value.strip():
+        return [f"{group}.name={_quoted(value)}"]
+    shown = text.partition("=")[2]
+    free = ", a directory or a Hugging Face id" if group == FREE_GROUP else ""
     raise RequestError(
-        f"{group}={value} is no option of {group}{near_names(value, options)}; "
-        f"options: {', '.join(options)}"
+        f"{group}={shown} is no option of {group}{near_names(shown, options)}; "
+        f"give one of {', '.join(options)}{free}"
     )
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -37,26 +38,29 @@ class RunDisplay:
         self._interactive = self._console.is_terminal
         self._said_at = 0.0
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            expand=True,
         )
-        self._task = self._bar.add_task(run_id, total=None, loss="—", speed="—")
+        self._task = self._bar.add_task("loading", total=None, loss="—", speed="—")
         self._run_id = run_id
 
     def __enter__(self) -> Self:
-        if self._interactive:
+        if self._interactive:  # the id stands above the bar, which needs the width
+            self._console.print(self._run_id, soft_wrap=True)
             self._bar.start()
         else:
             self._console.print(f"{self._run_id}: loading", soft_wrap=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._interactive:  # elsewhere it would leave an empty line
+            self._bar.stop()
 
     def show(self, event: "Event") -> None:
         """Show what the session has just reported."""
@@ -70,7 +74,14 @@ class RunDisplay:
         loss = format_value("train/loss", event.values["train/loss"])
         tokens = format_value("throughput/input_tokens_per_second", speed)
         if self._interactive:
-            self._bar.update(self._task, completed=done, total=total, loss=loss, speed=tokens)
+            self._bar.update(
+                self._task,
+                description="training",
+                completed=done,
+                total=total,
+                loss=loss,
+                speed=tokens,
+            )
             return
         now = time.monotonic()
         if now - self._said_at >= _PLAIN_SECONDS or done == total:
@@ -86,33 +97,47 @@ def print_result(record: Record, directory: RunDirectory, *, as_json: bool) -> N
     """Print the record's file, or a table of before, after and cost with where the adapter is."""
     if as_json:
         print(directory.record.read_text(encoding="utf-8"), end="")
-        return
-    console = Console(highlight=False)
-    console.print(_quality_table(record))
-    console.print(_cost_table(record))
-    if record.status is RunStatus.completed:
-        console.print(f"adapter  {directory.adapter}", soft_wrap=True)
-    console.print(f"record   {directory.record}", soft_wrap=True)
-    for note in record.notes:
-        console.print(f"note     {note}", soft_wrap=True, markup=False)
+    else:
+        _print_tables(record, directory)
     if record.error is not None:
         sys.stdout.flush()
-        print(f"harness: {record.status.value}: {record.error}", file=sys.stderr)
+        resumes = record.status in (
+            RunStatus.interrupted,
+            RunStatus.failed,
+            RunStatus.out_of_memory,
+        )
+        hint = "; the same command goes on from the last checkpoint" if resumes else ""
+        print(f"harness: {record.status.value}: {record.error}{hint}", file=sys.stderr)
+
+
+def _print_tables(record: Record, directory: RunDirectory) -> None:
+    console = Console(highlight=False)
+
+    def line(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False)
+
+    line(f"{record.run_id}: {record.status.value}")
+    if record.evals:
+        console.print(_quality_table(record))
+    if record.metrics:
+        console.print(_cost_table(record))
+    if record.status is RunStatus.completed:
+        line(f"adapter  {directory.adapter}")
+    line(f"record   {directory.record}")
+    for note in record.notes:
+        line(f"note     {note}")
 
 
 def _quality_table(record: Record) -> Table:
     before, after = record.evals.get("before", {}), record.evals.get("after", {})
-    table = Table(title=f"{record.run_id}: {record.status.value}", title_justify="left")
-    for heading in ("metric", "before", "after", "n"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    table = _plain_table("metric", "before", "after", "n")
     for name in [name for name in METRICS if name in before or name in after]:
         result = after.get(name) or before[name]
-        label = f"{METRICS[name].label} {_ARROWS[METRICS[name].direction]}"
         table.add_row(
-            label,
+            f"{METRICS[name].label} {_ARROWS[METRICS[name].direction]}",
             _estimate(name, before.get(name)),
             _estimate(name, after.get(name)),
-            f"{result.n}",
+            f"{result.n:,}",
         )
     return table
 
@@ -129,10 +154,24 @@ def _estimate(name: str, result: Estimate | None) -> str:
 
 
 def _cost_table(record: Record) -> Table:
-    table = Table(show_header=True)
+    table = _plain_table("cost", "")
     for name in _COST:
-        table.add_column(METRICS[name].label, justify="right")
-    table.add_column("wall-clock", justify="right")
-    seconds = "—" if record.wall_seconds is None else f"{record.wall_seconds:.1f} s"
-    table.add_row(*(format_value(name, record.metrics.get(name)) for name in _COST), seconds)
+        table.add_row(METRICS[name].label, _with_unit(name, record.metrics.get(name)))
+    table.add_row(
+        "wall-clock", "—" if record.wall_seconds is None else f"{record.wall_seconds:.1f} s"
+    )
+    return table
+
+
+def _with_unit(name: str, value: float | None) -> str:
+    """Print a value with its unit where neither its label nor its digits say it."""
+    text = format_value(name, value)
+    return f"{text} ms" if METRICS[name].unit == "ms" and value is not None else text
+
+
+def _plain_table(*headings: str) -> Table:
+    """Return an empty table without frame, the first column to the left and numbers to the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
     return table

@@ -5,20 +5,14 @@ what a run costs cannot be read off a process that it shares.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.frame import flat_rows
 from analysis.table import comparison_table
-from harness.base.source import find_model, model_fingerprint
-from harness.commands.run import check, make_job, settled_record
+from harness.commands.together import run_together
 from harness.compose import compose_run
-from harness.config import RunConfig
-from harness.data.check import data_fingerprint
-from harness.identity import Identity, identify
 from harness.record import Record
-from harness.run_directory import RunDirectory
 
 FORMATS = ("none", "nf4", "nf4_dq", "int4")
 RANKS = (2, 8)
@@ -36,15 +30,16 @@ def main(arguments: Sequence[str]) -> int:
         for r in RANKS
         for s in SEEDS
     ]
+    training = [a for a in arguments if not a.startswith("eval")]
     alone = [
         compose_run(
-            [f"quant={f}", f"lora.rank={r}", *arguments, f"optim.steps={PROBE_STEPS}", *COST_ONLY]
+            [f"quant={f}", f"lora.rank={r}", *training, f"optim.steps={PROBE_STEPS}", *COST_ONLY]
         )
         for f in FORMATS
         for r in RANKS
     ]
-    quality = [r for cohort in _by_format(grid) for r in train_together(cohort, len(cohort))]
-    cost = [r for cohort in _by_format(alone) for r in train_together(cohort, 1)]
+    quality = run_together(grid, capacity=len(RANKS) * len(SEEDS))
+    cost = run_together(alone, capacity=1)
     text = _tables(quality, cost)
     out = Path(grid[0].paths.out) / "demo"
     out.mkdir(parents=True, exist_ok=True)
@@ -52,55 +47,6 @@ def main(arguments: Sequence[str]) -> int:
     print(text)
     print(f"table    {out / 'table.md'}\nrecords  {Path(grid[0].paths.out) / 'runs'}")
     return 0
-
-
-def _by_format(configs: Sequence[RunConfig]) -> Iterator[list[RunConfig]]:
-    keys = list(dict.fromkeys((c.quant.format, c.quant.double_quant) for c in configs))
-    for key in keys:
-        yield [c for c in configs if (c.quant.format, c.quant.double_quant) == key]
-
-
-def train_together(configs: Sequence[RunConfig], capacity: int) -> list[Record]:
-    """Train runs that share model, format and data, `capacity` at a time; settled ones are only read."""
-    first = configs[0]
-    source = find_model(first.model)
-    memo = Path(first.paths.cache or Path(first.paths.out) / "cache") / "fingerprints.json"
-    fingerprint = model_fingerprint(source, memo)
-    records: list[Record] = []
-    waiting: list[tuple[RunConfig, Identity, RunDirectory]] = []
-    for config in configs:
-        check(config)
-        identity = identify(
-            config, model_fingerprint=fingerprint, data_fingerprint=data_fingerprint(config.data)
-        )
-        directory = RunDirectory(Path(config.paths.out) / "runs" / identity.run_id)
-        settled = settled_record(directory)
-        if settled is None:
-            waiting.append((config, identity, directory))
-        else:
-            records.append(settled)
-    if not waiting:
-        return records
-
-    from harness.training.launch import open_base, prepare
-    from harness.training.session import RunEnded, train
-    from harness.training.stop import stop_on_signals
-
-    shared = open_base(first, source, fingerprint)
-    with ExitStack() as held, stop_on_signals() as stop:
-        for _, _, directory in waiting:
-            held.enter_context(directory.lock())
-        jobs = (
-            make_job(c, i, d, fingerprint, prepare(c, source, fingerprint).data)
-            for c, i, d in waiting
-        )
-        for event in train(shared, jobs, capacity=capacity, stop=stop):
-            if isinstance(event, RunEnded):
-                records.append(event.record)
-                print(f"{event.record.run_id}  {event.record.status.value}", file=sys.stderr)
-    if stop:
-        raise KeyboardInterrupt
-    return records
 
 
 def _tables(quality: list[Record], cost: list[Record]) -> str:

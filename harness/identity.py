@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harness.compose import config_tree
@@ -21,6 +22,7 @@ _BY_CONTENT = {
     "model": ("name", "revision", "trust_remote_code"),
     "data": ("path", "validation_path", "test_path", "hub", "hub_config", "hub_split", "revision"),
 }
+_EVAL_FILES = ("choice_path", "choice_shots_path")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,11 @@ class Identity:
 
 
 def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str) -> Identity:
-    """Return the identity of `config` on a model and data of these contents."""
+    """Return the identity of `config` on a model and data of these contents.
+
+    Reads the files of multiple-choice questions, which belong to the result like the data; `check_choices`
+    has seen that they are there.
+    """
     tree = config_tree(config)
     for section in _NOT_RESULT:
         del tree[section]
@@ -44,6 +50,12 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     over_rank = lora.pop("alpha_over_rank")
     lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
     lora["target_modules"] = sorted(lora["target_modules"])
+    optim = tree["optim"]
+    optim["micro_batch_size"] = optim["micro_batch_size"] or optim["batch_size"]
+    for key in _EVAL_FILES:
+        if (file := tree["eval"][key]) is not None:
+            content = Path(file).expanduser().read_bytes()
+            tree["eval"][key] = hashlib.sha256(content).hexdigest()
     seed = tree.pop("seed")
     tree |= {
         "numerics": NUMERICS_VERSION,
@@ -61,14 +73,23 @@ def _digest(tree: dict[str, Any]) -> str:
 def _slug(config: RunConfig) -> str:
     """Return words for a person who reads a directory listing; nothing ever parses them."""
     data = config.data
-    source = data.task or data.path or data.hub or "data"
+    source = data.task or _last_part(data.path, suffix=False) or _last_part(data.hub) or "data"
     quant = config.quant.format.value + ("_dq" if config.quant.double_quant else "")
     words = [
-        re.sub(r"\.\w+$", "", config.model.name.rstrip("/").split("/")[-1]),
-        re.sub(r"\.\w+$", "", source.rstrip("/").split("/")[-1]),
+        _last_part(config.model.name) or "model",
+        source,
         quant,
-        "+".join(config.lora.target_modules),
+        "+".join(sorted(config.lora.target_modules)),
         f"r{config.lora.rank}",
         f"s{config.seed}",
     ]
     return re.sub(r"[^\w.+-]", "_", "-".join(words))[:100]
+
+
+def _last_part(name: str | None, *, suffix: bool = True) -> str | None:
+    """Return the last part of a path or id as it is called on disk, however the path is spelt."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    path = path.resolve() if path.exists() else path
+    return path.name if suffix else path.stem

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from harness.base.blocks import block_linears, finish_base, pack_blocks
 from harness.base.cache import cache_entry, load_entry, save_entry
@@ -103,7 +104,9 @@ def _refusing(source: ModelSource) -> Iterator[None]:
     """Turn what transformers raises for a model that cannot be had into a RequestError."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except RequestError:  # by a function within, which has said it all
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = source.location if source.directory else f"Hugging Face id {source.location}"
         raise RequestError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import harness
+from harness.base.hub import resolve_hub_model
 from harness.config import ModelConfig
 from harness.errors import RequestError
 
@@ -26,8 +27,9 @@ class ModelSource:
     name: str
     """As the user gave it."""
     directory: Path | None
-    """The local directory; None for a Hugging Face id."""
+    """The local directory; None for a Hugging Face id that the hub is asked for."""
     revision: str | None
+    """The commit that a Hugging Face id meant when the run was asked for; None for a directory."""
 
     @property
     def location(self) -> str:
@@ -37,6 +39,8 @@ class ModelSource:
 
 def find_model(config: ModelConfig) -> ModelSource:
     """Return where `config` points to, or raise RequestError if nothing loadable can be there."""
+    if not config.name.strip():
+        raise RequestError("model.name is empty; give `embedded`, a directory or a Hugging Face id")
     if config.name == EMBEDDED:
         directory = Path(harness.__file__).parent / "embedded" / "model"
     elif (path := Path(config.name).expanduser()).exists():
@@ -52,7 +56,7 @@ def find_model(config: ModelConfig) -> ModelSource:
             "meta-llama/Llama-3.2-1B"
         )
     else:
-        return ModelSource(name=config.name, directory=None, revision=config.revision)
+        return _from_hub(config)
     if config.revision is not None:
         raise RequestError(
             f"model.revision={config.revision} would be ignored: {config.name} is a directory; "
@@ -60,6 +64,13 @@ def find_model(config: ModelConfig) -> ModelSource:
         )
     _check_directory(config.name, directory)
     return ModelSource(name=config.name, directory=directory, revision=None)
+
+
+def _from_hub(config: ModelConfig) -> ModelSource:
+    model = resolve_hub_model(config.name, config.revision)
+    if model.snapshot is not None:
+        _check_directory(config.name, model.snapshot)
+    return ModelSource(name=config.name, directory=model.snapshot, revision=model.commit)
 
 
 def _check_directory(name: str, directory: Path) -> None:
@@ -79,12 +90,12 @@ def _check_directory(name: str, directory: Path) -> None:
 
 
 def model_fingerprint(source: ModelSource, memo: Path) -> str:
-    """Return what identifies the weights: a content hash of a directory, or id@revision of a hub id.
+    """Return what identifies the weights: a content hash of a directory, or id@commit of a hub id.
 
     Hashes of files that have not changed since (path, size, mtime) are remembered in `memo`, a JSON file.
     """
-    if source.directory is None:
-        return f"{source.name}@{source.revision or 'main'}"
+    if source.directory is None or source.revision is not None:
+        return f"{source.name}@{source.revision}"
     known: dict[str, list] = _read_memo(memo)
     digest = hashlib.sha256()
     changed = False

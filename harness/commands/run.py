@@ -3,15 +3,17 @@
 Torch is imported only when everything that can be refused without it has been.
 """
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.base.source import find_model, model_fingerprint
 from harness.compose import compose_run
-from harness.config import RunConfig
+from harness.config import PathsConfig, RunConfig
 from harness.console import RunDisplay, print_result
 from harness.data.check import check_data, data_fingerprint
+from harness.errors import RequestError
 from harness.evals.choices import check_choices
 from harness.identity import Identity, identify
 from harness.provenance import collect_provenance, write_code_diff
@@ -42,6 +44,7 @@ def run(config: RunConfig) -> tuple[Record, RunDirectory]:
     """Train one run and return its record. A run that has ended well before is not trained again."""
     check(config)
     source = find_model(config.model)
+    check_writable(config.paths)
     memo = Path(config.paths.cache or Path(config.paths.out) / "cache") / "fingerprints.json"
     fingerprint = model_fingerprint(source, memo)
     identity = identify(
@@ -51,20 +54,44 @@ def run(config: RunConfig) -> tuple[Record, RunDirectory]:
     settled = settled_record(directory)
     if settled is not None:
         return settled, directory
+    if directory.path.is_dir():
+        with directory.lock():
+            pass  # a run that another process trains is refused before torch is loaded
 
     from harness.training.launch import open_base, prepare
     from harness.training.session import RunEnded, train
     from harness.training.stop import stop_on_signals
 
     prepared = prepare(config, source, fingerprint)
-    with directory.lock(), stop_on_signals() as stop, RunDisplay(identity.run_id) as display:
-        job = make_job(config, identity, directory, fingerprint, prepared.data)
+    with RunDisplay(identity.run_id) as display:
         shared = open_base(config, source, fingerprint)
-        for event in train(shared, iter([job]), capacity=1, stop=stop):
-            display.show(event)
-            if isinstance(event, RunEnded):
-                return event.record, directory
-    raise AssertionError("a session ends every run that it admits")
+        with directory.lock(), stop_on_signals() as stop:
+            settled = settled_record(directory)  # by a process that held the lock until just now
+            if settled is not None:
+                return settled, directory
+            job = make_job(config, identity, directory, fingerprint, prepared.data)
+            for event in train(shared, iter([job]), capacity=1, stop=stop):
+                display.show(event)
+                if isinstance(event, RunEnded):
+                    return event.record, directory
+    raise KeyboardInterrupt  # asked to stop before the run was admitted
+
+
+def check_writable(paths: PathsConfig) -> None:
+    """Create the directories of `paths` and refuse one that cannot be written to."""
+    for key, name in (("out", paths.out), ("cache", paths.cache)):
+        if name is None:
+            continue
+        directory = Path(name)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        except OSError as error:
+            raise RequestError(
+                f"paths.{key}={name} cannot be written to: {error.strerror} "
+                f"({directory.absolute()}); give a directory that this user can create files in"
+            ) from error
 
 
 def check(config: RunConfig) -> None:

@@ -1,0 +1,99 @@
+"""The import rules of the design: imports point one way, and readers of records load nothing heavy."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "transformers", "wandb", "peft", "bitsandbytes", "datasets")
+
+# From top to bottom: a module may import from its own layer and from those below it.
+LAYERS = (
+    ("cli", "__main__", "demo"),
+    ("commands",),
+    ("console",),
+    ("training",),
+    ("adapters", "evals", "measure"),
+    ("base", "tracking"),
+    ("data", "validate", "identity", "provenance"),
+    ("embedded",),
+    ("compose",),
+    ("record", "wandb_file"),
+    ("run_directory", "metrics_log", "devices"),
+    ("config", "metrics", "errors", "redact"),
+)
+RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+MODULES = sorted((ROOT / "harness").rglob("*.py"))
+ANALYSIS = sorted((ROOT / "analysis").rglob("*.py"))
+
+
+def imported(file: Path) -> Iterator[tuple[str, ast.AST]]:
+    """Yield every module that `file` imports at run time, wherever the import stands."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            skipped.update(inner for part in node.body for inner in ast.walk(part))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield node.module or "", node
+
+
+def part_of(module: str) -> str:
+    """Return the part of the harness that a dotted module name belongs to."""
+    return module.split(".")[1] if "." in module else ""
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_harness_imports_from_its_own_layer_or_below(file):
+    own = part_of(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    if own == "__init__":
+        return
+    for module, _ in imported(file):
+        assert own == "demo" or module.split(".")[0] != "analysis", f"{file} imports {module}"
+        part = part_of(module)
+        if module.split(".")[0] == "harness" and part:
+            assert RANK[part] >= RANK[own], f"{own} must not import {module}"
+
+
+@pytest.mark.parametrize("file", ANALYSIS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_analysis_reads_only_records_and_metrics(file):
+    for module, _ in imported(file):
+        if module.split(".")[0] == "harness":
+            assert module in ("harness.record", "harness.metrics"), f"{file} imports {module}"
+        assert module.split(".")[0] not in HEAVY
+
+
+@pytest.mark.parametrize("part", sorted(RANK))
+def test_every_layer_names_parts_that_exist(part):
+    path = ROOT / "harness" / part
+    assert path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def test_readers_and_the_way_to_a_refusal_load_nothing_heavy():
+    analysis = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in ANALYSIS]
+    light = [
+        *("harness.config", "harness.record", "harness.metrics", "harness.cli", "harness.compose"),
+        *("harness.validate", "harness.identity", "harness.commands.run", "harness.console"),
+        *("harness.commands.run_help", "harness.data.check", "harness.base.source"),
+        *(name.removesuffix(".__init__") for name in analysis),
+    ]
+    code = (
+        "import importlib, json, sys\n"
+        f"for name in {light!r}: importlib.import_module(name)\n"
+        f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert json.loads(done.stdout) == []
