@@ -144,8 +144,10 @@ class Setting:
         )
 
 
-def setting_of(hidden: int, quant: QuantConfig, tokens: int, scale: float) -> Setting:
-    """Return a grid point with fresh random rows of at most _ROW_LENGTH tokens, all carrying loss."""
+def setting_of(
+    hidden: int, quant: QuantConfig, tokens: int, scale: float, loss_share: float
+) -> Setting:
+    """Return a grid point of fresh random rows, the last `loss_share` of each carrying loss."""
     steps = max(8, round(STEPS_BY_TOKENS[tokens] * scale))
     length = min(tokens, _ROW_LENGTH)
     batch_size = tokens // length
@@ -153,7 +155,8 @@ def setting_of(hidden: int, quant: QuantConfig, tokens: int, scale: float) -> Se
     generator = torch.Generator().manual_seed(_SEED)
     input_ids = torch.randint(3, _VOCABULARY, (num_rows, length), generator=generator)
     targets = torch.full_like(input_ids, NO_LOSS)
-    targets[:, :-1] = input_ids[:, 1:]
+    first = round((1 - loss_share) * length)
+    targets[:, first:-1] = input_ids[:, first + 1 :]
     rows = TokenRows(
         input_ids_NT=input_ids.int(),
         targets_NT=targets.int(),
@@ -291,11 +294,11 @@ def trainer_steps(setting: Setting, between: Callable[[], None]) -> tuple[Times,
             times.begin()
 
     times = Times()
-
+    no_loss = torch.tensor([NO_LOSS])
     examples = [
-        {"input_ids": row, "labels": row}
-        for input_ids_BT, _ in batches(setting)
-        for row in input_ids_BT
+        {"input_ids": row, "labels": torch.cat([no_loss, targets[:-1]])}  # it shifts by itself
+        for input_ids_BT, targets_BT in batches(setting)
+        for row, targets in zip(input_ids_BT, targets_BT, strict=True)
     ]
     with tempfile.TemporaryDirectory() as directory:
         arguments = TrainingArguments(
@@ -398,11 +401,14 @@ def compare_cohorts(setting: Setting) -> dict[str, Any]:
     }
 
 
-def measure(hidden: int, scale: float) -> dict[str, Any]:
+def measure(hidden: int, scale: float, loss_share: float) -> dict[str, Any]:
     """Measure the whole grid for one width."""
     loops, formats, cohorts = {}, {}, {}
     for tokens in STEPS_BY_TOKENS:
-        settings = {name: setting_of(hidden, q, tokens, scale) for name, q in FORMATS.items()}
+        settings = {
+            name: setting_of(hidden, quant, tokens, scale, loss_share)
+            for name, quant in FORMATS.items()
+        }
         loops[tokens] = {name: compare_loops(setting) for name, setting in settings.items()}
         formats[tokens] = compare_formats(settings)
         cohorts[tokens] = compare_cohorts(settings["nf4"])
@@ -445,9 +451,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--hidden", type=int, default=64, help="width of the model")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")
+    parser.add_argument(
+        "--loss-share",
+        type=float,
+        default=1.0,
+        help="share of the positions that carry loss; instruction data have about a half",
+    )
     options = parser.parse_args()
     arguments = ["python", "-m", "bench.step", "--hidden", str(options.hidden)]
-    arguments += ["--scale", str(options.scale)]
+    arguments += ["--scale", str(options.scale), "--loss-share", str(options.loss_share)]
     torch.set_num_threads(1)  # the other cores are left to whatever else runs
     before = psutil.getloadavg()[0]
     print_header(options.hidden)
@@ -458,10 +470,13 @@ def main() -> None:
         "load_average_before": before,
         "hidden": options.hidden,
         "targets": TARGETS,
-        **measure(options.hidden, options.scale),
+        "loss_share": options.loss_share,
+        **measure(options.hidden, options.scale, options.loss_share),
         "load_average_after": psutil.getloadavg()[0],
     }
-    name = "step.json" if options.hidden == 64 else f"step_hidden{options.hidden}.json"
+    width = "" if options.hidden == 64 else f"_hidden{options.hidden}"
+    share = "" if options.loss_share == 1 else f"_loss{options.loss_share:g}"
+    name = f"step{width}{share}.json"
     _RESULTS.mkdir(parents=True, exist_ok=True)
     (_RESULTS / name).write_text(json.dumps(result, indent=2) + "\n")
     print(

@@ -53,7 +53,7 @@ def _no_gpu(monkeypatch):
         ("optim=paged_adamw_32bit", ["paged_adamw_32bit", "optim=adamw"]),
         ("eval=loss eval.max_new_tokens=8", ["eval.max_new_tokens", "ignored"]),
         ("eval.every_steps=0", ["eval.every_steps=0"]),
-        ("eval.every_steps=151", ["eval.every_steps=151", "150"]),
+        ("optim.steps=150 eval.every_steps=151", ["eval.every_steps=151", "150"]),
         ("eval.keep_best=true", ["eval.keep_best", "eval.every_steps"]),
         ("resources.device=gpu", ["resources.device=gpu", "cuda:N"]),
         ("resources.device=cuda", ["resources.device=cuda", "cpu"]),
