@@ -58,13 +58,22 @@ def run(config: RunConfig) -> tuple[Record, RunDirectory]:
         with directory.lock():
             pass  # a run that another process trains is refused before torch is loaded
 
+    from harness.measure.memory import is_out_of_memory
+    from harness.training.entry import record_without_base
     from harness.training.launch import open_base, prepare
     from harness.training.session import RunEnded, train
     from harness.training.stop import stop_on_signals
 
     prepared = prepare(config, source, fingerprint)
     with RunDisplay(identity.run_id) as display:
-        shared = open_base(config, source, fingerprint)
+        try:
+            shared = open_base(config, source, fingerprint)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            with directory.lock():
+                job = make_job(config, identity, directory, fingerprint, prepared.data)
+                return record_without_base(job, error), directory
         with directory.lock(), stop_on_signals() as stop:
             settled = settled_record(directory)  # by a process that held the lock until just now
             if settled is not None:

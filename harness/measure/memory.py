@@ -23,6 +23,13 @@ def distinct_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(storages.values())
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether `error` is an allocation that failed; torch's CPU allocator has no type of its own."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseSize:
     """What a frozen base weighs."""

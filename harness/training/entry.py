@@ -4,8 +4,11 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+import torch
+
 from harness.adapters.shared import SharedBase
 from harness.compose import config_tree
+from harness.devices import resolved_device
 from harness.measure.memory import PhasePeak, distinct_bytes, process_peak_bytes
 from harness.metrics import MEMORY_PARTS, memory_part_name
 from harness.metrics_log import MetricsLog
@@ -19,6 +22,27 @@ from harness.training.checkpoint import (
 from harness.training.job import Job
 from harness.training.optimizers import optimizer_tensors
 from harness.training.slot import Slot
+
+
+def record_without_base(job: Job, error: BaseException) -> Record:
+    """Write and return the record of a run whose base did not fit into memory."""
+    record = Record(
+        run_id=job.run_id,
+        status=RunStatus.out_of_memory,
+        config=config_tree(job.config),
+        metrics={"memory/load_peak_bytes": PhasePeak(job_device(job)).read()},
+        provenance=job.provenance,
+        error=f"while loading the base: {(str(error).splitlines() or ['no memory'])[0]}",
+        notes=job.notes,
+    )
+    job.directory.write_config(record.config)
+    write_record(job.directory.record, record)
+    return record
+
+
+def job_device(job: Job) -> torch.device:
+    """Return the device that a job asks for."""
+    return torch.device(resolved_device(job.config.resources.device))
 
 
 class RunEntry:

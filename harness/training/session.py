@@ -16,7 +16,7 @@ import torch
 from harness.adapters.shared import SharedBase, rewrites_base
 from harness.errors import RunFailed
 from harness.evals.evaluate import evaluate_model
-from harness.measure.memory import SavedBytes
+from harness.measure.memory import SavedBytes, is_out_of_memory
 from harness.record import Estimate, Record, RunStatus
 from harness.training.cohort import Gradient, packed_gradients
 from harness.training.entry import RunEntry
@@ -95,8 +95,6 @@ def _admit(
         try:
             entry.start()
             _evaluate_before(session, entry)
-        except torch.OutOfMemoryError as error:
-            yield _end(session, entry, RunStatus.out_of_memory, _first_line(error))
         except Exception as error:
             yield _fail(session, entry, error)
 
@@ -161,7 +159,7 @@ def _group_gradients(session: _Session, group: list[RunEntry]) -> list[tuple[Run
         if len(group) == 1:
             return [(group[0], error)]
         parts = [[entry] for entry in group]
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             half = session.group_size = math.ceil(len(group) / 2)
             parts = [group[:half], group[half:]]
             note = f"out of memory with {len(group)} runs in a pass; went on with {half}"
@@ -209,8 +207,6 @@ def _after_micro_step(session: _Session, entry: RunEntry, outcome: Outcome) -> I
         yield StepDone(entry, values)
     except Diverged as error:
         yield _end(session, entry, RunStatus.diverged, str(error))
-    except torch.OutOfMemoryError as error:
-        yield _end(session, entry, RunStatus.out_of_memory, _first_line(error))
     except Exception as error:
         yield _fail(session, entry, error)
 
@@ -253,6 +249,8 @@ def _end(session: _Session, entry: RunEntry, status: RunStatus, error: str | Non
 
 
 def _fail(session: _Session, entry: RunEntry, error: Exception) -> RunEnded:
+    if is_out_of_memory(error):
+        return _end(session, entry, RunStatus.out_of_memory, _first_line(error))
     entry.job.directory.append_log("".join(traceback.format_exception(error)))
     return _end(session, entry, RunStatus.failed, f"{type(error).__name__}: {_first_line(error)}")
 
