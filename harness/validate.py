@@ -20,7 +20,7 @@ from harness.config import (
 from harness.devices import resolved_device, visible_cuda_devices
 from harness.errors import RequestError
 
-FOUR_BIT = (QuantFormat.nf4, QuantFormat.fp4, QuantFormat.int4, QuantFormat.int4_asym)
+FOUR_BIT = tuple(f for f in QuantFormat if f not in (QuantFormat.none, QuantFormat.int8))
 BLOCK_SIZES = tuple(2**power for power in range(5, 13))  # 32 … 4096, what bitsandbytes takes
 
 

@@ -3,7 +3,7 @@
 NF4 and FP4 are bitsandbytes' `Linear4bit`; the integer formats are ours (`harness.base.layers`).
 """
 
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,12 +42,10 @@ def quantise_linear(
             return _dense_linear(weight.detach().to(device, dtype), bias)
         case QuantFormat.nf4 | QuantFormat.fp4:
             return _bitsandbytes_linear(weight.detach().float(), bias, quant, device)
-        case QuantFormat.int4 | QuantFormat.int4_asym:
-            return CodeBookLinear.quantise(weight.detach().to(device).float(), bias, quant)
         case QuantFormat.int8:
             return Int8Linear.quantise(weight.detach().to(device), bias)
-        case _ as unreachable:
-            assert_never(unreachable)
+        case _:  # a code book of ours: an entry of CODE_BOOKS is all that a further one needs
+            return CodeBookLinear.quantise(weight.detach().to(device).float(), bias, quant)
 
 
 def _dense_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
@@ -152,7 +150,13 @@ def layer_from_tensors(
     match quant.format:
         case QuantFormat.nf4 | QuantFormat.fp4:
             return _restore_bitsandbytes(tensors, in_features, out_features, bias, quant)
-        case QuantFormat.int4 | QuantFormat.int4_asym:
+        case QuantFormat.int8:
+            return Int8Linear(
+                in_features, out_features, tensors["packed"], bias, row_scale=tensors["row_scale"]
+            )
+        case QuantFormat.none:
+            raise ValueError("an unquantised layer has no packed tensors")
+        case _:
             return CodeBookLinear(
                 in_features,
                 out_features,
@@ -165,14 +169,6 @@ def layer_from_tensors(
                 book=CODE_BOOKS[quant.format],
                 block_size=quant.block_size,
             )
-        case QuantFormat.int8:
-            return Int8Linear(
-                in_features, out_features, tensors["packed"], bias, row_scale=tensors["row_scale"]
-            )
-        case QuantFormat.none:
-            raise ValueError("an unquantised layer has no packed tensors")
-        case _ as unreachable:
-            assert_never(unreachable)
 
 
 def _restore_constants(tensors: dict[str, torch.Tensor], name: str) -> Constants:

@@ -53,6 +53,12 @@ def test_int4_asym_equals_hand_written_min_max_grid(block_size: int) -> None:
     )
 
 
+def test_every_four_bit_format_is_bitsandbytes_or_has_a_table() -> None:
+    from harness.validate import FOUR_BIT
+
+    assert set(FOUR_BIT) == {QuantFormat.nf4, QuantFormat.fp4, *CODE_BOOKS}
+
+
 def test_a_tie_is_rounded_to_one_of_the_two_nearest() -> None:
     block = torch.zeros(64)
     block[0], block[1] = 14.0, 1.0  # 1/14 lies midway between 0/7 and 1/7
