@@ -25,10 +25,14 @@ FREE_GROUP = "model"
 
 
 def conf_directory() -> Path:
-    """Return the Hydra tree: beside the package in a checkout, inside it when installed."""
-    package = Path(harness.__file__).parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
+    """Return the Hydra tree, which lies beside the package: the harness runs from its checkout."""
+    directory = Path(harness.__file__).parent.parent / "conf"
+    if not directory.is_dir():
+        raise RequestError(
+            f"{directory} is missing: conf/ lies beside the package in a checkout; install with "
+            "`pip install -e .` from there, as `make install` does"
+        )
+    return directory
 
 
 def group_options() -> dict[str, list[str]]:

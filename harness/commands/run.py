@@ -5,10 +5,11 @@ Torch is imported only when everything that can be refused without it has been.
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.base.source import find_model, model_fingerprint
+from harness.base.source import ModelSource, find_model, model_fingerprint
 from harness.compose import compose_run
 from harness.config import PathsConfig, RunConfig
 from harness.console import RunDisplay, print_result
@@ -40,8 +41,20 @@ def run_command(overrides: Sequence[str], *, as_json: bool) -> int:
     return _EXIT_CODES.get(record.status, 1)
 
 
-def run(config: RunConfig) -> tuple[Record, RunDirectory]:
-    """Train one run and return its record. A run that has ended well before is not trained again."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked request for one run: what it is, and where it is kept."""
+
+    config: RunConfig
+    source: ModelSource
+    fingerprint: str
+    """Of the model's contents."""
+    identity: Identity
+    directory: RunDirectory
+
+
+def make_request(config: RunConfig) -> Request:
+    """Refuse what is wrong with `config` as far as it shows without torch, and identify the run."""
     check(config)
     source = find_model(config.model)
     check_writable(config.paths)
@@ -51,6 +64,13 @@ def run(config: RunConfig) -> tuple[Record, RunDirectory]:
         config, model_fingerprint=fingerprint, data_fingerprint=data_fingerprint(config.data)
     )
     directory = RunDirectory(Path(config.paths.out) / "runs" / identity.run_id)
+    return Request(config, source, fingerprint, identity, directory)
+
+
+def run(config: RunConfig) -> tuple[Record, RunDirectory]:
+    """Train one run and return its record. A run that has ended well before is not trained again."""
+    request = make_request(config)
+    directory, source, fingerprint = request.directory, request.source, request.fingerprint
     settled = settled_record(directory)
     if settled is not None:
         return settled, directory
@@ -65,20 +85,20 @@ def run(config: RunConfig) -> tuple[Record, RunDirectory]:
     from harness.training.stop import stop_on_signals
 
     prepared = prepare(config, source, fingerprint)
-    with RunDisplay(identity.run_id) as display:
+    with RunDisplay(request.identity.run_id) as display:
         try:
             shared = open_base(config, source, fingerprint)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             with directory.lock():
-                job = make_job(config, identity, directory, fingerprint, prepared.data)
+                job = make_job(request, prepared.data)
                 return record_without_base(job, error), directory
         with directory.lock(), stop_on_signals() as stop:
             settled = settled_record(directory)  # by a process that held the lock until just now
             if settled is not None:
                 return settled, directory
-            job = make_job(config, identity, directory, fingerprint, prepared.data)
+            job = make_job(request, prepared.data)
             for event in train(shared, iter([job]), capacity=1, stop=stop):
                 display.show(event)
                 if isinstance(event, RunEnded):
@@ -120,26 +140,24 @@ def settled_record(directory: RunDirectory) -> Record | None:
     return record if record.status in _SETTLED else None
 
 
-def make_job(
-    config: RunConfig,
-    identity: Identity,
-    directory: RunDirectory,
-    fingerprint: str,
-    data: "PreparedData",
-) -> "Job":
+def make_job(request: Request, data: "PreparedData") -> "Job":
     """Return the job of one run, with its provenance collected and its directory begun."""
     from harness.training.job import Job
     from harness.training.launch import data_notes
 
-    write_code_diff(directory.code_diff)
+    write_code_diff(request.directory.code_diff)
     provenance = collect_provenance(
-        model_fingerprint=fingerprint, data_fingerprint=data.fingerprint
+        model_fingerprint=request.fingerprint, data_fingerprint=data.fingerprint
     ).as_tree()
-    provenance |= {"cell_id": identity.cell_id, "seed": config.seed, "data": data.report.as_dict()}
+    provenance |= {
+        "cell_id": request.identity.cell_id,
+        "seed": request.config.seed,
+        "data": data.report.as_dict(),
+    }
     return Job(
-        config=config,
-        run_id=identity.run_id,
-        directory=directory,
+        config=request.config,
+        run_id=request.identity.run_id,
+        directory=request.directory,
         data=data,
         provenance=provenance,
         notes=data_notes(data),
