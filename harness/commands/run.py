@@ -84,7 +84,7 @@ def run(config: RunConfig) -> tuple[Record, RunDirectory]:
     from harness.training.session import RunEnded, train
     from harness.training.stop import stop_on_signals
 
-    prepared = prepare(config, source, fingerprint)
+    data = prepare(config, source, fingerprint)
     with RunDisplay(request.identity.run_id) as display:
         try:
             shared = open_base(config, source, fingerprint)
@@ -92,13 +92,13 @@ def run(config: RunConfig) -> tuple[Record, RunDirectory]:
             if not is_out_of_memory(error):
                 raise
             with directory.lock():
-                job = make_job(request, prepared.data)
+                job = make_job(request, data)
                 return record_without_base(job, error), directory
         with directory.lock(), stop_on_signals() as stop:
             settled = settled_record(directory)  # by a process that held the lock until just now
             if settled is not None:
                 return settled, directory
-            job = make_job(request, prepared.data)
+            job = make_job(request, data)
             for event in train(shared, iter([job]), capacity=1, stop=stop):
                 display.show(event)
                 if isinstance(event, RunEnded):

@@ -43,9 +43,7 @@ def _train_cohort(requests: Sequence[Request], capacity: int) -> list[Record]:
     with ExitStack() as held, stop_on_signals() as stop:
         for request in requests:
             held.enter_context(request.directory.lock())
-        jobs = (
-            make_job(request, ready.data) for request, ready in zip(requests, prepared, strict=True)
-        )
+        jobs = (make_job(request, data) for request, data in zip(requests, prepared, strict=True))
         shared = open_base(first.config, first.source, first.fingerprint)
         events = train(shared, jobs, capacity=capacity, stop=stop)
         records = [event.record for event in events if isinstance(event, RunEnded)]

@@ -1,8 +1,6 @@
 """From a validated configuration to data and base; what can be refused is refused before weights load."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,15 +16,7 @@ from harness.errors import RequestError
 from harness.measure.memory import PhasePeak
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """What a run needs from the model and the data, without the weights."""
-
-    tokenizer: Any
-    data: PreparedData
-
-
-def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepared:
+def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> PreparedData:
     """Check targets and rank against the model, tokenise the data, check the rows against the context.
 
     Raises RequestError or DataError; no weight has been read.
@@ -45,7 +35,7 @@ def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepare
             f"data.max_length={config.data.max_length} gives rows of {longest} tokens, and "
             f"model={config.model.name} has {outline.max_positions} positions; use at most that"
         )
-    return Prepared(tokenizer=tokenizer, data=data)
+    return data
 
 
 def open_base(config: RunConfig, source: ModelSource, fingerprint: str) -> SharedBase:

@@ -127,11 +127,6 @@ class Slot:
         """Whether all optimizer steps are done."""
         return self.progress.step >= self.total_steps
 
-    @property
-    def epoch(self) -> float:
-        """Training rows seen over rows in the set."""
-        return self.progress.step * self.config.optim.batch_size / len(self.job.data.train)
-
     # Keeping and restoring -----------------------------------------------------------------------
 
     def keep_if_best(self, loss: float) -> None:
