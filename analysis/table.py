@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, assert_never
 
 from analysis.frame import Row, config_keys
-from harness.metrics import METRICS, Direction, Metric, format_value
+from harness.metrics import COHORT_SHARES, METRICS, Direction, Metric, format_value
 from harness.record import MeasuredIn, RunStatus
 
 MISSING = "—"
@@ -20,21 +20,6 @@ COHORT_MARK = "†"
 _SEED = "seed"
 _WITHOUT_EFFECT = ("paths.", "tracker.", "checkpoint.", "resources.")
 _PHASES = ("before", "after")
-
-_COHORT_SHARES = (
-    frozenset(  # exact tensor bytes (base, adapter, …) are each run's own in a cohort, too
-        {
-            "memory/peak_bytes",
-            "memory/load_peak_bytes",
-            "memory/eval_peak_bytes",
-            "memory/process_peak_bytes",
-            "memory/activation_bytes",
-            "throughput/input_tokens_per_second",
-            "throughput/loss_tokens_per_second",
-            "throughput/step_ms",
-        }
-    )
-)
 
 
 def comparison_table(
@@ -134,7 +119,7 @@ def _shows_unit(metric: Metric) -> bool:
 
 def _cell(group: Sequence[Row], column: str, show_cohort_costs: bool) -> str:
     name = _metric_name(column)
-    shared = name in _COHORT_SHARES
+    shared = name in COHORT_SHARES
     expected = sum(_is_replicate(row) for row in group)
     values = _values([row for row in group if _counts(row["measured_in"], shared)], column)
     if values:

@@ -12,10 +12,16 @@ from typing import NoReturn
 
 from harness.errors import RequestError, near_names
 
-COMMANDS = {"run": "train, measure and evaluate one LoRA adapter on one base"}
+COMMANDS = {
+    "run": "train, measure and evaluate one LoRA adapter on one base",
+    "sweep": "start or resume a sweep: many runs that answer one question",
+    "status": "progress and leaders of a sweep, while it runs and afterwards",
+}
 
 USAGE = """\
-usage: harness COMMAND [override…] [--json]
+usage: harness run    [override…] [--json]
+       harness sweep  NAME|FILE [override…] [--dry-run] [--json]
+       harness status [NAME] [--json]
 
 commands:
 {commands}
@@ -23,12 +29,16 @@ commands:
   harness run --help           groups, options and keys of a run
   harness run --cfg job        the composed configuration
   harness run lora.rank=4      any key of the configuration; quant=int4 picks an option of a group
+  harness sweep                the questions that are ready in sweeps/
+  harness sweep --help         axes, search, confirmation
   harness -sc install=bash     shell completion: eval "$(harness -sc install=bash)"
 
 exit codes: 0 done; 1 the work failed; 2 the request was wrong and nothing was touched;
 130 interrupted, the same command resumes
 """
 
+_SWEEP_FLAGS = {"--dry-run": 0, "--json": 0, "--help": 0, "-h": 0}
+_STATUS_FLAGS = {"--json": 0, "--help": 0, "-h": 0}
 _FLAGS = {  # option of a command: how many values follow it
     "--json": 0,
     "--help": 0,
@@ -104,7 +114,17 @@ def _dispatch(arguments: list[str]) -> int:
                 f"unknown command {command!r}{near_names(command, known)}; "
                 f"commands: {', '.join(COMMANDS)}"
             )
-    flags, overrides = _split(command, rest)
+    match command:
+        case "sweep":
+            return _sweep(rest)
+        case "status":
+            return _status(rest)
+        case _:
+            return _run(command, rest)
+
+
+def _run(command: str, rest: list[str]) -> int:
+    flags, overrides = _split(command, rest, _FLAGS)
     names = [flag[0] for flag in flags]
     if "--help" in names or "-h" in names:
         from harness.commands.run_help import run_help
@@ -118,6 +138,32 @@ def _dispatch(arguments: list[str]) -> int:
     return run_command(overrides, as_json="--json" in names)
 
 
+def _sweep(rest: list[str]) -> int:
+    flags, words = _split("sweep", rest, _SWEEP_FLAGS)
+    names = [flag[0] for flag in flags]
+    if "--help" in names or "-h" in names or not words:
+        from harness.commands.sweep_help import sweep_help
+
+        print(sweep_help(), end="")
+        return 0
+    from harness.commands.sweep import sweep_command
+
+    return sweep_command(
+        words[0], words[1:], dry_run="--dry-run" in names, as_json="--json" in names
+    )
+
+
+def _status(rest: list[str]) -> int:
+    flags, words = _split("status", rest, _STATUS_FLAGS)
+    names = [flag[0] for flag in flags]
+    if "--help" in names or "-h" in names:
+        print("usage: harness status [NAME] [paths.out=DIRECTORY] [--json]")
+        return 0
+    from harness.commands.status import status_command
+
+    return status_command(words, as_json="--json" in names)
+
+
 def _usage() -> str:
     return USAGE.format(commands="\n".join(f"  {n:<8} {what}" for n, what in COMMANDS.items()))
 
@@ -125,7 +171,9 @@ def _usage() -> str:
 # Options -----------------------------------------------------------------------------------------
 
 
-def _split(command: str, arguments: list[str]) -> tuple[list[list[str]], list[str]]:
+def _split(
+    command: str, arguments: list[str], known: dict[str, int]
+) -> tuple[list[list[str]], list[str]]:
     """Return the options, each with its value if it has one, and the overrides."""
     flags: list[list[str]] = []
     overrides: list[str] = []
@@ -135,13 +183,13 @@ def _split(command: str, arguments: list[str]) -> tuple[list[list[str]], list[st
             overrides.append(argument)
             continue
         name, equals, value = argument.partition("=")
-        if name not in _FLAGS or (equals and not _FLAGS[name]):
+        if name not in known or (equals and not known[name]):
             raise RequestError(
-                f"unknown option {argument!r}{near_names(name, _FLAGS)}; `harness {command}` takes "
-                f"key=value overrides and {', '.join(_FLAGS)}"
+                f"unknown option {argument!r}{near_names(name, known)}; `harness {command}` takes "
+                f"key=value overrides and {', '.join(known)}"
             )
         flag = [name]
-        if _FLAGS[name]:
+        if known[name]:
             flag.append(value if equals else next(waiting, ""))
         flags.append(flag)
     return flags, overrides

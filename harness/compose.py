@@ -6,6 +6,7 @@ Must not import torch, transformers or wandb.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from harness.errors import RequestError, near_names
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
 
 EXCLUSIVE = (("lora.alpha", "lora.alpha_over_rank"), ("optim.steps", "optim.epochs"))
 """Pairs of which exactly one is given; one on the command line takes the place of the other's default."""
@@ -75,22 +77,36 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
     Raises RequestError for an override that cannot be read, an unknown key, group or option (with near
     names), a value of the wrong type, or several values where one is meant.
     """
-    import hydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    register_schema()
     prepared = prepare_overrides(overrides)
     try:
-        with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
-            tree = hydra.compose("config", overrides=prepared)
-        missing = OmegaConf.missing_keys(tree)
-        if missing:
-            raise RequestError(f"{', '.join(sorted(missing))} must be given")
-        config: Any = OmegaConf.to_object(tree)
+        return run_config(compose_tree(prepared))
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(_first_lines(error)) from error
+
+
+def compose_tree(prepared: Sequence[str]) -> "DictConfig":
+    """Return the typed tree that Hydra composes from `prepare_overrides`' result, not yet resolved.
+
+    Raises Hydra's and OmegaConf's own exceptions.
+    """
+    import hydra
+
+    register_schema()
+    with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        return hydra.compose("config", overrides=list(prepared))
+
+
+def run_config(tree: "DictConfig") -> RunConfig:
+    """Return the configuration that a composed tree describes. Raises OmegaConf's own exceptions."""
+    from omegaconf import OmegaConf
+
+    missing = OmegaConf.missing_keys(tree)
+    if missing:
+        raise RequestError(f"{', '.join(sorted(missing))} must be given")
+    config: Any = OmegaConf.to_object(tree)
     assert isinstance(config, RunConfig)
     _expand_home(config.paths)
     return config
@@ -117,7 +133,7 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
     prepared: list[str] = []
     given: set[str] = set()
     for given_text in overrides:
-        text, override = _parsed(given_text)
+        text, override = parse_override(given_text)
         key = override.key_or_group
         given.add(key)
         if key.split(".")[0].split("/")[0] == "hydra":
@@ -138,10 +154,12 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
     return prepared + _dropped_defaults(given)
 
 
-def _parsed(text: str) -> tuple[str, "Override"]:
+@lru_cache(maxsize=4096)  # a sweep parses the same few hundred again and again
+def parse_override(text: str) -> tuple[str, "Override"]:
     """Return an override and its text, with a name or path that the grammar cannot take quoted.
 
     The grammar wants quotes inside quotes around `model='/models/a (b)'`, which a shell makes hard to type.
+    Raises RequestError, from Hydra's own exception, for what is no override.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -186,13 +204,22 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def _check_key(key: str, options: dict[str, list[str]]) -> None:
-    known = set(known_keys())
-    sections = {name.rsplit(".", 1)[0] for name in known if "." in name}
-    if key not in known | sections | set(options):
+    known = _all_keys()
+    if key not in known and key not in _sections() and key not in options:
         raise RequestError(
             f"unknown key {key!r}{near_names(key, known | set(options))}; "
             "`harness run --help` lists all"
         )
+
+
+@cache
+def _all_keys() -> frozenset[str]:
+    return frozenset(known_keys())
+
+
+@cache
+def _sections() -> frozenset[str]:
+    return frozenset(name.rsplit(".", 1)[0] for name in _all_keys() if "." in name)
 
 
 def _group_override(text: str, group: str, value: Any, options: list[str]) -> list[str]:

@@ -229,6 +229,21 @@ _ALL = (
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
+COHORT_SHARES = frozenset(
+    {
+        "memory/peak_bytes",
+        "memory/load_peak_bytes",
+        "memory/eval_peak_bytes",
+        "memory/process_peak_bytes",
+        "memory/activation_bytes",
+        "throughput/input_tokens_per_second",
+        "throughput/loss_tokens_per_second",
+        "throughput/step_ms",
+    }
+)
+"""What a run in a cohort shares with the others, so that only a run alone or a probe can measure it; the
+exact tensor bytes (base, adapter, …) are each run's own in a cohort, too."""
+
 MEMORY_PARTS = ("base", "quant_constants", "adapter", "gradient", "optimizer", "activation")
 
 

@@ -18,6 +18,7 @@ from harness.base.formats import redecode_in_compute_type
 from harness.base.layout import adapted_layers, shortest_names
 from harness.config import LoraConfig, LoraInit
 from harness.measure.memory import BaseSize, base_size
+from harness.record import Estimate
 
 _PEFT_INIT: dict[LoraInit, bool | str] = {
     LoraInit.default: True,
@@ -68,7 +69,10 @@ class SharedBase:
         self._peft: Any = None
         self._count = itertools.count()
         self._index = {spec.name: index for index, spec in enumerate(base.linears)}
-        self._rewritten = False
+        self.is_rewritten = False
+        """Whether PiSSA or OLoRA has changed the weights for an adapter: no other can use them."""
+        self.untouched_results: dict[str, dict[str, Estimate]] = {}
+        """Evaluations of the base without an adapter, by what was evaluated."""
         self._can_recompute = False
 
     @cached_property
@@ -86,7 +90,9 @@ class SharedBase:
         from peft import LoraConfig as PeftLoraConfig
         from peft import PeftModel
 
-        assert not self._rewritten, "this base was rewritten by PiSSA or OLoRA for another adapter"
+        assert not self.is_rewritten, (
+            "this base was rewritten by PiSSA or OLoRA for another adapter"
+        )
         name = f"run{next(self._count)}"
         adapted = adapted_layers(lora, self.base.linears)
         config = PeftLoraConfig(
@@ -107,7 +113,7 @@ class SharedBase:
             else:
                 self._peft.add_adapter(name, config)
         if rewrites_base(lora):
-            self._rewritten = True
+            self.is_rewritten = True
             redecode_in_compute_type(self.model, self.base.quant)
         self._pack_layers()
         self._thaw()

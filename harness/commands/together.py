@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from harness.commands.run import Request, make_job, make_request, settled_record
 from harness.config import RunConfig
 from harness.record import Record
+from harness.request import Request, make_request, settled_record
 
 
 def _cohort(request: Request) -> str:
@@ -34,8 +34,9 @@ def run_together(configs: Sequence[RunConfig], capacity: int) -> list[Record]:
 
 
 def _train_cohort(requests: Sequence[Request], capacity: int) -> list[Record]:
-    from harness.training.launch import open_base, prepare
-    from harness.training.session import RunEnded, train
+    from harness.training.launch import make_job, open_base, prepare
+    from harness.training.packing import Packing
+    from harness.training.session import Queue, RunEnded, train
     from harness.training.stop import stop_on_signals
 
     first = requests[0]
@@ -45,7 +46,8 @@ def _train_cohort(requests: Sequence[Request], capacity: int) -> list[Record]:
             held.enter_context(request.directory.lock())
         jobs = (make_job(request, data) for request, data in zip(requests, prepared, strict=True))
         shared = open_base(first.config, first.source, first.fingerprint)
-        events = train(shared, jobs, capacity=capacity, stop=stop)
+        packing = Packing(max_slots=capacity)
+        events = train(shared, Queue(jobs), packing=packing, stop=stop)
         records = [event.record for event in events if isinstance(event, RunEnded)]
     if stop:
         raise KeyboardInterrupt

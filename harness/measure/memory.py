@@ -42,6 +42,11 @@ class BaseSize:
     bits_per_param: float
     """Bits of packed weights and constants of the blocks' linear layers, over their logical weights."""
 
+    @property
+    def total_bytes(self) -> int:
+        """Weights, buffers and constants together."""
+        return self.weight_bytes + self.constant_bytes
+
 
 def base_size(base: Base) -> BaseSize:
     """Measure `base`, whatever adapters it carries."""
@@ -127,6 +132,13 @@ class PhasePeak:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return process_peak_bytes()
+
+
+def device_memory_bytes(device: torch.device) -> int:
+    """Return all memory of a device: a GPU's own, or the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
 
 
 def process_peak_bytes() -> int:

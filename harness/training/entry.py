@@ -155,11 +155,15 @@ class RunEntry:
         )
         self._kept_at = time.monotonic()
 
+    def keep_peak(self) -> None:
+        """Take note of the peak of training so far, which somebody is about to reset."""
+        self._train_peak = max(self._train_peak, PhasePeak(self.shared.base.device).read())
+
     @contextlib.contextmanager
     def phase_peak(self) -> Iterator[None]:
         """Measure the peak of an evaluation apart from that of training."""
         peak = PhasePeak(self.shared.base.device)
-        self._train_peak = max(self._train_peak, peak.read())
+        self.keep_peak()
         peak.begin()
         yield
         self._eval_peak = max(self._eval_peak, peak.read())
@@ -173,12 +177,13 @@ class RunEntry:
         record.status, record.error = status, error
         if self._slot is not None:
             record.metrics = self._final_metrics()
-            record.measured_in = MeasuredIn.cohort if self.shared_process else MeasuredIn.solo
+            record.measured_in = self._measured_in()
         for phase, results in (("before", self.before), ("after", self.after)):
             if results is not None:
                 record.evals[phase] = results
         if status is RunStatus.completed:
             self.shared.save(self.slot.adapter, self.job.directory.adapter)
+        if status in (RunStatus.completed, RunStatus.pruned):
             remove_checkpoints(self.job.directory.checkpoint)
         record.wall_seconds = self._wall_seconds()
         self._metrics.close()
@@ -190,6 +195,11 @@ class RunEntry:
         if self._slot is not None:
             self.shared.detach(self._slot.adapter)
         return record
+
+    def _measured_in(self) -> MeasuredIn:
+        if self.shared_process:
+            return MeasuredIn.cohort
+        return MeasuredIn.probe if self.job.is_probe else MeasuredIn.solo
 
     def _wall_seconds(self) -> float:
         return self._earlier_seconds + time.monotonic() - self._began

@@ -17,5 +17,7 @@ class Job:
     directory: RunDirectory
     data: PreparedData
     provenance: dict[str, Any]
+    is_probe: bool = False
+    """Whether it is trained for what it costs: then the record says so."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the record should know; grows while the run is trained."""

@@ -14,6 +14,9 @@ from harness.data.prepare import PreparedData, prepare_data
 from harness.devices import resolved_device
 from harness.errors import RequestError
 from harness.measure.memory import PhasePeak
+from harness.provenance import collect_provenance, write_code_diff
+from harness.request import Request
+from harness.training.job import Job
 
 
 def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> PreparedData:
@@ -74,3 +77,24 @@ def data_notes(data: PreparedData) -> list[str]:
                 "left nothing that carries loss"
             )
     return notes
+
+
+def make_job(request: Request, data: PreparedData) -> Job:
+    """Return the job of one run, with its provenance collected and its directory begun."""
+    write_code_diff(request.directory.code_diff)
+    provenance = collect_provenance(
+        model_fingerprint=request.fingerprint, data_fingerprint=data.fingerprint
+    ).as_tree()
+    provenance |= {
+        "cell_id": request.identity.cell_id,
+        "seed": request.config.seed,
+        "data": data.report.as_dict(),
+    }
+    return Job(
+        config=request.config,
+        run_id=request.identity.run_id,
+        directory=request.directory,
+        data=data,
+        provenance=provenance,
+        notes=data_notes(data),
+    )

@@ -1,27 +1,33 @@
 """The training loop: a cohort of runs on one frozen base, slots refilled as their runs end.
 
-`train` reads top to bottom: admit, advance by one packed micro-step, and for each slot whose optimizer
-step is complete look at its numbers, move it, evaluate, keep, end. It yields what happened, so that
-whoever called it can draw progress, prune or stop.
+`train` reads top to bottom: admit, give up what was pruned, advance by one packed micro-step, and for each
+slot whose optimizer step is complete look at its numbers, move it, evaluate, keep, end. It yields what
+happened as it happens, so that whoever called it can draw progress, prune or stop.
 """
 
 import math
-import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-
-import torch
+from typing import Protocol
 
 from harness.adapters.shared import SharedBase, rewrites_base
 from harness.errors import RunFailed
 from harness.evals.evaluate import evaluate_model
-from harness.measure.memory import SavedBytes, is_out_of_memory
+from harness.measure.memory import is_out_of_memory
 from harness.record import Estimate, Record, RunStatus
-from harness.training.cohort import Gradient, packed_gradients
 from harness.training.entry import RunEntry
 from harness.training.job import Job
+from harness.training.packing import Packing
+from harness.training.passes import Outcome, advance
 from harness.training.stop import StopRequest
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """One run has its slot, and the untouched base its evaluation where the run asks for one."""
+
+    entry: RunEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,35 @@ class RunEnded:
     record: Record
 
 
-Event = StepDone | RunEnded
+Event = RunStarted | StepDone | RunEnded
+
+
+class Desk(Protocol):
+    """Where a session gets its work from and hears what to give up."""
+
+    def take(self) -> Job | None:
+        """Return the next run, None where there is none at the moment; asked after every micro-step."""
+        ...
+
+    def pruned(self, run_id: str) -> str | None:
+        """Return why this run is to end as `pruned`, or None; asked between its optimizer steps."""
+        ...
+
+
+class Queue:
+    """A fixed list of jobs, none of which is given up."""
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        """`jobs` may be a generator: each job is made when a slot is free for it."""
+        self._jobs = iter(jobs)
+
+    def take(self) -> Job | None:
+        """Return the next job of the list."""
+        return next(self._jobs, None)
+
+    def pruned(self, run_id: str) -> str | None:
+        """Give up nothing."""
+        return None
 
 
 @dataclass(slots=True)
@@ -48,43 +82,42 @@ class _Session:
     """What the loop keeps between steps."""
 
     shared: SharedBase
+    desk: Desk
+    packing: Packing
+    stop: StopRequest
     entries: list[RunEntry] = field(default_factory=list)
-    group_size: int | None = None
-    """Runs per forward pass at most, once a larger group has run out of memory."""
-    before: dict[str, dict[str, Estimate]] = field(default_factory=dict)
-    """Evaluations of the untouched base, by what was evaluated."""
+    """In the order of their admission."""
 
 
 def train(
-    shared: SharedBase, jobs: Iterator[Job], *, capacity: int, stop: StopRequest
+    shared: SharedBase, desk: Desk, *, packing: Packing, stop: StopRequest
 ) -> Iterator[Event]:
-    """Train `jobs`, at most `capacity` at a time, until none is left or `stop` is asked for."""
-    session = _Session(shared)
+    """Train what `desk` gives, as many side by side as `packing` finds good.
+
+    Ends when no run is left and the desk has none, or, with a checkpoint of each, when `stop` is asked for.
+    """
+    session = _Session(shared, desk, packing, stop)
     try:
         while True:
-            yield from _admit(session, jobs, capacity, stop)
+            yield from _admit(session)
+            yield from _give_up(session)
             if not session.entries:
                 return
             if stop.signal is not None:
-                for entry in list(session.entries):
-                    entry.save_checkpoint()
-                    yield _end(
-                        session, entry, RunStatus.interrupted, f"stopped by {stop.signal.name}"
-                    )
+                yield from _interrupt(session, stop.signal.name)
                 return
-            for entry, outcome in _advance(session):
-                yield from _after_micro_step(session, entry, outcome)
+            for group in packing.groups(session.entries):
+                for entry, outcome in advance(shared, packing, group):
+                    yield from _after_micro_step(session, entry, outcome)
     finally:  # whoever consumes us has gone, or a second Ctrl-C: say so on disk, save nothing more
         for entry in list(session.entries):
             _end(session, entry, RunStatus.interrupted, "stopped at once")
 
 
-def _admit(
-    session: _Session, jobs: Iterator[Job], capacity: int, stop: StopRequest
-) -> Iterator[Event]:
+def _admit(session: _Session) -> Iterator[Event]:
     """Fill free slots. A run that fails to start ends there; the others are not touched."""
-    while len(session.entries) < capacity and not stop:
-        job = next(jobs, None)
+    while len(session.entries) < session.packing.slots and not session.stop:
+        job = session.desk.take()
         if job is None:
             return
         entry = RunEntry(job, session.shared)
@@ -97,6 +130,25 @@ def _admit(
             _evaluate_before(session, entry)
         except Exception as error:
             yield _fail(session, entry, error)
+        else:
+            yield RunStarted(entry)
+
+
+def _give_up(session: _Session) -> Iterator[Event]:
+    """End the runs that are not worth going on with; a step that has begun is finished first."""
+    for entry in list(session.entries):
+        if entry.slot.step_is_complete:
+            reason = session.desk.pruned(entry.job.run_id)
+            if reason is not None:
+                entry.note(f"pruned after step {entry.slot.progress.step}: {reason}")
+                yield _end(session, entry, RunStatus.pruned, None)
+
+
+def _interrupt(session: _Session, signal_name: str) -> Iterator[Event]:
+    """Keep a checkpoint of every run and end it."""
+    for entry in list(session.entries):
+        entry.save_checkpoint()
+        yield _end(session, entry, RunStatus.interrupted, f"stopped by {signal_name}")
 
 
 def _evaluate_before(session: _Session, entry: RunEntry) -> None:
@@ -104,79 +156,14 @@ def _evaluate_before(session: _Session, entry: RunEntry) -> None:
     config, job = entry.job.config, entry.job
     if not config.eval.before or entry.before is not None:
         return
-    own = rewrites_base(config.lora)
-    key = f"{job.run_id if own else ''} {job.data.fingerprint} {config.data} {config.eval}"
-    if key not in session.before:
-        with session.shared.only(entry.slot.adapter if own else None), entry.phase_peak():
-            session.before[key] = evaluate_model(
-                session.shared.model,
-                session.shared.base.tokenizer,
-                job.data,
-                config.eval,
-                config.data,
-            )
-    entry.before = session.before[key]
-
-
-Outcome = Gradient | Exception
-
-
-def _advance(session: _Session) -> list[tuple[RunEntry, Outcome]]:
-    """Run one packed micro-step for all slots and give each its gradient, or what went wrong in it."""
-    started = time.perf_counter()
-    outcomes: list[tuple[RunEntry, Outcome]] = []
-    size = session.group_size or len(session.entries)
-    groups = [session.entries[i : i + size] for i in range(0, len(session.entries), size)]
-    for group in groups:
-        outcomes += _group_gradients(session, group)
-    for entry, outcome in outcomes:
-        if isinstance(outcome, Gradient):
-            entry.slot.receive(outcome)
-    _read_numbers([e for e, o in outcomes if isinstance(o, Gradient) and e.slot.step_is_complete])
-    seconds = time.perf_counter() - started
-    for entry, _ in outcomes:
-        entry.slot.spend(seconds)
-    return outcomes
-
-
-def _group_gradients(session: _Session, group: list[RunEntry]) -> list[tuple[RunEntry, Outcome]]:
-    """Return the gradients of one forward pass; where it fails, find out whose fault it was.
-
-    Nothing has been changed when a pass fails, so it can be repeated: out of memory in halves (and from
-    then on in groups of that size), anything else one run at a time.
-    """
-    try:
-        work = [entry.slot.next_work() for entry in group]
-        if len(session.entries) == 1 and group[0].slot.activation_bytes is None:
-            saved = SavedBytes(session.shared.model)
-            with saved.counting():
-                gradients = packed_gradients(session.shared, work)
-            group[0].slot.activation_bytes = saved.total
-        else:
-            gradients = packed_gradients(session.shared, work)
-        return list(zip(group, gradients, strict=True))
-    except Exception as error:
-        if len(group) == 1:
-            return [(group[0], error)]
-        parts = [[entry] for entry in group]
-        if is_out_of_memory(error):
-            half = session.group_size = math.ceil(len(group) / 2)
-            parts = [group[:half], group[half:]]
-            note = f"out of memory with {len(group)} runs in a pass; went on with {half}"
-            for entry in group:
-                entry.note(note)
-    if session.shared.base.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return [outcome for part in parts for outcome in _group_gradients(session, part)]
-
-
-def _read_numbers(entries: Sequence[RunEntry]) -> None:
-    """Clip, and bring loss and gradient norm of all complete steps to the host in one transfer."""
-    if not entries:
+    if rewrites_base(config.lora):
+        entry.before = _evaluate(session, entry, loss_only=False)
         return
-    numbers = torch.stack([entry.slot.clip() for entry in entries]).tolist()
-    for entry, (loss, norm) in zip(entries, numbers, strict=True):
-        entry.loss, entry.grad_norm = loss, norm
+    known = session.shared.untouched_results
+    key = f"{job.data.fingerprint} {config.data} {config.eval}"
+    if key not in known:
+        known[key] = _evaluate(session, entry, loss_only=False, adapted=False)
+    entry.before = known[key]
 
 
 def _after_micro_step(session: _Session, entry: RunEntry, outcome: Outcome) -> Iterator[Event]:
@@ -230,9 +217,12 @@ def _evaluate_after(session: _Session, entry: RunEntry) -> None:
     entry.after = _evaluate(session, entry, loss_only=False)
 
 
-def _evaluate(session: _Session, entry: RunEntry, *, loss_only: bool) -> dict[str, Estimate]:
+def _evaluate(
+    session: _Session, entry: RunEntry, *, loss_only: bool, adapted: bool = True
+) -> dict[str, Estimate]:
+    """Evaluate a run's adapter, or the base below it."""
     shared, config = session.shared, entry.job.config
-    with shared.only(entry.slot.adapter), entry.phase_peak():
+    with shared.only(entry.slot.adapter if adapted else None), entry.phase_peak():
         return evaluate_model(
             shared.model,
             shared.base.tokenizer,

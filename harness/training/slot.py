@@ -34,6 +34,7 @@ class Slot:
         self.clock = StepClock()
         self.activation_bytes: int | None = None
         optim, rows = job.config.optim, len(job.data.train)
+        self.micro_batch_size = optim.micro_batch_size or optim.batch_size
         if optim.steps is not None:
             self.total_steps = optim.steps
         else:
@@ -49,8 +50,7 @@ class Slot:
 
     def next_work(self) -> Work:
         """Return the next micro-batch of the step in progress, beginning a step where none is."""
-        optim = self.config.optim
-        micro = optim.micro_batch_size or optim.batch_size
+        optim, micro = self.config.optim, self.micro_batch_size
         if not self._waiting:
             self._begin_step(micro)
         done = optim.batch_size // micro - len(self._waiting)

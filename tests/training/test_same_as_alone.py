@@ -11,17 +11,18 @@ from harness.config import LoraConfig, LoraInit, QuantConfig, QuantFormat
 from harness.data.order import batch_rows
 from harness.metrics_log import read_metrics
 from harness.record import Record, RunStatus
-from harness.training import session
+from harness.training import passes, session
 from harness.training.job import Job
-from harness.training.session import RunEnded, train
+from harness.training.session import Queue, RunEnded, train
 from harness.training.stop import StopRequest
 from tests.training.conftest import MakeBase, MakeJob
+from tests.training.side_by_side import SideBySide
 
 CLOSE = 1e-6
 
 
 def run_all(shared: SharedBase, jobs: list[Job], capacity: int) -> dict[str, Record]:
-    events = list(train(shared, iter(jobs), capacity=capacity, stop=StopRequest()))
+    events = list(train(shared, Queue(jobs), packing=SideBySide(capacity), stop=StopRequest()))
     return {e.record.run_id: e.record for e in events if isinstance(e, RunEnded)}
 
 
@@ -166,7 +167,7 @@ def test_an_exception_in_one_run_is_that_runs_alone(
     clean = eight_jobs(shared, make_job, "clean")
     run_all(shared, clean, capacity=8)
     dirty = eight_jobs(shared, make_job, "dirty")
-    real = session.packed_gradients
+    real = passes.packed_gradients
 
     def failing(base: SharedBase, work: list) -> list:
         names = {id(item.adapter) for item in work}
@@ -183,7 +184,7 @@ def test_an_exception_in_one_run_is_that_runs_alone(
         entries.append(entry)
 
     monkeypatch.setattr(session.RunEntry, "start", remember)
-    monkeypatch.setattr(session, "packed_gradients", failing)
+    monkeypatch.setattr(passes, "packed_gradients", failing)
     records = run_all(shared, dirty, capacity=8)
     expected = RunStatus.failed if isinstance(error, ValueError) else RunStatus.out_of_memory
     assert records["dirty5"].status is expected
@@ -237,7 +238,7 @@ def test_saved_adapter_gives_identical_logits_under_peft(
         shared = make_base(QuantConfig(format=quant_format))
         job = make_job(shared, f"run-{quant_format.value}")
         expected = None
-        for event in train(shared, iter([job]), capacity=1, stop=StopRequest()):
+        for event in train(shared, Queue([job]), packing=SideBySide(1), stop=StopRequest()):
             if not isinstance(event, RunEnded) and event.entry.slot.finished:
                 with torch.no_grad(), shared.only(event.entry.slot.adapter):
                     expected = shared.model(ids).logits

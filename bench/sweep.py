@@ -1,0 +1,184 @@
+"""What a sweep costs against its runs one by one, in processes of their own and in one warm worker.
+
+    python -m bench.sweep [--parts processes tokens idle]
+
+- `processes`: 16 runs (4 ranks x 4 learning rates) of `harness run`'s defaults on the embedded base: as 16
+  `harness run` processes one after another, as a sweep one at a time (cohort 1), and as a sweep that chooses
+  its cohort. Targets: 1/2.5 of the processes.
+- `tokens`: the same 16 with 64 to 4096 positions per run and step, one at a time against the chosen cohort.
+  Targets: 1/1.3 (aim 1/1.6) up to 256 positions, never slower.
+- `idle`: 16 runs whose lengths differ 4 times; how long the worker had nothing to do. Target: 2 %.
+
+Every arm is a `harness` command from a shell, imports and all; `warm` seconds leave out the time until the
+worker's first run begins. W&B is off in all arms. Results: bench/results/sweep.json.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from harness.provenance import collect_provenance
+from harness.record import utc_now
+
+RESULTS = Path(__file__).parent / "results" / "sweep.json"
+RANKS = (2, 4, 8, 16)
+RATES = ("2e-3", "5e-3", "1e-2", "2e-2")
+ROW_POSITIONS = 40
+"""Row length of `rule` on the embedded base, to turn positions into rows."""
+TOKENS = {64: 120, 256: 120, 1024: 60, 4096: 20}
+"""Positions per run and step -> steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way of training the same runs."""
+
+    seconds: float
+    """From the first command to the end of the last."""
+    warm_seconds: float
+    """Without imports: from the first run's beginning to the last one's end, as the worker saw it."""
+    waited_seconds: float
+    packing: str
+
+
+def harness(arguments: Sequence[str]) -> float:
+    """Run one command; returns its seconds."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return time.perf_counter() - began
+
+
+def sweep(question: Path, out: Path, *overrides: str) -> Arm:
+    """Run a sweep from nothing; its cache of bases and data is kept between arms."""
+    shutil.rmtree(out / "runs", ignore_errors=True)
+    shutil.rmtree(out / "sweeps", ignore_errors=True)
+    seconds = harness(["sweep", str(question), f"paths.out={out}", *overrides])
+    state = json.loads((out / "sweeps" / question.stem / "state.json").read_text())
+    assert all(run["status"] == "completed" for run in state["runs"]), state["runs"]
+    device = state["devices"][0]
+    return Arm(
+        seconds=seconds,
+        warm_seconds=device["seconds"],
+        waited_seconds=device["waited_seconds"],
+        packing=device["packing"],
+    )
+
+
+def question(directory: Path, name: str, *base: str, space: dict[str, str] | None = None) -> Path:
+    """Write a grid of 16 runs."""
+    import yaml
+
+    grid = {"lora.rank": f"choice({','.join(map(str, RANKS))})"}
+    grid["optim.lr"] = f"choice({','.join(RATES)})"
+    file = directory / f"{name}.yaml"
+    tree = {"question": "What does a sweep cost?", "base": ["tracker=none", *base]}
+    file.write_text(yaml.safe_dump({**tree, "space": space or grid, "search": {"method": "grid"}}, sort_keys=False))
+    return file
+
+
+def processes(directory: Path) -> dict[str, object]:
+    """16 processes one after another against a sweep, and against one worker one at a time."""
+    out = directory / "out"
+    file = question(directory, "sixteen")
+    harness(
+        ["run", "tracker=none", "optim.steps=1", f"paths.out={out}"]
+    )  # the caches are warm for all
+    chosen = [sweep(file, out)]
+    shutil.rmtree(out / "runs")
+    alone = sum(
+        harness(
+            ["run", "tracker=none", f"lora.rank={rank}", f"optim.lr={rate}", f"paths.out={out}"]
+        )
+        for rank in RANKS
+        for rate in RATES
+    )
+    one = sweep(file, out, "resources.cohort=1")
+    chosen.append(sweep(file, out))
+    best = min(arm.seconds for arm in chosen)
+    return {
+        "processes_seconds": alone,
+        "one_at_a_time": asdict(one),
+        "sweep": [asdict(arm) for arm in chosen],
+        "processes_over_sweep": alone / (sum(arm.seconds for arm in chosen) / len(chosen)),
+        "processes_over_best_sweep": alone / best,
+    }
+
+
+def tokens(directory: Path) -> dict[str, object]:
+    """One at a time against the chosen cohort at several batch sizes, interleaved."""
+    found: dict[str, object] = {}
+    for positions, steps in TOKENS.items():
+        rows = max(1, round(positions / ROW_POSITIONS))
+        file = question(
+            directory,
+            f"tokens{positions}",
+            *("eval=loss", "eval.before=false", "data.validation_rows=32"),
+            *(f"optim.batch_size={rows}", f"optim.steps={steps}"),
+        )
+        out = directory / "out"
+        chosen = [sweep(file, out)]
+        one = [sweep(file, out, "resources.cohort=1")]
+        chosen.append(sweep(file, out))
+        one.append(sweep(file, out, "resources.cohort=1"))
+        ratio = sum(a.warm_seconds for a in one) / sum(a.warm_seconds for a in chosen)
+        found[str(positions)] = {
+            "one_at_a_time": [asdict(arm) for arm in one],
+            "chosen": [asdict(arm) for arm in chosen],
+            "one_at_a_time_over_chosen": ratio,
+        }
+        print(f"{positions} positions: {ratio:.2f}  ({chosen[-1].packing})")
+    return found
+
+
+def idle(directory: Path) -> dict[str, object]:
+    """The worker's time with nothing to do, for runs of 40 to 160 steps."""
+    space = {
+        "optim.steps": "choice(40,80,120,160)",
+        "optim.lr": f"choice({','.join(RATES)})",
+    }
+    file = question(directory, "lengths", "eval=loss", space=space)
+    arm = sweep(file, directory / "out")
+    return asdict(arm) | {"waited_share": arm.waited_seconds / arm.warm_seconds}
+
+
+PARTS: dict[str, Callable[[Path], dict[str, object]]] = {
+    "processes": processes,
+    "tokens": tokens,
+    "idle": idle,
+}
+
+
+def main() -> None:
+    """Measure the parts asked for; results of the others are kept."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    asked = parser.parse_args().parts
+    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in asked:
+        load = psutil.getloadavg()[0]
+        with tempfile.TemporaryDirectory() as directory:
+            found = PARTS[name](Path(directory))
+        print(name, json.dumps(found, indent=1))
+        machine = collect_provenance(model_fingerprint="", data_fingerprint="").as_tree()
+        result[name] = found | {
+            "load_average_before": load,
+            "date": utc_now(),
+            "machine": machine,
+        }
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""`harness sweep --help`, and the list of questions that are ready. Imports no torch."""
+
+import textwrap
+
+from harness.search.question import known_sweeps
+
+_HELP = """\
+usage: harness sweep NAME|FILE [override…] [--dry-run] [--json]
+
+Train every run that answers a question, many side by side on one frozen base per device, then confirm the
+best cells on fresh seeds. The same command resumes a sweep that was stopped or killed. Everything is kept
+under out/sweeps/NAME/ (the study, state.json) and out/runs/ (the records).
+
+  key=value                       for every run; on an axis: fix it
+  key=choice(a,b)                 an axis, given or replaced; range(2,10,2), interval(1e-4,1e-2),
+                                  tag(log,interval(1e-4,1e-2)), int(interval(1,64)) too
+  search.method=tpe               grid, random, tpe, gp, nsga2, cmaes
+  search.trials=60                how many cells a search tries
+  search.pruner=asha              none, asha, hyperband, median
+  search.seeds=[0,1]              seeds of every cell
+  confirm.top=3 confirm.seeds=[10,11,12] confirm.split=test, or confirm=null
+  resources.devices=cpu:2         auto (every visible GPU, or one worker on the CPU), cpu, [0,2]
+  resources.cohort=4              runs side by side at most; without it, what is measured to be fastest
+  study.storage=postgresql://…    another place for the study than out/sweeps/NAME/study.db
+  name=OTHER                      another name, so another study
+
+  --dry-run                       print what would run, after checking it against the model; trains nothing
+  --json                          print state.json at the end
+
+Ready questions:
+"""
+
+
+def sweep_help() -> str:
+    """Return the help text with the questions in sweeps/."""
+    lines = []
+    for name, question in known_sweeps().items():
+        lines += textwrap.wrap(
+            question, 100, initial_indent=f"  {name:<16}", subsequent_indent=" " * 18
+        )
+    return _HELP + "\n".join(lines) + "\n"

@@ -1,0 +1,83 @@
+"""A checked, identified request for one run, and whether it has been answered. Imports no torch.
+
+Everything that can be refused without torch is refused here.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.base.source import ModelSource, find_model, model_fingerprint
+from harness.config import PathsConfig, RunConfig
+from harness.data.check import check_data, data_fingerprint
+from harness.errors import RequestError
+from harness.evals.choices import check_choices
+from harness.identity import Identity, identify
+from harness.record import Record, RecordError, RunStatus, read_record
+from harness.run_directory import RunDirectory
+from harness.tracking import check_tracker
+from harness.validate import validate
+
+_SETTLED = (RunStatus.completed, RunStatus.diverged)
+"""Ends that training again would only repeat. Failed, interrupted and out-of-memory runs go on; a run that a
+sweep has pruned begins anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked request for one run: what it is, and where it is kept."""
+
+    config: RunConfig
+    source: ModelSource
+    fingerprint: str
+    """Of the model's contents."""
+    identity: Identity
+    directory: RunDirectory
+
+
+def make_request(config: RunConfig) -> Request:
+    """Refuse what is wrong with `config` as far as it shows without torch, and identify the run."""
+    check(config)
+    source = find_model(config.model)
+    check_writable(config.paths)
+    memo = Path(config.paths.cache or Path(config.paths.out) / "cache") / "fingerprints.json"
+    fingerprint = model_fingerprint(source, memo)
+    identity = identify(
+        config, model_fingerprint=fingerprint, data_fingerprint=data_fingerprint(config.data)
+    )
+    directory = RunDirectory(Path(config.paths.out) / "runs" / identity.run_id)
+    return Request(config, source, fingerprint, identity, directory)
+
+
+def check_writable(paths: PathsConfig) -> None:
+    """Create the directories of `paths` and refuse one that cannot be written to."""
+    for key, name in (("out", paths.out), ("cache", paths.cache)):
+        if name is None:
+            continue
+        directory = Path(name)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        except OSError as error:
+            raise RequestError(
+                f"paths.{key}={name} cannot be written to: {error.strerror} "
+                f"({directory.absolute()}); give a directory that this user can create files in"
+            ) from error
+
+
+def check(config: RunConfig) -> None:
+    """Refuse whatever is wrong with the request, as far as it shows without torch."""
+    validate(config)
+    check_data(config.data)
+    check_choices(config.eval)
+    check_tracker(config.tracker)
+
+
+def settled_record(directory: RunDirectory) -> Record | None:
+    """Return the record of a run that need not be trained again, or None."""
+    try:
+        record = read_record(directory.record)
+    except RecordError:
+        return None
+    return record if record.status in _SETTLED else None

@@ -1,0 +1,99 @@
+"""How a question is searched, judged, confirmed and run: the typed parts of a sweep's file. Pure data."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from harness.config import Split
+from harness.metrics import Direction
+from harness.search.points import Point
+
+
+class Method(Enum):
+    """Who chooses the points: our own product of all values, or one of Optuna's samplers."""
+
+    grid = "grid"
+    random = "random"
+    tpe = "tpe"
+    gp = "gp"
+    nsga2 = "nsga2"
+    cmaes = "cmaes"
+
+
+class PrunerName(Enum):
+    """Which of Optuna's pruners ends hopeless runs early; `asha` is successive halving."""
+
+    none = "none"
+    asha = "asha"
+    hyperband = "hyperband"
+    median = "median"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSettings:
+    """How points are chosen and given up."""
+
+    method: Method = Method.grid
+    trials: int | None = None
+    """Cells to try; none, for a grid only: every cell."""
+    pruner: PrunerName = PrunerName.none
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of every cell."""
+    sampler_seed: int = 0
+    """Seed of the points that are drawn."""
+    reduction_factor: int = 3
+    """Of the runs at one rung, one in so many goes on (asha, hyperband)."""
+    starts: tuple[Point, ...] = ()
+    """Points to begin with; an axis that one leaves out is drawn."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """What is to become small or large: a metric, over the seeds of a cell."""
+
+    metric: str
+    direction: Direction
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Constraint:
+    """A limit that a cell keeps or breaks; at least one of the two bounds is given, in the metric's unit."""
+
+    metric: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def violation(self, value: float) -> float:
+        """Return by how much `value` breaks the limit: 0 or less where it is kept, as Optuna has it."""
+        above = [] if self.at_most is None else [value - self.at_most]
+        below = [] if self.at_least is None else [self.at_least - value]
+        return max(above + below)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmation:
+    """The best cells, trained again on seeds that the search has not seen."""
+
+    top: int = 1
+    """Cells to confirm."""
+    seeds: tuple[int, ...]
+    split: Split = Split.test
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerSettings:
+    """What the sweep may use."""
+
+    devices: str | tuple[int, ...] = "auto"
+    """`auto` (every visible GPU, else one worker on the CPU), `cpu`, `cpu:N` workers, or CUDA indices."""
+    cohort: int | None = None
+    """Runs side by side at most; none: what is measured to be fastest."""
+    hang_seconds: float = 1800.0
+    """Silence after which a worker is taken to hang."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudySettings:
+    """Where Optuna's study is kept."""
+
+    storage: str | None = None
+    """A SQLAlchemy url; none: study.db in the sweep's directory."""

@@ -1,0 +1,1 @@
+"""Sweeps as processes: one driver that decides, one warm worker per device that trains."""

@@ -1,0 +1,64 @@
+"""What only the model and its tokenizer can refuse, asked of a worker, since the driver has no torch."""
+
+from collections.abc import Sequence
+
+from harness.config import RunConfig
+from harness.errors import RequestError, RunFailed
+from harness.search.space import Point
+from harness.sweeping.messages import Check, Checked, Ready
+from harness.sweeping.pool import Device, Died, Pool
+from harness.sweeping.state import SweepDirectory
+
+CHECK_SECONDS = 1800.0
+SHOWN = 10
+
+
+def check_without_device(
+    points: Sequence[tuple[Point, RunConfig]], directory: SweepDirectory
+) -> None:
+    """Do what `refuse_what_does_not_fit` does in a process that sees no GPU and ends with the answer."""
+    pool = Pool(directory.workers, CHECK_SECONDS)
+    pool.start(Device(name="check", environment={"CUDA_VISIBLE_DEVICES": ""}))
+    try:
+        refuse_what_does_not_fit(points, pool)
+    finally:
+        pool.kill()
+
+
+def refuse_what_does_not_fit(points: Sequence[tuple[Point, RunConfig]], pool: Pool) -> None:
+    """Refuse points whose targets, rank or row length do not fit their model; trains nothing.
+
+    Asks the first worker of `pool`. Raises RequestError that names each point, and RunFailed where the
+    check itself breaks.
+    """
+    pool.workers[0].send(Check(configs=tuple(config for _, config in points)))
+    while True:
+        for worker, news in pool.hear(seconds=1.0):
+            match news:
+                case Ready():
+                    worker.ready = True
+                case Checked():
+                    worker.busy = False
+                    _refuse(points, news.refusals)
+                    return
+                case Died():
+                    raise RunFailed(f"the worker on {worker.device.name} {news.reason}")
+                case _:
+                    pass
+
+
+def _refuse(points: Sequence[tuple[Point, RunConfig]], refusals: Sequence[str | None]) -> None:
+    bad: dict[str, list[str]] = {}
+    for (point, _), refusal in zip(points, refusals, strict=True):
+        if refusal is not None:
+            text = " ".join(f"{key}={value}" for key, value in point.items())
+            bad.setdefault(refusal, []).append(text)
+    if not bad:
+        return
+    lines = [f"{refusal} (at {'; '.join(where[:3])})" for refusal, where in bad.items()]
+    more = f"\n… and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    raise RequestError(
+        f"{sum(map(len, bad.values()))} of the {len(points)} points of the space are refused:\n"
+        + "\n".join(lines[:SHOWN])
+        + more
+    )

@@ -1,0 +1,242 @@
+"""The driver of a sweep: gives runs to workers, hears them, and starts those again that die.
+
+One process and the only writer of the study; imports no torch.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from harness.compose import config_tree
+from harness.errors import RunFailed
+from harness.record import Record, RecordError, RunStatus, read_record, write_record
+from harness.search.question import Method
+from harness.sweeping.ledger import Run, RunState
+from harness.sweeping.messages import (
+    Busy,
+    Checked,
+    Ended,
+    News,
+    Prune,
+    Ready,
+    Slots,
+    Stepped,
+    Train,
+    Waited,
+)
+from harness.sweeping.pool import END_SECONDS, Died, Pool, WorkerProcess
+from harness.sweeping.trials import Trials
+from harness.training.stop import StopRequest
+
+MAX_SLOTS = 16
+MAX_SLOTS_ADAPTIVE = 8
+"""Where results steer the search, fewer runs side by side than in a grid."""
+MAX_DEATHS = 1
+"""Workers that may die with a run in them before it counts as failed."""
+MAX_STARTS_IN_VAIN = 2
+ASK_SECONDS = 0.05
+"""How long the driver asks on end before it listens again."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Desk:
+    """What the driver knows of one worker."""
+
+    worker: WorkerProcess
+    runs: dict[str, Run] = field(default_factory=dict)
+    slots: int = 1
+    """How many runs it can use now, as it says."""
+    doing: str = "starting"
+    packing: str = ""
+    began_at: float | None = None
+    """When it was given its first run (monotonic seconds)."""
+    waited_seconds: float = 0.0
+    """How long it has had nothing to do since."""
+
+
+class Driver:
+    """One sweep in progress."""
+
+    def __init__(self, trials: Trials, pool: Pool, stop: StopRequest) -> None:
+        search = trials.question.search
+        self.trials = trials
+        self.desks: list[Desk] = []
+        self.is_finished = False
+        self._pool = pool
+        self._stop = stop
+        self._starts_in_vain: dict[str, int] = defaultdict(int)
+        self._adaptive = search.method not in (Method.grid, Method.random)
+        self._max_slots = trials.question.resources.cohort or (
+            MAX_SLOTS_ADAPTIVE if self._adaptive else MAX_SLOTS
+        )
+
+    # The loop ------------------------------------------------------------------------------------
+
+    def drive(self) -> Iterator[None]:
+        """Train everything with the workers of the pool; yields a few times a second, to show progress.
+
+        Ends early when a stop is asked for: then every run in flight has a checkpoint.
+        """
+        for worker in self._pool.workers:
+            self._adopt(worker)
+        self.trials.resume()
+        while not self.trials.is_done():
+            if self._stop:
+                yield from self._stop_workers()
+                return
+            self._assign()
+            for worker, news in self._pool.hear(seconds=0.25):
+                self._handle(worker, news)
+            yield
+        self.is_finished = True
+
+    def _stop_workers(self) -> Iterator[None]:
+        """Let every run in flight keep a checkpoint; kill what does not come to an end."""
+        self._pool.ask_to_stop()
+        give_up = time.monotonic() + END_SECONDS
+        while self._pool.workers and time.monotonic() < give_up:
+            for desk in self.desks:
+                desk.doing = "keeping checkpoints"
+            for worker, news in self._pool.hear(seconds=0.25):
+                if isinstance(news, Ended):
+                    self._handle(worker, news)
+            yield
+
+    # Workers -------------------------------------------------------------------------------------
+
+    def _adopt(self, worker: WorkerProcess) -> None:
+        doing = "ready" if worker.ready else "starting"
+        self.desks.append(Desk(worker=worker, doing=doing))
+
+    def _assign(self) -> None:
+        """Give every worker as many runs as it has room for, asking for more trials where none waits."""
+        give_up = time.monotonic() + ASK_SECONDS
+        if not self._adaptive:
+            while self.trials.has_more and time.monotonic() < give_up:
+                self.trials.ask()
+        for desk in self.desks:
+            while desk.worker.ready:
+                run = self._next_for(desk)
+                if run is not None:
+                    self._give(desk, run)
+                elif self._may_ask(desk):
+                    self.trials.ask()
+                else:
+                    break
+
+    def _next_for(self, desk: Desk) -> Run | None:
+        """Return the run that a worker should have next, if it has room for one."""
+        ahead = 0 if self._adaptive else 1  # a run that waits at the worker begins without a pause
+        mine = {run.cohort for run in desk.runs.values()}
+        others = [r.cohort for d in self.desks if d is not desk for r in d.runs.values()]
+        if not mine:
+            return self.trials.ledger.best_for(others, None)
+        if len(desk.runs) < desk.slots + ahead and len(mine) == 1:
+            run = self.trials.ledger.best_for(others, tuple(mine))
+            if run is not None:
+                return run
+        if len(desk.runs) <= ahead:
+            return self.trials.ledger.best_for(others, None)
+        return None
+
+    def _may_ask(self, desk: Desk) -> bool:
+        """Whether another trial should be asked for: no more are in flight than there are slots."""
+        if not self.trials.has_more or len(desk.runs) >= desk.slots:
+            return False
+        return self.trials.in_flight < sum(each.slots for each in self.desks)
+
+    def _give(self, desk: Desk, run: Run) -> None:
+        desk.began_at = desk.began_at or time.monotonic()
+        run.state, run.started = RunState.assigned, False
+        desk.runs[run.run_id] = run
+        desk.worker.send(
+            Train(
+                request=run.request,
+                cohort=run.cohort,
+                sweep=self.trials.question.name,
+                role=run.role,
+                trial=run.trial,
+                max_slots=self._max_slots,
+            )
+        )
+
+    def _handle(self, worker: WorkerProcess, news: News | Died) -> None:
+        desk = next(each for each in self.desks if each.worker is worker)
+        match news:
+            case Ready():
+                worker.ready, desk.doing = True, "ready"
+                worker.busy = bool(desk.runs)
+            case Slots():
+                desk.slots, desk.packing = news.count, news.packing
+            case Busy():
+                desk.doing = news.doing
+            case Waited():
+                desk.waited_seconds = news.seconds
+            case Stepped():
+                self._handle_step(desk, news)
+            case Ended():
+                self._handle_end(desk, news)
+            case Died():
+                self._handle_death(desk, news)
+            case Checked():
+                pass  # answered before the sweep began
+            case unknown:
+                assert_never(unknown)
+
+    def _handle_step(self, desk: Desk, news: Stepped) -> None:
+        desk.doing = "training"
+        run = self.trials.ledger.runs[news.run_id]
+        run.started, run.step, run.total_steps = True, news.step, news.total_steps
+        if news.evaluated is not None:
+            reason = self.trials.evaluated(run, news.step, news.total_steps, news.evaluated)
+            if reason is not None:
+                desk.worker.send(Prune(run_id=run.run_id, reason=reason))
+
+    def _handle_end(self, desk: Desk, news: Ended) -> None:
+        run = desk.runs.pop(news.run_id)
+        desk.worker.busy = bool(desk.runs)
+        if news.status is RunStatus.interrupted:
+            run.state = RunState.waiting  # goes on with the next driver
+            return
+        record = self._record_of(run)
+        if (
+            record.status is not news.status
+        ):  # it could not be written: another process holds the run
+            record.status, record.error = news.status, news.error
+        self.trials.ended(run, record)
+
+    def _record_of(self, run: Run) -> Record:
+        """Return the record on disk, or an empty one of a run that never got so far."""
+        try:
+            return read_record(run.request.directory.record)
+        except RecordError:
+            tree = config_tree(run.request.config)
+            return Record(run_id=run.run_id, status=RunStatus.running, config=tree)
+
+    def _handle_death(self, desk: Desk, death: Died) -> None:
+        """Start another worker; the runs in this one are tried once more, each in a worker to itself."""
+        self.desks.remove(desk)
+        device = desk.worker.device
+        self._starts_in_vain[device.name] += 0 if desk.worker.ready else 1
+        if self._starts_in_vain[device.name] > MAX_STARTS_IN_VAIN:
+            raise RunFailed(f"the worker on {device.name} does not start: it {death.reason}")
+        suspects = [run for run in desk.runs.values() if run.started]
+        for run in desk.runs.values():
+            if run in suspects or not suspects:
+                run.deaths += 1
+                self.trials.ledger.send_alone(run)
+            run.state = RunState.waiting
+            if run.deaths > MAX_DEATHS:
+                self._fail(run, f"its worker {death.reason}, {run.deaths} times")
+        if not self._stop:
+            self._adopt(self._pool.start(device))
+
+    def _fail(self, run: Run, reason: str) -> None:
+        """Write the record of a run that cannot be trained, keeping what its last worker wrote."""
+        record = self._record_of(run)
+        run.request.directory.path.mkdir(parents=True, exist_ok=True)
+        record.status, record.error = RunStatus.failed, reason
+        write_record(run.request.directory.record, record)
+        self.trials.ended(run, record)

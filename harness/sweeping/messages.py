@@ -1,0 +1,143 @@
+"""What driver and workers say to each other: small frozen values, pickled over a pipe of one machine.
+
+Must not import torch: the driver has none.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from harness.config import LoraInit, RunConfig
+from harness.record import RunStatus
+from harness.request import Request
+
+
+class Role(Enum):
+    """Why a sweep trains a run."""
+
+    search = "search"
+    confirmation = "confirmation"
+    probe = "probe"
+    """A few steps alone, for the memory and speed that a run in company cannot measure."""
+
+
+# From the driver ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """Train a run, beside those that the worker already trains if their cohort is the same."""
+
+    request: Request
+    cohort: str
+    """What runs must have in common to share the base and a forward pass; see `cohort_of`."""
+    sweep: str
+    role: Role
+    trial: int | None
+    max_slots: int
+    """Runs side by side at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prune:
+    """End a run after the step in progress."""
+
+    run_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """Say which of these configurations do not fit their model or data, before anything is trained."""
+
+    configs: tuple[RunConfig, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Keep a checkpoint of every run and exit."""
+
+
+# From a worker -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """The libraries are imported and the device is there."""
+
+    pid: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """The answer to `Check`: for each configuration what is wrong with it, or None."""
+
+    refusals: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slots:
+    """How many runs the worker wants to have, counted with those that it has."""
+
+    count: int
+    packing: str
+    """How many of them share a pass and why, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """What the worker does now, outside training steps."""
+
+    doing: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waited:
+    """How long the worker has had nothing to do since its first run began, in seconds, in all."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """A run has made a step; `values` holds an evaluation's metrics where there was one."""
+
+    run_id: str
+    step: int
+    total_steps: int
+    loss: float
+    evaluated: dict[str, float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A run has ended and its record is on disk."""
+
+    run_id: str
+    status: RunStatus
+    error: str | None
+
+
+Order = Train | Prune | Check | Stop
+News = Ready | Checked | Slots | Busy | Waited | Stepped | Ended
+
+
+def cohort_of(request: Request, *, alone: bool = False) -> str:
+    """Return what runs must share to train side by side: base, rows of one length, recomputation.
+
+    A run that rewrites the base has a cohort of its own, and so has one that is to be `alone`.
+    """
+    config = request.config
+    shared: list[Any] = [
+        request.fingerprint,
+        config.model,
+        config.quant,
+        config.data,
+        config.resources,
+        config.paths,
+        config.optim.gradient_checkpointing,
+    ]
+    if alone or config.lora.init in (LoraInit.pissa, LoraInit.olora):
+        shared.append(request.identity.run_id)
+    return repr(shared)

@@ -1,0 +1,130 @@
+"""From points to checked, identified requests: milliseconds each, since a sweep makes thousands."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from harness.base.source import ModelSource, find_model, model_fingerprint
+from harness.config import (
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    PathsConfig,
+    RunConfig,
+    Schedule,
+    TrackerConfig,
+    TrackerName,
+)
+from harness.data.check import data_fingerprint
+from harness.identity import identify
+from harness.request import Request, check_writable
+from harness.run_directory import RunDirectory
+from harness.search.composer import Composer, check_cell
+from harness.search.question import Question
+from harness.search.space import Point
+from harness.sweeping.messages import Role
+
+T = TypeVar("T")
+
+PROBE_STEPS = 12
+"""Steps of a probe: the warm-up that is not counted, and enough for a median."""
+
+
+class RequestMaker:
+    """Makes the requests of one sweep; what all of them share is looked up once."""
+
+    def __init__(self, question: Question) -> None:
+        self._space = question.space
+        self._composer = Composer(base_of(question))
+        self._model = lru_cache(maxsize=None)(_model_of)
+        self._data = lru_cache(maxsize=None)(_data_of)
+        self._writable: set[str] = set()
+
+    def config(self, point: Point, overrides: Sequence[str] = ()) -> RunConfig:
+        """Return the checked configuration of a point. Raises RequestError for what is refused."""
+        config = self._composer.compose([*self._space.overrides(point), *overrides])
+        check_cell(config)
+        return config
+
+    def request(self, point: Point, overrides: Sequence[str], role: Role) -> Request:
+        """Return the request for one run of a point; what is refused raises RequestError."""
+        config = self.config(point, [*overrides, f"tracker.job_type={role.value}"])
+        return self._identified(config)
+
+    def probe(self, config: RunConfig) -> Request:
+        """Return the request for the probe of a configuration: the same for all that cost the same."""
+        return self._identified(probe_config(config))
+
+    def _identified(self, config: RunConfig) -> Request:
+        if repr(config.paths) not in self._writable:
+            check_writable(config.paths)
+            self._writable.add(repr(config.paths))
+        source, fingerprint = self._model(_Frozen(config.model), _Frozen(config.paths))
+        identity = identify(
+            config,
+            model_fingerprint=fingerprint,
+            data_fingerprint=self._data(_Frozen(config.data)),
+        )
+        directory = RunDirectory(Path(config.paths.out) / "runs" / identity.run_id)
+        return Request(config, source, fingerprint, identity, directory)
+
+
+class _Frozen(Generic[T]):
+    """A configuration as a key of a cache: equal where it prints the same."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+        self._key = repr(value)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Frozen) and self._key == other._key
+
+
+def _model_of(model: _Frozen[ModelConfig], paths: _Frozen[PathsConfig]) -> tuple[ModelSource, str]:
+    source = find_model(model.value)
+    cache = Path(paths.value.cache or Path(paths.value.out) / "cache")
+    return source, model_fingerprint(source, cache / "fingerprints.json")
+
+
+def _data_of(data: _Frozen[DataConfig]) -> str:
+    return data_fingerprint(data.value)
+
+
+def base_of(question: Question) -> list[str]:
+    """Return the overrides of every run: the question's, with the sweep as W&B's group."""
+    given = {override.partition("=")[0] for override in question.base}
+    group = [] if "tracker.group" in given else [f"tracker.group={question.name}"]
+    return [*question.base, *group]
+
+
+def probe_config(config: RunConfig) -> RunConfig:
+    """Return a few steps of `config` without evaluation, with whatever does not change its cost set aside.
+
+    Learning rate, schedule, alpha and seed cost nothing, so configurations that differ in them share one.
+    """
+    kept = config.optim
+    optim = OptimConfig(
+        name=kept.name,
+        lr=1e-4,
+        loraplus_lr_ratio=kept.loraplus_lr_ratio,
+        schedule=Schedule.constant,
+        max_grad_norm=kept.max_grad_norm,
+        batch_size=kept.batch_size,
+        micro_batch_size=kept.micro_batch_size,
+        steps=PROBE_STEPS,
+        gradient_checkpointing=kept.gradient_checkpointing,
+    )
+    return replace(
+        config,
+        lora=replace(config.lora, alpha=None, alpha_over_rank=1.0, rslora=False),
+        optim=optim,
+        eval=EvalConfig(before=False, generate=False),
+        tracker=TrackerConfig(name=TrackerName.none),
+        seed=0,
+    )

@@ -1,0 +1,291 @@
+"""A warm process for one device: imports once, loads a base once, trains cohort after cohort.
+
+`python -m harness.sweeping.worker FD` is started by the driver with one end of a pipe as FD. It ends when it
+is told to stop, or when the driver is gone: then it keeps checkpoints, and after a few seconds ends anyhow.
+"""
+
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, assert_never
+
+from harness.errors import RequestError
+from harness.record import Record, RunLocked, RunStatus, write_record
+from harness.request import settled_record
+from harness.sweeping.bases import Bases
+from harness.sweeping.mailbox import Mailbox
+from harness.sweeping.messages import (
+    Busy,
+    Check,
+    Checked,
+    Ended,
+    Ready,
+    Role,
+    Slots,
+    Stepped,
+    Train,
+    Waited,
+)
+
+if TYPE_CHECKING:
+    from harness.data.prepare import PreparedData
+    from harness.training.job import Job
+    from harness.training.packing import Packing
+    from harness.training.session import Event, StepDone
+
+LOCK_SECONDS = 20.0
+"""How long a run may still be held by the worker of a driver that has just died."""
+REPORT_SECONDS = 0.5
+"""Progress of a run is reported at most this often, apart from evaluations."""
+
+
+class WorkerDesk:
+    """Where a session gets the runs of one cohort from, as the driver sends them."""
+
+    def __init__(self, worker: "Worker", first: Train) -> None:
+        self._worker = worker
+        self._next: Train | None = first
+        self._cohort = first.cohort
+
+    def take(self) -> "Job | None":
+        """Return the next run's job; a run that cannot begin ends here, and the one after it is tried."""
+        while not self._worker.mailbox.stop:
+            task, self._next = self._next or self._worker.mailbox.next_of(self._cohort), None
+            if task is None:
+                return None
+            job = self._worker.begin(task)
+            if job is not None:
+                return job
+        return None
+
+    def pruned(self, run_id: str) -> str | None:
+        """Return why a run is to be given up, or None."""
+        return self._worker.mailbox.pruned.pop(run_id, None)
+
+
+class Worker:
+    """One device's process."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.mailbox = Mailbox(connection)
+        self._bases = Bases()
+        self._packings: dict[str, Packing] = {}
+        self._prepared: dict[str, PreparedData] = {}
+        self._locks: dict[str, ExitStack] = {}
+        self._reported: dict[str, float] = {}
+        self._slots: Slots | None = None
+        self._waited_seconds = 0.0
+
+    def work(self) -> None:
+        """Do what the driver asks until there is nothing more."""
+        has_begun = False
+        while (task := self._wait(counting=has_begun)) is not None:
+            has_begun = has_begun or isinstance(task, Train)
+            match task:
+                case Check():
+                    self.mailbox.send(Checked(refusals=check_against_model(task)))
+                case Train():
+                    self._train(task)
+                case unknown:
+                    assert_never(unknown)
+
+    def _wait(self, *, counting: bool) -> Train | Check | None:
+        began = time.monotonic()
+        task = self.mailbox.wait()
+        if counting and task is not None:
+            self._waited_seconds += time.monotonic() - began
+            self.mailbox.send(Waited(seconds=self._waited_seconds))
+        return task
+
+    def _train(self, first: Train) -> None:
+        """Train a cohort: this run and all of its cohort that the driver sends meanwhile."""
+        from harness.measure.memory import is_out_of_memory
+        from harness.training.packing import Packing
+        from harness.training.session import train
+
+        self.mailbox.send(Busy(doing="loading the base"))
+        try:
+            shared = self._bases.open(first)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._base_does_not_fit(first, error)
+            return
+        packing = self._packings.setdefault(first.cohort, Packing(max_slots=first.max_slots))
+        desk = WorkerDesk(self, first)
+        for event in train(shared, desk, packing=packing, stop=self.mailbox.stop):
+            self._tell(event)
+            self._tell_slots(packing)
+        self._bases.drop_rewritten()
+
+    def begin(self, task: Train) -> "Job | None":
+        """Lock a run and make its job; None for one that has ended before, or cannot begin."""
+        from harness.training.launch import make_job
+
+        request, run_id = task.request, task.request.identity.run_id
+        try:
+            held = self._locks[run_id] = ExitStack()
+            _lock_patiently(held, task)
+            settled = settled_record(request.directory)  # by whoever held the lock until now
+            if settled is not None:
+                self._end(run_id, settled)
+                return None
+            job = make_job(request, self._prepare(task))
+        except Exception as error:  # this run's fault or misfortune, nobody else's
+            self._end(run_id, _record_of_failure(task, error))
+            return None
+        job.provenance["sweep"] = {"name": task.sweep, "role": task.role.value, "trial": task.trial}
+        job.is_probe = task.role is Role.probe
+        return job
+
+    def _prepare(self, task: Train) -> "PreparedData":
+        from harness.training.launch import prepare
+
+        request = task.request
+        config = request.config
+        key = repr((request.fingerprint, config.data, config.eval.split, config.lora))
+        if key not in self._prepared:
+            self.mailbox.send(Busy(doing="preparing the data"))
+            self._prepared[key] = prepare(config, request.source, request.fingerprint)
+        return self._prepared[key]
+
+    def _base_does_not_fit(self, task: Train, error: Exception) -> None:
+        from harness.training.entry import record_without_base
+
+        job = self.begin(task)
+        if job is not None:
+            self._end(job.run_id, record_without_base(job, error))
+
+    # What the driver hears -----------------------------------------------------------------------
+
+    def _tell(self, event: "Event") -> None:
+        from harness.training.session import RunEnded, RunStarted, StepDone
+
+        match event:
+            case StepDone():
+                self._tell_step(event)
+            case RunStarted():
+                slot = event.entry.slot
+                self.mailbox.send(
+                    Stepped(
+                        run_id=event.entry.job.run_id,
+                        step=slot.progress.step,
+                        total_steps=slot.total_steps,
+                        loss=float("nan"),
+                        evaluated=None,
+                    )
+                )
+            case RunEnded():
+                self._end(event.record.run_id, event.record)
+            case unknown:
+                assert_never(unknown)
+
+    def _tell_step(self, event: "StepDone") -> None:
+        run_id, slot = event.entry.job.run_id, event.entry.slot
+        evaluated = {k: v for k, v in event.values.items() if k.startswith("eval/")} or None
+        now = time.monotonic()
+        if evaluated is None and now - self._reported.get(run_id, 0.0) < REPORT_SECONDS:
+            return
+        self._reported[run_id] = now
+        self.mailbox.send(
+            Stepped(
+                run_id=run_id,
+                step=slot.progress.step,
+                total_steps=slot.total_steps,
+                loss=event.values["train/loss"],
+                evaluated=evaluated,
+            )
+        )
+
+    def _tell_slots(self, packing: "Packing") -> None:
+        slots = Slots(count=packing.slots, packing=packing.description)
+        if slots != self._slots:
+            self._slots = slots
+            self.mailbox.send(slots)
+
+    def _end(self, run_id: str, record: Record) -> None:
+        self._locks.pop(run_id).close()
+        self._reported.pop(run_id, None)
+        self.mailbox.pruned.pop(run_id, None)
+        self.mailbox.send(Ended(run_id=run_id, status=record.status, error=record.error))
+
+
+def _lock_patiently(held: ExitStack, task: Train) -> None:
+    """Take the run's lock, waiting a little for a process that is on its way out."""
+    give_up = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            held.enter_context(task.request.directory.lock())
+            return
+        except RunLocked:
+            if time.monotonic() >= give_up:
+                raise
+            time.sleep(0.1)
+
+
+def _record_of_failure(task: Train, error: Exception) -> Record:
+    """Return, and unless another process holds the run write, the record of a run that cannot begin."""
+    from harness.compose import config_tree
+
+    record = Record(
+        run_id=task.request.identity.run_id,
+        status=RunStatus.failed,
+        config=config_tree(task.request.config),
+        provenance={
+            "sweep": {"name": task.sweep, "role": task.role.value, "trial": task.trial},
+            "cell_id": task.request.identity.cell_id,
+        },
+        error=f"{type(error).__name__}: {error}",
+    )
+    if not isinstance(error, RunLocked):
+        write_record(task.request.directory.record, record)
+    return record
+
+
+def check_against_model(check: Check) -> tuple[str | None, ...]:
+    """Say of each configuration what model, targets, rank, data and row length refuse; trains nothing."""
+    from harness.base.source import find_model, model_fingerprint
+    from harness.errors import DataError
+    from harness.training.launch import cache_directory, prepare
+
+    known: dict[str, str | None] = {}
+    refusals = []
+    for config in check.configs:
+        key = repr((config.model, config.data, config.eval.split, config.lora.target_modules))
+        key += repr((config.lora.rank, config.lora.init))
+        if key not in known:
+            source = find_model(config.model)
+            memo = cache_directory(config) / "fingerprints.json"
+            try:
+                prepare(config, source, model_fingerprint(source, memo))
+                known[key] = None
+            except (RequestError, DataError) as error:
+                known[key] = str(error)
+        refusals.append(known[key])
+    return tuple(refusals)
+
+
+def main(descriptor: int) -> None:
+    """Serve one driver until it says stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the driver decides
+    import torch
+
+    from harness.base.library_faults import cure_bitsandbytes
+    from harness.devices import resolved_device
+    from harness.training import session  # noqa: F401  what takes seconds to import
+
+    cure_bitsandbytes()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads is not None:
+        torch.set_num_threads(int(threads))
+    worker = Worker(Connection(descriptor))
+    signal.signal(signal.SIGTERM, worker.mailbox.stop._ask)
+    worker.mailbox.send(Ready(pid=os.getpid(), device=resolved_device("auto")))
+    worker.work()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,220 @@
+"""How many runs have a slot, and how many of them share a forward pass: by memory and by measured time.
+
+Whether packing pays depends on the machine, the base, the rows and what else the processor does, so it is
+timed: on passes that train the runs anyway, sizes 1, 2, 4, … are tried for as long as a run's share of the
+pass does not grow. Where no size is clearly faster than one run at a time, runs train one at a time.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import psutil
+import torch
+
+from harness.measure.memory import device_memory_bytes
+from harness.training.entry import RunEntry
+
+MARGIN = 0.04
+"""Sharing a pass must save this share of a run's time; a larger size that costs as much more is the last."""
+MEMORY_SHARE = 0.9
+"""Share of the memory that predictions may fill: allocators fragment, and linear growth is an estimate."""
+
+_FEW_PASSES, _MANY_PASSES, _FEW_SECONDS = 3, 8, 0.25
+_FIRST_INTERVAL, _LAST_INTERVAL = 128, 2048
+
+Times = Mapping[int, Sequence[float]]
+"""Size of a pass -> seconds per run of each pass that was timed."""
+
+
+def is_enough(size: int, seconds_per_run: Sequence[float]) -> bool:
+    """Say whether a size has been timed: three passes if they are long, up to eight short ones."""
+    passes = len(seconds_per_run)
+    if passes < _FEW_PASSES:
+        return False
+    return passes >= _MANY_PASSES or size * sum(seconds_per_run) >= _FEW_SECONDS
+
+
+def size_to_time(times: Times, most: int) -> int | None:
+    """Return the size of pass to time next; None once one more doubling would cost time, or at `most`."""
+    size, least = 1, math.inf
+    while True:
+        if not is_enough(size, times.get(size, ())):
+            return size
+        seconds = statistics.median(times[size])
+        if seconds > least * (1 + MARGIN) or size >= most:
+            return None
+        least = min(least, seconds)
+        size = min(2 * size, most)
+
+
+def best_size(times: Times, most: int) -> int:
+    """Return the size with the least seconds per run; 1 unless another one saves at least `MARGIN`."""
+    medians = {
+        size: statistics.median(seconds)
+        for size, seconds in times.items()
+        if size <= most and is_enough(size, seconds)
+    }
+    if 1 not in medians:
+        return 1
+    best = min(medians, key=lambda size: medians[size])
+    return best if medians[best] <= (1 - MARGIN) * medians[1] else 1
+
+
+Key = tuple[int, int]
+"""What runs must have in common to share a measurement: rows of a micro-batch and positions of a row."""
+
+
+@dataclass(slots=True)
+class _Sizes:
+    """What is known about passes of one kind of micro-batch."""
+
+    most: int
+    """The largest size that memory allows, as far as it is predicted."""
+    ceiling: int
+    """The largest size that has not run out of memory, and at most all slots."""
+    times: dict[int, list[float]] = field(default_factory=dict)
+    """Of the measurement in progress, or of the last one."""
+    before: dict[int, list[float]] = field(default_factory=dict)
+    """Of the measurement before, which counts as much: one of them may have met a busy moment."""
+    warm: set[int] = field(default_factory=set)
+    """Sizes that have had their first pass since the measurement began."""
+    interval: int = _FIRST_INTERVAL
+    passes: int = 0
+    """Since the last measurement."""
+
+    def both(self) -> dict[int, list[float]]:
+        """Return the times of the last two measurements."""
+        sizes = self.times.keys() | self.before.keys()
+        return {size: self.before.get(size, []) + self.times.get(size, []) for size in sizes}
+
+    def size(self, present: int) -> int:
+        """Return how many of `present` runs make the next pass."""
+        most = min(self.most, present)
+        return min(size_to_time(self.times, most) or best_size(self.both(), self.most), most)
+
+    def slots(self) -> int:
+        """Return how many runs can be used now."""
+        best = best_size(self.both(), self.most)
+        return max(best, size_to_time(self.times, self.most) or 1)
+
+    def is_timing(self, size: int) -> bool:
+        """Say whether a pass of this size is one that is timed."""
+        return not is_enough(size, self.times.get(size, ()))
+
+    def observe(self, size: int, seconds: float) -> None:
+        """Take note of one pass."""
+        if self.is_timing(size):
+            if size in self.warm:
+                self.times.setdefault(size, []).append(seconds / size)
+            self.warm.add(size)
+            return
+        self.passes += 1
+        if self.passes >= self.interval and self.most > 1:
+            self.before, self.times, self.warm, self.passes = self.times, {}, set(), 0
+            self.interval = min(2 * self.interval, _LAST_INTERVAL)
+
+
+class Packing:
+    """Decides which runs make the next micro-step, in which passes, and how many may be admitted."""
+
+    def __init__(self, *, max_slots: int, memory_bytes: int | None = None) -> None:
+        """At most `max_slots` runs side by side; `memory_bytes` of the device are ours (None: all of it)."""
+        assert max_slots >= 1, f"max_slots={max_slots}"
+        self.max_slots = max_slots
+        self.memory_bytes = memory_bytes
+        self._sizes: dict[Key, _Sizes] = {}
+        self._bytes_known: set[tuple[Key, int]] = set()
+        self._present: list[Key] = []
+
+    @property
+    def slots(self) -> int:
+        """How many runs may be admitted now, those that train already included."""
+        if not self._present:
+            return 1
+        return max(1, *(self._of(key).slots() for key in self._present))
+
+    def groups(self, entries: Sequence[RunEntry]) -> list[list[RunEntry]]:
+        """Return which runs make the next micro-step, one list per pass.
+
+        Runs of one kind that do not fit into one pass wait until an older one has ended: a search hears
+        about a few runs early rather than about all of them late.
+        """
+        kinds: dict[Key, list[RunEntry]] = {}
+        for entry in entries:
+            kinds.setdefault(_key(entry), []).append(entry)
+        self._present = list(kinds)
+        return [kind[: self._of(key).size(len(kind))] for key, kind in kinds.items()]
+
+    def is_timing(self, group: Sequence[RunEntry]) -> bool:
+        """Say whether this pass will be timed: then its end must be waited for on a GPU."""
+        sizes = self._of(_key(group[0]))
+        return sizes.most > 1 and sizes.is_timing(len(group))
+
+    def observe(self, group: Sequence[RunEntry], seconds: float) -> None:
+        """Take note of what one pass of `group` has taken."""
+        self._of(_key(group[0])).observe(len(group), seconds)
+
+    def wants_bytes(self, group: Sequence[RunEntry]) -> bool:
+        """Say whether the memory of a pass of this kind and size is still unknown."""
+        return self.max_slots > 1 and (_key(group[0]), len(group)) not in self._bytes_known
+
+    def observe_bytes(self, group: Sequence[RunEntry], pass_bytes: int) -> None:
+        """Bound the size of a pass by memory: `pass_bytes` were needed for `group`, and free again now."""
+        key, device = _key(group[0]), group[0].shared.base.device
+        self._bytes_known.add((key, len(group)))
+        adapter = max(entry.slot.adapter.num_bytes for entry in group)
+        per_run = (
+            pass_bytes / len(group) + 4 * adapter
+        )  # with gradient and two moments, all float32
+        free = MEMORY_SHARE * self._limit(device) - _used_bytes(device)
+        fits = max(1, int(free / per_run))
+        sizes = self._of(key)
+        sizes.most = min(fits, sizes.ceiling)
+
+    def ran_out(self, group: Sequence[RunEntry]) -> int:
+        """Return how many runs may share a pass from now on: `group` did not fit into the memory."""
+        sizes = self._of(_key(group[0]))
+        sizes.ceiling = min(sizes.ceiling, math.ceil(len(group) / 2))
+        sizes.most = min(sizes.most, sizes.ceiling)
+        return sizes.most
+
+    @property
+    def description(self) -> str:
+        """What was decided, in words: for a display and the record."""
+        if self.max_slots == 1:
+            return "one at a time"
+        if not self._present:
+            return "nothing timed yet"
+        sizes = self._of(self._present[0])
+        if size_to_time(sizes.times, sizes.most) is not None:
+            return f"timing passes of up to {sizes.slots()} runs"
+        times = sizes.both()
+        best = best_size(times, sizes.most)
+        if best == 1:
+            return "one at a time: sharing a pass is no faster here"
+        gain = statistics.median(times[1]) / statistics.median(times[best])
+        return f"{best} of {self.max_slots} slots a pass, {gain:.2f} x one at a time"
+
+    def _of(self, key: Key) -> _Sizes:
+        return self._sizes.setdefault(key, _Sizes(most=self.max_slots, ceiling=self.max_slots))
+
+    def _limit(self, device: torch.device) -> int:
+        if self.memory_bytes is None:
+            self.memory_bytes = (
+                device_memory_bytes(device)
+                if device.type == "cuda"
+                else psutil.virtual_memory().available + _used_bytes(device)
+            )
+        return self.memory_bytes
+
+
+def _key(entry: RunEntry) -> Key:
+    return entry.slot.micro_batch_size, entry.job.data.train.row_length
+
+
+def _used_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss

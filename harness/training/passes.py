@@ -1,0 +1,101 @@
+"""One packed pass over a group of runs: gradients, numbers and time for each; whose fault a failure is."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from harness.adapters.shared import SharedBase
+from harness.measure.memory import PhasePeak, SavedBytes, is_out_of_memory
+from harness.training.cohort import Gradient, packed_gradients
+from harness.training.entry import RunEntry
+from harness.training.packing import Packing
+
+Outcome = Gradient | Exception
+"""What a run gets out of a pass."""
+
+
+def advance(
+    shared: SharedBase, packing: Packing, group: list[RunEntry]
+) -> list[tuple[RunEntry, Outcome]]:
+    """Run one micro-step of `group` and give each run its gradient, or say what went wrong in it."""
+    started = time.perf_counter()
+    outcomes = _gradients(shared, packing, group)
+    received = [entry for entry, outcome in outcomes if isinstance(outcome, Gradient)]
+    for entry, outcome in outcomes:
+        if isinstance(outcome, Gradient):
+            entry.slot.receive(outcome)
+    _read_numbers([entry for entry in received if entry.slot.step_is_complete])
+    if packing.is_timing(group) and shared.base.device.type == "cuda":
+        torch.cuda.synchronize(shared.base.device)
+    seconds = time.perf_counter() - started
+    if len(received) == len(group):
+        packing.observe(group, seconds)
+    for entry, _ in outcomes:
+        entry.slot.spend(seconds)
+    return outcomes
+
+
+def _gradients(
+    shared: SharedBase, packing: Packing, group: list[RunEntry]
+) -> list[tuple[RunEntry, Outcome]]:
+    """Return the gradients of one forward pass; where it fails, find out whose fault it was.
+
+    Nothing has been changed when a pass fails, so it can be repeated: out of memory in halves (and from
+    then on in groups of that size), anything else one run at a time.
+    """
+    try:
+        work = [entry.slot.next_work() for entry in group]
+        with _counted(shared, packing, group):
+            gradients = packed_gradients(shared, work)
+        return list(zip(group, gradients, strict=True))
+    except Exception as error:
+        if len(group) == 1:
+            return [(group[0], error)]
+        parts = [[entry] for entry in group]
+        if is_out_of_memory(error):
+            half = packing.ran_out(group)
+            parts = [group[i : i + half] for i in range(0, len(group), half)]
+            note = f"out of memory with {len(group)} runs in a pass; went on with {half}"
+            for entry in group:
+                entry.note(note)
+    if shared.base.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return [outcome for part in parts for outcome in _gradients(shared, packing, part)]
+
+
+@contextmanager
+def _counted(shared: SharedBase, packing: Packing, group: Sequence[RunEntry]) -> Iterator[None]:
+    """Measure the memory of the pass inside, where somebody wants to know it.
+
+    A run's activations are what autograd saves; a pass also needs what is alive for a moment, which only
+    the CUDA allocator tells.
+    """
+    first, device = group[0], shared.base.device
+    alone = len(group) == 1 and first.slot.activation_bytes is None and not first.shared_process
+    if not alone and not packing.wants_bytes(group):
+        yield
+        return
+    saved, peak, before = SavedBytes(shared.model), PhasePeak(device), 0
+    if device.type == "cuda":
+        for entry in group:
+            entry.keep_peak()
+        peak.begin()
+        before = torch.cuda.memory_allocated(device)
+    with saved.counting():
+        yield
+    if alone:
+        first.slot.activation_bytes = saved.total
+    if packing.wants_bytes(group):
+        needed = peak.read() - before if device.type == "cuda" else saved.total
+        packing.observe_bytes(group, needed)
+
+
+def _read_numbers(entries: Sequence[RunEntry]) -> None:
+    """Clip, and bring loss and gradient norm of all complete steps to the host in one transfer."""
+    if not entries:
+        return
+    numbers = torch.stack([entry.slot.clip() for entry in entries]).tolist()
+    for entry, (loss, norm) in zip(entries, numbers, strict=True):
+        entry.loss, entry.grad_norm = loss, norm

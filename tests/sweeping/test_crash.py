@@ -1,0 +1,131 @@
+"""kill -9 of driver, worker or both, at random moments: the same command ends as if undisturbed."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness.record import RunStatus, read_metrics, read_records
+from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
+
+STEPS = 25
+SECONDS = 90.0
+
+
+def start(file: Path, out: Path) -> subprocess.Popen[bytes]:
+    """Start the sweep as a user would, in a process group of its own."""
+    log = (out.parent / f"{out.name}.log").open("ab")
+    with log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "harness", "sweep", str(file), f"paths.out={out}"],
+            start_new_session=True,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def lines_of(out: Path) -> int:
+    """Return how many steps have been logged by now."""
+    return sum(file.read_bytes().count(b"\n") for file in out.glob("runs/*/metrics.jsonl"))
+
+
+def kill_at_random(process: subprocess.Popen[bytes], out: Path, chance: random.Random) -> str:
+    """Kill somebody after some more steps, or at any time at all; returns who it was."""
+    wanted = lines_of(out) + chance.randint(1, 40)
+    give_up = time.monotonic() + (chance.uniform(0, 8) if chance.random() < 0.3 else SECONDS)
+    while process.poll() is None and lines_of(out) < wanted and time.monotonic() < give_up:
+        time.sleep(0.01)
+    time.sleep(chance.uniform(0, 0.1))
+    victim = chance.choice(["driver", "worker", "group"])
+    with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+        match victim:
+            case "driver":
+                os.kill(process.pid, signal.SIGKILL)
+            case "worker":
+                for child in psutil.Process(process.pid).children():
+                    child.kill()
+                time.sleep(chance.uniform(0, 6))  # the driver starts another and goes on
+                os.kill(process.pid, signal.SIGKILL)
+            case "group":
+                os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return victim
+
+
+def completed(out: Path) -> dict[str, str]:
+    """Return the completed runs and when each began."""
+    records, problems = read_records(out)
+    assert not problems
+    return {r.run_id: r.started_at for r in records if r.status is RunStatus.completed}
+
+
+def results(out: Path) -> dict[str, tuple[bytes, bytes, object]]:
+    """Return what every run has left: adapter, metrics, evaluations."""
+    found = {}
+    for record in read_records(out)[0]:
+        run = out / "runs" / record.run_id
+        adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+        found[record.run_id] = (adapter, (run / "metrics.jsonl").read_bytes(), record.evals)
+    return found
+
+
+@pytest.mark.parametrize(
+    "kills", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+)
+def test_a_sweep_that_is_killed_again_and_again_ends_like_one_that_is_not(ask, tmp_path, kills):
+    file = ask(
+        base=(f"optim.steps={STEPS}", "eval.every_steps=10"),
+        space={"lora.rank": "choice(1,2,4)", "optim.lr": "choice(1e-3,1e-2)"},
+        search={"method": "grid", "seeds": [0, 1]},
+        confirm={"top": 1, "seeds": [5]},
+        resources={"cohort": 4},
+    )
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert start(file, undisturbed).wait(SECONDS) == 0
+
+    chance = random.Random(kills)
+    known: dict[str, str] = {}
+    for _ in range(kills):
+        kill_at_random(start(file, killed), killed, chance)
+        now = completed(killed)
+        assert known.items() <= now.items(), "a completed run was trained again"
+        known = now
+    assert start(file, killed).wait(SECONDS) == 0
+    assert known.items() <= completed(killed).items()
+
+    state = read_state(SweepDirectory(killed, file.stem))
+    assert state.status is SweepStatus.finished
+    assert [trial.number for trial in state.trials] == list(range(6))
+    assert {trial.status for trial in state.trials} == {"completed"}
+    assert results(killed) == results(undisturbed)
+    for run_id in results(killed):
+        rows = read_metrics(killed / "runs" / run_id / "metrics.jsonl").rows
+        assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+
+
+def test_ctrl_c_keeps_checkpoints_says_how_to_go_on_and_the_same_command_ends_it(ask, tmp_path):
+    file = ask(base=("optim.steps=400",), space={"lora.rank": "choice(1,2)"})
+    out = tmp_path / "out"
+    process = start(file, out)
+    while lines_of(out) < 5:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: all of the group get it
+    assert process.wait(30) == 130
+    assert "Go on with: harness sweep" in (tmp_path / "out.log").read_text()
+    state = read_state(SweepDirectory(out, file.stem))
+    assert state.status is SweepStatus.interrupted
+    statuses = {record.status for record in read_records(out)[0]}
+    assert statuses <= {RunStatus.interrupted, RunStatus.completed}
+    before = lines_of(out)
+    assert before < 800
+    assert start(file, out).wait(SECONDS) == 0
+    assert lines_of(out) == 800
+    assert len(completed(out)) == 2

@@ -1,0 +1,55 @@
+"""Which devices get a worker, and what it is pinned to."""
+
+import pytest
+
+from harness.errors import RequestError
+from harness.sweeping import pool
+from harness.sweeping.pool import devices_for
+
+
+@pytest.fixture
+def visible(monkeypatch):
+    def show(count: int, mask: str | None = None) -> None:
+        monkeypatch.setattr(pool, "visible_cuda_devices", lambda: count)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if mask is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+
+    return show
+
+
+def masks(wanted) -> list[str]:
+    return [device.environment["CUDA_VISIBLE_DEVICES"] for device in devices_for(wanted)]
+
+
+def test_auto_is_a_worker_per_visible_gpu_each_with_its_own_mask(visible):
+    visible(3)
+    assert masks("auto") == ["0", "1", "2"]
+    assert masks([2, 0]) == ["2", "0"]
+
+
+def test_a_mask_that_is_there_is_kept_within(visible):
+    visible(2, mask="5,GPU-abc")
+    assert masks("auto") == ["5", "GPU-abc"]
+    assert masks([1]) == ["GPU-abc"]
+
+
+def test_without_a_gpu_there_is_one_worker_on_the_cpu_that_sees_none(visible):
+    visible(0)
+    (device,) = devices_for("auto")
+    assert device.name == "cpu"
+    assert device.environment == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_workers_that_share_a_cpu_share_its_cores(visible, monkeypatch):
+    visible(0)
+    monkeypatch.setattr(pool.os, "cpu_count", lambda: 8)
+    devices = devices_for("cpu:2")
+    assert [device.name for device in devices] == ["cpu:0", "cpu:1"]
+    assert {device.environment["OMP_NUM_THREADS"] for device in devices} == {"4"}
+
+
+def test_a_device_that_is_not_there_is_refused_with_what_is(visible):
+    visible(2)
+    with pytest.raises(RequestError, match="shows 2 CUDA devices; give indices below 2"):
+        devices_for([0, 2])

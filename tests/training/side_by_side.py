@@ -1,0 +1,27 @@
+"""Packings that do not go by time, so that a test knows which runs share a pass."""
+
+from collections.abc import Sequence
+
+from harness.training.entry import RunEntry
+from harness.training.packing import Packing
+
+
+class SideBySide(Packing):
+    """All runs in one pass, or in as few as memory allows."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(max_slots=slots)
+        self.most = slots
+
+    @property
+    def slots(self) -> int:
+        return self.max_slots
+
+    def groups(self, entries: Sequence[RunEntry]) -> list[list[RunEntry]]:
+        return [
+            list(entries[start : start + self.most]) for start in range(0, len(entries), self.most)
+        ]
+
+    def ran_out(self, group: Sequence[RunEntry]) -> int:
+        self.most = super().ran_out(group)
+        return self.most
