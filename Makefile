@@ -15,8 +15,9 @@ install: .venv/.installed  ## .venv with the pinned versions
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: .venv/.installed  ## a grid of 16 runs on the embedded base, ending in a table
-	$(BIN)/python -m harness.demo
+demo: .venv/.installed  ## a sweep on the embedded base, confirmed on fresh seeds, ending in a report
+	$(BIN)/harness sweep demo
+	$(BIN)/harness report demo
 
 test: .venv/.installed  ## the laptop suite: no network, no GPU
 	$(BIN)/python -m pytest -n 2
@@ -36,8 +37,10 @@ format: .venv/.installed  ## let ruff write
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: .venv/.installed  ## steps and tracking, measured side by side
+bench: .venv/.installed  ## steps, sweeps, driver and tracking, measured side by side
 	$(BIN)/python -m bench.step
+	$(BIN)/python -m bench.sweep
+	$(BIN)/python -m bench.driver
 	$(BIN)/python -m bench.tracking
 
 clean:  ## remove the environment and build products, keep out/

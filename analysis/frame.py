@@ -1,16 +1,31 @@
 """Records as flat rows: one plain dict per run, one key per fact.
 
 A row holds `run_id`, `status`, `measured_in`, `wall_seconds`, `started_at`, `error` and `notes`; every
-leaf of the configuration under its dotted key (`lora.rank`); every metric under its name; and every
-evaluation under `<phase>.<metric>`, with `.standard_error` and `.n` beside it.
+leaf of the configuration under its dotted key (`lora.rank`); every metric under its name; every
+evaluation under `<phase>.<metric>`, with `.standard_error` and `.n` beside it; where it came from under
+`provenance.…`; and its place in a sweep: `role`, `trial`, `point`.
 """
 
 from collections.abc import Iterable, Mapping
+from enum import Enum
+from sys import intern
 from typing import Any
 
 from harness.record import Record
 
 Row = dict[str, Any]
+
+
+class Role(Enum):
+    """Why a sweep trained a run."""
+
+    search = "search"
+    confirmation = "confirmation"
+    probe = "probe"
+
+
+PLACE_KEYS = ("role", "trial", "point")
+"""Where a run stands in its sweep: a role's word or None, a trial's number or None, axis -> spelled value."""
 
 _RUN_KEYS = (
     "run_id",
@@ -21,6 +36,7 @@ _RUN_KEYS = (
     "error",
     "notes",
 )
+_NOT_CONFIG = frozenset((*_RUN_KEYS, *PLACE_KEYS))
 
 
 def flat_rows(records: Iterable[Record]) -> list[Row]:
@@ -31,31 +47,123 @@ def flat_rows(records: Iterable[Record]) -> list[Row]:
 def flat_row(record: Record) -> Row:
     """Return a record as a row; enums stay enums, lists of the configuration become tuples."""
     row: Row = {key: getattr(record, key) for key in _RUN_KEYS}
-    config = _flat_config(record.config)
+    row |= _place(record.provenance.get("sweep"))
+    config: Row = {}
+    _flatten(record.config, "", config)
     clashes = sorted(set(row) & set(config))
     assert not clashes, f"configuration keys that a row already uses: {clashes}"
-    row |= config | record.metrics
+    row |= config
+    row |= record.metrics
     for phase, results in record.evals.items():
         for name, result in results.items():
-            row[f"{phase}.{name}"] = result.value
-            row[f"{phase}.{name}.standard_error"] = result.standard_error
-            row[f"{phase}.{name}.n"] = result.n
-    return row
+            key = intern(f"{phase}.{name}")
+            row[key] = result.value
+            row[intern(f"{key}.standard_error")] = result.standard_error
+            row[intern(f"{key}.n")] = result.n
+    return row | _provenance(record.provenance)
 
 
 def config_keys(row: Row) -> set[str]:
     """Return the dotted configuration keys of a row; names of metrics, unlike them, hold a slash."""
-    return {key for key in row if key not in _RUN_KEYS and "/" not in key}
+    return {key for key in row if is_config_key(key)}
 
 
-def _flat_config(tree: Mapping[str, Any], prefix: str = "") -> Row:
-    leaves: Row = {}
+def is_config_key(key: str) -> bool:
+    """Whether a row's key is a configuration key."""
+    return "/" not in key and key not in _NOT_CONFIG and not key.startswith("provenance.")
+
+
+def _place(sweep: Mapping[str, Any] | None) -> Row:
+    sweep = sweep or {}
+    return {"role": sweep.get("role"), "trial": sweep.get("trial"), "point": {}}
+
+
+def _provenance(tree: Mapping[str, Any]) -> Row:
+    """Return what decides whether two results can stand side by side: code, versions, machine, inputs."""
+    if not tree:
+        return {}
+    git = tree.get("git") or {}
+    gpus = tree.get("gpus")
+    packages: Mapping[str, str | None] = tree.get("packages") or {}
+    versions = (f"{name} {version}" for name, version in packages.items() if version)
+    return {
+        "provenance.commit": git.get("commit"),
+        "provenance.dirty": bool(git.get("dirty")),
+        "provenance.packages": intern(", ".join(versions)),
+        "provenance.host": tree.get("host"),
+        "provenance.cpu": tree.get("cpu"),
+        "provenance.gpus": None if gpus is None else ", ".join(gpu["name"] for gpu in gpus),
+        "provenance.command": tree.get("command"),
+        "provenance.cell_id": tree.get("cell_id"),
+        "provenance.model_fingerprint": tree.get("model_fingerprint"),
+        "provenance.data_fingerprint": tree.get("data_fingerprint"),
+        "provenance.sweep": (tree.get("sweep") or {}).get("name"),
+    }
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str, leaves: Row) -> None:
+    """Put the leaves of a tree under their dotted keys; one copy of a key or word serves all rows."""
     for key, value in tree.items():
+        name = intern(prefix + key)
         match value:
-            case Mapping():
-                leaves |= _flat_config(value, f"{prefix}{key}.")
+            case dict():
+                _flatten(value, f"{name}.", leaves)
             case list():
-                leaves[prefix + key] = tuple(value)
+                leaves[name] = tuple(value)
+            case str():
+                leaves[name] = intern(value)
             case _:
-                leaves[prefix + key] = value
-    return leaves
+                leaves[name] = value
+
+
+def value_of(row: Row, key: str) -> Any:
+    """Return what a row says under a key of the configuration, `trial`, or an axis of its sweep.
+
+    Derived keys: `quant` is the format's name as the command line takes it (`nf4_dq`), `alpha` and
+    `alpha/rank` are in force whichever of the two was given. A key that the row does not have is None, and so
+    is one without a meaning: the block size of a base that is not rounded in blocks.
+    """
+    if key in row:
+        rounded_by_block = row.get("quant.format") not in ("none", "int8")
+        return row[key] if key not in _OF_BLOCKS or rounded_by_block else None
+    point = row.get("point") or {}
+    if key in point:
+        return parsed_choice(point[key])
+    match key:
+        case "quant" if "quant.format" in row:
+            return f"{row['quant.format']}{'_dq' if row.get('quant.double_quant') else ''}"
+        case "alpha":
+            return _alpha_over_rank(row, row.get("lora.rank"))
+        case "alpha/rank":
+            return _alpha_over_rank(row, 1)
+        case _:
+            return None
+
+
+def _alpha_over_rank(row: Row, times: int | None) -> float | None:
+    """Return alpha/rank times a number, from whichever of the two keys was given."""
+    alpha, over_rank, rank = map(row.get, ("lora.alpha", "lora.alpha_over_rank", "lora.rank"))
+    if over_rank is None and alpha is not None and rank:
+        over_rank = alpha / rank
+    return None if over_rank is None or times is None else float(over_rank * times)
+
+
+def metric_key(column: str) -> str:
+    """Return the row's key of a metric: an evaluation without a phase is the one after training."""
+    return intern(f"after.{column}") if column.startswith("eval/") else column
+
+
+def parsed_choice(text: str) -> Any:
+    """Return the number, truth value or None that a spelled choice of an axis stands for, else the text."""
+    if text in _WORDS:
+        return _WORDS[text]
+    for parse in (int, float):
+        try:
+            return parse(text)
+        except ValueError:
+            continue
+    return text
+
+
+_OF_BLOCKS = ("quant.block_size", "quant.double_quant")
+_WORDS = {"true": True, "false": False, "null": None}

@@ -16,12 +16,14 @@ COMMANDS = {
     "run": "train, measure and evaluate one LoRA adapter on one base",
     "sweep": "start or resume a sweep: many runs that answer one question",
     "status": "progress and leaders of a sweep, while it runs and afterwards",
+    "report": "tables, figures and one html page from the records of sweeps",
 }
 
 USAGE = """\
 usage: harness run    [override…] [--json]
        harness sweep  NAME|FILE [override…] [--dry-run] [--json]
        harness status [NAME] [--json]
+       harness report [NAME…] [--watch]
 
 commands:
 {commands}
@@ -38,6 +40,7 @@ exit codes: 0 done; 1 the work failed; 2 the request was wrong and nothing was t
 """
 
 _SWEEP_FLAGS = {"--dry-run": 0, "--json": 0, "--help": 0, "-h": 0}
+_REPORT_FLAGS = {"--watch": 0, "--help": 0, "-h": 0}
 _STATUS_FLAGS = {"--json": 0, "--help": 0, "-h": 0}
 _FLAGS = {  # option of a command: how many values follow it
     "--json": 0,
@@ -119,6 +122,8 @@ def _dispatch(arguments: list[str]) -> int:
             return _sweep(rest)
         case "status":
             return _status(rest)
+        case "report":
+            return _report(rest)
         case _:
             return _run(command, rest)
 
@@ -162,6 +167,17 @@ def _status(rest: list[str]) -> int:
     from harness.commands.status import status_command
 
     return status_command(words, as_json="--json" in names)
+
+
+def _report(rest: list[str]) -> int:
+    flags, words = _split("report", rest, _REPORT_FLAGS)
+    names = [flag[0] for flag in flags]
+    if "--help" in names or "-h" in names:
+        print("usage: harness report [NAME…] [paths.out=DIRECTORY] [--watch]")
+        return 0
+    from harness.commands.report import report_command
+
+    return report_command(words, watch="--watch" in names)
 
 
 def _usage() -> str:

@@ -14,7 +14,7 @@ HEAVY = ("torch", "transformers", "wandb", "peft", "bitsandbytes", "datasets")
 
 # From top to bottom: a module may import from its own layer and from those below it.
 LAYERS = (
-    ("cli", "__main__", "demo"),
+    ("cli", "__main__"),
     ("commands",),
     ("console", "sweeping"),
     ("training",),
@@ -28,7 +28,7 @@ LAYERS = (
     ("run_directory", "metrics_log", "devices"),
     ("config", "metrics", "errors", "redact"),
 )
-MAY_ANALYSE = ("commands", "demo")
+MAY_ANALYSE = ("commands",)
 ANALYSIS_MAY = ("harness.record", "harness.metrics", "harness.errors", "harness.wandb_file")
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 MODULES = sorted((ROOT / "harness").rglob("*.py"))

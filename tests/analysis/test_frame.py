@@ -40,6 +40,9 @@ def test_a_row_has_one_key_per_fact() -> None:
         "wall_seconds": 12.5,
         "error": None,
         "notes": ["cut"],
+        "role": None,
+        "trial": None,
+        "point": {},
         "quant.format": "nf4",
         "lora.rank": 8,
         "lora.target_modules": ("q_proj", "v_proj"),
@@ -66,6 +69,24 @@ def test_configuration_keys_are_told_from_the_rest() -> None:
     }
 
 
+def test_where_a_run_came_from_is_part_of_its_row() -> None:
+    found = record()
+    found.provenance = {
+        "git": {"commit": "abc", "dirty": True},
+        "packages": {"torch": "2.13.0", "wandb": None},
+        "host": "a",
+        "cpu": "EPYC",
+        "gpus": [{"name": "H200"}, {"name": "H200"}],
+        "command": "harness run",
+        "sweep": {"name": "s", "role": "search", "trial": 4},
+    }
+    row = flat_row(found)
+    assert (row["role"], row["trial"], row["provenance.sweep"]) == ("search", 4, "s")
+    assert (row["provenance.commit"], row["provenance.dirty"]) == ("abc", True)
+    assert (row["provenance.packages"], row["provenance.gpus"]) == ("torch 2.13.0", "H200, H200")
+    assert config_keys(row) == config_keys(flat_row(record()))
+
+
 def test_rows_keep_the_order_of_the_records() -> None:
     other = record()
     other.run_id = "a"
@@ -74,7 +95,7 @@ def test_rows_keep_the_order_of_the_records() -> None:
 
 def test_analysis_imports_nothing_heavy() -> None:
     code = (
-        "import sys, analysis.table, analysis.frame;"
+        "import sys, analysis.tables, analysis.frame;"
         "print({'torch', 'transformers', 'wandb', 'pandas'} & set(sys.modules))"
     )
     process = subprocess.run(

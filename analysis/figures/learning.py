@@ -1,0 +1,122 @@
+"""Learning curves: a metric over steps, the mean over seeds with the range of the seeds around it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from analysis.figures.cells import Cell, axis_label, best_first, cells_of, is_replicate
+from analysis.figures.drawing import Drawing, not_drawn, sentences
+from analysis.figures.factors import varying_factors
+from analysis.figures.memory import setting_text
+from analysis.figures.over import stem_of
+from analysis.figures.style import Width, figure_style, line_look, new_figure
+from analysis.frame import Row
+from analysis.histories import History
+from harness.metrics import METRICS
+
+MAX_LINES = 6
+SMOOTH_OVER = 50
+"""A curve of more points is drawn as the means of this many stretches: a step's batch is noise."""
+
+
+def learning_curves(
+    rows: Sequence[Row],
+    histories: Mapping[str, History],
+    *,
+    metric: str,
+    objective: str,
+    width: Width = Width.one_column,
+) -> Drawing:
+    """Draw a metric over steps for up to six cells, those with the best objective.
+
+    `histories` are needed for `runs_with_curves` only. Not drawn where none of these has two points of the
+    metric.
+    """
+    name = f"curves_{stem_of(metric)}"
+    title = f"{METRICS[metric].label} over steps"
+    cells = best_first(cells_of(rows), objective)
+    shown = [cell for cell in cells[:MAX_LINES] if _curves(cell, histories, metric)]
+    if not shown:
+        return not_drawn(name, title, f"none of the best runs has two points of {metric}")
+    factors = varying_factors([row for cell in shown for row in cell.rows])
+    with figure_style():
+        figure, axes = new_figure(width, 2.6)
+        for index, cell in enumerate(shown):
+            label = ", ".join(setting_text(factor, cell) for factor in factors)
+            _line(axes, _curves(cell, histories, metric), index, label or None)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(axis_label(metric))
+        if factors:
+            axes.legend(title=None)
+        if _is_positive_and_wide(axes):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+    seeds = sorted({len(_curves(cell, histories, metric)) for cell in shown})
+    return Drawing(
+        name=name,
+        title=title,
+        caption=sentences(
+            f"Mean over seeds (n={'/'.join(map(str, seeds))}), the band spans the seeds; long curves as "
+            f"means over {SMOOTH_OVER} stretches.",
+            ""
+            if len(shown) == len(cells)
+            else f"The {len(shown)} cells of {len(cells)} with the best {METRICS[objective].label}.",
+        ),
+        figure=figure,
+        run_ids=tuple(run_id for cell in shown for run_id in cell.run_ids()),
+    )
+
+
+def runs_with_curves(rows: Sequence[Row], objective: str) -> list[str]:
+    """Return the ids of the runs whose curves are drawn: ten thousand histories need not be read for six."""
+    cells = best_first(cells_of(rows), objective)[:MAX_LINES]
+    return [row["run_id"] for cell in cells for row in cell.rows]
+
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+def _curves(cell: Cell, histories: Mapping[str, History], metric: str) -> list[Curve]:
+    found = []
+    for row in filter(is_replicate, cell.rows):
+        history = histories.get(row["run_id"])
+        curve = history.curves.get(metric) if history is not None else None
+        if curve is not None and len(curve[0]) > 1:
+            found.append(_smooth(curve))
+    return found
+
+
+def _smooth(curve: Curve) -> Curve:
+    steps, values = curve
+    if len(steps) <= SMOOTH_OVER:
+        return curve
+    edges = np.linspace(0, len(steps), SMOOTH_OVER + 1).astype(int)[:-1]
+    sizes = np.diff([*edges, len(steps)])
+    return np.add.reduceat(steps, edges) / sizes, np.add.reduceat(values, edges) / sizes
+
+
+def _line(axes: Axes, curves: Sequence[Curve], index: int, label: str | None) -> None:
+    look = line_look(index)
+    # Seeds of a cell evaluate at the same steps; a run that was cut short ends the mean.
+    length = min(len(steps) for steps, _ in curves)
+    values_SP = np.stack([values[:length] for _, values in curves])  # seeds by points
+    steps = curves[0][0][:length]
+    axes.plot(steps, values_SP.mean(axis=0), color=look.colour, linestyle=look.dashes, label=label)
+    if len(curves) > 1:
+        axes.fill_between(
+            steps,
+            values_SP.min(axis=0),
+            values_SP.max(axis=0),
+            color=look.colour,
+            alpha=0.18,
+            linewidth=0,
+        )
+
+
+def _is_positive_and_wide(axes: Axes) -> bool:
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
+    values = values[np.isfinite(values)]
+    return len(values) > 0 and values.min() > 0 and values.max() > 20 * values.min()

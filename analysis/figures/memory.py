@@ -1,0 +1,150 @@
+"""Memory: its parts as stacked bars, and what was predicted beside what was measured."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from analysis.figures.cells import COSTS_NOTHING, Cell, cells_of, counts
+from analysis.figures.drawing import Drawing, not_drawn, sentences
+from analysis.figures.factors import Factor, levels, printed, varying_factors
+from analysis.figures.style import COLOURS, HATCHES, MARKERS, Width, figure_style, new_figure
+from analysis.frame import Row
+from harness.metrics import MEMORY_PARTS, METRICS, memory_part_name
+
+MAX_BARS = 16
+PREDICTED = "predicted."
+"""Prefix of a row's key for what was predicted of a metric before the run."""
+
+
+def memory_by_parts(rows: Sequence[Row], *, width: Width = Width.one_column) -> Drawing:
+    """Draw the bytes of each part of the peak, a bar for each configuration.
+
+    Settings that cost nothing (learning rate, alpha, seed) are not shown. Activations count only where a
+    run or a probe had a process of its own. Not drawn without parts, or with more than 16 different bars.
+    """
+    name, title = "memory_parts", "Memory by part"
+    bars = _bars(cells_of(rows))
+    if not bars:
+        return not_drawn(name, title, "no completed run measured the parts of its memory")
+    if len(bars) > MAX_BARS:
+        return not_drawn(name, title, f"{len(bars)} different bars; a figure shows {MAX_BARS}")
+    scale, unit = bytes_unit(max(sum(parts.values()) for parts in bars.values()))
+    with figure_style():
+        figure, axes = new_figure(width, 1.0 + 0.22 * len(bars))
+        left = [0.0] * len(bars)
+        shown = [part for part in MEMORY_PARTS if any(part in parts for parts in bars.values())]
+        for index, part in enumerate(shown):
+            lengths = [parts.get(part, 0.0) / scale for parts in bars.values()]
+            axes.barh(
+                range(len(bars)),
+                lengths,
+                left=left,
+                height=0.72,
+                color=COLOURS[index % len(COLOURS)],
+                hatch=HATCHES[index % len(HATCHES)],
+                edgecolor="white",
+                linewidth=0.3,
+                label=METRICS[memory_part_name(part)].label,
+            )
+            left = [a + b for a, b in zip(left, lengths, strict=True)]
+        axes.set_yticks(range(len(bars)), list(bars))
+        axes.invert_yaxis()
+        axes.set_xlabel(f"memory ({unit})")
+        axes.grid(visible=False, axis="y")
+        figure.legend(loc="outside lower center", ncols=3 if width is Width.two_columns else 2)
+    alone = sum("activation" in parts for parts in bars.values())
+    return Drawing(
+        name=name,
+        title=title,
+        caption=sentences(
+            "Exact bytes of the tensors of one run.",
+            ""
+            if alone == len(bars)
+            else f"Activations are missing in {len(bars) - alone} of {len(bars)} bars, where no run or "
+            "probe had a process of its own.",
+        ),
+        figure=figure,
+        run_ids=tuple(row["run_id"] for row in rows),
+    )
+
+
+def predicted_against_measured(
+    rows: Sequence[Row],
+    *,
+    metric: str = "memory/peak_bytes",
+    width: Width = Width.one_column,
+) -> Drawing:
+    """Draw measured over predicted memory, a point for each run that has both, with the line of equality.
+
+    A prediction stands in a row under `predicted.` and the metric's name.
+    """
+    name, title = "memory_predicted", f"Predicted and measured {METRICS[metric].label}"
+    pairs = [
+        (row[PREDICTED + metric], row[metric], row["run_id"])
+        for row in rows
+        if row.get(PREDICTED + metric) is not None
+        and row.get(metric) is not None
+        and counts(row, metric)
+    ]
+    if not pairs:
+        return not_drawn(name, title, f"no run has both a predicted and a measured {metric}")
+    scale, unit = bytes_unit(max(max(predicted, measured) for predicted, measured, _ in pairs))
+    with figure_style():
+        figure, axes = new_figure(width, width.value if width is Width.one_column else 3.4)
+        predicted = [pair[0] / scale for pair in pairs]
+        measured = [pair[1] / scale for pair in pairs]
+        ends = [min(predicted + measured) * 0.95, max(predicted + measured) * 1.05]
+        axes.plot(ends, ends, color="black", linewidth=0.8, linestyle="--", label="equal")
+        axes.plot(predicted, measured, MARKERS[0], color=COLOURS[0], alpha=0.7)
+        axes.set_xlabel(f"predicted ({unit})")
+        axes.set_ylabel(f"measured ({unit})")
+        axes.legend()
+    errors = sorted(abs(p - m) / m for p, m, _ in pairs)
+    return Drawing(
+        name=name,
+        title=title,
+        caption=(
+            f"{len(pairs)} runs or probes. Median absolute error {errors[len(errors) // 2]:.1%} of the "
+            f"measured value, largest {errors[-1]:.1%}."
+        ),
+        figure=figure,
+        run_ids=tuple(run_id for _, _, run_id in pairs),
+    )
+
+
+def _bars(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
+    """Return label -> part -> bytes; cells that differ only in what costs nothing share a bar."""
+    measured = [(cell, parts) for cell in cells if (parts := _parts(cell))]
+    rows = [cell.rows[0] for cell, _ in measured]
+    factors = [f for f in varying_factors(rows) if not COSTS_NOTHING.issuperset(f.keys)]
+    rank = {f.name: list(map(repr, levels(f, rows))) for f in factors}
+    measured.sort(key=lambda pair: [rank[f.name].index(repr(pair[0].setting(f))) for f in factors])
+    bars: dict[str, dict[str, float]] = {}
+    for cell, parts in measured:
+        label = _label(cell, factors)
+        if len(parts) > len(bars.get(label, ())):  # one of them may have had a process of its own
+            bars[label] = parts
+    return bars
+
+
+def _label(cell: Cell, factors: Sequence[Factor]) -> str:
+    return ", ".join(setting_text(factor, cell) for factor in factors) or "every run"
+
+
+def setting_text(factor: Factor, cell: Cell) -> str:
+    """Print a cell's setting as part of a label: `nf4`, `r=8`, `lr=0.005`."""
+    text = printed(cell.setting(factor))
+    short: dict[str, Any] = {"format": text, "lora.target_modules": text, "lora.rank": f"r={text}"}
+    return short.get(factor.name, f"{factor.name.rpartition('.')[2]}={text}")
+
+
+def _parts(cell: Cell) -> dict[str, float]:
+    found = {part: cell.mean(memory_part_name(part)) for part in MEMORY_PARTS}
+    return {part: value for part, value in found.items() if value is not None}
+
+
+def bytes_unit(largest: float) -> tuple[float, str]:
+    """Return the size and the name of the largest binary unit that leaves at least 1."""
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if largest >= size:
+            return float(size), unit
+    return 1.0, "bytes"

@@ -1,0 +1,118 @@
+"""How every figure looks: print widths, colour-blind-safe colours, fonts, and how it is written.
+
+No pyplot: a figure belongs to whoever asked for it, and nothing is global.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PNG_DPI = 300
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
+"""Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which white paper swallows."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
+COLOUR_MAP = "cividis"
+"""Made to read the same with and without colour-vision deficiency (Nuñez et al. 2018)."""
+GREY = "#6B6B6B"
+
+_SETTINGS: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "grid.linewidth": 0.4,
+    "grid.color": "#DDDDDD",
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "errorbar.capsize": 2,
+    "hatch.linewidth": 0.5,
+    "text.parse_math": False,  # a name with dollar signs is a name
+    "pdf.fonttype": 42,  # TrueType: some publishers refuse Type 3
+    "svg.fonttype": "path",
+    "svg.hashsalt": "harness",  # the same rows give the same bytes
+}
+
+
+class Width(Enum):
+    """Widths of a journal's page, in inches."""
+
+    one_column = 3.35
+    two_columns = 6.9
+
+
+class LineLook(NamedTuple):
+    """A line that can be told from the others without its colour."""
+
+    colour: str
+    marker: str
+    dashes: str
+
+
+def line_look(index: int) -> LineLook:
+    """Return the look of the `index`th line; colour, marker and dashes repeat with different periods."""
+    return LineLook(
+        COLOURS[index % len(COLOURS)],
+        MARKERS[index % len(MARKERS)],
+        LINES[(index // len(COLOURS) + index) % len(LINES)],
+    )
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Apply the settings; for making a figure and for writing it."""
+    with mpl.rc_context(_SETTINGS):
+        yield
+
+
+def new_figure(width: Width, height_inches: float) -> tuple[Figure, Axes]:
+    """Return an empty figure with one pair of axes; call it inside `figure_style`."""
+    figure = Figure(figsize=(width.value, height_inches), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def fix_layout(figure: Figure) -> None:
+    """Lay a finished figure out once, so that writing it in three formats does not do it three times."""
+    with figure_style():
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+def write_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write `<stem>.pdf` and `<stem>.png` (300 dots per inch) and return their paths."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    with figure_style():
+        for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {"Software": None})):
+            path = stem.with_name(stem.name + suffix)
+            figure.savefig(path, dpi=PNG_DPI, metadata=metadata)
+            written.append(path)
+    return written
+
+
+def svg_text(figure: Figure) -> str:
+    """Return a figure as SVG whose text is outlines: it looks the same with any fonts, and is inert."""
+    stream = io.StringIO()
+    with figure_style():
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,129 @@
+"""Quality against memory: what a better score costs, with the cells that no other one beats in both."""
+
+from collections.abc import Sequence
+
+from analysis.figures.cells import Cell, axis_label, cells_of, failures, lower_is_better
+from analysis.figures.drawing import Drawing, not_drawn, sentences
+from analysis.figures.factors import FORMAT, Factor, levels, printed, varying_factors
+from analysis.figures.memory import bytes_unit
+from analysis.figures.over import stem_of
+from analysis.figures.style import COLOURS, MARKERS, Width, figure_style, new_figure
+from analysis.frame import Row
+from analysis.statistics import pareto_front
+from harness.metrics import MEMORY_PARTS, METRICS, memory_part_name
+
+MAX_GROUPS = 8
+PEAK = "memory/peak_bytes"
+EXACT_PARTS = tuple(part for part in MEMORY_PARTS if part != "activation")
+
+
+def quality_against_memory(
+    rows: Sequence[Row], *, metric: str, width: Width = Width.one_column
+) -> Drawing:
+    """Draw each cell's mean quality over its memory, and the Pareto front through the best.
+
+    Memory is the peak that a run alone or a probe measured; where no cell has one, the exact bytes of
+    base, constants, adapter, gradients and optimizer, and the label says so. Not drawn with fewer than
+    two different memories.
+    """
+    name = f"{stem_of(metric)}_against_memory"
+    title = f"{METRICS[metric].label} against memory"
+    cells = cells_of(rows)
+    points, label = _points(cells, metric)
+    if len({memory for _, memory, _ in points}) < 2:
+        return not_drawn(name, title, "fewer than two cells with a quality and different memories")
+    scale, unit = bytes_unit(max(memory for _, memory, _ in points))
+    by = _colour_factor([cell for cell, _, _ in points])
+    with figure_style():
+        figure, axes = new_figure(width, 2.6)
+        first_rows = [cell.rows[0] for cell, _, _ in points]
+        for index, level in enumerate(levels(by, first_rows) if by else [None]):
+            group = [p for p in points if by is None or repr(p[0].setting(by)) == repr(level)]
+            spans = [cell.interval(metric) for cell, _, _ in group]
+            axes.errorbar(
+                [memory / scale for _, memory, _ in group],
+                [quality for _, _, quality in group],
+                yerr=[
+                    [0.0 if s is None or s.low is None else s.mean - s.low for s in spans],
+                    [0.0 if s is None or s.high is None else s.high - s.mean for s in spans],
+                ],
+                linestyle="none",
+                marker=MARKERS[index % len(MARKERS)],
+                color=COLOURS[index % len(COLOURS)],
+                elinewidth=0.6,
+                label=printed(level) if by else None,
+            )
+        front = _front(points, metric)
+        axes.step(
+            [memory / scale for _, memory, _ in front],
+            [quality for _, _, quality in front],
+            where="post",
+            color="black",
+            linewidth=0.8,
+            linestyle="--",
+            label="Pareto front",
+        )
+        if max(m for _, m, _ in points) > 4 * min(m for _, m, _ in points):
+            axes.set_xscale("log")
+        axes.set_xlabel(f"{label} ({unit}) ↓")
+        axes.set_ylabel(axis_label(metric))
+        handles, labels = axes.get_legend_handles_labels()  # lines first: the front belongs last
+        axes.legend(
+            [*handles[1:], handles[0]],
+            [*labels[1:], labels[0]],
+            title=by.label if by else None,
+            title_fontsize=7,
+        )
+    return Drawing(
+        name=name,
+        title=title,
+        caption=sentences(
+            f"{len(points)} cells, {len(front)} of them on the front of the means; bars are 95 % t "
+            "intervals over seeds (none where n=1).",
+            failures(rows),
+        ),
+        figure=figure,
+        run_ids=tuple(run_id for cell, _, _ in points for run_id in cell.run_ids()),
+    )
+
+
+Point = tuple[Cell, float, float]
+"""A cell, its bytes, its quality."""
+
+
+def _points(cells: Sequence[Cell], metric: str) -> tuple[list[Point], str]:
+    for memory_of, label in ((_peak, METRICS[PEAK].label), (_exact, "memory without activations")):
+        found = [
+            (cell, memory, quality)
+            for cell in cells
+            if (memory := memory_of(cell)) is not None
+            and (quality := cell.mean(metric)) is not None
+        ]
+        if len(found) > 1:
+            return found, label
+    return [], ""
+
+
+def _peak(cell: Cell) -> float | None:
+    return cell.mean(PEAK)
+
+
+def _exact(cell: Cell) -> float | None:
+    parts = [cell.mean(memory_part_name(part)) for part in EXACT_PARTS]
+    found = [part for part in parts if part is not None]
+    return sum(found) if len(found) == len(parts) else None
+
+
+def _front(points: Sequence[Point], metric: str) -> list[Point]:
+    directions = ["minimize", "minimize" if lower_is_better(metric) else "maximize"]
+    kept = pareto_front([(memory, quality) for _, memory, quality in points], directions)
+    return sorted((points[index] for index in kept), key=lambda point: point[1])
+
+
+def _colour_factor(cells: Sequence[Cell]) -> Factor | None:
+    """Return what to colour by: the format where it varies, else the first factor with few levels."""
+    rows = [cell.rows[0] for cell in cells]
+    varying = varying_factors(rows)
+    if FORMAT in varying:
+        return FORMAT
+    return next((f for f in varying if len(levels(f, rows)) <= MAX_GROUPS), None)

@@ -1,0 +1,1 @@
+"""The report's page: one html document that needs nothing but itself."""

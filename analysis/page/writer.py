@@ -1,0 +1,102 @@
+"""A report's directory: tables and figures as files, and the html that shows them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from os.path import relpath
+from pathlib import Path
+
+from analysis.figures.choose import Draw
+from analysis.frame import Role, Row
+from analysis.page.document import Section
+from analysis.page.drawn import draw_all
+from analysis.page.parts import figure_grid, folded, picture, runs_table, table_block
+from analysis.render import csv, html, latex, markdown
+from analysis.tables import Spec, Table, TableRefused, build_table
+
+
+@dataclass(slots=True, kw_only=True)
+class Written:
+    """What one report left behind."""
+
+    index: Path
+    tables: list[str] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
+    lacks: list[str] = field(default_factory=list)
+    """What the records do not hold or support, a sentence each."""
+
+
+class ReportWriter:
+    """The report's directory: what is written into it, and the html that shows it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.written = Written(index=directory / "index.html")
+        (directory / "figures").mkdir(parents=True, exist_ok=True)
+
+    def tables(self, specs: Iterable[Spec], rows: Sequence[Row]) -> tuple[str, str]:
+        """Write the tables; return the html of those of the confirmation, and of the others."""
+        verdict, others = [], []
+        for spec in specs:
+            try:
+                table = build_table(spec, rows)
+            except TableRefused as error:
+                self.written.lacks.append(f"no table {spec.name}: {error}")
+                continue
+            (verdict if spec.role is Role.confirmation else others).append(self._table(table))
+        return "".join(verdict), "".join(others)
+
+    def _table(self, table: Table) -> str:
+        texts = {
+            "md": markdown(table),
+            "tex": latex(table),
+            "csv": csv(table),
+            "json": table.sources(),
+        }
+        self.written.tables.append(table.name)
+        for suffix, text in texts.items():
+            self._save(f"tables/{table.name}.{suffix}", text)
+        return table_block(
+            name=table.name,
+            html=html(table),
+            markdown=texts["md"],
+            latex=texts["tex"],
+            directory="tables",
+        )
+
+    def figures(self, draws: Iterable[Draw], *, prefix: str) -> str:
+        """Write the figures in both widths; return their html, and what was not drawn and why."""
+        drawn = draw_all(list(draws), self.directory / "figures", prefix)
+        shown = [
+            picture(
+                title=figure.title,
+                caption=figure.caption,
+                stem=f"figures/{figure.name}",
+                svg=figure.svg,
+                narrow_svg=figure.narrow_svg,
+            )
+            for figure in drawn
+            if figure.svg is not None
+        ]
+        self.written.figures += [figure.name for figure in drawn if figure.svg is not None]
+        missing = dict.fromkeys(f"{f.title}: {f.reason}" for f in drawn if f.svg is None)
+        listed = "".join(f"<li>{escape(reason)}</li>" for reason in missing)
+        reasons = f'<ul class="faint">{listed}</ul>'
+        summary = f"Not drawn: {len(missing)}, and why"
+        return figure_grid(shown) + (folded(summary, reasons) if missing else "")
+
+    def runs_section(self, rows: Sequence[Row], metrics: Sequence[str], out: Path) -> Section:
+        """Return the section that lists every run."""
+        to_runs = relpath(out / "runs", self.directory)
+        return Section(key="runs", title="Runs", body=runs_table(rows, metrics, to_runs))
+
+    def write(self, page: str) -> None:
+        """Replace index.html."""
+        self._save("index.html", page)
+
+    def _save(self, name: str, text: str) -> None:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)  # a browser that loads the page meanwhile sees the old one whole

@@ -1,0 +1,247 @@
+"""`harness report`: from the records of a sweep, or of all runs, to tables, figures and one html page."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from analysis.figures.cells import SEARCH_VALUE, counts, runs_of, value_of
+from analysis.figures.choose import Draw, cost_figures, curve_figures, quality_figures
+from analysis.figures.factors import printed, varying_factors
+from analysis.figures.learning import runs_with_curves
+from analysis.figures.search import importance_bars, parallel_coordinates, trial_points
+from analysis.frame import Role, Row
+from analysis.histories import read_histories
+from analysis.page.document import Section, document
+from analysis.page.parts import (
+    bullet_list,
+    provenance_list,
+    reproduction,
+    status_line,
+)
+from analysis.page.writer import ReportWriter, Written
+from analysis.sources import SweepData, load_runs, load_sweep
+from analysis.spec import Spec
+from analysis.specs import specs_for
+from harness.metrics import METRICS
+from harness.record import RunStatus
+
+CURVES = ("train/loss", "eval/loss")
+SCORES = ("eval/exact_match", "eval/choice_accuracy", "eval/rouge_l")
+"""A task's own score, the first that was measured, is drawn beside the objectives."""
+MAX_LINES = 60
+"""Lines of a table of runs that no sweep asked for."""
+MAX_GROUPS = 4
+"""Groups of comparable runs that get figures of their own when all runs are reported."""
+
+
+def report_sweep(out: Path, name: str, *, refresh_seconds: int | None = None) -> Written:
+    """Write `<out>/sweeps/<name>/report/` and return what is in it.
+
+    Args:
+        refresh_seconds: let a browser load the page again so often, for a sweep that still runs.
+
+    Raises:
+        RequestError: no sweep of that name has run there, or its state cannot be read.
+    """
+    sweep = load_sweep(out, name)
+    _remember_search_values(sweep)
+    page = ReportWriter(sweep.directory / "report")
+    page.written.lacks += _lacks(sweep)
+    verdict, others = page.tables(specs_for(sweep), sweep.rows)
+    figures = _sweep_figures(page, sweep, out)
+    head = (
+        f'<p class="over">{escape(sweep.name)}</p><h1>{escape(sweep.question or sweep.name)}</h1>'
+        f'<p class="expect">Expected: {escape(sweep.expect or "nothing was stated")}</p>'
+        f'<p class="faint">{escape(status_line(sweep.state, sweep.rows))}</p>'
+        f"{bullet_list(page.written.lacks, 'What these records lack')}"
+    )
+    sections = [
+        Section(key="verdict", title="Confirmation: fresh seeds", body=verdict),
+        *figures,
+        Section(key="tables", title="Tables", body=others),
+        page.runs_section(sweep.rows, list(sweep.objectives), out),
+        Section(key="provenance", title="Provenance", body=provenance_list(sweep.rows)),
+        Section(key="reproduce", title="Reproduce", body=reproduction(sweep)),
+    ]
+    page.write(
+        document(title=sweep.name, head=head, sections=sections, refresh_seconds=refresh_seconds)
+    )
+    return page.written
+
+
+def report_runs(out: Path) -> Written:
+    """Write `<out>/report/` about all runs under `<out>/runs`.
+
+    Runs on different models, data or evaluations never share a figure.
+
+    Raises:
+        RequestError: there is no record; the message says where it looked.
+    """
+    rows, problems = load_runs(out)
+    page = ReportWriter(out / "report")
+    page.written.lacks += problems + _failures(rows)
+    sections = []
+    groups = sorted(_comparable(rows), key=lambda group: -len(group[1]))
+    for number, (label, group) in enumerate(groups[:MAX_GROUPS], start=1):
+        metrics = _measured(group)
+        if not metrics:
+            continue
+        draws = [*quality_figures(group, metrics), *cost_figures(group, metrics[0])]
+        draws += _curve_draws(page, out, group, metrics[0])
+        prefix = f"group{number}_" if len(groups) > 1 else ""
+        table, more = page.tables([_spec_of_runs(group, f"{prefix}runs", label, metrics)], group)
+        body = table + more + page.figures(draws, prefix=prefix)
+        sections.append(Section(key=f"figures{number}", title=label, body=body))
+    for label, group in groups[MAX_GROUPS:]:
+        page.written.lacks.append(f"no figures of the {len(group)} runs with {label}")
+    head = (
+        f'<p class="over">all runs</p><h1>{len(rows)} runs under {escape(str(out / "runs"))}</h1>'
+        f"{bullet_list(page.written.lacks, 'What these records lack')}"
+    )
+    sections += [
+        page.runs_section(rows, _measured(rows), out),
+        Section(key="provenance", title="Provenance", body=provenance_list(rows)),
+    ]
+    page.write(document(title=f"{len(rows)} runs", head=head, sections=sections))
+    return page.written
+
+
+def _sweep_figures(page: ReportWriter, sweep: SweepData, out: Path) -> Iterator[Section]:
+    """Yield the figures of the confirmation, of the cost, and of the search, apart."""
+    probes = sweep.rows_of(Role.probe)
+    confirmed, searched = sweep.rows_of(Role.confirmation), sweep.rows_of(Role.search)
+    objectives = list(sweep.objectives)
+    quality = next((metric for metric in objectives if metric.startswith("eval/")), None)
+    if confirmed:
+        metrics = _measured(confirmed, objectives)
+        body = page.figures(quality_figures([*confirmed, *probes], metrics), prefix="")
+        yield Section(key="figures", title="Figures of the confirmation", body=body)
+    results = confirmed or searched
+    if results and quality is not None:
+        draws = [*cost_figures([*results, *probes], quality)]
+        draws += _curve_draws(page, out, results, quality)
+        body = page.figures(draws, prefix="")
+        yield Section(key="cost", title="Memory and learning curves", body=body)
+    if searched:
+        metrics = _measured(searched, objectives)
+        draws = [*quality_figures([*searched, *probes], metrics), *_search_draws(page, sweep)]
+        body = page.figures(draws, prefix="search_" if confirmed else "")
+        note = (
+            "<p>Trials of the search chose what was confirmed; their numbers are not results.</p>"
+        )
+        yield Section(key="search", title="The search", body=note + body)
+
+
+def _search_draws(page: ReportWriter, sweep: SweepData) -> Iterator[Draw]:
+    for metric in sweep.objectives:
+        trials = trial_points(sweep.state, metric)
+        yield lambda width, trials=trials, metric=metric: parallel_coordinates(
+            trials, metric=metric, width=width
+        )
+    if (
+        sweep.method == "grid"
+    ):  # every level met every other equally often: effects are in the tables
+        return
+    from analysis.statistics import importance
+
+    try:
+        shares = importance(sweep.storage_url, sweep.name)
+    except ValueError as error:
+        page.written.lacks.append(f"no importance: {error}")
+    else:
+        yield lambda width: importance_bars(shares, width=width)
+
+
+def _curve_draws(page: ReportWriter, out: Path, rows: Sequence[Row], objective: str) -> list[Draw]:
+    run_ids = runs_with_curves(rows, objective)
+    histories = read_histories(out, run_ids, CURVES, cache=out / "cache")
+    damaged = sum(history.num_damaged_lines for history in histories.values())
+    if damaged:
+        page.written.lacks.append(f"{damaged} torn lines in metrics.jsonl were left out")
+    return list(curve_figures(rows, histories, objective))
+
+
+def _lacks(sweep: SweepData) -> list[str]:
+    """Say what a sweep does not have, a sentence each."""
+    state, found = sweep.state, []
+    told = sum(trial["status"] != "running" for trial in state["trials"])
+    if state["status"] != "finished":
+        found.append(
+            f"state.json says {state['status']}: {told} of {state['trials_requested']} trials have ended"
+        )
+    if not sweep.rows_of(Role.confirmation):
+        found.append("no confirmation: what stands below are the search's own numbers, not results")
+    if not sweep.rows:
+        found.append("no run has a record yet")
+    return found + _failures(sweep.rows) + sweep.problems
+
+
+def _failures(rows: Iterable[Row]) -> list[str]:
+    count: dict[RunStatus, int] = {}
+    for row in rows:
+        count[row["status"]] = count.get(row["status"], 0) + 1
+    return [
+        f"{count[status]} {'run' if count[status] == 1 else 'runs'} with status "
+        + status.value.replace("_", " ")
+        for status in RunStatus
+        if status is not RunStatus.completed and status in count
+    ]
+
+
+def _remember_search_values(sweep: SweepData) -> None:
+    """Write into a confirmation's rows what the search saw of their cell: it chooses, they are shown."""
+    first = next(iter(sweep.objectives), None)
+    values = {t["number"]: t["values"] for t in sweep.state["trials"] if t["values"] is not None}
+    for row in sweep.rows_of(Role.confirmation):
+        if first is not None and row["trial"] in values:
+            row[SEARCH_VALUE] = float(values[row["trial"]][0])
+
+
+def _measured(rows: Sequence[Row], wanted: Sequence[str] = ("eval/loss",)) -> list[str]:
+    """Return the wanted metrics of quality that completed runs have, with the task's own score."""
+    completed = [row for row in runs_of(rows) if row["status"] is RunStatus.completed]
+    there = [
+        metric
+        for metric in METRICS
+        if any(counts(row, metric) and value_of(row, metric) is not None for row in completed)
+    ]
+    kept = [metric for metric in wanted if metric in there and metric.startswith("eval/")]
+    score = next((metric for metric in SCORES if metric in there), None)
+    return kept if score is None or score in kept else [*kept, score]
+
+
+def _spec_of_runs(rows: Sequence[Row], name: str, title: str, metrics: Sequence[str]) -> Spec:
+    """Return the table of runs that no sweep asked for: a line for each configuration."""
+    runs = runs_of(rows)
+    keys = [
+        "quant" if factor.name == "format" else key
+        for factor in varying_factors(runs)
+        for key in factor.keys
+        if factor.name == "format" or len({repr(row.get(key)) for row in runs}) > 1
+    ]
+    columns = (*metrics, "adapter/trainable_params", "memory/peak_bytes", "throughput/step_ms")
+    return Spec(
+        name=name,
+        title=title,
+        rows=tuple(dict.fromkeys(keys)) or ("model.name",),
+        columns=columns,
+        limit=MAX_LINES,
+    )
+
+
+def _comparable(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Split rows into groups of one model, data, evaluation and role, each with what sets it apart."""
+    apart = [
+        factor
+        for factor in varying_factors(rows)
+        if factor.name.partition(".")[0] in ("model", "data", "eval")
+    ]
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    labels: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        values = [printed(factor.value(row)) for factor in apart]
+        key = (row.get("role") or "", *values)
+        groups.setdefault(key, []).append(row)
+        words = [f"{f.name}={value}" for f, value in zip(apart, values, strict=True)]
+        labels[key] = ", ".join([*([key[0]] if key[0] else []), *words]) or "All runs"
+    return [(labels[key], group) for key, group in groups.items()]

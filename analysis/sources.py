@@ -1,0 +1,199 @@
+"""Where rows come from: run directories and a sweep's directory (for W&B see `analysis.wandb_runs`).
+
+Every source returns rows and a sentence for each thing that it could not use; the rest is read.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.frame import PLACE_KEYS, Role, Row, flat_row
+from harness.errors import RequestError, near_names
+from harness.record import RecordError, RunDirectory, read_record
+
+_STATE_VERSION = 1
+_NOT_RESULTS = frozenset((*PLACE_KEYS, "wall_seconds", "started_at", "notes", "error"))
+_NOT_STARTED = frozenset({"waiting", "training"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepData:
+    """One sweep as it stands on disk: what was asked, what was tried, and a row per run."""
+
+    name: str
+    question: str
+    expect: str
+    method: str
+    objectives: dict[str, str]
+    """Metric -> minimize or maximize."""
+    base: tuple[str, ...]
+    """Overrides of every run."""
+    axes: tuple[str, ...]
+    """Keys of the space, in the order asked."""
+    asked: dict[str, Any]
+    """sweep.yaml."""
+    state: dict[str, Any]
+    """state.json."""
+    rows: list[Row]
+    problems: list[str]
+    directory: Path
+
+    def rows_of(self, role: Role | str) -> list[Row]:
+        """Return the rows of one role."""
+        return [row for row in self.rows if row["role"] == Role(role).value]
+
+    @property
+    def storage_url(self) -> str:
+        """The SQLAlchemy url of the study: the one asked for, or the default place."""
+        given = (self.asked.get("study") or {}).get("storage")
+        return given or f"sqlite:///{(self.directory / 'study.db').absolute()}"
+
+
+def load_runs(out: Path) -> tuple[list[Row], list[str]]:
+    """Return a row for each record under `<out>/runs`, and what could not be used.
+
+    Raises RequestError, saying where it looked, where there is no record at all.
+    """
+    directories = sorted(path.parent for path in (out / "runs").glob("*/run.json"))
+    if not directories:
+        raise RequestError(
+            f"no record under {(out / 'runs').absolute()}: `harness run` leaves one there; "
+            "paths.out=DIR looks elsewhere"
+        )
+    rows, problems = _read(directories)
+    rows, unlike = unique_rows(rows)
+    return rows, problems + unlike
+
+
+def load_sweep(out: Path, name: str) -> SweepData:
+    """Return a sweep with the rows of its runs, each with its role, its trial and its point.
+
+    Raises RequestError where no sweep of that name has run there, or its state cannot be read.
+    """
+    directory = out / "sweeps" / name
+    state, asked = _state(directory), _asked(directory)
+    wanted = [line["run_id"] for line in state["runs"]]
+    there = [RunDirectory(out / "runs" / run_id) for run_id in wanted]
+    missing = [place.path.name for place in there if not place.record.exists()]
+    rows, problems = _read(place.path for place in there if place.record.exists())
+    rows, unlike = unique_rows(rows)
+    ended = {line["run_id"] for line in state["runs"] if line["status"] not in _NOT_STARTED}
+    problems += unlike
+    problems += [f"run {run_id} has no record" for run_id in missing if run_id in ended]
+    _place_rows(rows, state)
+    return SweepData(
+        name=name,
+        question=state["question"],
+        expect=state["expect"],
+        method=state["method"],
+        objectives=dict(state["objectives"]),
+        base=tuple(asked.get("base") or ()),
+        axes=_axes(asked, state),
+        asked=asked,
+        state=state,
+        rows=rows,
+        problems=problems,
+        directory=directory,
+    )
+
+
+def unique_rows(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Return the rows with each run once; runs of one id with different results are named and left out."""
+    by_id: dict[str, list[Row]] = {}
+    for row in rows:
+        by_id.setdefault(row["run_id"], []).append(row)
+    kept, problems = [], []
+    for run_id, same in by_id.items():
+        different = [row for row in same[1:] if _results(row) != _results(same[0])]
+        if different:
+            keys = _different_keys(same[0], different[0])
+            problems.append(
+                f"{len(same)} records have the run id {run_id} and different results "
+                f"({', '.join(keys)}): none of them is used"
+            )
+        else:
+            kept.append(same[0])
+    return kept, problems
+
+
+def _results(row: Row) -> dict[str, str]:
+    return {
+        key: repr(value)
+        for key, value in row.items()
+        if key not in _NOT_RESULTS and not key.startswith("provenance.")
+    }
+
+
+def _different_keys(a: Row, b: Row) -> list[str]:
+    one, other = _results(a), _results(b)
+    return sorted(key for key in {*one, *other} if one.get(key) != other.get(key))[:4]
+
+
+def _read(directories: Iterable[Path]) -> tuple[list[Row], list[str]]:
+    """Read records one by one: ten thousand of them at once would hold every tree in memory twice."""
+    rows, problems = [], []
+    for directory in directories:
+        try:
+            rows.append(flat_row(read_record(RunDirectory(directory).record)))
+        except RecordError as error:
+            problems.append(f"{error}; left out")
+    return rows, problems
+
+
+def _state(directory: Path) -> dict[str, Any]:
+    path = directory / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = sorted(found.parent.name for found in directory.parent.glob("*/state.json"))
+        raise RequestError(
+            f"no sweep has run at {directory.absolute()}{near_names(directory.name, known)}; "
+            f"there are: {', '.join(known) or 'none'}"
+        ) from None
+    except ValueError as error:
+        raise RequestError(f"{path} is torn or no JSON: {error}") from error
+    version = state.get("version") if isinstance(state, dict) else None
+    if version != _STATE_VERSION:
+        raise RequestError(f"{path} has version {version}; this harness reads {_STATE_VERSION}")
+    return state
+
+
+def _asked(directory: Path) -> dict[str, Any]:
+    import yaml
+
+    path = directory / "sweep.yaml"
+    try:
+        asked = yaml.load(
+            path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )
+    except (OSError, yaml.YAMLError) as error:
+        raise RequestError(f"{path} cannot be read: {error}") from error
+    return asked if isinstance(asked, dict) else {}
+
+
+def _axes(asked: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys that the trials' points have, in the order of the question's space."""
+    found = {key: None for trial in state["trials"] for key in trial["point"]}
+    space = [key for key in (asked.get("space") or {}) if key in found or not found]
+    return tuple(dict.fromkeys([*space, *found]))
+
+
+def _place_rows(rows: Iterable[Row], state: Mapping[str, Any]) -> None:
+    """Write role, trial and point into each row; a run of several trials belongs to the first."""
+    points = {trial["number"]: trial["point"] for trial in state["trials"]}
+    trials: dict[str, int] = {}
+    for trial in state["trials"]:
+        for run_id in trial["runs"]:
+            trials.setdefault(run_id, trial["number"])
+    for confirmed in state["confirmed"]:
+        points.setdefault(confirmed["trial"], confirmed["point"])
+        for run_id in confirmed["runs"]:
+            trials.setdefault(run_id, confirmed["trial"])
+    roles = {line["run_id"]: line["role"] for line in state["runs"]}
+    for row in rows:
+        own = row["trial"] if row.get("provenance.sweep") == state["name"] else None
+        row["role"] = roles[row["run_id"]]
+        row["trial"] = trials.get(row["run_id"], own)
+        row["point"] = points.get(row["trial"], {})

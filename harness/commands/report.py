@@ -1,0 +1,64 @@
+"""`harness report`: tables, figures and one html page from the records of sweeps, or of all runs."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.compose import compose_run
+from harness.errors import RequestError
+from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
+
+if TYPE_CHECKING:
+    from analysis.page.writer import Written
+
+MAX_LACKS = 8
+"""Sentences about what is missing that are printed; the page has all of them."""
+
+WATCH_SECONDS = 5.0
+"""Pause between two reports of a sweep that runs."""
+
+
+def report_command(words: Sequence[str], *, watch: bool) -> int:
+    """Write the report of each named sweep, or of all runs, and print where it is.
+
+    `paths.out=` says where the records are. With `watch` the reports of running sweeps are written again and
+    again until none of them runs.
+
+    Raises:
+        RequestError: there is no such sweep, or no record; `watch` without a sweep.
+    """
+    from analysis.report import report_runs, report_sweep  # matplotlib: 0.4 s
+
+    names = list(dict.fromkeys(word for word in words if "=" not in word))
+    out = Path(compose_run([word for word in words if "=" in word]).paths.out)
+    if not names:
+        if watch:
+            raise RequestError("harness report --watch needs the name of a sweep")
+        _print(report_runs(out))
+        return 0
+    while names:
+        running = [
+            name for name in names if _is_running(out, name)
+        ]  # all are there, or none is written
+        for name in names:
+            refresh = round(WATCH_SECONDS) if watch and name in running else None
+            _print(report_sweep(out, name, refresh_seconds=refresh))
+        names = running if watch else []  # those that ran before their report was made
+        if names:
+            time.sleep(WATCH_SECONDS)
+    return 0
+
+
+def _is_running(out: Path, name: str) -> bool:
+    return read_state(SweepDirectory(out, name)).status is SweepStatus.running
+
+
+def _print(written: "Written") -> None:
+    for lack in written.lacks[:MAX_LACKS]:
+        print(f"harness: {lack}", file=sys.stderr)
+    if (more := len(written.lacks) - MAX_LACKS) > 0:
+        print(f"harness: and {more} more; the page lists them", file=sys.stderr)
+    tables, figures = len(written.tables), len(written.figures)
+    print(f"{written.index}  ({tables} tables, {figures} figures)", flush=True)

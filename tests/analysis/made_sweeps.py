@@ -1,0 +1,133 @@
+"""A sweep's directory with made-up results, and the configurations that its question really asks for."""
+
+import hashlib
+import itertools
+from pathlib import Path
+
+from harness.commands.sweep import question_text
+from harness.compose import config_tree
+from harness.record import Estimate, MeasuredIn, Record, RunDirectory, RunStatus, write_record
+from harness.search.question import Question, load_question
+from harness.search.space import Point, sample_points
+from harness.sweeping.messages import Role
+from harness.sweeping.requests import Request, RequestMaker
+from harness.sweeping.state import (
+    ConfirmedLine,
+    RunLine,
+    SweepDirectory,
+    SweepState,
+    SweepStatus,
+    TrialLine,
+    write_state,
+)
+
+MAX_TRIALS = 24
+
+
+def made_sweep(name: str, out: Path) -> None:
+    """Write the records and the state of a finished sweep over a ready question, without training."""
+    question = load_question(name, [f"paths.out={out}", "tracker=none"])
+    maker = RequestMaker(question)
+    trials: dict[str, tuple[Point, list[str]]] = {}
+    lines: list[RunLine] = []
+    for point in _points(question):
+        requests = [maker.request(point, [f"seed={s}"], Role.search) for s in question.search.seeds]
+        cell = requests[0].identity.cell_id
+        if cell in trials:
+            continue
+        number = len(trials)
+        trials[cell] = (point, [r.identity.run_id for r in requests])
+        lines += [_written(question, r, Role.search, number) for r in requests]
+        lines.append(_written(question, maker.probe(requests[0].config), Role.probe, number))
+    assert question.confirm is not None
+    confirmed = []
+    for number, (point, _) in enumerate(itertools.islice(trials.values(), question.confirm.top)):
+        overrides = [[f"seed={s}", "eval.split=test"] for s in question.confirm.seeds]
+        requests = [maker.request(point, given, Role.confirmation) for given in overrides]
+        lines += [_written(question, r, Role.confirmation, number) for r in requests]
+        ids = [request.identity.run_id for request in requests]
+        confirmed.append(ConfirmedLine(point=point, trial=number, runs=ids, values={}))
+    _write_state(
+        question, SweepDirectory(out, question.name), list(trials.values()), lines, confirmed
+    )
+
+
+def _points(question: Question) -> list[Point]:
+    if question.space.num_points is None:
+        return sample_points(question)[:MAX_TRIALS]
+    return list(itertools.islice(question.space.points(), MAX_TRIALS))
+
+
+def _written(question: Question, request: Request, role: Role, trial: int) -> RunLine:
+    run_id = request.identity.run_id
+    draw = int(hashlib.sha256(run_id.encode()).hexdigest()[:8], 16) / 2**32
+    is_probe = role is Role.probe
+    scores = {"eval/loss": 1 + draw, "eval/exact_match": draw}
+    record = Record(
+        run_id=run_id,
+        status=RunStatus.diverged if draw > 0.97 and not is_probe else RunStatus.completed,
+        config=config_tree(request.config),
+        metrics={"adapter/trainable_params": 1000 * request.config.lora.rank, "train/loss": draw}
+        | (
+            {"memory/peak_bytes": 2.0**25 * (1 + draw), "throughput/step_ms": 9.0}
+            if is_probe
+            else {}
+        ),
+        evals={}
+        if is_probe
+        else {"after": {k: Estimate(value=v, standard_error=None, n=1) for k, v in scores.items()}},
+        measured_in=MeasuredIn.probe if is_probe else MeasuredIn.cohort,
+        provenance={
+            "cell_id": request.identity.cell_id,
+            "sweep": {"name": question.name, "role": role.value, "trial": trial},
+        },
+        wall_seconds=1.0,
+    )
+    directory = RunDirectory(Path(request.config.paths.out) / "runs" / run_id)
+    directory.path.mkdir(parents=True, exist_ok=True)
+    write_record(directory.record, record)
+    return RunLine(
+        run_id=run_id,
+        role=role.value,
+        seed=request.config.seed,
+        status=record.status.value,
+        step=0,
+        total_steps=None,
+        was_there=False,
+        error=None,
+    )
+
+
+def _write_state(
+    question: Question,
+    directory: SweepDirectory,
+    trials: list[tuple[Point, list[str]]],
+    runs: list[RunLine],
+    confirmed: list[ConfirmedLine],
+) -> None:
+    directory.path.mkdir(parents=True)
+    directory.question.write_text(question_text(question))
+    state = SweepState(
+        name=question.name,
+        question=question.question,
+        expect=question.expect,
+        method=question.search.method.value,
+        objectives={o.metric: o.direction.value for o in question.objectives},
+        trials_requested=len(trials),
+        status=SweepStatus.finished,
+        trials=[
+            TrialLine(
+                number=number,
+                point=point,
+                status="completed",
+                values=[1.0],
+                feasible=True,
+                runs=run_ids,
+                reason=None,
+            )
+            for number, (point, run_ids) in enumerate(trials)
+        ],
+        runs=list({line.run_id: line for line in runs}.values()),
+        confirmed=confirmed,
+    )
+    write_state(directory, state)

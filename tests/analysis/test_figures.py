@@ -1,0 +1,379 @@
+"""Figures: what is drawn equals hand-made numbers, and what the rows do not support is not drawn."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.figure import Figure
+from scipy import stats
+
+from analysis.figures.cells import SEARCH_VALUE, cells_of
+from analysis.figures.choose import quality_figures
+from analysis.figures.drawing import Drawing
+from analysis.figures.factors import (
+    ALPHA,
+    BLOCK_SIZE,
+    FORMAT,
+    LEARNING_RATE,
+    RANK,
+    varying_factors,
+)
+from analysis.figures.grids import heat_map
+from analysis.figures.learning import learning_curves, runs_with_curves
+from analysis.figures.memory import memory_by_parts, predicted_against_measured
+from analysis.figures.over import metric_over
+from analysis.figures.search import TrialPoint, importance_bars, parallel_coordinates
+from analysis.figures.style import Width, svg_text, write_figure
+from analysis.figures.targets import targets_at_equal_budget
+from analysis.figures.trade_off import quality_against_memory
+from analysis.histories import History
+from harness.record import MeasuredIn, RunStatus
+from tests.analysis.rows_for_figures import Run, rows
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LOSS = "eval/loss"
+
+
+def drawn(drawing: Drawing) -> Figure:
+    assert drawing.figure is not None, drawing.reason
+    return drawing.figure
+
+
+def lines_of(drawing: Drawing) -> list[tuple[list[float], list[float]]]:
+    """Return the points of each line with error bars."""
+    (axes,) = drawn(drawing).axes
+    found = []
+    for container in axes.containers:
+        assert isinstance(container, ErrorbarContainer)
+        data = container.lines[0]
+        found.append((np.asarray(data.get_xdata()).tolist(), np.asarray(data.get_ydata()).tolist()))
+    return found
+
+
+def texts(drawing: Drawing) -> list[str]:
+    return [text.get_text() for axes in drawn(drawing).axes for text in axes.texts]
+
+
+# A metric over a number ---------------------------------------------------------------------------
+
+
+def test_a_point_is_the_mean_over_seeds_and_its_bar_the_t_interval() -> None:
+    losses = {2: (2.0, 3.0, 7.0), 8: (1.0, 1.5, 2.0)}
+    runs = [Run(rank=r, seed=s, loss=v) for r, of in losses.items() for s, v in enumerate(of)]
+    drawing = metric_over(rows(*runs), over=RANK, metric=LOSS)
+    assert lines_of(drawing) == [([2.0, 8.0], [4.0, 1.5])]
+    (container,) = drawn(drawing).axes[0].containers
+    segments = container.lines[2][0].get_segments()  # pyright: ignore[reportAttributeAccessIssue]
+    expected = [stats.t.interval(0.95, 2, np.mean(v), stats.sem(v)) for v in losses.values()]
+    np.testing.assert_allclose([segment[:, 1] for segment in segments], expected)
+    assert "n=3; bars are 95 % t intervals" in drawing.caption
+    assert set(drawing.run_ids) == {run.run_id for run in runs}
+
+
+def test_one_seed_has_no_bar_and_says_n_1() -> None:
+    drawing = metric_over(
+        rows(Run(rank=2, loss=2.0), Run(rank=8, loss=1.0)), over=RANK, metric=LOSS
+    )
+    assert drawing.caption == "One seed a point (n=1), so no intervals."
+    (container,) = drawn(drawing).axes[0].containers
+    for segment in container.lines[2][0].get_segments():  # pyright: ignore[reportAttributeAccessIssue]
+        assert segment[0, 1] == segment[1, 1]
+
+
+def test_each_format_is_a_line() -> None:
+    runs = [
+        Run(format=f, rank=r, loss=v)
+        for f, of in {"nf4": (2.0, 1.0), "int4": (3.0, 1.5)}.items()
+        for r, v in zip((2, 8), of, strict=True)
+    ]
+    drawing = metric_over(rows(*runs), over=RANK, metric=LOSS, by=FORMAT)
+    assert [y for _, y in lines_of(drawing)] == [[3.0, 1.5], [2.0, 1.0]]
+    legend = drawn(drawing).axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["int4", "nf4"]
+
+
+def test_of_cells_that_share_a_point_the_best_is_drawn_and_the_caption_says_so() -> None:
+    runs = rows(
+        *(Run(rank=2, lr=lr, loss=v) for lr, v in ((1e-3, 3.0), (1e-2, 2.0))),
+        Run(rank=8, lr=1e-3, loss=1.0),
+    )
+    drawing = metric_over(runs, over=RANK, metric=LOSS)
+    assert lines_of(drawing) == [([2.0, 8.0], [2.0, 1.0])]
+    assert "Up to 2 cells share a point (they differ in optim.lr)" in drawing.caption
+    assert "which flatters it" in drawing.caption
+    runs[0][SEARCH_VALUE], runs[1][SEARCH_VALUE], runs[2][SEARCH_VALUE] = 0.5, 0.6, 0.1
+    drawing = metric_over(runs, over=RANK, metric=LOSS)  # the search decides, not the numbers shown
+    assert lines_of(drawing) == [([2.0, 8.0], [3.0, 1.0])]
+    assert "the one that the search found best" in drawing.caption
+
+
+def test_runs_that_did_not_complete_are_not_averaged_but_counted() -> None:
+    runs = [Run(rank=2, loss=2.0), Run(rank=8, loss=1.0)]
+    runs += [Run(rank=8, seed=1, loss=9.0, status=RunStatus.diverged)]
+    runs += [Run(rank=64, status=RunStatus.out_of_memory)]
+    drawing = metric_over(rows(*runs), over=RANK, metric=LOSS)
+    assert lines_of(drawing) == [([2.0, 8.0], [2.0, 1.0])]
+    assert "Not drawn: 1 diverged, 1 out of memory." in drawing.caption
+
+
+@pytest.mark.parametrize(
+    ("runs", "reason"),
+    [
+        ([Run(rank=2), Run(rank=8)], "no completed run measured eval/loss"),
+        ([Run(rank=8, seed=s, loss=1.0) for s in (0, 1)], "lora.rank has one value, 8"),
+        (
+            [Run(format=f"f{i}", rank=r, loss=1.0) for i in range(9) for r in (2, 8)],
+            "format has 9 levels, a figure shows 8",
+        ),
+        (
+            [Run(format=f, rank=r, loss=1.0) for f, r in (("a", 1), ("b", 2), ("c", 4))],
+            "only 3 of 9 points were measured",
+        ),
+    ],
+)
+def test_what_the_rows_do_not_support_is_not_drawn(runs: list[Run], reason: str) -> None:
+    drawing = metric_over(rows(*runs), over=RANK, metric=LOSS, by=FORMAT)
+    assert drawing.figure is None
+    assert drawing.reason == reason
+
+
+# Maps ---------------------------------------------------------------------------------------------
+
+
+def test_a_map_prints_the_means_and_a_dash_where_nothing_was_measured() -> None:
+    runs = [
+        Run(rank=r, alpha=a, seed=s, loss=v + s)
+        for (r, a), v in {(2, 4.0): 3.0, (2, 16.0): 2.0, (8, 4.0): 1.0}.items()
+        for s in (0, 1)
+    ]
+    drawing = heat_map(rows(*runs), across=RANK, down=ALPHA, metric=LOSS)
+    assert texts(drawing) == ["3.5000", "1.5000", "2.5000", "—"]
+    (axes,) = drawn(drawing).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "8"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["4", "16"]
+    (frame,) = axes.patches  # around the best, 1.5: column 1, line 0
+    assert (round(frame.get_x()), round(frame.get_y())) == (1, 0)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_alpha_follows_from_its_ratio_and_is_no_factor_where_only_the_rank_was_chosen() -> None:
+    at_ratio = rows(Run(rank=2, loss=1.0), Run(rank=8, loss=1.0))
+    assert [ALPHA.value(row) for row in at_ratio] == [4.0, 16.0]
+    assert varying_factors(at_ratio) == [RANK]
+    given = rows(Run(alpha=4.0, loss=1.0), Run(alpha=16.0, loss=1.0))
+    assert varying_factors(given) == [ALPHA]
+
+
+def test_a_map_that_is_mostly_empty_is_not_drawn() -> None:
+    runs = [Run(format=f, block=b, loss=1.0) for f, b in (("nf4", 32), ("int4", 64))]
+    drawing = heat_map(rows(*runs), across=BLOCK_SIZE, down=FORMAT, metric=LOSS)
+    assert drawing.reason == "only 2 of 4 squares were measured"
+
+
+# Targets ------------------------------------------------------------------------------------------
+
+
+def test_target_sets_are_compared_only_at_one_budget() -> None:
+    sets = {
+        ("all_linear", 8): (1000.0, 1.0),
+        ("mlp", 13): (1020.0, 2.0),
+        ("mlp", 26): (2040.0, 0.5),  # better, but twice the parameters
+        ("attention", 22): (990.0, 3.0),
+    }
+    runs = [
+        Run(targets=(t,), rank=r, parameters=p, loss=v + 0.1 * s, seed=s)
+        for (t, r), (p, v) in sets.items()
+        for s in (0, 1)
+    ]
+    drawing = targets_at_equal_budget(rows(*runs), metric=LOSS)
+    labels = [label.get_text() for label in drawn(drawing).axes[0].get_yticklabels()]
+    assert labels == ["all linear, r=8", "mlp, r=13", "attention, r=22"]
+    assert "Trainable parameters: 990 to 1,020." in drawing.caption
+    alone = rows(*(run for run in runs if run.targets == ("mlp",)))
+    assert targets_at_equal_budget(alone, metric=LOSS).figure is None
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+def test_memory_is_stacked_by_part_and_settings_that_change_nothing_share_a_bar() -> None:
+    kib = 1024.0
+    runs = [
+        Run(format=f, lr=lr, loss=1.0, parts=(base * kib, kib, 2 * kib, 2 * kib, 4 * kib, 3 * kib))
+        for f, base in (("nf4", 10), ("none", 80))
+        for lr in (1e-3, 1e-2)
+    ]
+    drawing = memory_by_parts(rows(*runs))
+    (axes,) = drawn(drawing).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["nf4", "none"]
+    bars = [bar for bar in axes.containers if isinstance(bar, BarContainer)]
+    widths = np.array([[patch.get_width() for patch in bar] for bar in bars])
+    np.testing.assert_allclose(widths.sum(axis=0), [22.0, 92.0])
+    assert axes.get_xlabel() == "memory (KiB)"
+
+
+def test_activations_come_from_probes_and_their_absence_is_said() -> None:
+    cohort = [
+        Run(format=f, loss=1.0, parts=(b, 1, 1, 1, 1, 999.0), measured_in=MeasuredIn.cohort)
+        for f, b in (("nf4", 10.0), ("none", 80.0))
+    ]
+    drawing = memory_by_parts(rows(*cohort))
+    assert "Activations are missing in 2 of 2 bars" in drawing.caption
+    probes = [  # other learning rate, fewer steps: the cost is the same
+        Run(format=run.format, lr=1e-4, steps=12, parts=(run.parts[0], 1, 1, 1, 1, 7.0),
+            measured_in=MeasuredIn.probe)
+        for run in cohort
+    ]  # fmt: skip
+    (cell, _) = cells_of(rows(*cohort, *probes))
+    assert cell.mean("memory/activation_bytes") == 7.0
+    assert "missing" not in memory_by_parts(rows(*cohort, *probes)).caption
+
+
+def test_the_front_is_that_of_the_means() -> None:
+    cells = {2: (10.0, 3.0), 8: (20.0, 2.0), 16: (30.0, 2.5), 32: (40.0, 1.0)}  # 16 is dominated
+    runs = [Run(rank=r, peak=m * 1024, loss=v) for r, (m, v) in cells.items()]
+    drawing = quality_against_memory(rows(*runs), metric=LOSS)
+    front = next(
+        line for line in drawn(drawing).axes[0].lines if line.get_label() == "Pareto front"
+    )
+    np.testing.assert_allclose(np.asarray(front.get_xydata()), [[10, 3], [20, 2], [40, 1]])
+    assert "4 cells, 3 of them on the front" in drawing.caption
+
+
+def test_without_a_peak_of_their_own_the_exact_parts_stand_in_and_the_axis_says_so() -> None:
+    runs = [
+        Run(rank=r, loss=1.0, parts=(r, 1, 1, 1, 1), peak=9e9, measured_in=MeasuredIn.cohort)
+        for r in (2, 8)
+    ]
+    drawing = quality_against_memory(rows(*runs), metric=LOSS)
+    assert drawn(drawing).axes[0].get_xlabel() == "memory without activations (bytes) ↓"
+
+
+def test_predictions_are_drawn_where_both_exist() -> None:
+    pairs = rows(*(Run(rank=r, peak=100.0 * r) for r in (1, 2, 4)))
+    assert predicted_against_measured(pairs).reason == (
+        "no run has both a predicted and a measured memory/peak_bytes"
+    )
+    for row, predicted in zip(pairs, (100.0, 190.0, 440.0), strict=True):
+        row["predicted.memory/peak_bytes"] = predicted
+    # Errors 0, 5 % and 10 % of what was measured.
+    assert predicted_against_measured(pairs).caption == (
+        "3 runs or probes. Median absolute error 5.0% of the measured value, largest 10.0%."
+    )
+
+
+# Curves and search --------------------------------------------------------------------------------
+
+
+def test_curves_are_means_over_seeds_with_the_band_of_the_seeds() -> None:
+    runs = rows(Run(seed=0, loss=1.0), Run(seed=1, loss=1.0))
+    steps = np.array([1.0, 2.0])
+    histories = {
+        row["run_id"]: History(
+            curves={"train/loss": (steps, np.array(values))}, num_damaged_lines=0
+        )
+        for row, values in zip(runs, ([4.0, 2.0], [6.0, 3.0]), strict=True)
+    }
+    drawing = learning_curves(runs, histories, metric="train/loss", objective=LOSS)
+    (axes,) = drawn(drawing).axes
+    assert np.asarray(axes.lines[0].get_ydata()).tolist() == [5.0, 2.5]
+    (band,) = axes.collections
+    corners = {tuple(corner) for corner in np.asarray(band.get_paths()[0].vertices).tolist()}
+    assert {(1.0, 4.0), (2.0, 2.0), (1.0, 6.0), (2.0, 3.0)} <= corners
+    assert learning_curves(runs, {}, metric="train/loss", objective=LOSS).figure is None
+
+
+def test_only_the_histories_of_the_best_six_cells_are_asked_for() -> None:
+    runs = rows(*(Run(rank=r, seed=s, loss=float(r)) for r in range(1, 10) for s in (0, 1)))
+    wanted = set(runs_with_curves(runs, LOSS))
+    assert {row["lora.rank"] for row in runs if row["run_id"] in wanted} == {1, 2, 3, 4, 5, 6}
+    assert len(wanted) == 12
+
+
+def test_every_trial_is_a_line_across_the_axes_and_the_unfinished_are_grey() -> None:
+    trials = [
+        TrialPoint(point={"quant": q, "optim.lr": lr}, value=v)
+        for q, lr, v in (("nf4", "0.001", 1.0), ("int4", "0.01", 2.0), ("nf4", "0.1", 3.0),
+                         ("none", "0.002", 4.0), ("nf4", "0.003", None), ("nf4", "0.004", np.inf))
+    ]  # fmt: skip
+    drawing = parallel_coordinates(trials, metric=LOSS)
+    axes = drawn(drawing).axes[0]
+    grey, coloured = (c for c in axes.collections if isinstance(c, LineCollection))
+    assert (len(grey.get_segments()), len(coloured.get_segments())) == (2, 4)
+    heights = [segment[:, 1] for segment in coloured.get_segments()]
+    # The best last, on top: the axis of formats by spelling, that of rates by ratio (0.001 … 0.1).
+    expected = [[1.0, np.log10(2) / 2], [0.5, 1.0], [0.0, 0.5], [0.5, 0.0]]
+    np.testing.assert_allclose(heights, expected, atol=0.0121)  # lines are shifted to be told apart
+    assert "4 trials of the search, not results" in drawing.caption
+    assert "2 more, in grey" in drawing.caption
+    assert parallel_coordinates(trials[:2], metric=LOSS).reason == "2 finished trials; it takes 4"
+
+
+def test_importance_has_a_bar_for_each_axis_and_objective() -> None:
+    shares = {LOSS: {"a": 0.7, "b": 0.3}, "memory/peak_bytes": {"a": 0.1, "b": 0.9}}
+    (axes,) = drawn(importance_bars(shares)).axes
+    widths = [[patch.get_width() for patch in bars] for bars in axes.containers]  # pyright: ignore
+    assert widths == [[0.3, 0.7], [0.9, 0.1]]
+    assert importance_bars({LOSS: {"a": 1.0}}).figure is None
+
+
+# Which, and how -----------------------------------------------------------------------------------
+
+
+def names(*runs: Run) -> list[str]:
+    found = [draw(Width.one_column) for draw in quality_figures(rows(*runs), [LOSS])]
+    return [drawing.name for drawing in found if drawing.figure is not None]
+
+
+def test_the_figures_follow_from_what_varies() -> None:
+    by_rank = [Run(format=f, rank=r, loss=1.0) for f in ("nf4", "int4") for r in (2, 8)]
+    assert names(*by_rank) == ["eval_loss_over_rank"]
+    alphas = [Run(rank=r, alpha=a, loss=1.0) for r in (2, 8) for a in (4.0, 16.0)]
+    assert "eval_loss_alpha_by_rank" in names(*alphas)
+    blocks = [Run(format=f, block=b, loss=1.0) for f in ("nf4", "int4") for b in (32, 64)]
+    assert "eval_loss_format_by_block_size" in names(*blocks)
+    sets = [Run(targets=(t,), parameters=100.0, loss=1.0) for t in ("mlp", "attention")]
+    assert names(*sets) == ["eval_loss_by_targets"]
+    assert names(Run(seed=0, loss=1.0), Run(seed=1, loss=2.0)) == []
+
+
+def test_a_figure_is_written_for_print_and_the_same_rows_give_the_same_bytes(tmp_path) -> None:
+    def draw(width: Width) -> Figure:
+        runs = rows(Run(rank=2, loss=2.0), Run(rank=8, loss=1.0))
+        return drawn(metric_over(runs, over=RANK, metric=LOSS, width=width))
+
+    pdf, png = write_figure(draw(Width.two_columns), tmp_path / "wide")
+    again, _ = write_figure(draw(Width.two_columns), tmp_path / "again")
+    assert pdf.read_bytes() == again.read_bytes()
+    assert b"/Type3" not in pdf.read_bytes()
+    size = int.from_bytes(png.read_bytes()[16:20], "big")
+    assert size == round(6.9 * 300)
+    assert svg_text(draw(Width.one_column)) == svg_text(draw(Width.one_column))
+
+
+def test_names_are_drawn_as_they_are_spelt() -> None:
+    odd = r"$\input{x}$<script>"
+    runs = [Run(format=f, rank=r, loss=1.0) for f in (odd, "nf4") for r in (2, 8)]
+    svg = svg_text(drawn(metric_over(rows(*runs), over=RANK, metric=LOSS, by=FORMAT)))
+    assert "<script" not in svg
+
+
+def test_figures_need_neither_pyplot_nor_torch() -> None:
+    code = (
+        "import sys, analysis.figures.choose, analysis.figures.search;"
+        "print({'matplotlib.pyplot', 'torch', 'transformers', 'wandb'} & set(sys.modules))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert process.stdout == "set()\n", process.stderr
+
+
+def test_a_learning_rate_is_an_axis_and_never_the_lines() -> None:
+    runs = [Run(rank=r, lr=lr, loss=1.0) for r in (2, 8) for lr in (1e-3, 1e-2)]
+    assert varying_factors(rows(*runs)) == [RANK, LEARNING_RATE]
+    assert names(*runs) == ["eval_loss_over_rank", "eval_loss_over_lr", "eval_loss_lr_by_rank"]

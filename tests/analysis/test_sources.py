@@ -1,0 +1,251 @@
+"""Rows from run directories, sweeps and what W&B holds; what cannot be used is named and left out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from analysis.frame import Role, value_of
+from analysis.render import csv, latex, markdown
+from analysis.sources import load_runs, load_sweep, unique_rows
+from analysis.tables import Spec, build_table
+from analysis.wandb_runs import load_wandb_files, load_wandb_project
+from harness.config import TrackerConfig, TrackerName
+from harness.errors import RequestError
+from harness.record import MeasuredIn, Record, RunStatus
+from harness.tracking import open_tracker
+from tests.analysis.records_for_tables import Run, rows, seeds
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def write_sweep(out: Path, runs: list[Run], **changes: Any) -> None:
+    """Write a sweep's directory: three trials of two axes, the first confirmed."""
+    directory = out / "sweeps" / "s"
+    directory.mkdir(parents=True)
+    points = [{"quant": "nf4", "lora.rank": str(rank)} for rank in (2, 8, 32)]
+    by_trial: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    confirmed = [run.record().run_id for run in runs if run.role == "confirmation"]
+    for run in runs:
+        if run.role == "search":
+            by_trial[run.trial or 0].append(run.record().run_id)
+    state = {
+        "version": 1,
+        "name": "s",
+        "question": "Which rank?",
+        "expect": "Eight.",
+        "method": "grid",
+        "objectives": {"eval/loss": "minimize"},
+        "trials": [
+            {"number": n, "point": points[n], "status": "completed", "runs": ids}
+            for n, ids in by_trial.items()
+        ],
+        "runs": [
+            {
+                "run_id": run.record().run_id,
+                "role": run.role,
+                "seed": run.seed,
+                "status": "completed",
+            }
+            for run in runs
+        ],
+        "confirmed": [{"point": points[0], "trial": 0, "runs": confirmed, "values": {}}],
+    } | changes
+    (directory / "state.json").write_text(json.dumps(state))
+    (directory / "sweep.yaml").write_text(
+        "name: s\nbase: [model=embedded]\nspace: {quant: 'choice(nf4)', lora.rank: 'choice(2,8,32)'}\n"
+    )
+
+
+SWEEP = [
+    Run(rank=2, loss=3.0, role="search", trial=0),
+    Run(rank=8, loss=2.0, role="search", trial=1),
+    Run(rank=32, status=RunStatus.diverged, role="search", trial=2),
+    Run(rank=2, seed=10, loss=3.5, role="confirmation", trial=0),
+    Run(rank=2, seed=11, loss=3.6, role="confirmation", trial=0),
+    Run(rank=2, peak=1.0, role="probe", trial=0, measured_in=MeasuredIn.probe),
+]
+
+
+def test_every_record_is_a_row(tmp_path: Path) -> None:
+    for run in seeds(1.0, 2.0):
+        run.write(tmp_path)
+    found, problems = load_runs(tmp_path)
+    assert [row["after.eval/loss"] for row in found] == [1.0, 2.0]
+    assert problems == []
+
+
+def test_torn_and_old_records_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    torn, old, *_ = [run.write(tmp_path) / "run.json" for run in seeds(1.0, 2.0, 3.0)]
+    torn.write_text(torn.read_text()[:100])
+    old.write_text(old.read_text().replace('"schema_version": 1', '"schema_version": 0'))
+    found, problems = load_runs(tmp_path)
+    assert [row["seed"] for row in found] == [2]
+    assert str(torn) in problems[0] or str(torn) in problems[1]
+    assert any("schema_version 0" in problem for problem in problems)
+
+
+def test_no_records_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=f"no record under {tmp_path / 'runs'}"):
+        load_runs(tmp_path)
+
+
+def test_two_runs_of_one_id_and_different_results_are_named_and_unused() -> None:
+    same = Run(run_id="a", loss=1.0)
+    found, problems = unique_rows(
+        rows(same, same, Run(run_id="b", loss=1.0), Run(run_id="b", loss=2.0), Run(run_id="c"))
+    )
+    assert [row["run_id"] for row in found] == ["a", "c"]
+    assert problems == [
+        "2 records have the run id b and different results (after.eval/loss): none of them is used"
+    ]
+
+
+def test_the_rows_of_a_sweep_know_their_place(tmp_path: Path) -> None:
+    for run in SWEEP:
+        run.write(tmp_path)
+    Run(rank=64, loss=0.0).write(tmp_path)  # no run of the sweep
+    write_sweep(tmp_path, SWEEP)
+    sweep = load_sweep(tmp_path, "s")
+    assert (sweep.question, sweep.expect, sweep.axes) == (
+        "Which rank?",
+        "Eight.",
+        ("quant", "lora.rank"),
+    )
+    assert len(sweep.rows) == len(SWEEP)
+    places = {(row["role"], row["trial"], row["point"].get("lora.rank")) for row in sweep.rows}
+    assert places == {
+        *(("search", trial, rank) for trial, rank in enumerate(("2", "8", "32"))),
+        ("confirmation", 0, "2"),
+        ("probe", 0, "2"),
+    }
+    assert {row["seed"] for row in sweep.rows_of(Role.confirmation)} == {10, 11}
+
+
+def test_a_run_of_a_sweep_without_its_record_is_named(tmp_path: Path) -> None:
+    for run in SWEEP[1:]:
+        run.write(tmp_path)
+    write_sweep(tmp_path, SWEEP)
+    assert load_sweep(tmp_path, "s").problems == [f"run {SWEEP[0].record().run_id} has no record"]
+
+
+def test_a_sweep_that_is_not_there_says_which_are(tmp_path: Path) -> None:
+    write_sweep(tmp_path, [])
+    with pytest.raises(RequestError, match=r"no sweep has run at .*sweeps/t; there are: s"):
+        load_sweep(tmp_path, "t")
+    state = tmp_path / "sweeps" / "s" / "state.json"
+    state.write_text('{"version": 7}')
+    with pytest.raises(RequestError, match="version 7; this harness reads 1"):
+        load_sweep(tmp_path, "s")
+    state.write_text("{")
+    with pytest.raises(RequestError, match="torn"):
+        load_sweep(tmp_path, "s")
+
+
+def mirrored(run: Run, directory: Path) -> None:
+    """Let wandb itself write what the run logs."""
+    record = run.record()
+    directory.mkdir(parents=True, exist_ok=True)
+    tracker = open_tracker(
+        TrackerConfig(name=TrackerName.wandb_offline),
+        run_id=record.run_id,
+        directory=directory,
+        config_tree=record.config,
+    )
+    tracker.log(1, {"train/loss": 5.0, "eval/loss": 4.0})
+    after = {name: result.value for name, result in record.evals["after"].items()}
+    tracker.summary({**record.metrics, **after})
+    assert tracker.finish(record.status) == []
+
+
+def test_tables_from_records_and_from_wandb_files_are_byte_identical(tmp_path: Path) -> None:
+    runs = [
+        *seeds(1.0, 1.25, adapter=2048),
+        *seeds(0.5, 1.5, format="int4", adapter=2048),
+        Run(format="fp4", loss=1.0, peak=2.0**20, step_ms=3.5, measured_in=MeasuredIn.solo),
+        Run(format="none", status=RunStatus.diverged, loss=float("inf")),
+    ]
+    for run in runs:
+        mirrored(run, run.write(tmp_path))
+    spec = Spec(
+        name="t",
+        title="The same",
+        rows=("quant.format", "lora.rank"),
+        columns=("eval/loss", "memory/peak_bytes", "memory/adapter_bytes", "throughput/step_ms"),
+        against={"quant.format": "nf4"},
+    )
+    of_records, problems = load_runs(tmp_path)
+    of_wandb, others = load_wandb_files(tmp_path)
+    assert problems == others == []
+    one, other = build_table(spec, of_records), build_table(spec, of_wandb)
+    for render in (markdown, latex, csv):
+        assert render(one) == render(other)
+    assert one.sources() == other.sources()
+
+
+def test_no_wandb_file_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=str(tmp_path)):
+        load_wandb_files(tmp_path)
+
+
+def test_a_project_online_gives_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Run(loss=1.5, adapter=2048).record()
+
+    def online(**summary: Any) -> Any:
+        return SimpleNamespace(id=record.run_id, config=record.config, summary=summary)
+
+    runs = [
+        online(status="completed", **{"eval/loss": 1.5, "memory/adapter_bytes": 2048, "_step": 3}),
+        SimpleNamespace(id="broken", config={}, summary={"eval/loss": {"a": 1}}),
+    ]
+    api = SimpleNamespace(runs=lambda path: runs if path == "me/qlora" else 1 / 0)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Api=lambda: api))
+    (row,), problems = load_wandb_project("me/qlora")
+    assert (row["after.eval/loss"], row["memory/adapter_bytes"]) == (1.5, 2048)
+    assert row["lora.rank"] == 8
+    assert len(problems) == 1
+    assert "broken" in problems[0]
+    with pytest.raises(RequestError, match="you/x cannot be read: division"):
+        load_wandb_project("you/x")
+
+
+def test_derived_keys() -> None:
+    (row,) = rows(Run(rank=4))
+    assert [value_of(row, key) for key in ("quant", "alpha", "alpha/rank")] == ["nf4", 8.0, 2.0]
+    row |= {"quant.double_quant": True, "lora.alpha": 6.0, "lora.alpha_over_rank": None}
+    assert [value_of(row, key) for key in ("quant", "alpha", "alpha/rank")] == ["nf4_dq", 6.0, 1.5]
+    row["point"] = {"targets": "qv", "width": "1e-3", "on": "true"}
+    assert [value_of(row, key) for key in ("targets", "width", "on", "off")] == [
+        "qv",
+        1e-3,
+        True,
+        None,
+    ]
+
+
+def test_analysis_is_imported_in_half_a_second_without_anything_heavy() -> None:
+    code = (
+        "import sys, time; started = time.perf_counter();"
+        "import analysis, analysis.tables, analysis.sources, analysis.specs, analysis.render;"
+        "import analysis.statistics, analysis.published, analysis.wandb_runs;"
+        "seconds = time.perf_counter() - started;"
+        "heavy = {'torch', 'transformers', 'wandb', 'pandas', 'scipy', 'optuna', 'matplotlib'};"
+        "print(sorted(heavy & set(sys.modules)), seconds)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    heavy, seconds = done.stdout.rsplit(" ", 1)
+    assert heavy == "[]"
+    assert float(seconds) < 0.5
+
+
+def test_a_record_without_provenance_is_a_row() -> None:
+    from analysis.frame import flat_row
+
+    row = flat_row(Record(run_id="a", status=RunStatus.completed, config={"seed": 0}))
+    assert (row["role"], row["trial"], row["point"]) == (None, None, {})

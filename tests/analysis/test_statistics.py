@@ -1,0 +1,180 @@
+"""Intervals, tests, fronts and effects, against SciPy or numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.statistics import (
+    bootstrap_interval,
+    difference_interval,
+    holm,
+    importance,
+    marginal_effects,
+    mean_interval,
+    paired_difference,
+    pareto_front,
+    proportion_standard_error,
+    sign_flip_p_value,
+)
+from harness.metrics import Direction
+
+VALUES = [2.31, 2.28, 2.44, 2.39, 2.30]
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_the_t_interval_is_scipys(confidence: float) -> None:
+    interval = mean_interval(VALUES, confidence)
+    low, high = stats.t.interval(
+        confidence, len(VALUES) - 1, loc=np.mean(VALUES), scale=stats.sem(VALUES)
+    )
+    assert (interval.low, interval.high) == pytest.approx((low, high), rel=1e-12)
+    assert interval.mean == pytest.approx(np.mean(VALUES), rel=1e-12)
+    assert interval.deviation == pytest.approx(np.std(VALUES, ddof=1), rel=1e-12)
+
+
+def test_one_value_has_a_mean_and_no_interval() -> None:
+    interval = mean_interval([2.5])
+    assert (interval.mean, interval.n) == (2.5, 1)
+    assert interval.low is interval.high is interval.deviation is interval.half_width is None
+    assert not interval.contains(2.5)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [1.0, math.inf]])
+def test_what_has_no_mean_is_refused(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="expected finite values"):
+        mean_interval(values)
+
+
+def test_the_bootstrap_interval_is_scipys() -> None:
+    values = list(np.random.default_rng(1).normal(size=60))
+    ours = bootstrap_interval(values)
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(2)
+    ).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    assert bootstrap_interval(values) == ours, "the same numbers have the same interval"
+
+
+def test_differences_are_paired_by_seed() -> None:
+    a, b = {0: 2.0, 1: 5.0, 2: 3.0, 9: 100.0}, {2: 2.5, 0: 1.0, 1: 3.5}
+    paired = paired_difference(a, b)
+    expected = stats.ttest_rel([2.0, 5.0, 3.0], [1.0, 3.5, 2.5]).confidence_interval(0.95)
+    assert paired.n == 3
+    assert paired.difference == pytest.approx(1.0)
+    assert (paired.low, paired.high) == pytest.approx((expected.low, expected.high))
+    assert paired.p_value == 0.25, "by hand: only +++ and --- of 8 are as far from 0"
+
+
+def test_one_shared_seed_has_a_difference_and_no_test() -> None:
+    paired = paired_difference({0: 2.0, 1: 3.0}, {0: 1.5, 5: 0.0})
+    assert (paired.difference, paired.n, paired.p_value, paired.low) == (0.5, 1, None, None)
+
+
+def test_no_shared_seed_is_refused() -> None:
+    with pytest.raises(ValueError, match="no seed is shared"):
+        paired_difference({0: 1.0}, {1: 1.0})
+
+
+@pytest.mark.parametrize("n", [2, 5, 9])
+def test_sign_flips_are_scipys_exact_permutation_test(n: int) -> None:
+    differences = np.random.default_rng(n).normal(0.6, size=n)
+    theirs = stats.permutation_test(
+        (differences, np.zeros(n)),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=10_000,  # more than 2^n, so all of them
+    )
+    assert sign_flip_p_value(list(differences)) == pytest.approx(theirs.pvalue)
+
+
+def test_many_pairs_are_tested_by_wilcoxon() -> None:
+    generator = np.random.default_rng(3)
+    a, b = generator.normal(0.3, size=30), generator.normal(size=30)
+    paired = paired_difference(dict(enumerate(a)), dict(enumerate(b)))
+    assert paired.method == "Wilcoxon"
+    assert paired.p_value == pytest.approx(stats.wilcoxon(a - b)[1])
+    assert paired_difference(dict(enumerate(a)), dict(enumerate(a))).p_value == 1.0
+
+
+def test_without_shared_seeds_the_interval_is_welchs() -> None:
+    a, b = {0: 2.0, 1: 2.4, 2: 2.9}, {5: 1.0, 6: 1.1, 7: 1.7, 8: 1.2}
+    interval = difference_interval(a, b)
+    theirs = stats.ttest_ind(
+        list(a.values()), list(b.values()), equal_var=False
+    ).confidence_interval(0.95)
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high))
+    assert difference_interval({0: 1.0}, b) is None
+
+
+def test_holm_by_hand() -> None:
+    # Sorted .01, .02, .03, .04 times 4, 3, 2, 1 = .04, .06, .06, .04; never falling: .04, .06, .06, .06.
+    assert holm([0.04, 0.01, None, 0.03, 0.02]) == pytest.approx([0.06, 0.04, None, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([None]) == [None]
+
+
+def test_the_error_of_an_accuracy_is_that_of_zeros_and_ones() -> None:
+    answers = [1] * 77 + [0] * 23
+    assert proportion_standard_error(0.77, 100) == pytest.approx(stats.sem(answers))
+    assert proportion_standard_error(1.0, 1) is None
+    with pytest.raises(ValueError, match=r"share=1\.2"):
+        proportion_standard_error(1.2, 10)
+
+
+def test_the_front_is_what_nothing_else_beats() -> None:
+    points = [(1.0, 5.0), (2.0, 4.0), (2.0, 6.0), (3.0, 1.0), (2.0, 4.0), (math.nan, 0.0)]
+    assert pareto_front(points, [Direction.minimize, Direction.minimize]) == [0, 1, 3, 4]
+    assert pareto_front(points, ["minimize", "maximize"]) == [0, 2]
+    assert pareto_front([], ["minimize"]) == []
+    with pytest.raises(ValueError, match="neither"):
+        pareto_front(points, [Direction.neither, Direction.minimize])
+
+
+def test_the_front_is_the_brute_force_one() -> None:
+    points = np.random.default_rng(0).integers(0, 12, (200, 3)).astype(float)
+    dominated = [
+        any((other <= point).all() and (other < point).any() for other in points)
+        for point in points
+    ]
+    expected = [index for index, is_dominated in enumerate(dominated) if not is_dominated]
+    assert pareto_front(points.tolist(), ["minimize"] * 3) == expected
+
+
+def test_a_marginal_effect_holds_the_others_fixed() -> None:
+    # Rank 8 is better by 1 at each learning rate, though its runs are worse on average.
+    found = [(2, 1, 5.0), (2, 2, 9.0), (8, 2, 8.0), (2, 3, 11.0), (8, 3, 10.0)]
+    rows = [{"rank": rank, "lr": lr, "loss": loss} for rank, lr, loss in found]
+    (effect,) = marginal_effects(rows, "rank", "loss", ["lr"])
+    assert (effect.reference, effect.level) == (2, 8)
+    assert effect.change.difference == -1.0
+    assert effect.change.n == 2
+    with pytest.raises(ValueError, match="name what else varies"):
+        marginal_effects([*rows, rows[0]], "rank", "loss", ["lr"])
+
+
+def test_importance_finds_the_parameter_that_decides(tmp_path) -> None:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.create_study(
+        study_name="s",
+        storage=url,
+        directions=["minimize", "minimize"],
+        sampler=optuna.samplers.RandomSampler(seed=0),
+    )
+    study.set_metric_names(["eval/loss", "memory/peak_bytes"])
+    for number in range(24):
+        trial = study.ask()
+        x, y = trial.suggest_float("optim.lr", 0, 1), trial.suggest_float("lora.dropout", 0, 1)
+        study.tell(trial, [math.inf if number == 5 else (x - 0.5) ** 2, y])
+    shares = importance(url, "s")
+    assert shares["eval/loss"]["optim.lr"] > 0.8
+    assert shares["memory/peak_bytes"]["lora.dropout"] > 0.8
+    assert sum(shares["eval/loss"].values()) == pytest.approx(1)
+    with pytest.raises(ValueError, match="no study other"):
+        importance(url, "other")
