@@ -6,7 +6,8 @@ Must import nothing heavy: `harness --help` answers in well under a second.
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -23,7 +24,7 @@ USAGE = """\
 usage: harness run    [override…] [--json]
        harness sweep  NAME|FILE [override…] [--dry-run] [--json]
        harness status [NAME] [--json]
-       harness report [NAME…] [--watch]
+       harness report [NAME…] [--watch] [--json]
 
 commands:
 {commands}
@@ -40,7 +41,7 @@ exit codes: 0 done; 1 the work failed; 2 the request was wrong and nothing was t
 """
 
 _SWEEP_FLAGS = {"--dry-run": 0, "--json": 0, "--help": 0, "-h": 0}
-_REPORT_FLAGS = {"--watch": 0, "--help": 0, "-h": 0}
+_REPORT_FLAGS = {"--watch": 0, "--json": 0, "--help": 0, "-h": 0}
 _STATUS_FLAGS = {"--json": 0, "--help": 0, "-h": 0}
 _FLAGS = {  # option of a command: how many values follow it
     "--json": 0,
@@ -54,6 +55,12 @@ _FLAGS = {  # option of a command: how many values follow it
     "--resolve": 0,
     "--info": 1,
     "-i": 1,
+}
+_FLAGS_OF = {
+    "run": _FLAGS,
+    "sweep": _SWEEP_FLAGS,
+    "status": _STATUS_FLAGS,
+    "report": _REPORT_FLAGS,
 }
 _CFG = ("job", "hydra", "all")
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
@@ -173,11 +180,11 @@ def _report(rest: list[str]) -> int:
     flags, words = _split("report", rest, _REPORT_FLAGS)
     names = [flag[0] for flag in flags]
     if "--help" in names or "-h" in names:
-        print("usage: harness report [NAME…] [paths.out=DIRECTORY] [--watch]")
+        print("usage: harness report [NAME…] [paths.out=DIRECTORY] [--watch] [--json]")
         return 0
     from harness.commands.report import report_command
 
-    return report_command(words, watch="--watch" in names)
+    return report_command(words, watch="--watch" in names, as_json="--json" in names)
 
 
 def _usage() -> str:
@@ -260,8 +267,12 @@ def _complete(arguments: list[str]) -> int:
         if len(words) <= 2:
             _print_completions((*COMMANDS, "--help", "--version"), words[-1] if words else "")
             return 0
+        command = words[1]
         if words[-1].startswith("-"):
-            _print_completions(_FLAGS, words[-1])
+            _print_completions(_FLAGS_OF.get(command, _FLAGS), words[-1])
+            return 0
+        if command in ("status", "report") or (command == "sweep" and len(words) == 3):
+            _print_completions(_sweep_names(command), words[-1])
             return 0
         if words[-2] in ("--cfg", "-c", "--info", "-i"):
             _print_completions(_CFG if words[-2] in ("--cfg", "-c") else _INFO, words[-1])
@@ -273,5 +284,14 @@ def _complete(arguments: list[str]) -> int:
     return 0
 
 
-def _print_completions(words: Sequence[str] | dict[str, int], prefix: str) -> None:
+def _sweep_names(command: str) -> list[str]:
+    """Return the questions that are ready, or the sweeps that have run under out/."""
+    if command != "sweep":
+        return sorted(path.parent.name for path in Path("out/sweeps").glob("*/state.json"))
+    from harness.search.question import known_sweeps
+
+    return list(known_sweeps())
+
+
+def _print_completions(words: Iterable[str], prefix: str) -> None:
     print("\n".join(word for word in words if word.startswith(prefix)))

@@ -186,7 +186,10 @@ def completions(line: str) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("harness r", ["run"]),
+        ("harness r", ["run", "report"]),
+        ("harness sweep nf", ["nf4_vs_int4"]),
+        ("harness sweep demo --d", ["--dry-run"]),
+        ("harness sweep demo lora.r", ["lora.rank=", "lora.rslora="]),
         ("harness run quant=nf4", ["quant=nf4", "quant=nf4_dq"]),
         ("harness run lora.r", ["lora.rank=", "lora.rslora="]),
         ("harness run seed=1 optim.st", ["optim.steps="]),

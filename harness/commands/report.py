@@ -1,8 +1,9 @@
 """`harness report`: tables, figures and one html page from the records of sweeps, or of all runs."""
 
+import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,12 @@ WATCH_SECONDS = 5.0
 """Pause between two reports of a sweep that runs."""
 
 
-def report_command(words: Sequence[str], *, watch: bool) -> int:
+def report_command(words: Sequence[str], *, watch: bool, as_json: bool = False) -> int:
     """Write the report of each named sweep, or of all runs, and print where it is.
 
     `paths.out=` says where the records are. With `watch` the reports of running sweeps are written again and
-    again until none of them runs.
+    again until none of them runs. With `as_json` one document at the end: the pages, their tables and
+    figures, and what the records do not support.
 
     Raises:
         RequestError: there is no such sweep, or no record; `watch` without a sweep.
@@ -36,18 +38,24 @@ def report_command(words: Sequence[str], *, watch: bool) -> int:
     if not names:
         if watch:
             raise RequestError("harness report --watch needs the name of a sweep")
-        _print(report_runs(out))
+        written = {"": report_runs(out)}
+        _print(written, as_json)
         return 0
+    written = {}
     while names:
         running = [
             name for name in names if _is_running(out, name)
         ]  # all are there, or none is written
         for name in names:
             refresh = round(WATCH_SECONDS) if watch and name in running else None
-            _print(report_sweep(out, name, refresh_seconds=refresh))
+            written[name] = report_sweep(out, name, refresh_seconds=refresh)
+            if not as_json:
+                _print({name: written[name]}, as_json)
         names = running if watch else []  # those that ran before their report was made
         if names:
             time.sleep(WATCH_SECONDS)
+    if as_json:
+        _print(written, as_json)
     return 0
 
 
@@ -55,10 +63,24 @@ def _is_running(out: Path, name: str) -> bool:
     return read_state(SweepDirectory(out, name)).status is SweepStatus.running
 
 
-def _print(written: "Written") -> None:
-    for lack in written.lacks[:MAX_LACKS]:
-        print(f"harness: {lack}", file=sys.stderr)
-    if (more := len(written.lacks) - MAX_LACKS) > 0:
-        print(f"harness: and {more} more; the page lists them", file=sys.stderr)
-    tables, figures = len(written.tables), len(written.figures)
-    print(f"{written.index}  ({tables} tables, {figures} figures)", flush=True)
+def _print(written: "Mapping[str, Written]", as_json: bool) -> None:
+    if as_json:
+        found = [
+            {
+                "name": name or None,
+                "index": str(each.index),
+                "tables": each.tables,
+                "figures": each.figures,
+                "lacks": each.lacks,
+            }
+            for name, each in written.items()
+        ]
+        print(json.dumps(found))
+        return
+    for each in written.values():
+        for lack in each.lacks[:MAX_LACKS]:
+            print(f"harness: {lack}", file=sys.stderr)
+        if (more := len(each.lacks) - MAX_LACKS) > 0:
+            print(f"harness: and {more} more; the page lists them", file=sys.stderr)
+        counts = f"({len(each.tables)} tables, {len(each.figures)} figures)"
+        print(f"{each.index}  {counts}", flush=True)
