@@ -45,7 +45,7 @@ from harness.provenance import collect_provenance
 from harness.run_directory import RunDirectory, utc_now
 from harness.training.cohort import packed_gradients
 from harness.training.job import Job
-from harness.training.slot import Slot
+from harness.training.slot import Slot, clip
 
 FORMATS = {
     "none": QuantConfig(format=QuantFormat.none),
@@ -223,7 +223,7 @@ def harness_step(shared: SharedBase, slots: Sequence[Slot]) -> Step:
         gradients = packed_gradients(shared, [slot.next_work() for slot in slots])
         for slot, gradient in zip(slots, gradients, strict=True):
             slot.receive(gradient)
-        numbers = torch.stack([slot.clip() for slot in slots]).tolist()
+        numbers = clip(slots).tolist()
         for slot in slots:
             slot.update()
         return numbers[0][0]

@@ -83,8 +83,12 @@ def question(directory: Path, name: str, *base: str, space: dict[str, str] | Non
     grid = {"lora.rank": f"choice({','.join(map(str, RANKS))})"}
     grid["optim.lr"] = f"choice({','.join(RATES)})"
     file = directory / f"{name}.yaml"
-    tree = {"question": "What does a sweep cost?", "base": ["tracker=none", *base]}
-    file.write_text(yaml.safe_dump({**tree, "space": space or grid, "search": {"method": "grid"}}, sort_keys=False))
+    tree: dict[str, object] = {
+        "question": "What does a sweep cost?",
+        "base": ["tracker=none", *base],
+    }
+    tree |= {"space": space or grid, "search": {"method": "grid"}}
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
     return file
 
 
@@ -150,7 +154,8 @@ def idle(directory: Path) -> dict[str, object]:
     }
     file = question(directory, "lengths", "eval=loss", space=space)
     arm = sweep(file, directory / "out")
-    return asdict(arm) | {"waited_share": arm.waited_seconds / arm.warm_seconds}
+    found: dict[str, object] = asdict(arm)
+    return found | {"waited_share": arm.waited_seconds / arm.warm_seconds}
 
 
 PARTS: dict[str, Callable[[Path], dict[str, object]]] = {

@@ -1,68 +1,23 @@
 """The packed forward: the frozen layer sees the rows of all runs once, each adapter its own rows.
 
 PEFT refuses mixed batches while training, so its layers get this forward instead. For one adapter its
-numbers are PEFT's, bit for bit (dropout masks aside).
+numbers and gradients are PEFT's, bit for bit (dropout masks aside). Autograd sees one node for a layer,
+whatever the number of adapters, and the adapters' gradients do not pass through it: with two leaves per
+adapter and layer, and a slice of the batch for each, autograd would cost more than the products.
 
 Dropout is stateless: its mask is drawn from a generator seeded by (run, micro-batch, layer), so that it
 does not depend on the other runs, survives recomputation in gradient checkpointing, and leaves no
 generator state to save.
+
+Shape suffixes: N rows (B·T) of one adapter or of the batch, K stacked adapters, R rank, I inputs, O outputs.
 """
 
-import hashlib
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """Rows [start, stop) of the joint batch belong to `adapter`; None of them: the base alone."""
-
-    adapter: str
-    start: int
-    stop: int
-    dropout_key: int | None
-    """Seed of this micro-batch's dropout masks; None while evaluating."""
-
-
-def dropout_key(seed: int, micro_batch: int) -> int:
-    """Return the seed of the masks of one run's micro-batch (counted over its whole training)."""
-    return _mix(f"dropout {seed} {micro_batch}")
-
-
-def _mix(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
-class RowPlan:
-    """Which rows of the batch in flight belong to which adapter; shared by all layers of a model."""
-
-    def __init__(self) -> None:
-        self.segments: tuple[Segment, ...] = ()
-        self._generators: dict[torch.device, torch.Generator] = {}
-
-    @contextmanager
-    def rows(self, segments: Sequence[Segment]) -> Iterator[None]:
-        """Run the forward passes (and recomputations) inside with these rows."""
-        before, self.segments = self.segments, tuple(segments)
-        try:
-            yield
-        finally:
-            self.segments = before
-
-    def generator(self, device: torch.device, key: int, layer_index: int) -> torch.Generator:
-        """Return a generator for one layer's mask of one micro-batch."""
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device)
-        # Weyl steps keep the seeds of neighbouring layers far apart.
-        seed = (key + layer_index * 0x9E3779B97F4A7C15) & 0x7FFFFFFFFFFFFFFF
-        return self._generators[device].manual_seed(seed)
+from harness.adapters.rows import Bundle, RowPlan
 
 
 class PackedLora:
@@ -78,53 +33,144 @@ class PackedLora:
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         y = self.layer.base_layer(x, *args, **kwargs)
-        segments = self.plan.segments
-        if len(segments) == 1:
-            return self._adapted(x, y, segments[0])
-        if not any(segment.adapter in self.layer.lora_A for segment in segments):
+        bundles = self.plan.bundles(self.layer_index)
+        if not bundles:
             return y
-        width = self._rows_per_batch_row(x, segments[-1].stop)
-        return torch.cat(
-            [
-                self._adapted(
-                    x[segment.start * width : segment.stop * width],
-                    y[segment.start * width : segment.stop * width],
-                    segment,
-                )
-                for segment in segments
-            ]
-        )
+        x = x.contiguous()
+        if (
+            y._is_view()
+        ):  # of a layer with bias, in bitsandbytes: autograd lets nobody write into it
+            y = y.clone()
+        update = _Update(self.plan, self.layer_index, bundles, self._width(x))
+        if torch.is_grad_enabled():
+            return _Adapted.apply(x, y, self.plan.anchor, update)  # pyright: ignore[reportReturnType]
+        update.add_to(x, y)
+        return y
 
-    def _rows_per_batch_row(self, x: torch.Tensor, batch_rows: int) -> int:
-        """Return 1, or T where the model has flattened [B, T, H] to [B·T, H]."""
-        if x.shape[0] % batch_rows:
+    def _width(self, x: torch.Tensor) -> int:
+        """Return how many rows x_NI has for a row of the batch: T, or 0 where all belong to one adapter."""
+        batch_rows, rows = self.plan.num_rows, x.numel() // x.shape[-1]
+        if batch_rows == 0:
+            return 0
+        if rows % batch_rows:
             raise NotImplementedError(
-                f"a layer of this model sees {x.shape[0]} rows for a batch of {batch_rows} (routed "
+                f"a layer of this model sees {rows} rows for a batch of {batch_rows} (routed "
                 "experts?): its runs cannot share a forward pass; train them one at a time"
             )
-        return x.shape[0] // batch_rows
+        return rows // batch_rows
 
-    def _adapted(self, x: torch.Tensor, y: torch.Tensor, segment: Segment) -> torch.Tensor:
-        layer, name = self.layer, segment.adapter
-        if name not in layer.lora_A:
-            return y
-        lora_a, lora_b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        x = x.to(lora_a.dtype)
-        dropout: Any = layer.lora_dropout[name]
-        scaling: float = layer.scaling[name]
-        if segment.dropout_key is not None and isinstance(dropout, nn.Dropout) and dropout.p > 0:
-            generator = self.plan.generator(x.device, segment.dropout_key, self.layer_index)
-            kept = torch.rand(x.shape, generator=generator, device=x.device) >= dropout.p
-            x = x * kept
-            scaling = scaling / (1 - dropout.p)
-        h = F.linear(x, lora_a)
-        if _is_power_of_two(scaling):  # then r columns can be scaled instead of all outputs
-            update = F.linear(h.mul_(scaling), lora_b)
+
+class _Update:
+    """What the adapters add to one layer's output in one pass, forwards and backwards."""
+
+    def __init__(
+        self, plan: RowPlan, layer_index: int, bundles: Sequence[Bundle], width: int
+    ) -> None:
+        self.plan = plan
+        self.layer_index = layer_index
+        self.bundles = bundles
+        self.width = width
+
+    def add_to(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor | None]:
+        """Add the updates to y in place; return A x and the dropout mask of each bundle, for backward."""
+        saved: list[torch.Tensor | None] = []
+        for bundle in self.bundles:
+            weights = bundle.weights(self.layer_index)
+            x_rows, y_rows = self._rows(x, bundle), self._rows(y, bundle)
+            x_rows = x_rows.to(weights.a.dtype)
+            kept = self._kept(bundle, x_rows)
+            if kept is not None:
+                x_rows = x_rows * kept
+            h = torch.matmul(x_rows, weights.a.mT)
+            if bundle.scaling_is_exact:  # then r columns can be scaled instead of all outputs
+                update = torch.matmul(h.mul_(bundle.scaling), weights.b.mT)
+            else:
+                update = torch.matmul(h, weights.b.mT).mul_(bundle.scaling)
+            y_rows.add_(update)
+            saved += [h, kept]
+        return saved
+
+    def gradients(
+        self,
+        grad_y: torch.Tensor,
+        x: torch.Tensor,
+        saved: Sequence[torch.Tensor | None],
+        *,
+        grad_x_wanted: bool,
+    ) -> torch.Tensor | None:
+        """Write the gradients of A and B where the bundles keep them; return that of x, if it is wanted."""
+        grad_x = self._empty_gradient(x) if grad_x_wanted else None
+        for bundle, h, kept in zip(self.bundles, saved[::2], saved[1::2], strict=True):
+            assert h is not None
+            weights, target = bundle.weights(self.layer_index), bundle.targets(self.layer_index)
+            x_rows = self._rows(x, bundle).to(weights.a.dtype)
+            if kept is not None:
+                x_rows = x_rows * kept
+            grad = self._rows(grad_y, bundle).to(weights.a.dtype)
+            if not bundle.scaling_is_exact:
+                grad = grad * bundle.scaling
+            self._write(bundle, target.b, grad.mT, h)
+            grad_h = torch.matmul(grad, weights.b)
+            if bundle.scaling_is_exact:
+                grad_h.mul_(bundle.scaling)
+            self._write(bundle, target.a, grad_h.mT, x_rows)
+            bundle.written.add(self.layer_index)
+            if grad_x is not None:
+                through = torch.matmul(grad_h, weights.a)
+                if kept is not None:
+                    through.mul_(kept)
+                self._rows(grad_x, bundle).copy_(through)
+        return grad_x
+
+    def _write(
+        self, bundle: Bundle, target: torch.Tensor, left: torch.Tensor, right: torch.Tensor
+    ) -> None:
+        """Set `target` to a product, or add it where the layer was called before in this pass."""
+        if self.layer_index in bundle.written:
+            target.add_(torch.matmul(left, right))
         else:
-            update = F.linear(h, lora_b).mul_(scaling)
-        return update.add_(y).to(y.dtype)
+            torch.matmul(left, right, out=target)
+
+    def _rows(self, tensor: torch.Tensor, bundle: Bundle) -> torch.Tensor:
+        """Return the bundle's rows as [N, …], or [K, N, …] for stacked adapters."""
+        flat = tensor.view(-1, tensor.shape[-1])
+        if self.width:
+            flat = flat[bundle.start * self.width : bundle.stop * self.width]
+        return flat if bundle.count == 1 else flat.view(bundle.count, -1, flat.shape[-1])
+
+    def _empty_gradient(self, x: torch.Tensor) -> torch.Tensor:
+        """Return a tensor like x, zero where no adapter of this layer has rows."""
+        covered = sum(bundle.stop - bundle.start for bundle in self.bundles)
+        complete = self.width == 0 or covered == self.plan.num_rows
+        return torch.empty_like(x) if complete else torch.zeros_like(x)
+
+    def _kept(self, bundle: Bundle, x_rows: torch.Tensor) -> torch.Tensor | None:
+        """Return the dropout mask of a bundle, which is then of one adapter; None without dropout."""
+        if bundle.dropout == 0 or bundle.dropout_key is None:
+            return None
+        device = x_rows.device
+        generator = self.plan.generator(device, bundle.dropout_key, self.layer_index)
+        return torch.rand(x_rows.shape, generator=generator, device=device) >= bundle.dropout
 
 
-def _is_power_of_two(value: float) -> bool:
-    """Say whether a product by `value` is exact, so that it may stand before or after another product."""
-    return math.frexp(value)[0] == 0.5
+class _Adapted(torch.autograd.Function):
+    """y + updates, in place, as one node of the graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, update: _Update
+    ) -> torch.Tensor:
+        ctx.update = update
+        ctx.save_for_backward(x, *update.add_to(x, y))
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(
+        ctx: Any, *grad_outputs: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor, None, None]:
+        (grad_y,) = grad_outputs
+        x, *saved = ctx.saved_tensors
+        grad_y = grad_y.contiguous()
+        grad_x = ctx.update.gradients(grad_y, x, saved, grad_x_wanted=ctx.needs_input_grad[0])
+        return grad_x, grad_y, None, None

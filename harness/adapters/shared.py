@@ -4,7 +4,6 @@ import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.adapters.packed import PackedLora, RowPlan, Segment
+from harness.adapters.adapter import Adapter, Layout
+from harness.adapters.packed import PackedLora
+from harness.adapters.rows import RowPlan, Segment
 from harness.base.build import Base
 from harness.base.formats import redecode_in_compute_type
 from harness.base.layout import adapted_layers, shortest_names
@@ -41,34 +42,19 @@ def lora_alpha(lora: LoraConfig) -> float:
     return lora.alpha_over_rank * lora.rank
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
-    """One attached adapter: its PEFT name and its float32 parameters, by full name."""
-
-    name: str
-    parameters: dict[str, nn.Parameter]
-
-    @property
-    def num_parameters(self) -> int:
-        """Trainable elements: r (d_in + d_out) for each adapted layer."""
-        return sum(parameter.numel() for parameter in self.parameters.values())
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the parameters."""
-        return sum(p.numel() * p.element_size() for p in self.parameters.values())
-
-
 class SharedBase:
     """A base and the adapters on it."""
 
     def __init__(self, base: Base, load_peak_bytes: int | None = None) -> None:
         self.base = base
         self.load_peak_bytes = load_peak_bytes
-        self.plan = RowPlan()
+        self.plan = RowPlan(base.device)
         self._peft: Any = None
         self._count = itertools.count()
         self._index = {spec.name: index for index, spec in enumerate(base.linears)}
+        self._lora_layers: dict[str, Any] = {}
+        """PEFT's layers by full name; a layer becomes one with the first adapter that wants it."""
+        self._layouts: dict[tuple[int, tuple[str, ...]], Layout] = {}
         self.is_rewritten = False
         """Whether PiSSA or OLoRA has changed the weights for an adapter: no other can use them."""
         self.untouched_results: dict[str, dict[str, Estimate]] = {}
@@ -116,15 +102,16 @@ class SharedBase:
             self.is_rewritten = True
             redecode_in_compute_type(self.model, self.base.quant)
         self._pack_layers()
-        self._thaw()
-        return Adapter(name=name, parameters=self._own_parameters(name))
+        adapter = self._flattened(name, lora)
+        self.plan.add(adapter)
+        return adapter
 
     def detach(self, adapter: Adapter) -> None:
         """Remove an adapter; the others are not touched."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._peft.delete_adapter(adapter.name)
-        self._thaw()
+        self.plan.remove(adapter.name)
 
     @contextmanager
     def rows(self, segments: Sequence[Segment]) -> Iterator[None]:
@@ -168,29 +155,54 @@ class SharedBase:
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
         self._peft.peft_config[adapter.name].save_pretrained(str(directory))
 
-    def _own_parameters(self, name: str) -> dict[str, nn.Parameter]:
-        return {
-            key: parameter
-            for key, parameter in self.model.named_parameters()
-            if f".{name}." in key and ".lora_" in key
+    def _flattened(self, name: str, lora: LoraConfig) -> Adapter:
+        """Move the parameters that PEFT has just initialised into one flat tensor."""
+        layers = {
+            spec.name: self._lora_layers[spec.name]
+            for spec in adapted_layers(lora, self.base.linears)
         }
-
-    def _thaw(self) -> None:
-        """Make every adapter trainable: PEFT freezes all but the active one whenever one comes or goes."""
-        for key, parameter in self.model.named_parameters():
-            if ".lora_" in key:
-                parameter.requires_grad_(True)
+        key = (lora.rank, tuple(layers))
+        if key not in self._layouts:
+            dimensions = {
+                self._index[spec.name]: (spec.in_features, spec.out_features)
+                for spec in self.base.linears
+                if spec.name in layers
+            }
+            self._layouts[key] = Layout(lora.rank, dimensions)
+        layout = self._layouts[key]
+        flat_P = torch.empty(layout.size, device=self.base.device)
+        parameters: dict[str, nn.Parameter] = {}
+        for layer_name, layer in layers.items():
+            index = self._index[layer_name]
+            for part, view in (("lora_A", layout.a), ("lora_B", layout.b)):
+                parameter = getattr(layer, part)[name].weight
+                target = view(flat_P.unsqueeze(0), index)[0]
+                parameter.data = target.copy_(parameter.data)
+                parameters[f"{layer_name}.{part}.{name}.weight"] = parameter
+        scaling = {layer.scaling[name] for layer in layers.values()}
+        assert len(scaling) == 1, scaling
+        return Adapter(
+            name=name,
+            layout=layout,
+            flat_P=flat_P,
+            parameters=parameters,
+            scaling=scaling.pop(),
+            dropout=lora.dropout,
+        )
 
     def _pack_layers(self) -> None:
+        """Give layers that PEFT has just made our forward."""
         from peft.tuners.lora import LoraLayer
 
-        for name, module in self.model.named_modules():
-            if isinstance(module, LoraLayer) and not isinstance(
-                getattr(module, "forward", None), PackedLora
-            ):
+        for spec in self.base.linears:
+            if spec.name in self._lora_layers:
+                continue
+            module: Any = self.model.get_submodule(spec.name)
+            if isinstance(module, LoraLayer):
                 # An attribute of the instance comes before the method of PEFT's class.
-                packed: Any = PackedLora(module, self._index[name], self.plan)
+                packed: Any = PackedLora(module, self._index[spec.name], self.plan)
                 object.__setattr__(module, "forward", packed)
+                self._lora_layers[spec.name] = module
 
 
 def _all_rows(adapter: str) -> Segment:

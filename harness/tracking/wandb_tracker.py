@@ -144,7 +144,9 @@ class WandbTracker:
                 if work.step >= run.step:
                     run.log(work.values | {"_timestamp": work.logged_at}, step=work.step)
             case _Summary():
-                run.log({}, commit=True)  # else the last row is committed later and written over these
+                run.log(
+                    {}, commit=True
+                )  # else the last row is committed later and written over these
                 run.summary.update(work.values)
             case _Finish():
                 run.summary["status"] = work.status.value

@@ -1,8 +1,8 @@
 """One packed micro-step: the micro-batches of all slots through the frozen base at once.
 
 Each slot's gradient is what it would be alone: the losses are separate sums over separate rows, each
-divided by its own run's count of loss tokens. Gradients are returned, and none is left at a parameter, so
-that a pass that fails can be repeated without trace.
+divided by its own run's count of loss tokens. Nothing of a run changes in a pass, so that one that fails
+can be repeated without trace.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from harness.adapters.packed import Segment
-from harness.adapters.shared import Adapter, SharedBase
+from harness.adapters.adapter import Adapter, FlatGradient
+from harness.adapters.rows import Segment
+from harness.adapters.shared import SharedBase
 from harness.base.forward import target_logits
 from harness.data.rows import Batch
 
@@ -38,49 +39,38 @@ class Gradient:
 
     loss: torch.Tensor
     """Detached, on the device: nats per loss token of the step, in float64 (float32 sums err by 1e-6)."""
-    by_name: dict[str, torch.Tensor]
-
-    def plus(self, other: "Gradient") -> "Gradient":
-        """Return the sum of both, using up the tensors of this one."""
-        by_name = self.by_name
-        for name, value in other.by_name.items():
-            by_name[name] = by_name[name].add_(value) if name in by_name else value
-        return Gradient(loss=self.loss + other.loss, by_name=by_name)
+    of_adapter: FlatGradient
+    """Good until the next pass."""
 
 
 def packed_gradients(shared: SharedBase, work: Sequence[Work]) -> list[Gradient]:
     """Run forward and backward for all of `work` in one pass; the result keeps its order."""
-    joint = _join([item.batch for item in work], shared.base.device)
-    shared.recompute_activations(any(item.recompute for item in work))
-    with shared.rows(_segments(work)):
+    ordered = sorted(work, key=_stacking_order)
+    joint = _join([item.batch for item in ordered], shared.base.device)
+    shared.recompute_activations(any(item.recompute for item in ordered))
+    with shared.rows(_segments(ordered)):
         logits_NV, targets_N = target_logits(shared.model, joint)
         loss_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
-        counts = [item.batch_loss_tokens for item in work]
+        counts = [item.batch_loss_tokens for item in ordered]
         weight_N = torch.cat(
             [
                 loss_N.new_full((count,), 1 / item.loss_tokens)
-                for count, item in zip(counts, work, strict=True)
+                for count, item in zip(counts, ordered, strict=True)
             ]
         )
-        try:
-            loss_N.backward(weight_N)  # 5 % faster than autograd.grad with as many inputs
-        except BaseException:
-            for item in work:
-                _take_gradient(item.adapter)
-            raise
-    return [
-        Gradient(loss=part.double().sum() / item.loss_tokens, by_name=_take_gradient(item.adapter))
-        for part, item in zip(loss_N.detach().split(counts), work, strict=True)
-    ]
+        loss_N.backward(weight_N)
+        gradients = shared.plan.gradients()
+    losses = {
+        item.adapter.name: part.double().sum() / item.loss_tokens
+        for part, item in zip(loss_N.detach().split(counts), ordered, strict=True)
+    }
+    names = [item.adapter.name for item in work]
+    return [Gradient(loss=losses[name], of_adapter=gradients[name]) for name in names]
 
 
-def _take_gradient(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """Return the gradients that backward left at the parameters, and leave none there."""
-    taken = {}
-    for name, parameter in adapter.parameters.items():
-        if parameter.grad is not None:
-            taken[name], parameter.grad = parameter.grad, None
-    return taken
+def _stacking_order(item: Work) -> tuple[int, int, int]:
+    """Bring adapters together that may be stacked (harness.adapters.rows)."""
+    return item.adapter.layout.rank, item.adapter.layout.size, item.batch.input_ids_BT.shape[0]
 
 
 def _segments(work: Sequence[Work]) -> list[Segment]:

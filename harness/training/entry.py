@@ -19,8 +19,8 @@ from harness.training.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
+from harness.training.heap import give_back_freed_memory
 from harness.training.job import Job
-from harness.training.optimizers import optimizer_tensors
 from harness.training.slot import Slot
 
 
@@ -162,12 +162,17 @@ class RunEntry:
     @contextlib.contextmanager
     def phase_peak(self) -> Iterator[None]:
         """Measure the peak of an evaluation apart from that of training."""
-        peak = PhasePeak(self.shared.base.device)
         self.keep_peak()
-        peak.begin()
+        self._begin_phase()
         yield
-        self._eval_peak = max(self._eval_peak, peak.read())
-        peak.begin()
+        self._eval_peak = max(self._eval_peak, PhasePeak(self.shared.base.device).read())
+        self._begin_phase()
+
+    def _begin_phase(self) -> None:
+        device = self.shared.base.device
+        if device.type == "cpu" and not self.shared_process:  # in a cohort nobody asks for peaks
+            give_back_freed_memory()
+        PhasePeak(device).begin()
 
     # At the end ----------------------------------------------------------------------------------
 
@@ -212,7 +217,7 @@ class RunEntry:
             "quant_constants": size.constant_bytes,
             "adapter": adapter,
             "gradient": adapter,  # float32 like the parameters, one element each
-            "optimizer": distinct_bytes(optimizer_tensors(slot.optimizer)),
+            "optimizer": distinct_bytes(slot.optimizer.tensors()),
             "activation": None if self.shared_process else slot.activation_bytes,
         }
         assert tuple(parts) == MEMORY_PARTS

@@ -1,25 +1,65 @@
 """The optimizer and the learning rate of one adapter."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, assert_never
 
 import torch
 from torch import nn
 
+from harness.adapters.adapter import Adapter, FlatGradient
 from harness.config import OptimConfig, OptimizerName, Schedule
 
 
-def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], config: OptimConfig
+class AdapterOptimizer:
+    """The optimizer of one adapter: A at `lr`, B at `lr * loraplus_lr_ratio` (LoRA+)."""
+
+    def __init__(self, adapter: Adapter, config: OptimConfig) -> None:
+        self._adapter = adapter
+        # AdamW goes element by element, so that the flat tensor does for all layers. bitsandbytes
+        # chooses state and blocks tensor by tensor, and gets PEFT's.
+        self._is_flat = config.name is OptimizerName.adamw
+        if self._is_flat:
+            self._parameters = [nn.Parameter(part) for part in _halves(adapter, adapter.flat_P)]
+            as_, bs = self._parameters[:1], self._parameters[1:]
+        else:
+            self._parameters = list(adapter.parameters.values())
+            as_ = [p for name, p in adapter.parameters.items() if ".lora_B." not in name]
+            bs = [p for name, p in adapter.parameters.items() if ".lora_B." in name]
+        self.optimizer = _make(as_, bs, config)
+
+    def step(self, gradient: FlatGradient, learning_rate: float) -> None:
+        """Move the adapter by its gradient."""
+        views = gradient.of_parameters
+        if self._is_flat:
+            views = _halves(self._adapter, gradient.flat_P)
+        for parameter, view in zip(self._parameters, views, strict=True):
+            parameter.grad = view
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group["ratio"]
+        self.optimizer.step()
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return every tensor of the optimizer's state."""
+        return [
+            value
+            for state in self.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, torch.Tensor)
+        ]
+
+
+def _halves(adapter: Adapter, flat_P: torch.Tensor) -> list[torch.Tensor]:
+    """Return every A and every B of a flat tensor."""
+    return [flat_P[: adapter.layout.num_a], flat_P[adapter.layout.num_a :]]
+
+
+def _make(
+    as_: list[nn.Parameter], bs: list[nn.Parameter], config: OptimConfig
 ) -> torch.optim.Optimizer:
-    """Return the optimizer over one adapter: A at `lr`, B at `lr * loraplus_lr_ratio` (LoRA+)."""
     groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in parameters.items() if ".lora_B." not in name], "ratio": 1.0},
-        {
-            "params": [p for name, p in parameters.items() if ".lora_B." in name],
-            "ratio": config.loraplus_lr_ratio,
-        },
+        {"params": as_, "ratio": 1.0},
+        {"params": bs, "ratio": config.loraplus_lr_ratio},
     ]
     common: dict[str, Any] = {
         "lr": config.lr,
@@ -68,17 +108,24 @@ def learning_rate_factor(step: int, total_steps: int, config: OptimConfig) -> fl
             assert_never(unreachable)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set every group's learning rate, LoRA+ ratios applied."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["ratio"]
+def clip_gradients(
+    gradients: Sequence[FlatGradient], limits: Sequence[float | None]
+) -> list[torch.Tensor]:
+    """Scale each gradient in place to its own limit, if it has one; return the norms before.
 
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Return every tensor of the optimizer's state."""
-    return [
-        value
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, torch.Tensor)
-    ]
+    Norm and factor are those of `torch.nn.utils.clip_grad_norm_`, bit for bit: the norm of the parameters'
+    norms. (One norm of the flat tensor errs by 6e-6 in float32: so many terms are summed one by one.)
+    """
+    parts = torch._foreach_norm([part for each in gradients for part in each.of_parameters])
+    norms, flat, factors, start = [], [], [], 0
+    for gradient, limit in zip(gradients, limits, strict=True):
+        stop = start + len(gradient.of_parameters)
+        norm = torch.linalg.vector_norm(torch.stack(parts[start:stop]))
+        start = stop
+        norms.append(norm)
+        if limit is not None:
+            flat.append(gradient.flat_P)
+            factors.append(torch.clamp(limit / (norm + 1e-6), max=1.0))
+    if flat:
+        torch._foreach_mul_(flat, factors)
+    return norms

@@ -11,6 +11,7 @@ from harness.measure.memory import PhasePeak, SavedBytes, is_out_of_memory
 from harness.training.cohort import Gradient, packed_gradients
 from harness.training.entry import RunEntry
 from harness.training.packing import Packing
+from harness.training.slot import clip
 
 Outcome = Gradient | Exception
 """What a run gets out of a pass."""
@@ -96,6 +97,6 @@ def _read_numbers(entries: Sequence[RunEntry]) -> None:
     """Clip, and bring loss and gradient norm of all complete steps to the host in one transfer."""
     if not entries:
         return
-    numbers = torch.stack([entry.slot.clip() for entry in entries]).tolist()
+    numbers = clip([entry.slot for entry in entries]).tolist()
     for entry, (loss, norm) in zip(entries, numbers, strict=True):
         entry.loss, entry.grad_norm = loss, norm

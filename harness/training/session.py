@@ -17,6 +17,7 @@ from harness.evals.evaluate import evaluate_model
 from harness.measure.memory import is_out_of_memory
 from harness.record import Estimate, Record, RunStatus
 from harness.training.entry import RunEntry
+from harness.training.heap import keep_freed_memory
 from harness.training.job import Job
 from harness.training.packing import Packing
 from harness.training.passes import Outcome, advance
@@ -97,6 +98,8 @@ def train(
     Ends when no run is left and the desk has none, or, with a checkpoint of each, when `stop` is asked for.
     """
     session = _Session(shared, desk, packing, stop)
+    if shared.base.device.type == "cpu":
+        keep_freed_memory()
     try:
         while True:
             yield from _admit(session)

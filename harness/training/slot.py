@@ -9,15 +9,20 @@ from collections.abc import Sequence
 
 import torch
 
-from harness.adapters.packed import dropout_key
-from harness.adapters.shared import Adapter, SharedBase
+from harness.adapters.adapter import Adapter, FlatGradient
+from harness.adapters.rows import dropout_key
+from harness.adapters.shared import SharedBase
 from harness.data.order import batch_rows, steps_for
 from harness.data.rows import Batch
 from harness.measure.throughput import StepClock
 from harness.training.checkpoint import Checkpoint, Progress
 from harness.training.cohort import Gradient, Work
 from harness.training.job import Job
-from harness.training.optimizers import learning_rate_factor, make_optimizer, set_learning_rate
+from harness.training.optimizers import (
+    AdapterOptimizer,
+    clip_gradients,
+    learning_rate_factor,
+)
 
 
 class Slot:
@@ -28,7 +33,7 @@ class Slot:
         self.config = job.config
         self.shared = shared
         self.adapter: Adapter = shared.attach(job.config.lora, job.config.seed)
-        self.optimizer = make_optimizer(self.adapter.parameters, job.config.optim)
+        self.optimizer = AdapterOptimizer(self.adapter, job.config.optim)
         self.progress = Progress(run_id=job.run_id)
         self.best_adapter: dict[str, torch.Tensor] | None = None
         self.clock = StepClock()
@@ -43,7 +48,10 @@ class Slot:
         self._waiting: deque[tuple[Batch, int]] = deque()  # with its loss tokens
         self._loss_tokens = 0
         self._input_tokens = 0
-        self._received: Gradient | None = None
+        self._loss: torch.Tensor | None = None
+        self._gradient: FlatGradient | None = None
+        self._sum: FlatGradient | None = None
+        """Where micro-batches are added up; a run whose batch is one micro-batch has none."""
         self._seconds = 0.0
 
     # A step: micro-batches in, one update out ----------------------------------------------------
@@ -76,30 +84,32 @@ class Slot:
         self._waiting.extend((batch, batch.num_loss_tokens) for batch in batches)
         self._loss_tokens = sum(tokens for _, tokens in self._waiting)
         self._input_tokens = sum(batch.num_input_tokens for batch in batches)
-        self._received = None
+        self._loss = self._gradient = None
         self._seconds = 0.0
 
     def receive(self, gradient: Gradient) -> None:
         """Add one micro-batch's gradient to the step's."""
         self._waiting.popleft()
-        self._received = gradient if self._received is None else self._received.plus(gradient)
+        if self._gradient is None or self._loss is None:
+            self._loss = gradient.loss
+            self._gradient = gradient.of_adapter
+            if self._waiting:  # what the pass has written lasts until the next one
+                self._gradient = self._kept(gradient.of_adapter)
+        else:
+            self._loss = self._loss + gradient.loss
+            self._gradient.flat_P.add_(gradient.of_adapter.flat_P)
+
+    def _kept(self, gradient: FlatGradient) -> FlatGradient:
+        """Return a copy in tensors of our own."""
+        if self._sum is None:
+            self._sum = FlatGradient.of(self.adapter, torch.empty_like(gradient.flat_P))
+        self._sum.flat_P.copy_(gradient.flat_P)
+        return self._sum
 
     @property
     def step_is_complete(self) -> bool:
         """Whether all micro-batches of the step have been received."""
         return not self._waiting
-
-    def clip(self) -> torch.Tensor:
-        """Clip this adapter's gradient; return (loss, norm before clipping) as a tensor [2]."""
-        assert self.step_is_complete
-        assert self._received is not None
-        for name, parameter in self.adapter.parameters.items():
-            parameter.grad = self._received.by_name.get(name)
-        limit = self.config.optim.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.adapter.parameters.values(), math.inf if limit is None else limit
-        )
-        return torch.stack([self._received.loss, norm.to(self._received.loss.dtype)])
 
     @property
     def learning_rate(self) -> float:
@@ -109,10 +119,9 @@ class Slot:
 
     def update(self) -> None:
         """Move the adapter by the step's gradient and begin the next step."""
-        set_learning_rate(self.optimizer, self.learning_rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._received = None
+        assert self._gradient is not None
+        self.optimizer.step(self._gradient, self.learning_rate)
+        self._loss = self._gradient = None
         self.progress.step += 1
 
     def spend(self, seconds: float) -> None:
@@ -137,26 +146,19 @@ class Slot:
             self.best_adapter = self.tensors()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return a copy of the adapter's parameters, numbered in PEFT's order."""
-        return {
-            str(index): parameter.detach().clone()
-            for index, parameter in enumerate(self.adapter.parameters.values())
-        }
+        """Return a copy of the adapter's parameters."""
+        return {"flat_P": self.adapter.flat_P.clone()}
 
     def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         """Put `tensors` back into the adapter."""
-        parameters: Sequence[torch.nn.Parameter] = list(self.adapter.parameters.values())
-        assert len(tensors) == len(parameters), (len(tensors), len(parameters))
-        with torch.no_grad():
-            for index, parameter in enumerate(parameters):
-                parameter.copy_(tensors[str(index)])
+        self.adapter.flat_P.copy_(tensors["flat_P"])
 
     def checkpoint(self) -> Checkpoint:
         """Return everything needed to go on from here, bit for bit."""
         return Checkpoint(
             progress=self.progress,
             adapter=self.tensors(),
-            optimizer=self.optimizer.state_dict(),
+            optimizer=self.optimizer.optimizer.state_dict(),
             best_adapter=self.best_adapter,
         )
 
@@ -164,5 +166,19 @@ class Slot:
         """Go on from `checkpoint`."""
         self.progress = checkpoint.progress
         self.load_tensors(checkpoint.adapter)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.optimizer.optimizer.load_state_dict(checkpoint.optimizer)
         self.best_adapter = checkpoint.best_adapter
+
+
+def clip(slots: Sequence[Slot]) -> torch.Tensor:
+    """Clip each slot's gradient by its own norm; return (loss, norm before clipping), a tensor [slots, 2]."""
+    gradients, losses, limits = [], [], []
+    for slot in slots:
+        assert slot.step_is_complete
+        assert slot._gradient is not None
+        assert slot._loss is not None
+        gradients.append(slot._gradient)
+        losses.append(slot._loss)
+        limits.append(slot.config.optim.max_grad_norm)
+    norms = clip_gradients(gradients, limits)
+    return torch.stack([torch.stack(losses), torch.stack(norms).to(losses[0].dtype)], dim=1)

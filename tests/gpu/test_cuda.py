@@ -23,7 +23,7 @@ from harness.config import (
 )
 from harness.measure.memory import SavedBytes
 from harness.training.cohort import packed_gradients
-from harness.training.slot import Slot
+from harness.training.slot import Slot, clip
 from tests.base.test_formats import ALL, PACKED, name
 from tests.random_models import LLAMA, save_random_model
 from tests.training.rows import job_on_random_rows
@@ -101,7 +101,7 @@ def curves(shared: SharedBase, configs: list[RunConfig], steps: int = 10) -> lis
         results = packed_gradients(shared, [slot.next_work() for slot in slots])
         for slot, gradient, curve in zip(slots, results, found, strict=True):
             slot.receive(gradient)
-            curve.append(slot.clip().tolist()[0])
+            curve.append(clip([slot])[0, 0].item())
             slot.update()
     for slot in slots:
         shared.detach(slot.adapter)

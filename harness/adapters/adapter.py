@@ -1,0 +1,114 @@
+"""One adapter as a flat tensor, of which PEFT's A and B are views: it is clipped, moved and stacked as one.
+
+Shape suffixes: K adapters side by side, P elements of one, R rank, I inputs and O outputs of a layer.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where A [R, I] and B [O, R] of one layer begin."""
+
+    a_start: int
+    b_start: int
+    in_features: int
+    out_features: int
+
+
+class Layout:
+    """Where the A and B of each adapted layer lie in a flat tensor: every A first, then every B."""
+
+    def __init__(self, rank: int, dimensions: Mapping[int, tuple[int, int]]) -> None:
+        """`dimensions`: layer index -> (inputs, outputs), in the model's order."""
+        self.rank = rank
+        self.num_a = rank * sum(inputs for inputs, _ in dimensions.values())
+        self.size = rank * sum(inputs + outputs for inputs, outputs in dimensions.values())
+        self._places: dict[int, _Place] = {}
+        a_start, b_start = 0, self.num_a
+        for layer, (inputs, outputs) in dimensions.items():
+            self._places[layer] = _Place(a_start, b_start, inputs, outputs)
+            a_start += rank * inputs
+            b_start += rank * outputs
+
+    @property
+    def layers(self) -> list[int]:
+        """The adapted layers' indices."""
+        return list(self._places)
+
+    def __contains__(self, layer: int) -> bool:
+        return layer in self._places
+
+    def a(self, flat_KP: torch.Tensor, layer: int) -> torch.Tensor:
+        """Return the view a_KRI of one layer."""
+        place = self._places[layer]
+        size = self.rank * place.in_features
+        return flat_KP[:, place.a_start : place.a_start + size].view(
+            -1, self.rank, place.in_features
+        )
+
+    def b(self, flat_KP: torch.Tensor, layer: int) -> torch.Tensor:
+        """Return the view b_KOR of one layer."""
+        place = self._places[layer]
+        size = self.rank * place.out_features
+        return flat_KP[:, place.b_start : place.b_start + size].view(
+            -1, place.out_features, self.rank
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Adapter:
+    """One attached adapter."""
+
+    name: str
+    """PEFT's."""
+    layout: Layout
+    """The same object for all adapters of one rank and the same layers."""
+    flat_P: torch.Tensor
+    """All parameters, float32."""
+    parameters: dict[str, nn.Parameter]
+    """By full name, in PEFT's order; views of `flat_P`."""
+    scaling: float
+    dropout: float
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable elements: r (d_in + d_out) for each adapted layer."""
+        return self.layout.size
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the parameters."""
+        return self.flat_P.numel() * self.flat_P.element_size()
+
+    def of_parameters(self, flat_P: torch.Tensor) -> list[torch.Tensor]:
+        """Return a flat tensor (a gradient, say) in the views and the order of `parameters`."""
+        views = []
+        for layer in self.layout.layers:
+            views.append(self.layout.a(flat_P.unsqueeze(0), layer)[0])
+            views.append(self.layout.b(flat_P.unsqueeze(0), layer)[0])
+        return views
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FlatGradient:
+    """A gradient in an adapter's layout."""
+
+    flat_P: torch.Tensor
+    of_parameters: list[torch.Tensor]
+    """Its views for the adapter's `parameters`, in their order."""
+
+    @classmethod
+    def of(cls, adapter: Adapter, flat_P: torch.Tensor) -> "FlatGradient":
+        """Return `flat_P` with its views."""
+        return cls(flat_P, adapter.of_parameters(flat_P))
+
+
+def is_power_of_two(value: float) -> bool:
+    """Say whether a product by `value` is exact, so that it may stand before or after another product."""
+    return math.frexp(value)[0] == 0.5
