@@ -1,6 +1,7 @@
 """kill -9 of driver, worker or both, at random moments: the same command ends as if undisturbed."""
 
 import contextlib
+import math
 import os
 import random
 import signal
@@ -80,7 +81,7 @@ def losses(out: Path) -> dict[str, list[float]]:
     found = {}
     for record in read_records(out)[0]:
         rows = read_metrics(out / "runs" / record.run_id / "metrics.jsonl").rows
-        curve = [float(row["train/loss"]) for row in rows]
+        curve = [row["train/loss"] or math.nan for row in rows]
         found[record.run_id] = [*curve, record.evals["after"]["eval/loss"].value]
     return found
 
