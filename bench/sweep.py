@@ -1,6 +1,6 @@
 """What a sweep costs against its runs one by one, in processes of their own and in one warm worker.
 
-    python -m bench.sweep [--parts processes tokens idle]
+    python -m bench.sweep [--parts processes tokens idle] [--positions 64 256]
 
 - `processes`: 16 runs (4 ranks x 4 learning rates) of `harness run`'s defaults on the embedded base: as 16
   `harness run` processes one after another, as a sweep one at a time (cohort 1), and as a sweep that chooses
@@ -34,7 +34,7 @@ RANKS = (2, 4, 8, 16)
 RATES = ("2e-3", "5e-3", "1e-2", "2e-2")
 ROW_POSITIONS = 40
 """Row length of `rule` on the embedded base, to turn positions into rows."""
-TOKENS = {64: 120, 256: 120, 1024: 60, 4096: 20}
+TOKENS = {64: 60, 256: 40, 1024: 20, 4096: 10}
 """Positions per run and step -> steps."""
 
 
@@ -120,10 +120,11 @@ def processes(directory: Path) -> dict[str, object]:
     }
 
 
-def tokens(directory: Path) -> dict[str, object]:
+def tokens(directory: Path, sizes: Sequence[int] = tuple(TOKENS)) -> dict[str, object]:
     """One at a time against the chosen cohort at several batch sizes, interleaved."""
     found: dict[str, object] = {}
-    for positions, steps in TOKENS.items():
+    for positions in sizes:
+        steps = TOKENS[positions]
         rows = max(1, round(positions / ROW_POSITIONS))
         file = question(
             directory,
@@ -169,12 +170,15 @@ def main() -> None:
     """Measure the parts asked for; results of the others are kept."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    asked = parser.parse_args().parts
+    parser.add_argument("--positions", nargs="+", type=int, choices=TOKENS, default=list(TOKENS))
+    arguments = parser.parse_args()
+    asked = arguments.parts
+    parts = PARTS | {"tokens": lambda directory: tokens(directory, arguments.positions)}
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in asked:
         load = psutil.getloadavg()[0]
         with tempfile.TemporaryDirectory() as directory:
-            found = PARTS[name](Path(directory))
+            found = parts[name](Path(directory))
         print(name, json.dumps(found, indent=1))
         machine = collect_provenance(model_fingerprint="", data_fingerprint="").as_tree()
         result[name] = found | {
