@@ -94,23 +94,25 @@ class Times:
         self.end()
         return loss
 
-    def medians(self) -> dict[str, float]:
+    def medians(self, warmup: int = _WARMUP_STEPS) -> dict[str, float]:
         """Return the median step in milliseconds, the warm-up left out."""
         return {
-            "wall_ms": 1e3 * statistics.median(self.wall[_WARMUP_STEPS:]),
-            "processor_ms": 1e3 * statistics.median(self.processor[_WARMUP_STEPS:]),
+            "wall_ms": 1e3 * statistics.median(self.wall[warmup:]),
+            "processor_ms": 1e3 * statistics.median(self.processor[warmup:]),
         }
 
-    def over(self, other: "Times", times: float = 1.0) -> dict[str, dict[str, float]]:
+    def over(
+        self, other: "Times", times: float = 1.0, warmup: int = _WARMUP_STEPS
+    ) -> dict[str, dict[str, float]]:
         """Return medians and quartiles of own step i over `times` * the other's step i."""
         return {
-            "wall": _ratio(self.wall, other.wall, times),
-            "processor": _ratio(self.processor, other.processor, times),
+            "wall": _ratio(self.wall[warmup:], other.wall[warmup:], times),
+            "processor": _ratio(self.processor[warmup:], other.processor[warmup:], times),
         }
 
 
 def _ratio(over: Sequence[float], under: Sequence[float], times: float) -> dict[str, float]:
-    each = [a / (times * b) for a, b in zip(over, under, strict=True)][_WARMUP_STEPS:]
+    each = [a / (times * b) for a, b in zip(over, under, strict=True)]
     low, middle, high = statistics.quantiles(each, n=4, method="inclusive")
     return {"median": middle, "low_quartile": low, "high_quartile": high}
 

@@ -82,11 +82,12 @@ class _Update:
             if kept is not None:
                 x_rows = x_rows * kept
             h = torch.matmul(x_rows, weights.a.mT)
-            if bundle.scaling_is_exact:  # then r columns can be scaled instead of all outputs
-                update = torch.matmul(h.mul_(bundle.scaling), weights.b.mT)
+            if not bundle.scaling_is_exact:
+                y_rows.add_(torch.matmul(h, weights.b.mT).mul_(bundle.scaling))
+            elif y_rows.dtype is h.dtype:
+                add_product(y_rows, h.mul_(bundle.scaling), weights.b.mT)
             else:
-                update = torch.matmul(h, weights.b.mT).mul_(bundle.scaling)
-            y_rows.add_(update)
+                y_rows.add_(torch.matmul(h.mul_(bundle.scaling), weights.b.mT))
             saved += [h, kept]
         return saved
 
@@ -116,10 +117,12 @@ class _Update:
             self._write(bundle, target.a, grad_h.mT, x_rows)
             bundle.written.add(self.layer_index)
             if grad_x is not None:
-                through = torch.matmul(grad_h, weights.a)
-                if kept is not None:
-                    through.mul_(kept)
-                self._rows(grad_x, bundle).copy_(through)
+                grad_rows = self._rows(grad_x, bundle)
+                if kept is None and grad_rows.dtype is grad_h.dtype:
+                    torch.matmul(grad_h, weights.a, out=grad_rows)
+                else:
+                    through = torch.matmul(grad_h, weights.a)
+                    grad_rows.copy_(through if kept is None else through.mul_(kept))
         return grad_x
 
     def _write(
@@ -151,6 +154,11 @@ class _Update:
         device = x_rows.device
         generator = self.plan.generator(device, bundle.dropout_key, self.layer_index)
         return torch.rand(x_rows.shape, generator=generator, device=device) >= bundle.dropout
+
+
+def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add a matrix product to `target`, or a batched one, without a tensor in between."""
+    (torch.Tensor.addmm_ if target.dim() == 2 else torch.Tensor.baddbmm_)(target, left, right)
 
 
 class _Adapted(torch.autograd.Function):

@@ -97,7 +97,7 @@ class SharedBase:
             if self._peft is None:
                 self._peft = PeftModel(self.model, config, adapter_name=name)
             else:
-                self._peft.add_adapter(name, config)
+                self._add(name, config)
         if rewrites_base(lora):
             self.is_rewritten = True
             redecode_in_compute_type(self.model, self.base.quant)
@@ -105,6 +105,15 @@ class SharedBase:
         adapter = self._flattened(name, lora)
         self.plan.add(adapter)
         return adapter
+
+    def _add(self, name: str, config: Any) -> None:
+        """Let PEFT add an adapter, or nothing of it if there is no memory for all."""
+        try:
+            self._peft.add_adapter(name, config)
+        except BaseException:
+            if name in self._peft.peft_config:
+                self._peft.delete_adapter(name)
+            raise
 
     def detach(self, adapter: Adapter) -> None:
         """Remove an adapter; the others are not touched."""
@@ -124,6 +133,16 @@ class SharedBase:
         """Within this context all rows belong to one adapter without dropout, or to the base alone."""
         one = () if adapter is None else (_all_rows(adapter.name),)
         with self.plan.rows(one):
+            yield
+
+    @contextmanager
+    def side_by_side(self, adapters: Sequence[Adapter], rows: int) -> Iterator[None]:
+        """Within this context each adapter has so many rows of a batch, in their order, without dropout."""
+        segments = [
+            Segment(adapter=a.name, start=i * rows, stop=(i + 1) * rows, dropout_key=None)
+            for i, a in enumerate(adapters)
+        ]
+        with self.plan.rows(segments):
             yield
 
     def recompute_activations(self, wanted: bool) -> None:

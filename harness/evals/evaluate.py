@@ -11,9 +11,10 @@ from harness.config import DataConfig, EvalConfig
 from harness.data.templates import prompt_ids
 from harness.evals.choices import evenly_spaced, load_questions
 from harness.evals.context import evaluating
-from harness.evals.generation import generate_greedily
+from harness.evals.copies import ALONE, Copies
+from harness.evals.generation import Decoding, generate_copies
 from harness.evals.result import EvalResult
-from harness.evals.token_loss import loss_results, score_rows
+from harness.evals.token_loss import loss_results, score_copies
 from harness.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+LOSS_METRICS = ("eval/loss", "eval/perplexity", "eval/token_accuracy")
+"""What every evaluation gives, and one with `loss_only` nothing else."""
+
+Results = dict[str, EvalResult]
+"""Each metric's result, by its name in `harness.metrics`."""
+
+
 def evaluate_model(
     model: Any,
     tokenizer: "PreTrainedTokenizerBase",
@@ -33,8 +41,24 @@ def evaluate_model(
     data: DataConfig,
     *,
     loss_only: bool = False,
-) -> dict[str, EvalResult]:
-    """Return each metric's result on `config.split`, by its name in `harness.metrics`.
+) -> Results:
+    """Evaluate one model; see `evaluate_copies`."""
+    return evaluate_copies(
+        model, tokenizer, prepared, config, data, copies=ALONE, loss_only=loss_only
+    )[0]
+
+
+def evaluate_copies(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    prepared: "PreparedData",
+    config: EvalConfig,
+    data: DataConfig,
+    *,
+    copies: Copies,
+    loss_only: bool = False,
+) -> list[Results]:
+    """Return the results on `config.split` of every copy of a model.
 
     Loss, perplexity and token accuracy always; exact match and ROUGE-L where `config.generate` and the data
     have prompts; choice accuracy where there is `choice_path`. With `loss_only` the first three. The model
@@ -47,16 +71,23 @@ def evaluate_model(
     device = model.get_input_embeddings().weight.device
     with evaluating(model):
         rows = prepared.rows(config.split)
-        sums = score_rows(model, rows, config.batch_size, device)
-        results = loss_results(sums, rows.source_N)
+        sums = score_copies(model, rows, config.batch_size, device, copies)
+        results = [loss_results(of_copy, rows.source_N) for of_copy in sums]
+        further: list[list[Results]] = []
         if not loss_only:
             asked = [e for e in prepared.splits.of(config.split) if e.has_prompt]
             if config.generate and asked:
                 chosen = [asked[i] for i in evenly_spaced(len(asked), config.generate_rows)]
-                results |= _generation_results(model, tokenizer, chosen, config, data, device)
+                further.append(
+                    _generation_results(model, tokenizer, chosen, config, data, device, copies)
+                )
             if config.choice_path is not None:
-                results |= _choice_results(model, tokenizer, config, device)
-    assert results.keys() <= METRICS.keys(), results.keys() - METRICS.keys()
+                further.append(_choice_results(model, tokenizer, config, device, copies))
+    for part in further:
+        for of_copy, added in zip(results, part, strict=True):
+            of_copy |= added
+    for of_copy in results:
+        assert of_copy.keys() <= METRICS.keys(), of_copy.keys() - METRICS.keys()
     return results
 
 
@@ -67,58 +98,73 @@ def _generation_results(
     config: EvalConfig,
     data: DataConfig,
     device: torch.device,
-) -> dict[str, EvalResult]:
+    copies: Copies,
+) -> list[Results]:
     """Return exact match and ROUGE-L of greedy answers to the prompts of `examples`."""
     from harness.evals.modules.exact_match import ExactMatch  # `evaluate` is slow to import
     from harness.evals.modules.rouge_l import RougeL
 
-    generated = generate_greedily(
+    generated = generate_copies(
         model,
         tokenizer,
         [prompt_ids(example, data, tokenizer) for example in examples],
-        batch_size=config.batch_size,
-        max_new_tokens=config.max_new_tokens,
-        device=device,
-        extra_stop_ids=end_of_turn_ids(tokenizer),
+        Decoding(
+            batch_size=config.batch_size,
+            max_new_tokens=config.max_new_tokens,
+            extra_stop_ids=end_of_turn_ids(tokenizer),
+        ),
+        device,
+        copies,
     )
-    if generated.num_cut_prompts:
+    if generated[0].num_cut_prompts:
         logger.warning(
             "the start of %d of %d prompts was cut off: they do not fit the model's context together with "
             "eval.max_new_tokens=%d",
-            generated.num_cut_prompts,
+            generated[0].num_cut_prompts,
             len(examples),
             config.max_new_tokens,
         )
     references = [example.response for example in examples]
-    return {
-        "eval/exact_match": _computed(ExactMatch, "exact_match", generated.texts, references),
-        "eval/rouge_l": _computed(RougeL, "rouge_l", generated.texts, references),
-    }
+    return [
+        {
+            "eval/exact_match": _computed(ExactMatch, "exact_match", answers.texts, references),
+            "eval/rouge_l": _computed(RougeL, "rouge_l", answers.texts, references),
+        }
+        for answers in generated
+    ]
 
 
 def _choice_results(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", config: EvalConfig, device: torch.device
-) -> dict[str, EvalResult]:
-    """Return the accuracy of multiple choice by likelihood."""
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EvalConfig,
+    device: torch.device,
+    copies: Copies,
+) -> list[Results]:
+    """Return the accuracy of multiple choice by likelihood, one copy after the other."""
     from harness.evals.choice_scoring import choose_answers
     from harness.evals.modules.choice_accuracy import ChoiceAccuracy
 
     questions = load_questions(config)
-    answers = choose_answers(
-        model, tokenizer, questions, batch_size=config.batch_size, device=device
-    )
-    if answers.num_with_fewer_shots or answers.num_cut:
-        logger.warning(
-            "of %d questions %d had fewer than eval.choice_shots=%d solved examples, and %d lost the start "
-            "of their prompt too, to fit the model's context",
-            len(questions),
-            answers.num_with_fewer_shots,
-            config.choice_shots,
-            answers.num_cut,
-        )
-    right = [item.question.answer for item in questions]
-    accuracy = _computed(ChoiceAccuracy, "choice_accuracy", answers.chosen, right)
-    return {"eval/choice_accuracy": accuracy}
+    results: list[Results] = []
+    for one in copies.parts(1):
+        with copies.sharing(one, 0):
+            answers = choose_answers(
+                model, tokenizer, questions, batch_size=config.batch_size, device=device
+            )
+        if not results and (answers.num_with_fewer_shots or answers.num_cut):
+            logger.warning(
+                "of %d questions %d had fewer than eval.choice_shots=%d solved examples, and %d lost the "
+                "start of their prompt too, to fit the model's context",
+                len(questions),
+                answers.num_with_fewer_shots,
+                config.choice_shots,
+                answers.num_cut,
+            )
+        right = [item.question.answer for item in questions]
+        accuracy = _computed(ChoiceAccuracy, "choice_accuracy", answers.chosen, right)
+        results.append({"eval/choice_accuracy": accuracy})
+    return results
 
 
 def _computed(

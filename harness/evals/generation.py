@@ -9,9 +9,14 @@ import torch
 
 from harness.errors import RequestError
 from harness.evals.context import context_length
+from harness.evals.copies import ALONE, Copies
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_CACHE_BYTES = 2**28
+"""Keys and values that copies may keep together, 256 MiB; one copy may always keep its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,39 +31,85 @@ class Generated:
     """Prompts whose start was left out, because they did not fit the model's context with an answer."""
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How answers are generated."""
+
+    batch_size: int
+    max_new_tokens: int
+    extra_stop_ids: Sequence[int] = ()
+    """Stop tokens besides the tokenizer's EOS and those of the model's own generation settings."""
+
+
 def generate_greedily(
     model: Any,
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Sequence[int]],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
+    decoding: Decoding,
     device: torch.device,
-    extra_stop_ids: Sequence[int] = (),
 ) -> Generated:
-    """Continue each prompt with its most likely tokens until a stop token or `max_new_tokens`.
+    """Answer each prompt; see `generate_copies`."""
+    return generate_copies(model, tokenizer, prompts, decoding, device, ALONE)[0]
 
-    Stop tokens are the tokenizer's EOS, those of the model's own generation settings, and
-    `extra_stop_ids`; nothing else of the model's settings (penalties, sampling) is used. Prompts of
-    similar length share a batch and are padded on the left. `model` is in evaluation mode.
+
+@torch.no_grad()
+def generate_copies(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    device: torch.device,
+    copies: Copies,
+) -> list[Generated]:
+    """Continue each prompt, by every copy, with its most likely tokens until a stop token or the limit.
+
+    Nothing else of the model's own settings (penalties, sampling) is used. Prompts of similar length share
+    a batch and are padded on the left; copies share it too, each with the batch that it would have alone.
+    `model` is in evaluation mode.
 
     Raises:
         RequestError: `max_new_tokens` leaves no room for a prompt in the model's context.
     """
-    kept, num_cut = _fitted(model, prompts, max_new_tokens)
-    stop_ids = _stop_ids(model, tokenizer, extra_stop_ids)
+    kept, num_cut = _fitted(model, prompts, decoding.max_new_tokens)
+    stop_ids = _stop_ids(model, tokenizer, decoding.extra_stop_ids)
     pad_id = _padding_id(tokenizer, stop_ids)
     order = sorted(range(len(kept)), key=lambda index: len(kept[index]))
-    answers: list[list[int]] = [[] for _ in kept]
-    with _greedy(model, max_new_tokens, stop_ids, pad_id) as settings:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+    answers: list[list[list[int]]] = [[[] for _ in kept] for _ in range(copies.count)]
+    with _greedy(model, decoding.max_new_tokens, stop_ids, pad_id) as settings:
+        for start in range(0, len(order), decoding.batch_size):
+            chosen = order[start : start + decoding.batch_size]
             inputs = _left_padded([kept[index] for index in chosen], pad_id, device)
-            output_BT = model.generate(**inputs, generation_config=settings)
-            new_BG = output_BT[:, inputs["input_ids"].shape[1] :].tolist()
-            for index, row in zip(chosen, new_BG, strict=True):
-                answers[index] = _until_stop(row, stop_ids)
+            length = inputs["input_ids"].shape[1]
+            positions = len(chosen) * (length + decoding.max_new_tokens)
+            for some in copies.parts(_copies_at_once(model, positions)):
+                repeated = {key: value.repeat(len(some), 1) for key, value in inputs.items()}
+                with copies.sharing(some, len(chosen)):
+                    output_BT = model.generate(**repeated, generation_config=settings)
+                for copy, new_BG in zip(
+                    some, output_BT[:, length:].split(len(chosen)), strict=True
+                ):
+                    for index, row in zip(chosen, new_BG.tolist(), strict=True):
+                        answers[copy][index] = _until_stop(row, stop_ids)
+    return [_decoded(tokenizer, of_copy, stop_ids, num_cut) for of_copy in answers]
+
+
+def _copies_at_once(model: Any, positions: int) -> int:
+    """Return how many batches of so many positions may be decoded side by side.
+
+    Decoding is bound by the number of steps, so many is good; the cache of keys and values (at most twice
+    the hidden size for each layer and position, in 4 bytes) sets the bound.
+    """
+    config = model.config.get_text_config()
+    cache_bytes = 2 * 4 * config.hidden_size * config.num_hidden_layers * positions
+    return max(1, _CACHE_BYTES // cache_bytes)
+
+
+def _decoded(
+    tokenizer: "PreTrainedTokenizerBase",
+    answers: list[list[int]],
+    stop_ids: frozenset[int],
+    num_cut: int,
+) -> Generated:
     said = [answer[:-1] if answer and answer[-1] in stop_ids else answer for answer in answers]
     return Generated(
         texts=tokenizer.batch_decode(said, skip_special_tokens=True),  # pyright: ignore[reportArgumentType]

@@ -12,6 +12,7 @@ from torch import nn
 
 from harness.base.forward import loss_positions, target_logits
 from harness.data.rows import Batch, TokenRows
+from harness.evals.copies import ALONE, Copies
 from harness.evals.result import EvalResult, token_loss_results
 
 _CHUNK_ELEMENTS = 2**24
@@ -32,24 +33,39 @@ class RowSums:
     """Positions that carry loss, int64."""
 
 
-@torch.no_grad()
 def score_rows(model: nn.Module, rows: TokenRows, batch_size: int, device: torch.device) -> RowSums:
-    """Score every row; `model` is in evaluation mode.
+    """Score every row; `model` is in evaluation mode."""
+    return score_copies(model, rows, batch_size, device, ALONE)[0]
+
+
+@torch.no_grad()
+def score_copies(
+    model: nn.Module, rows: TokenRows, batch_size: int, device: torch.device, copies: Copies
+) -> list[RowSums]:
+    """Score every row with every copy of the model.
 
     Rows of similar length share a batch, which is cut to the longest of them: padding at the end changes
-    no logit before it, and often is most of the positions. `no_grad` rather than `inference_mode`: what a
-    model caches during an evaluation (quantisation state, rotary tables) must stay usable by autograd.
+    no logit before it, and often is most of the positions. Copies share a forward pass as far as it then
+    has no more positions than an uncut batch. `no_grad` rather than `inference_mode`: what a model caches
+    during an evaluation (quantisation state, rotary tables) must stay usable by autograd.
     """
     order_N = torch.argsort(rows.lengths_N, stable=True)
-    parts = [
-        _score_batch(model, _trimmed(rows, chosen_B), device)
-        for chosen_B in order_N.split(batch_size)
-    ]
+    parts: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in range(copies.count)]
+    for chosen_B in order_N.split(batch_size):
+        batch = _trimmed(rows, chosen_B, device)
+        for some in copies.parts(batch_size * rows.row_length // batch.num_input_tokens):
+            with copies.sharing(some, len(chosen_B)):
+                columns = _score_batch(model, _repeated(batch, len(some)))
+            by_copy = zip(*(column.split(len(chosen_B)) for column in columns), strict=True)
+            for copy, sums in zip(some, by_copy, strict=True):
+                parts[copy].append(sums)
     back_N = torch.argsort(order_N)
-    loss_sum_N, correct_N, tokens_N = (
-        torch.cat(column).cpu()[back_N] for column in zip(*parts, strict=True)
-    )
-    return RowSums(loss_sum_N=loss_sum_N, correct_N=correct_N, tokens_N=tokens_N)
+    columns = (zip(*part, strict=True) for part in parts)
+    sums = ([torch.cat(column).cpu()[back_N] for column in of_copy] for of_copy in columns)
+    return [
+        RowSums(loss_sum_N=loss_sum_N, correct_N=correct_N, tokens_N=tokens_N)
+        for loss_sum_N, correct_N, tokens_N in sums
+    ]
 
 
 def loss_results(sums: RowSums, cluster_N: torch.Tensor) -> dict[str, EvalResult]:
@@ -69,28 +85,33 @@ def loss_results(sums: RowSums, cluster_N: torch.Tensor) -> dict[str, EvalResult
     return {f"eval/{name}": result for name, result in results.items()}
 
 
-def _trimmed(rows: TokenRows, chosen_B: torch.Tensor) -> Batch:
-    """Return the chosen rows without the padding that they share."""
+def _trimmed(rows: TokenRows, chosen_B: torch.Tensor, device: torch.device) -> Batch:
+    """Return the chosen rows on `device`, without the padding that they share."""
     longest = int(rows.lengths_N[chosen_B].max())
     length = min(rows.row_length, -(-longest // _ROUND_TO) * _ROUND_TO)
     batch = rows.batch(chosen_B)
     segments_BT = batch.segments_BT
     return Batch(
-        input_ids_BT=batch.input_ids_BT[:, :length],
-        targets_BT=batch.targets_BT[:, :length],
-        segments_BT=None if segments_BT is None else segments_BT[:, :length],
+        input_ids_BT=batch.input_ids_BT[:, :length].to(device),
+        targets_BT=batch.targets_BT[:, :length].to(device),
+        segments_BT=None if segments_BT is None else segments_BT[:, :length].to(device),
     )
 
 
-def _score_batch(
-    model: nn.Module, batch: Batch, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _repeated(batch: Batch, times: int) -> Batch:
+    """Return the rows of a batch `times` times, one after the other."""
+    if times == 1:
+        return batch
+    segments_BT = batch.segments_BT
+    return Batch(
+        input_ids_BT=batch.input_ids_BT.repeat(times, 1),
+        targets_BT=batch.targets_BT.repeat(times, 1),
+        segments_BT=None if segments_BT is None else segments_BT.repeat(times, 1),
+    )
+
+
+def _score_batch(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the sums [B] of loss, correct positions and positions of each row, on the device."""
-    batch = Batch(
-        input_ids_BT=batch.input_ids_BT.to(device),
-        targets_BT=batch.targets_BT.to(device),
-        segments_BT=None if batch.segments_BT is None else batch.segments_BT.to(device),
-    )
     logits_MV, targets_M = target_logits(model, batch)
     loss_M, correct_M = _token_scores(logits_MV, targets_M)
     positions_M = loss_positions(batch)

@@ -161,7 +161,10 @@ class RunEntry:
 
     @contextlib.contextmanager
     def phase_peak(self) -> Iterator[None]:
-        """Measure the peak of an evaluation apart from that of training."""
+        """Measure the peak of an evaluation apart from that of training; in a cohort it is nobody's own."""
+        if self.shared_process:
+            yield
+            return
         self.keep_peak()
         self._begin_phase()
         yield
@@ -170,7 +173,7 @@ class RunEntry:
 
     def _begin_phase(self) -> None:
         device = self.shared.base.device
-        if device.type == "cpu" and not self.shared_process:  # in a cohort nobody asks for peaks
+        if device.type == "cpu":
             give_back_freed_memory()
         PhasePeak(device).begin()
 

@@ -36,25 +36,38 @@ def is_enough(size: int, seconds_per_run: Sequence[float]) -> bool:
     return passes >= _MANY_PASSES or size * sum(seconds_per_run) >= _FEW_SECONDS
 
 
+def ladder(most: int) -> list[int]:
+    """Return the sizes of pass that are compared: 1, 2, 4, … and `most`."""
+    return sorted({2**power for power in range(most.bit_length()) if 2**power < most} | {most})
+
+
 def size_to_time(times: Times, most: int) -> int | None:
-    """Return the size of pass to time next; None once one more doubling would cost time, or at `most`."""
-    size, least = 1, math.inf
-    while True:
-        if not is_enough(size, times.get(size, ())):
+    """Return the size of pass to time next; None once a larger one has cost time, or at `most`."""
+    best: Sequence[float] = ()
+    for size in ladder(most):
+        seconds = times.get(size, ())
+        if not is_enough(size, seconds):
             return size
-        seconds = statistics.median(times[size])
-        if seconds > least * (1 + MARGIN) or size >= most:
+        if best and _is_slower(seconds, best):
             return None
-        least = min(least, seconds)
-        size = min(2 * size, most)
+        best = min(best or seconds, seconds, key=statistics.median)
+    return None
+
+
+def _is_slower(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Say whether one size is clearly slower: other work on the machine leaves some pass its speed."""
+    limit = 1 + MARGIN
+    return statistics.median(one) > limit * statistics.median(other) and min(one) > limit * min(
+        other
+    )
 
 
 def best_size(times: Times, most: int) -> int:
     """Return the size with the least seconds per run; 1 unless another one saves at least `MARGIN`."""
     medians = {
-        size: statistics.median(seconds)
-        for size, seconds in times.items()
-        if size <= most and is_enough(size, seconds)
+        size: statistics.median(times[size])
+        for size in ladder(most)
+        if is_enough(size, times.get(size, ()))
     }
     if 1 not in medians:
         return 1
@@ -91,8 +104,12 @@ class _Sizes:
 
     def size(self, present: int) -> int:
         """Return how many of `present` runs make the next pass."""
-        most = min(self.most, present)
-        return min(size_to_time(self.times, most) or best_size(self.both(), self.most), most)
+        wanted = size_to_time(self.times, self.most)
+        if wanted is None:
+            return min(best_size(self.both(), self.most), present)
+        if wanted <= present:
+            return wanted
+        return size_to_time(self.times, present) or best_size(self.both(), present)
 
     def slots(self) -> int:
         """Return how many runs can be used now."""
@@ -179,6 +196,13 @@ class Packing:
         sizes.ceiling = min(sizes.ceiling, math.ceil(len(group) / 2))
         sizes.most = min(sizes.most, sizes.ceiling)
         return sizes.most
+
+    def allow_slots(self, count: int) -> None:
+        """Admit at most `count` runs from now on: one more did not fit into the memory."""
+        self.max_slots = max(1, min(self.max_slots, count))
+        for sizes in self._sizes.values():
+            sizes.ceiling = min(sizes.ceiling, self.max_slots)
+            sizes.most = min(sizes.most, sizes.ceiling)
 
     @property
     def description(self) -> str:

@@ -43,8 +43,8 @@ def _gradients(
 ) -> list[tuple[RunEntry, Outcome]]:
     """Return the gradients of one forward pass; where it fails, find out whose fault it was.
 
-    Nothing has been changed when a pass fails, so it can be repeated: out of memory in halves (and from
-    then on in groups of that size), anything else one run at a time.
+    Nothing has been changed when a pass fails, so it can be repeated: out of memory with half of the runs,
+    then with half of the only run's micro-batch (and from then on so), anything else one run at a time.
     """
     try:
         work = [entry.slot.next_work() for entry in group]
@@ -52,18 +52,33 @@ def _gradients(
             gradients = packed_gradients(shared, work)
         return list(zip(group, gradients, strict=True))
     except Exception as error:
-        if len(group) == 1:
-            return [(group[0], error)]
-        parts = [[entry] for entry in group]
         if is_out_of_memory(error):
-            half = packing.ran_out(group)
-            parts = [group[i : i + half] for i in range(0, len(group), half)]
-            note = f"out of memory with {len(group)} runs in a pass; went on with {half}"
-            for entry in group:
-                entry.note(note)
-    if shared.base.device.type == "cuda":
+            parts = _smaller(packing, group)
+        else:
+            parts = [[entry] for entry in group] if len(group) > 1 else None
+        if parts is None:
+            return [(entry, error) for entry in group]
+    if shared.base.device.type == "cuda":  # out here, where the failed pass's tensors are free
         torch.cuda.empty_cache()
     return [outcome for part in parts for outcome in _gradients(shared, packing, part)]
+
+
+def _smaller(packing: Packing, group: list[RunEntry]) -> list[list[RunEntry]] | None:
+    """Return the passes to try after one that has run out of memory; None where nothing is left to divide."""
+    if len(group) > 1:
+        half = packing.ran_out(group)
+        for entry in group:
+            entry.note(f"out of memory with {len(group)} runs in a pass; went on with {half}")
+        return [group[start : start + half] for start in range(0, len(group), half)]
+    (entry,) = group
+    rows = entry.slot.micro_batch_size
+    if not entry.slot.shrink_micro_batch():
+        return None
+    entry.note(
+        f"out of memory with a micro-batch of {rows} rows; went on with {entry.slot.micro_batch_size} "
+        "(the same batch)"
+    )
+    return [group]
 
 
 @contextmanager

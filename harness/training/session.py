@@ -7,16 +7,18 @@ happened as it happens, so that whoever called it can draw progress, prune or st
 
 import math
 import traceback
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from harness.adapters.shared import SharedBase, rewrites_base
+from harness.adapters.shared import SharedBase
 from harness.errors import RunFailed
-from harness.evals.evaluate import evaluate_model
+from harness.evals.evaluate import LOSS_METRICS
 from harness.measure.memory import is_out_of_memory
-from harness.record import Estimate, Record, RunStatus
+from harness.record import Record, RunStatus
 from harness.training.entry import RunEntry
+from harness.training.evaluation import evaluate_together, evaluate_untouched
 from harness.training.heap import keep_freed_memory
 from harness.training.job import Job
 from harness.training.packing import Packing
@@ -88,6 +90,8 @@ class _Session:
     stop: StopRequest
     entries: list[RunEntry] = field(default_factory=list)
     """In the order of their admission."""
+    postponed: deque[Job] = field(default_factory=deque)
+    """Runs for which there was no memory beside the others; they are the next."""
 
 
 def train(
@@ -110,8 +114,7 @@ def train(
                 yield from _interrupt(session, stop.signal.name)
                 return
             for group in packing.groups(session.entries):
-                for entry, outcome in advance(shared, packing, group):
-                    yield from _after_micro_step(session, entry, outcome)
+                yield from _after_pass(session, advance(shared, packing, group))
     finally:  # whoever consumes us has gone, or a second Ctrl-C: say so on disk, save nothing more
         for entry in list(session.entries):
             _end(session, entry, RunStatus.interrupted, "stopped at once")
@@ -120,7 +123,7 @@ def train(
 def _admit(session: _Session) -> Iterator[Event]:
     """Fill free slots. A run that fails to start ends there; the others are not touched."""
     while len(session.entries) < session.packing.slots and not session.stop:
-        job = session.desk.take()
+        job = session.postponed.popleft() if session.postponed else session.desk.take()
         if job is None:
             return
         entry = RunEntry(job, session.shared)
@@ -132,9 +135,21 @@ def _admit(session: _Session) -> Iterator[Event]:
             entry.start()
             _evaluate_before(session, entry)
         except Exception as error:
-            yield _fail(session, entry, error)
+            if is_out_of_memory(error) and len(session.entries) > 1:
+                _postpone(session, entry)
+            else:
+                yield _fail(session, entry, error)
         else:
             yield RunStarted(entry)
+
+
+def _postpone(session: _Session, entry: RunEntry) -> None:
+    """Let a run wait until another has ended: beside the others there is no memory for it."""
+    session.entries.remove(entry)
+    session.packing.allow_slots(len(session.entries))
+    entry.note(f"out of memory beside {len(session.entries)} runs; waited for one to end")
+    entry.finish(RunStatus.interrupted, "waits for memory")
+    session.postponed.append(entry.job)
 
 
 def _give_up(session: _Session) -> Iterator[Event]:
@@ -155,85 +170,89 @@ def _interrupt(session: _Session, signal_name: str) -> Iterator[Event]:
 
 
 def _evaluate_before(session: _Session, entry: RunEntry) -> None:
-    """Evaluate the untouched base, once for all runs that ask for the same."""
-    config, job = entry.job.config, entry.job
-    if not config.eval.before or entry.before is not None:
-        return
-    if rewrites_base(config.lora):
-        entry.before = _evaluate(session, entry, loss_only=False)
-        return
-    known = session.shared.untouched_results
-    key = f"{job.data.fingerprint} {config.data} {config.eval}"
-    if key not in known:
-        known[key] = _evaluate(session, entry, loss_only=False, adapted=False)
-    entry.before = known[key]
+    """Evaluate the untouched base, unless the run does not ask for it or a checkpoint has brought it."""
+    if entry.job.config.eval.before and entry.before is None:
+        entry.before = dict(evaluate_untouched(session.shared, entry))
 
 
-def _after_micro_step(session: _Session, entry: RunEntry, outcome: Outcome) -> Iterator[Event]:
-    """Move, evaluate, log, keep or end one run. What goes wrong here is this run's alone."""
-    try:
-        if isinstance(outcome, Exception):
-            raise outcome
-        if not entry.slot.step_is_complete:
-            return
-        values = entry.step_values()
-        if not (math.isfinite(entry.loss) and math.isfinite(entry.grad_norm)):
-            entry.log(entry.slot.progress.step + 1, values)
-            raise Diverged(
-                f"step {entry.slot.progress.step + 1}: loss {entry.loss}, gradient norm "
-                f"{entry.grad_norm}"
-            )
-        entry.slot.update()
-        if entry.evaluation_is_due():
-            values |= _evaluate_now(session, entry)
-        entry.log(entry.slot.progress.step, values)
-        if entry.slot.finished:
-            _evaluate_after(session, entry)
-            yield StepDone(entry, values)
-            yield _end(session, entry, RunStatus.completed, None)
-            return
-        if entry.checkpoint_is_due():
-            entry.save_checkpoint()
-        yield StepDone(entry, values)
-    except Diverged as error:
-        yield _end(session, entry, RunStatus.diverged, str(error))
-    except Exception as error:
-        yield _fail(session, entry, error)
+def _after_pass(session: _Session, outcomes: Sequence[tuple[RunEntry, Outcome]]) -> Iterator[Event]:
+    """Move, evaluate, log, keep or end the runs of one pass. What goes wrong in one is that run's alone."""
+    values: dict[RunEntry, dict[str, float]] = {}
+    faults: dict[RunEntry, Exception] = {}
+    for entry, outcome in outcomes:
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            if entry.slot.step_is_complete:
+                values[entry] = _move(entry)
+        except Exception as error:
+            faults[entry] = error
+    faults |= _evaluate_where_due(session.shared, values)
+    for entry, _ in outcomes:
+        try:
+            if entry in faults:
+                raise faults[entry]
+            if entry in values:
+                yield from _after_step(session, entry, values[entry])
+        except Diverged as error:
+            yield _end(session, entry, RunStatus.diverged, str(error))
+        except Exception as error:
+            yield _fail(session, entry, error)
+
+
+def _move(entry: RunEntry) -> dict[str, float]:
+    """Move one run by its step; return the step's metrics."""
+    values, step = entry.step_values(), entry.slot.progress.step + 1
+    if not (math.isfinite(entry.loss) and math.isfinite(entry.grad_norm)):
+        entry.log(step, values)
+        raise Diverged(f"step {step}: loss {entry.loss}, gradient norm {entry.grad_norm}")
+    entry.slot.update()
+    return values
 
 
 class Diverged(RunFailed):
     """Loss or gradient is no longer a finite number."""
 
 
-def _evaluate_now(session: _Session, entry: RunEntry) -> dict[str, float]:
-    """Evaluate the loss in the middle of training."""
-    results = _evaluate(session, entry, loss_only=True)
-    if entry.job.config.eval.keep_best:
-        entry.slot.keep_if_best(results["eval/loss"].value)
-    return {name: result.value for name, result in results.items()}
+def _evaluate_where_due(
+    shared: SharedBase, values: dict[RunEntry, dict[str, float]]
+) -> dict[RunEntry, Exception]:
+    """Evaluate the runs that have come to it, adding to their `values`; return what went wrong, by run.
+
+    What is kept at the end, the last adapter or the best, is evaluated in full: no loss twice.
+    """
+    faults: dict[RunEntry, Exception] = {}
+    due = [entry for entry in values if entry.evaluation_is_due()]
+    passing = [e for e in due if not e.slot.finished or e.job.config.eval.keep_best]
+    for entry, results in evaluate_together(shared, passing, loss_only=True):
+        if isinstance(results, Exception):
+            faults[entry] = results
+            continue
+        values[entry] |= {name: result.value for name, result in results.items()}
+        if entry.job.config.eval.keep_best:
+            entry.slot.keep_if_best(results["eval/loss"].value)
+    last = [entry for entry in values if entry.slot.finished and entry not in faults]
+    for entry in last:
+        if entry.slot.best_adapter is not None:
+            entry.slot.load_tensors(entry.slot.best_adapter)
+    for entry, results in evaluate_together(shared, last, loss_only=False):
+        if isinstance(results, Exception):
+            faults[entry] = results
+            continue
+        entry.after = dict(results)
+        if entry in due and entry not in passing:
+            values[entry] |= {name: results[name].value for name in LOSS_METRICS}
+    return faults
 
 
-def _evaluate_after(session: _Session, entry: RunEntry) -> None:
-    """Evaluate what will be kept: the best adapter, or the last."""
-    if entry.slot.best_adapter is not None:
-        entry.slot.load_tensors(entry.slot.best_adapter)
-    entry.after = _evaluate(session, entry, loss_only=False)
-
-
-def _evaluate(
-    session: _Session, entry: RunEntry, *, loss_only: bool, adapted: bool = True
-) -> dict[str, Estimate]:
-    """Evaluate a run's adapter, or the base below it."""
-    shared, config = session.shared, entry.job.config
-    with shared.only(entry.slot.adapter if adapted else None), entry.phase_peak():
-        return evaluate_model(
-            shared.model,
-            shared.base.tokenizer,
-            entry.job.data,
-            config.eval,
-            config.data,
-            loss_only=loss_only,
-        )
+def _after_step(session: _Session, entry: RunEntry, values: dict[str, float]) -> Iterator[Event]:
+    """Log, keep or end one run whose step is made."""
+    entry.log(entry.slot.progress.step, values)
+    if entry.checkpoint_is_due() and not entry.slot.finished:
+        entry.save_checkpoint()
+    yield StepDone(entry, values)
+    if entry.slot.finished:
+        yield _end(session, entry, RunStatus.completed, None)
 
 
 def _end(session: _Session, entry: RunEntry, status: RunStatus, error: str | None) -> RunEnded:

@@ -87,6 +87,21 @@ class Slot:
         self._loss = self._gradient = None
         self._seconds = 0.0
 
+    def shrink_micro_batch(self) -> bool:
+        """Go on in smaller micro-batches, half as large where that divides; False where they have one row.
+
+        The batch, and with it the gradient, stays the same up to rounding; dropout masks are drawn anew.
+        """
+        size = self.micro_batch_size
+        smaller = next((part for part in range(size // 2, 0, -1) if size % part == 0), None)
+        if smaller is None:
+            return False
+        self.micro_batch_size = smaller
+        self.activation_bytes = None
+        parts = [part for batch, _ in self._waiting for part in _split(batch, smaller)]
+        self._waiting = deque((part, part.num_loss_tokens) for part in parts)
+        return True
+
     def receive(self, gradient: Gradient) -> None:
         """Add one micro-batch's gradient to the step's."""
         self._waiting.popleft()
@@ -168,6 +183,20 @@ class Slot:
         self.load_tensors(checkpoint.adapter)
         self.optimizer.optimizer.load_state_dict(checkpoint.optimizer)
         self.best_adapter = checkpoint.best_adapter
+
+
+def _split(batch: Batch, rows: int) -> list[Batch]:
+    """Return a batch in parts of so many rows."""
+    starts = range(0, batch.input_ids_BT.shape[0], rows)
+    segments_BT = batch.segments_BT
+    return [
+        Batch(
+            input_ids_BT=batch.input_ids_BT[start : start + rows],
+            targets_BT=batch.targets_BT[start : start + rows],
+            segments_BT=None if segments_BT is None else segments_BT[start : start + rows],
+        )
+        for start in starts
+    ]
 
 
 def clip(slots: Sequence[Slot]) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from harness.errors import RequestError  # noqa: E402
-from harness.evals.generation import generate_greedily  # noqa: E402
+from harness.evals.generation import Decoding, generate_greedily  # noqa: E402
 
 CPU = torch.device("cpu")
 NEW_TOKENS = 24
@@ -41,8 +41,8 @@ def alone(model, tokenizer, prompts) -> list[list[int]]:
 
 
 def _generate(model, tokenizer, prompts, **changes):
-    arguments = {"batch_size": 4, "max_new_tokens": NEW_TOKENS, "device": CPU, **changes}
-    return generate_greedily(model, tokenizer, prompts, **arguments)
+    decoding = Decoding(**{"batch_size": 4, "max_new_tokens": NEW_TOKENS, **changes})
+    return generate_greedily(model, tokenizer, prompts, decoding, CPU)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])

@@ -1,5 +1,6 @@
 """Packings that do not go by time, so that a test knows which runs share a pass."""
 
+import random
 from collections.abc import Sequence
 
 from harness.training.entry import RunEntry
@@ -25,3 +26,17 @@ class SideBySide(Packing):
     def ran_out(self, group: Sequence[RunEntry]) -> int:
         self.most = super().ran_out(group)
         return self.most
+
+
+class Restless(SideBySide):
+    """Other runs share a pass each time, and some make none."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots)
+        self._random = random.Random(0)
+
+    def groups(self, entries: Sequence[RunEntry]) -> list[list[RunEntry]]:
+        moving = [entry for entry in entries if self._random.random() < 0.8] or list(entries)
+        self._random.shuffle(moving)
+        cut = self._random.randint(0, len(moving))
+        return [group for group in (moving[:cut], moving[cut:]) if group]

@@ -1,0 +1,82 @@
+"""Evaluating the runs of a cohort: the untouched base once for all, adapters of one moment side by side.
+
+A run's results are those that it would have alone: the same batches, each row with its own adapter.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+
+from harness.adapters.decoded import decoded
+from harness.adapters.shared import SharedBase, rewrites_base
+from harness.evals.copies import Copies
+from harness.evals.evaluate import Results, evaluate_copies
+from harness.measure.memory import is_out_of_memory
+from harness.training.entry import RunEntry
+
+
+def evaluate_untouched(shared: SharedBase, entry: RunEntry) -> Results:
+    """Return the results of the base before training, computed once for all runs that ask for the same."""
+    if rewrites_base(entry.job.config.lora):
+        return _evaluate(shared, [entry], loss_only=False)[0]
+    known = shared.untouched_results
+    key = _asked(entry)
+    if key not in known:
+        known[key] = _evaluate(shared, [entry], loss_only=False, adapted=False)[0]
+    return known[key]
+
+
+def evaluate_together(
+    shared: SharedBase, entries: Sequence[RunEntry], *, loss_only: bool
+) -> Iterator[tuple[RunEntry, Results | Exception]]:
+    """Yield each run with its results, or what went wrong in its evaluation; runs that ask alike share it."""
+    kinds: dict[str, list[RunEntry]] = {}
+    for entry in entries:
+        kinds.setdefault(_asked(entry), []).append(entry)
+    for kind in kinds.values():
+        yield from zip(kind, _outcomes(shared, kind, loss_only), strict=True)
+
+
+def _asked(entry: RunEntry) -> str:
+    config = entry.job.config
+    return f"{entry.job.data.fingerprint} {config.data} {config.eval}"
+
+
+def _outcomes(
+    shared: SharedBase, entries: Sequence[RunEntry], loss_only: bool
+) -> list[Results | Exception]:
+    """Evaluate runs side by side; where that fails, find out whose fault it was."""
+    try:
+        return list(_evaluate(shared, entries, loss_only=loss_only))
+    except Exception as error:
+        if len(entries) == 1:
+            return [error]
+        size = (len(entries) + 1) // 2 if is_out_of_memory(error) else 1
+    parts = [entries[start : start + size] for start in range(0, len(entries), size)]
+    return [outcome for part in parts for outcome in _outcomes(shared, part, loss_only)]
+
+
+def _evaluate(
+    shared: SharedBase, entries: Sequence[RunEntry], *, loss_only: bool, adapted: bool = True
+) -> list[Results]:
+    """Evaluate the adapters of runs that ask for the same, or the base below them."""
+    first = entries[0].job
+    adapters = [entry.slot.adapter for entry in entries]
+
+    def sharing(chosen: range, rows: int) -> AbstractContextManager[None]:
+        if adapted:
+            return shared.side_by_side([adapters[index] for index in chosen], rows)
+        return shared.only(None)
+
+    with ExitStack() as phases:
+        for entry in entries:
+            phases.enter_context(entry.phase_peak())
+        phases.enter_context(decoded(shared.base))
+        return evaluate_copies(
+            shared.model,
+            shared.base.tokenizer,
+            first.data,
+            first.config.eval,
+            first.config.data,
+            copies=Copies(len(entries), sharing),
+            loss_only=loss_only,
+        )
