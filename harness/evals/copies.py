@@ -1,6 +1,6 @@
 """Copies of a model that differ in their adapters only: they are evaluated on the same rows side by side."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ class Copies:
     """How many copies there are, and how a batch is divided among some of them."""
 
     count: int
-    sharing: Callable[[range, int], AbstractContextManager[None]]
+    sharing: Callable[[Sequence[int], int], AbstractContextManager[None]]
     """`sharing(chosen, n)`: in forward passes inside, rows [i·n, (i+1)·n) belong to the i-th chosen copy."""
 
     def parts(self, at_most: int) -> Iterator[range]:
@@ -20,7 +20,7 @@ class Copies:
             yield range(start, min(start + size, self.count))
 
 
-def _whole_batch(chosen: range, rows: int) -> AbstractContextManager[None]:
+def _whole_batch(chosen: Sequence[int], rows: int) -> AbstractContextManager[None]:
     return nullcontext()
 
 

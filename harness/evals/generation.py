@@ -10,6 +10,7 @@ import torch
 from harness.errors import RequestError
 from harness.evals.context import context_length
 from harness.evals.copies import ALONE, Copies
+from harness.evals.decoding import SideBySideDecoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,11 +84,11 @@ def generate_copies(
             positions = len(chosen) * (length + decoding.max_new_tokens)
             for some in copies.parts(_copies_at_once(model, positions)):
                 repeated = {key: value.repeat(len(some), 1) for key, value in inputs.items()}
-                with copies.sharing(some, len(chosen)):
-                    output_BT = model.generate(**repeated, generation_config=settings)
-                for copy, new_BG in zip(
-                    some, output_BT[:, length:].split(len(chosen)), strict=True
-                ):
+                decode = SideBySideDecoding(copies, some, len(chosen), stop_ids)
+                joint_BG = model.generate(
+                    **repeated, generation_config=settings, custom_generate=decode
+                )
+                for copy, new_BG in zip(some, joint_BG.split(len(chosen)), strict=True):
                     for index, row in zip(chosen, new_BG.tolist(), strict=True):
                         answers[copy][index] = _until_stop(row, stop_ids)
     return [_decoded(tokenizer, of_copy, stop_ids, num_cut) for of_copy in answers]

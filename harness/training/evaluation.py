@@ -62,7 +62,7 @@ def _evaluate(
     first = entries[0].job
     adapters = [entry.slot.adapter for entry in entries]
 
-    def sharing(chosen: range, rows: int) -> AbstractContextManager[None]:
+    def sharing(chosen: Sequence[int], rows: int) -> AbstractContextManager[None]:
         if adapted:
             return shared.side_by_side([adapters[index] for index in chosen], rows)
         return shared.only(None)
