@@ -24,6 +24,9 @@ class Role(Enum):
     probe = "probe"
 
 
+PREDICTED = "predicted."
+"""Prefix of a row's key for what the planner predicted of a metric."""
+
 PLACE_KEYS = ("role", "trial", "point")
 """Where a run stands in its sweep: a role's word or None, a trial's number or None, axis -> spelled value."""
 
@@ -54,6 +57,7 @@ def flat_row(record: Record) -> Row:
     assert not clashes, f"configuration keys that a row already uses: {clashes}"
     row |= config
     row |= record.metrics
+    row |= {intern(PREDICTED + name): value for name, value in record.predicted.items()}
     for phase, results in record.evals.items():
         for name, result in results.items():
             key = intern(f"{phase}.{name}")

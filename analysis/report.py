@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from analysis.calibration import calibration_table
 from analysis.figures.cells import SEARCH_VALUE, counts, runs_of, value_of
 from analysis.figures.choose import Draw, cost_figures, curve_figures, quality_figures
 from analysis.figures.factors import printed, varying_factors
@@ -94,6 +95,10 @@ def report_runs(out: Path) -> Written:
         sections.append(Section(key=f"figures{number}", title=label, body=body))
     for label, group in groups[MAX_GROUPS:]:
         page.written.lacks.append(f"no figures of the {len(group)} runs with {label}")
+    calibration = calibration_table(rows)
+    if calibration is not None:
+        body = page.table(calibration)
+        sections.append(Section(key="calibration", title=calibration.title, body=body))
     head = (
         f'<p class="over">all runs</p><h1>{len(rows)} runs under {escape(str(out / "runs"))}</h1>'
         f"{bullet_list(page.written.lacks, 'What these records lack')}"
@@ -121,6 +126,8 @@ def _sweep_figures(page: ReportWriter, sweep: SweepData, out: Path) -> Iterator[
         draws = [*cost_figures([*results, *probes], quality)]
         draws += _curve_draws(page, out, results, quality)
         body = page.figures(draws, prefix="")
+        calibration = calibration_table(sweep.rows)
+        body += "" if calibration is None else page.table(calibration)
         yield Section(key="cost", title="Memory and learning curves", body=body)
     if searched:
         metrics = _measured(searched, objectives)

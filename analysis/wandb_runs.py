@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.frame import Role, Row, flat_row
+from analysis.frame import PREDICTED, Role, Row, flat_row
 from analysis.sources import unique_rows
 from harness.errors import RequestError
 from harness.metrics import METRICS
@@ -70,6 +70,11 @@ def _row_of_wandb(run_id: str, config: Mapping[str, Any], summary: Mapping[str, 
     """Return the row that a run's configuration and final values make."""
     status = summary.get("status")
     values = {name: _number(value) for name, value in summary.items() if name in METRICS}
+    predicted = {
+        metric: _number(value)
+        for name, value in summary.items()
+        if name.startswith(PREDICTED) and (metric := name.removeprefix(PREDICTED)) in METRICS
+    }
     evals = {name: value for name, value in values.items() if name.startswith("eval/")}
     metrics = {name: value for name, value in values.items() if name not in evals}
     alone = metrics.get("throughput/step_ms") is not None  # a shared process measures none
@@ -78,6 +83,7 @@ def _row_of_wandb(run_id: str, config: Mapping[str, Any], summary: Mapping[str, 
         status=RunStatus.interrupted if status is None else RunStatus(status),
         config=dict(config),
         metrics=metrics,
+        predicted=predicted,
         measured_in=MeasuredIn.solo if alone else MeasuredIn.cohort,
     )
     row = flat_row(record)

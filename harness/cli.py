@@ -16,6 +16,7 @@ from harness.errors import RequestError, near_names
 COMMANDS = {
     "run": "train, measure and evaluate one LoRA adapter on one base",
     "sweep": "start or resume a sweep: many runs that answer one question",
+    "plan": "what a run or a sweep would need: memory by part, what fits, how long",
     "status": "progress and leaders of a sweep, while it runs and afterwards",
     "report": "tables, figures and one html page from the records of sweeps",
 }
@@ -23,6 +24,7 @@ COMMANDS = {
 USAGE = """\
 usage: harness run    [override…] [--json]
        harness sweep  NAME|FILE [override…] [--dry-run] [--json]
+       harness plan   [NAME|FILE] [override…] [--budget 24GiB] [--explain] [--probe] [--json]
        harness status [NAME] [--json]
        harness report [NAME…] [--watch] [--json]
 
@@ -42,6 +44,7 @@ exit codes: 0 done; 1 the work failed; 2 the request was wrong and nothing was t
 
 _SWEEP_FLAGS = {"--dry-run": 0, "--json": 0, "--help": 0, "-h": 0}
 _REPORT_FLAGS = {"--watch": 0, "--json": 0, "--help": 0, "-h": 0}
+_PLAN_FLAGS = {"--budget": 1, "--explain": 0, "--probe": 0, "--json": 0, "--help": 0, "-h": 0}
 _STATUS_FLAGS = {"--json": 0, "--help": 0, "-h": 0}
 _FLAGS = {  # option of a command: how many values follow it
     "--json": 0,
@@ -59,6 +62,7 @@ _FLAGS = {  # option of a command: how many values follow it
 _FLAGS_OF = {
     "run": _FLAGS,
     "sweep": _SWEEP_FLAGS,
+    "plan": _PLAN_FLAGS,
     "status": _STATUS_FLAGS,
     "report": _REPORT_FLAGS,
 }
@@ -127,6 +131,8 @@ def _dispatch(arguments: list[str]) -> int:
     match command:
         case "sweep":
             return _sweep(rest)
+        case "plan":
+            return _plan(rest)
         case "status":
             return _status(rest)
         case "report":
@@ -162,6 +168,25 @@ def _sweep(rest: list[str]) -> int:
 
     return sweep_command(
         words[0], words[1:], dry_run="--dry-run" in names, as_json="--json" in names
+    )
+
+
+def _plan(rest: list[str]) -> int:
+    flags, words = _split("plan", rest, _PLAN_FLAGS)
+    values = {flag[0]: flag[1] if len(flag) > 1 else "" for flag in flags}
+    if "--help" in values or "-h" in values:
+        from harness.commands.plan_help import plan_help
+
+        print(plan_help(), end="")
+        return 0
+    from harness.commands.plan import plan_command
+
+    return plan_command(
+        words,
+        budget=values.get("--budget"),
+        explain="--explain" in values,
+        probe="--probe" in values,
+        as_json="--json" in values,
     )
 
 
@@ -271,7 +296,8 @@ def _complete(arguments: list[str]) -> int:
         if words[-1].startswith("-"):
             _print_completions(_FLAGS_OF.get(command, _FLAGS), words[-1])
             return 0
-        if command in ("status", "report") or (command == "sweep" and len(words) == 3):
+        names_sweep = command in ("sweep", "plan") and len(words) == 3 and "=" not in words[-1]
+        if command in ("status", "report") or names_sweep:
             _print_completions(_sweep_names(command), words[-1])
             return 0
         if words[-2] in ("--cfg", "-c", "--info", "-i"):
@@ -286,7 +312,7 @@ def _complete(arguments: list[str]) -> int:
 
 def _sweep_names(command: str) -> list[str]:
     """Return the questions that are ready, or the sweeps that have run under out/."""
-    if command != "sweep":
+    if command not in ("sweep", "plan"):
         return sorted(path.parent.name for path in Path("out/sweeps").glob("*/state.json"))
     from harness.search.question import known_sweeps
 

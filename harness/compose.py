@@ -37,12 +37,16 @@ def conf_directory() -> Path:
     return directory
 
 
+NOT_A_GROUP = "shape"
+"""A directory beside the groups: published dimensions for `harness plan`, no part of a run."""
+
+
 def group_options() -> dict[str, list[str]]:
     """Return the options of every config group."""
     return {
         directory.name: sorted(path.stem for path in directory.glob("*.yaml"))
         for directory in sorted(conf_directory().iterdir())
-        if directory.is_dir()
+        if directory.is_dir() and directory.name != NOT_A_GROUP
     }
 
 
@@ -125,6 +129,18 @@ def config_tree(config: RunConfig) -> dict[str, Any]:
 
     tree: Any = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
     return tree
+
+
+def config_of_tree(tree: dict[str, Any]) -> RunConfig:
+    """Return the configuration that `config_tree` wrote. Raises RequestError for what is none."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged: Any = OmegaConf.merge(OmegaConf.structured(RunConfig), tree)
+        return run_config(merged)
+    except OmegaConfBaseException as error:
+        raise RequestError(_first_lines(error)) from error
 
 
 def prepare_overrides(overrides: Sequence[str]) -> list[str]:

@@ -268,7 +268,9 @@ class ResourcesConfig:
     device: str = "auto"
     """`auto` (the first CUDA device, else the CPU), `cpu`, `cuda` or `cuda:N`."""
     threads: int | None = None
-    """CPU threads of torch; none: torch's own choice."""
+    """CPU threads of torch, shared by the processes of the run; none: torch's own choice."""
+    data_parallel: int = 1
+    """Processes that share the rows of each micro-batch, each with the base on its own GPU (or the CPU)."""
 
 
 @dataclass(kw_only=True, slots=True)

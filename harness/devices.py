@@ -2,6 +2,8 @@
 
 import os
 
+from harness.config import ResourcesConfig
+
 
 def visible_cuda_devices() -> int:
     """Return how many CUDA devices a process started here would see."""
@@ -22,3 +24,25 @@ def resolved_device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if visible_cuda_devices() else "cpu"
+
+
+def threads_per_process(resources: ResourcesConfig, all_threads: int | None = None) -> int:
+    """Return each process's share of a run's CPU threads: `resources.threads`, or else `all_threads`."""
+    threads = resources.threads or all_threads or os.cpu_count() or 1
+    return max(1, threads // resources.data_parallel)
+
+
+def device_memory(kind: str) -> int | None:
+    """Return the bytes of memory of the smallest visible GPU (for `cuda`) or of this machine (for `cpu`)."""
+    if kind == "cpu":
+        import psutil
+
+        return psutil.virtual_memory().total
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)
+    except Exception:  # no driver: NVML raises its own hierarchy of errors
+        return None

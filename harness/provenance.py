@@ -101,7 +101,7 @@ def collect_provenance(
     arguments: Sequence[str] | None = None,
 ) -> Provenance:
     """Describe this process; `arguments` is its command line, `sys.argv` unless given."""
-    command = shlex.join(sys.argv if arguments is None else arguments)
+    command = shlex.join(_command_line() if arguments is None else arguments)
     return Provenance(
         git=git_state(_checkout()),
         packages=_package_versions(),
@@ -117,6 +117,14 @@ def collect_provenance(
         model_fingerprint=model_fingerprint,
         data_fingerprint=data_fingerprint,
     )
+
+
+def _command_line() -> list[str]:
+    """Return the command line as it was typed: `python -m MODULE` where a module was run."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.name == "__main__":
+        return list(sys.argv)
+    return ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
 
 
 def write_code_diff(path: Path) -> None:

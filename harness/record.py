@@ -91,6 +91,8 @@ class Record:
     """The composed configuration as a tree of mappings, lists and scalars."""
     metrics: dict[str, float | None] = field(default_factory=dict)
     """Cost and the last training values by metric name; None: asked for and not measured."""
+    predicted: dict[str, float | None] = field(default_factory=dict)
+    """What the planner says of a run that measures its own cost, by metric name."""
     evals: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     """Phase (`before`, `after`) -> metric name -> result."""
     measured_in: MeasuredIn = MeasuredIn.solo
@@ -106,6 +108,7 @@ class Record:
 
     def __post_init__(self) -> None:
         check_metric_names(self.metrics)
+        check_metric_names(self.predicted)
         for results in self.evals.values():
             check_metric_names(results)
 
@@ -119,6 +122,7 @@ def write_record(path: Path, record: Record) -> None:
         "status": record.status.value,
         "config": redact_tree(record.config),
         "metrics": {name: plain_number(value) for name, value in record.metrics.items()},
+        "predicted": {name: plain_number(value) for name, value in record.predicted.items()},
         "evals": {
             phase: {name: _estimate_tree(result) for name, result in results.items()}
             for phase, results in record.evals.items()
@@ -146,6 +150,7 @@ def read_record(path: Path) -> Record:
         raise RecordError(
             f"{path} has schema_version {version}; this harness reads {SCHEMA_VERSION}"
         )
+    tree.setdefault("predicted", {})  # of a run from before there was a planner
     known = {entry.name for entry in fields(Record)}
     if known != set(tree):
         missing, unknown = sorted(known - set(tree)), sorted(set(tree) - known)
@@ -172,6 +177,9 @@ def _record(tree: dict[str, Any]) -> Record:
     values["status"] = RunStatus(tree["status"])
     values["measured_in"] = MeasuredIn(tree["measured_in"])
     values["metrics"] = {name: optional_number(value) for name, value in tree["metrics"].items()}
+    values["predicted"] = {
+        name: optional_number(value) for name, value in tree["predicted"].items()
+    }
     values["wall_seconds"] = optional_number(tree["wall_seconds"])
     values["evals"] = {
         phase: {

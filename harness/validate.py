@@ -32,6 +32,7 @@ def validate(config: RunConfig) -> None:
         *_optim_problems(config.optim),
         *_eval_problems(config.eval, config.optim),
         *_machine_problems(config),
+        *_parallel_problems(config),
     ]
     if problems:
         raise RequestError("\n".join(problems))
@@ -185,6 +186,36 @@ def _machine_problems(config: RunConfig) -> Iterator[str]:
             yield f"checkpoint.{field.name}={value} must be positive"
     if checkpoint.keep == 1:
         yield "checkpoint.keep=1 leaves nothing to fall back to when the newest is damaged; use 2 or more"
+
+
+def _parallel_problems(config: RunConfig) -> Iterator[str]:
+    processes, device = config.resources.data_parallel, config.resources.device
+    if processes < 1:
+        yield f"resources.data_parallel={processes} must be at least 1"
+    if processes <= 1:
+        return
+    optim = config.optim
+    key = "batch_size" if optim.micro_batch_size is None else "micro_batch_size"
+    rows = optim.micro_batch_size or optim.batch_size
+    if rows >= 1 and rows % processes:
+        divisors = [str(n) for n in range(1, rows + 1) if rows % n == 0]
+        yield (
+            f"optim.{key}={rows} must be a multiple of resources.data_parallel={processes}, so that each "
+            f"process has as many rows; with {rows} rows resources.data_parallel can be "
+            f"{', '.join(divisors)}, with {processes} processes they can be {processes}, {2 * processes}, …"
+        )
+    if re.fullmatch(r"cuda:\d+", device):
+        yield (
+            f"resources.device={device} names one GPU, and resources.data_parallel={processes} takes "
+            f"{processes}; use resources.device=cuda, and CUDA_VISIBLE_DEVICES to say which"
+        )
+        return
+    visible = visible_cuda_devices()
+    if device in ("auto", "cuda") and 0 < visible < processes:
+        yield (
+            f"resources.data_parallel={processes} needs a GPU for each process, and {visible} "
+            f"{'is' if visible == 1 else 'are'} visible; use at most {visible}, or resources.device=cpu"
+        )
 
 
 def _names(formats: tuple[QuantFormat, ...]) -> str:

@@ -169,3 +169,18 @@ def test_collecting_is_quick_and_imports_nothing_heavy() -> None:
     began = time.perf_counter()
     collect_provenance()
     assert time.perf_counter() - began < 0.05
+
+
+def test_a_module_is_named_as_it_was_run(tmp_path):
+    (tmp_path / "shown.py").write_text(
+        "from harness.provenance import collect_provenance\n"
+        "print(collect_provenance(model_fingerprint='', data_fingerprint='').command)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "shown", "one", "two words"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "python -m shown one 'two words'"

@@ -7,12 +7,10 @@ from analysis.figures.cells import COSTS_NOTHING, Cell, cells_of, counts
 from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.factors import Factor, levels, printed, varying_factors
 from analysis.figures.style import COLOURS, HATCHES, MARKERS, Width, figure_style, new_figure
-from analysis.frame import Row
+from analysis.frame import PREDICTED, Row
 from harness.metrics import MEMORY_PARTS, METRICS, memory_part_name
 
 MAX_BARS = 16
-PREDICTED = "predicted."
-"""Prefix of a row's key for what was predicted of a metric before the run."""
 
 
 def memory_by_parts(rows: Sequence[Row], *, width: Width = Width.one_column) -> Drawing:

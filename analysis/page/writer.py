@@ -43,10 +43,11 @@ class ReportWriter:
             except TableRefused as error:
                 self.written.lacks.append(f"no table {spec.name}: {error}")
                 continue
-            (verdict if spec.role is Role.confirmation else others).append(self._table(table))
+            (verdict if spec.role is Role.confirmation else others).append(self.table(table))
         return "".join(verdict), "".join(others)
 
-    def _table(self, table: Table) -> str:
+    def table(self, table: Table) -> str:
+        """Write one table in every format; return its html."""
         texts = {
             "md": markdown(table),
             "tex": latex(table),

@@ -1,6 +1,6 @@
 """The frozen layers of a small base, decoded once for as long as many short passes go over them.
 
-A decoding step of a tiny model costs more in unpacking its weights than in using them. Products are those of
+A short pass over a tiny model costs more in unpacking its weights than in using them. Products are those of
 the packed layers, bit for bit; on a GPU, whose kernels are others, and for a base of some size, whose memory
 is what the formats are about, nothing is kept.
 """
@@ -38,7 +38,7 @@ def decoded(base: Base) -> Iterator[None]:
 
 @contextmanager
 def _decoded(layer: nn.Linear) -> Iterator[None]:
-    weight = _dense_weight(layer)
+    weight = None if "forward" in vars(layer) else _dense_weight(layer)  # once is enough
     if weight is None:
         yield
         return

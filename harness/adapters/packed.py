@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from harness.adapters.rows import Bundle, RowPlan
+from harness.adapters.rows import Bundle, MaskRows, RowPlan
 
 
 class PackedLora:
@@ -153,7 +153,27 @@ class _Update:
             return None
         device = x_rows.device
         generator = self.plan.generator(device, bundle.dropout_key, self.layer_index)
-        return torch.rand(x_rows.shape, generator=generator, device=device) >= bundle.dropout
+        count, inputs = x_rows.shape
+        begin, drawn = 0, count
+        if bundle.mask_rows is not None:
+            begin, drawn = _of_whole_micro_batch(
+                bundle.mask_rows, bundle.stop - bundle.start, count
+            )
+        mask = torch.rand((drawn, inputs), generator=generator, device=device)
+        return mask[begin : begin + count] >= bundle.dropout
+
+
+def _of_whole_micro_batch(place: MaskRows, rows: int, count: int) -> tuple[int, int]:
+    """Return where the `count` inputs of some rows begin among those of the whole micro-batch, and how many
+    these are: a run's masks are the same however many processes share its rows."""
+    width, rest = divmod(count, rows)
+    if rest:
+        raise NotImplementedError(
+            f"a layer of this model sees {count} rows for a batch of {rows} (routed experts?): which "
+            "dropout masks they have in one process is not known; use lora.dropout=0 or "
+            "resources.data_parallel=1"
+        )
+    return place.first * width, place.of * width
 
 
 def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -16,6 +16,14 @@ import torch
 from harness.adapters.adapter import Adapter, FlatGradient, is_power_of_two
 
 
+class MaskRows(NamedTuple):
+    """Which rows of a micro-batch are here, where the others are computed elsewhere."""
+
+    first: int
+    of: int
+    """Rows of the whole micro-batch: masks are drawn for all of them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """Rows [start, stop) of the joint batch belong to `adapter`; all rows, if both are 0."""
@@ -25,6 +33,8 @@ class Segment:
     stop: int
     dropout_key: int | None
     """Seed of this micro-batch's dropout masks; None while evaluating."""
+    mask_rows: MaskRows | None = None
+    """None: the whole micro-batch is here."""
 
 
 def dropout_key(seed: int, micro_batch: int) -> int:
@@ -51,6 +61,7 @@ class Bundle:
         self.layout = first.layout
         self.dropout = first.dropout if segments[0].dropout_key is not None else 0.0
         self.dropout_key: int | None = None
+        self.mask_rows: MaskRows | None = None
         self._flat_KP = (
             first.flat_P.unsqueeze(0)
             if self.count == 1
@@ -75,6 +86,7 @@ class Bundle:
     def begin(self, segments: Sequence[Segment]) -> None:
         """Take the adapters as they are now, for one pass."""
         self.dropout_key = segments[0].dropout_key
+        self.mask_rows = segments[0].mask_rows
         self.written.clear()
         if self.count > 1:
             torch.stack([adapter.flat_P for adapter in self.adapters], out=self._flat_KP)
@@ -192,8 +204,10 @@ class RowPlan:
             for adapter, gradient in zip(bundle.adapters, bundle.finished_gradients(), strict=True)
         }
 
-    def generator(self, device: torch.device, key: int, layer: int) -> torch.Generator:
-        """Return a generator for one layer's mask of one micro-batch."""
+    def generator(self, device: torch.device, key: int, layer: int) -> torch.Generator | None:
+        """Return a generator for one layer's mask of one micro-batch; the meta device has none."""
+        if device.type == "meta":
+            return None
         if device not in self._generators:
             self._generators[device] = torch.Generator(device)
         # Weyl steps keep the seeds of neighbouring layers far apart.

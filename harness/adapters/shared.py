@@ -59,6 +59,8 @@ class SharedBase:
         """Whether PiSSA or OLoRA has changed the weights for an adapter: no other can use them."""
         self.untouched_results: dict[str, dict[str, Estimate]] = {}
         """Evaluations of the base without an adapter, by what was evaluated."""
+        self.keeps_examples_apart: bool | None = None
+        """Whether the model obeys a mask between examples in one row; None until it has been tried."""
         self._can_recompute = False
 
     @cached_property

@@ -5,6 +5,7 @@ Shape suffixes: B rows, T positions, H hidden, V vocabulary, N positions that ca
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,21 +30,31 @@ def target_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
         output = model(
             input_ids=batch.input_ids_BT,
             use_cache=False,
-            **_attention_arguments(batch),
+            **_attention_arguments(model, batch),
         )
     return output.logits[0], batch.targets_BT.reshape(-1)[positions_N]
 
 
-def _attention_arguments(batch: Batch) -> dict[str, torch.Tensor]:
-    """Return mask and positions: none for padded rows, block-diagonal and restarting for packed ones."""
+def _attention_arguments(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    """Return mask and positions: none for padded rows, block-diagonal and restarting for packed ones.
+
+    transformers' `sdpa` takes a boolean mask as one; its `eager` adds whatever it gets to the scores.
+    """
     if batch.segments_BT is None:
         return {}
     segments_BT = batch.segments_BT
     length = segments_BT.shape[1]
     same_BTT = segments_BT.unsqueeze(2) == segments_BT.unsqueeze(1)
     causal_TT = torch.ones(length, length, dtype=torch.bool, device=segments_BT.device).tril()
+    attend_B1TT = (same_BTT & causal_TT).unsqueeze(1)
+    config: Any = model.config
+    mask_B1TT = attend_B1TT
+    if config._attn_implementation == "eager":
+        dtype = next(model.parameters()).dtype
+        mask_B1TT = torch.zeros(attend_B1TT.shape, dtype=dtype, device=attend_B1TT.device)
+        mask_B1TT.masked_fill_(~attend_B1TT, torch.finfo(dtype).min)
     return {
-        "attention_mask": (same_BTT & causal_TT).unsqueeze(1),  # [B, 1, T, T], True: attend
+        "attention_mask": mask_B1TT,
         "position_ids": restarting_positions(segments_BT),
     }
 

@@ -4,13 +4,17 @@ Torch is imported only when everything that can be refused without it has been.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from harness.compose import compose_run
 from harness.config import RunConfig
 from harness.console import RunDisplay, print_result
 from harness.record import Record, RunStatus
-from harness.request import make_request, settled_record
+from harness.request import Request, make_request, settled_record
 from harness.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from harness.training.ranks import Ranks
 
 _EXIT_CODES = {RunStatus.completed: 0, RunStatus.interrupted: 130}
 
@@ -26,21 +30,34 @@ def run_command(overrides: Sequence[str], *, as_json: bool) -> int:
 def run(config: RunConfig) -> tuple[Record, RunDirectory]:
     """Train one run and return its record. A run that has ended well before is not trained again."""
     request = make_request(config)
-    directory, source, fingerprint = request.directory, request.source, request.fingerprint
+    directory = request.directory
     settled = settled_record(directory)
     if settled is not None:
         return settled, directory
     if directory.path.is_dir():
         with directory.lock():
             pass  # a run that another process trains is refused before torch is loaded
+    if config.resources.data_parallel > 1:
+        from harness.parallel.launcher import train_in_ranks
 
+        return train_in_ranks(request), directory
+    return train_request(request), directory
+
+
+def train_request(
+    request: Request, ranks: "Ranks | None" = None, *, is_probe: bool = False
+) -> Record:
+    """Train a run in this process, with the help of other `ranks` if there are any; return its record."""
     from harness.measure.memory import is_out_of_memory
     from harness.training.entry import record_without_base
     from harness.training.launch import make_job, open_base, prepare
     from harness.training.packing import Packing
+    from harness.training.passes import ALONE
     from harness.training.session import Queue, RunEnded, train
     from harness.training.stop import stop_on_signals
 
+    config, source, fingerprint = request.config, request.source, request.fingerprint
+    directory = request.directory
     data = prepare(config, source, fingerprint)
     with RunDisplay(request.identity.run_id) as display:
         try:
@@ -50,14 +67,18 @@ def run(config: RunConfig) -> tuple[Record, RunDirectory]:
                 raise
             with directory.lock():
                 job = make_job(request, data)
-                return record_without_base(job, error), directory
+                return record_without_base(job, error)
         with directory.lock(), stop_on_signals() as stop:
             settled = settled_record(directory)  # by a process that held the lock until just now
             if settled is not None:
-                return settled, directory
+                return settled
             job = make_job(request, data)
-            for event in train(shared, Queue([job]), packing=Packing(max_slots=1), stop=stop):
+            job.is_probe = is_probe
+            packing = Packing(max_slots=1)
+            for event in train(
+                shared, Queue([job]), packing=packing, stop=stop, ranks=ranks or ALONE
+            ):
                 display.show(event)
                 if isinstance(event, RunEnded):
-                    return event.record, directory
+                    return event.record
     raise KeyboardInterrupt  # asked to stop before the run was admitted

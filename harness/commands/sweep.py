@@ -35,6 +35,11 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
     question = load_question(name, overrides)
     points = check_space(question)
     base = compose_run(base_of(question))
+    if base.resources.data_parallel > 1:
+        raise RequestError(
+            f"resources.data_parallel={base.resources.data_parallel} belongs to one run, and a sweep gives "
+            "each device runs of its own; leave it out here, or use `harness run`"
+        )
     directory = SweepDirectory(Path(base.paths.out), question.name)
     if dry_run:
         check_without_device(points, directory)

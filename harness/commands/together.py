@@ -34,6 +34,7 @@ def run_together(configs: Sequence[RunConfig], capacity: int) -> list[Record]:
 
 
 def _train_cohort(requests: Sequence[Request], capacity: int) -> list[Record]:
+    from harness.training.entry import RunEntry
     from harness.training.launch import make_job, open_base, prepare
     from harness.training.packing import Packing
     from harness.training.session import Queue, RunEnded, train
@@ -46,7 +47,7 @@ def _train_cohort(requests: Sequence[Request], capacity: int) -> list[Record]:
             held.enter_context(request.directory.lock())
         jobs = (make_job(request, data) for request, data in zip(requests, prepared, strict=True))
         shared = open_base(first.config, first.source, first.fingerprint)
-        packing = Packing(max_slots=capacity)
+        packing = Packing(max_slots=capacity, predicted_bytes=RunEntry.predicted_pass_bytes)
         events = train(shared, Queue(jobs), packing=packing, stop=stop)
         records = [event.record for event in events if isinstance(event, RunEnded)]
     if stop:

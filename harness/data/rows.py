@@ -34,6 +34,15 @@ class Batch:
         """Positions fed to the model, padding included."""
         return self.input_ids_BT.numel()
 
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`."""
+        segments_BT = self.segments_BT
+        return Batch(
+            input_ids_BT=self.input_ids_BT.to(device, non_blocking=True),
+            targets_BT=self.targets_BT.to(device, non_blocking=True),
+            segments_BT=None if segments_BT is None else segments_BT.to(device, non_blocking=True),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRows:

@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from harness.base.forward import loss_positions, target_logits
+from harness.data.compact import trimmed
 from harness.data.rows import Batch, TokenRows
 from harness.evals.copies import ALONE, Copies
 from harness.evals.result import EvalResult, token_loss_results
 
 _CHUNK_ELEMENTS = 2**24
 """Logits in float32 at a time, 64 MiB: the rest stays in the model's own type."""
-_ROUND_TO = 8
-"""Trimmed batches are a multiple of this long: matrix products on a GPU want it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +51,7 @@ def score_copies(
     order_N = torch.argsort(rows.lengths_N, stable=True)
     parts: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in range(copies.count)]
     for chosen_B in order_N.split(batch_size):
-        batch = _trimmed(rows, chosen_B, device)
+        batch = trimmed(rows.batch(chosen_B)).to(device)
         for some in copies.parts(batch_size * rows.row_length // batch.num_input_tokens):
             with copies.sharing(some, len(chosen_B)):
                 columns = _score_batch(model, _repeated(batch, len(some)))
@@ -83,19 +82,6 @@ def loss_results(sums: RowSums, cluster_N: torch.Tensor) -> dict[str, EvalResult
         per_cluster(sums.loss_sum_N), per_cluster(sums.correct_N), per_cluster(sums.tokens_N)
     )
     return {f"eval/{name}": result for name, result in results.items()}
-
-
-def _trimmed(rows: TokenRows, chosen_B: torch.Tensor, device: torch.device) -> Batch:
-    """Return the chosen rows on `device`, without the padding that they share."""
-    longest = int(rows.lengths_N[chosen_B].max())
-    length = min(rows.row_length, -(-longest // _ROUND_TO) * _ROUND_TO)
-    batch = rows.batch(chosen_B)
-    segments_BT = batch.segments_BT
-    return Batch(
-        input_ids_BT=batch.input_ids_BT[:, :length].to(device),
-        targets_BT=batch.targets_BT[:, :length].to(device),
-        segments_BT=None if segments_BT is None else segments_BT[:, :length].to(device),
-    )
 
 
 def _repeated(batch: Batch, times: int) -> Batch:

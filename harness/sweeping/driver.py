@@ -25,6 +25,7 @@ from harness.sweeping.messages import (
     Stepped,
     Train,
     Waited,
+    cohort_of,
 )
 from harness.sweeping.pool import END_SECONDS, Died, Pool, WorkerProcess
 from harness.sweeping.trials import Trials
@@ -151,6 +152,7 @@ class Driver:
         desk.began_at = desk.began_at or time.monotonic()
         run.state, run.started = RunState.assigned, False
         desk.runs[run.run_id] = run
+        alone = run.cohort == cohort_of(run.request, alone=True)
         desk.worker.send(
             Train(
                 request=run.request,
@@ -158,7 +160,7 @@ class Driver:
                 sweep=self.trials.question.name,
                 role=run.role,
                 trial=run.trial,
-                max_slots=self._max_slots,
+                max_slots=1 if alone else self._max_slots,
             )
         )
 

@@ -1,25 +1,15 @@
 """From points to checked, identified requests: milliseconds each, since a sweep makes thousands."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from harness.base.source import ModelSource, find_model, model_fingerprint
-from harness.config import (
-    DataConfig,
-    EvalConfig,
-    ModelConfig,
-    OptimConfig,
-    PathsConfig,
-    RunConfig,
-    Schedule,
-    TrackerConfig,
-    TrackerName,
-)
+from harness.config import DataConfig, ModelConfig, PathsConfig, RunConfig
 from harness.data.check import data_fingerprint
 from harness.identity import identify
+from harness.plan.probe import probe_config
 from harness.request import Request, check_writable
 from harness.run_directory import RunDirectory
 from harness.search.composer import Composer, check_cell
@@ -28,9 +18,6 @@ from harness.search.space import Point
 from harness.sweeping.messages import Role
 
 T = TypeVar("T")
-
-PROBE_STEPS = 12
-"""Steps of a probe: the warm-up that is not counted, and enough for a median."""
 
 
 class RequestMaker:
@@ -101,30 +88,3 @@ def base_of(question: Question) -> list[str]:
     given = {override.partition("=")[0] for override in question.base}
     group = [] if "tracker.group" in given else [f"tracker.group={question.name}"]
     return [*question.base, *group]
-
-
-def probe_config(config: RunConfig) -> RunConfig:
-    """Return a few steps of `config` without evaluation, with whatever does not change its cost set aside.
-
-    Learning rate, schedule, alpha and seed cost nothing, so configurations that differ in them share one.
-    """
-    kept = config.optim
-    optim = OptimConfig(
-        name=kept.name,
-        lr=1e-4,
-        loraplus_lr_ratio=kept.loraplus_lr_ratio,
-        schedule=Schedule.constant,
-        max_grad_norm=kept.max_grad_norm,
-        batch_size=kept.batch_size,
-        micro_batch_size=kept.micro_batch_size,
-        steps=PROBE_STEPS,
-        gradient_checkpointing=kept.gradient_checkpointing,
-    )
-    return replace(
-        config,
-        lora=replace(config.lora, alpha=None, alpha_over_rank=1.0, rslora=False),
-        optim=optim,
-        eval=EvalConfig(before=False, generate=False),
-        tracker=TrackerConfig(name=TrackerName.none),
-        seed=0,
-    )

@@ -103,6 +103,7 @@ class Worker:
     def _train(self, first: Train) -> None:
         """Train a cohort: this run and all of its cohort that the driver sends meanwhile."""
         from harness.measure.memory import is_out_of_memory
+        from harness.training.entry import RunEntry
         from harness.training.packing import Packing
         from harness.training.session import train
 
@@ -114,7 +115,10 @@ class Worker:
                 raise
             self._base_does_not_fit(first, error)
             return
-        packing = self._packings.setdefault(first.cohort, Packing(max_slots=first.max_slots))
+        packing = self._packings.setdefault(
+            first.cohort,
+            Packing(max_slots=first.max_slots, predicted_bytes=RunEntry.predicted_pass_bytes),
+        )
         desk = WorkerDesk(self, first)
         for event in train(shared, desk, packing=packing, stop=self.mailbox.stop):
             self._tell(event)

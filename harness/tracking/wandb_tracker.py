@@ -96,7 +96,7 @@ class WandbTracker:
         self._put(_Row(step, numbers, time.time()))
 
     def summary(self, values: Mapping[str, float | None]) -> None:
-        """Queue final values, by metric name or `<phase>.<metric name>`."""
+        """Queue final values: by metric name, `<phase>.<metric name>` or `predicted.<metric name>`."""
         check_metric_names(_metric_of(name) for name in values)
         numbers = {name: plain_number(value) for name, value in values.items()}
         self._put(_Summary(spell_not_finite(numbers)))  # wandb makes a NaN in a summary null
@@ -182,7 +182,7 @@ def _own_environment() -> None:
 
 def _metric_of(name: str) -> str:
     phase, dot, metric = name.partition(".")
-    return metric if dot and phase in PHASES else name
+    return metric if dot and phase in (*PHASES, "predicted") else name
 
 
 def _exit_code(status: RunStatus) -> int:

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from harness.adapters.adapter import Adapter, FlatGradient
-from harness.adapters.rows import Segment
+from harness.adapters.rows import MaskRows, Segment
 from harness.adapters.shared import SharedBase
 from harness.base.forward import target_logits
-from harness.data.rows import Batch
+from harness.data.rows import NO_LOSS, Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,8 @@ class Work:
     loss_tokens: int
     """Loss tokens of the whole optimizer step, over all its micro-batches: the loss's denominator."""
     dropout_key: int | None
+    mask_rows: MaskRows | None = None
+    """Which rows of the run's micro-batch `batch` has; None: all of them."""
     recompute: bool
     """Gradient checkpointing: if any run of a pass asks for it, all of it is recomputed (same numbers)."""
 
@@ -78,20 +80,38 @@ def _segments(work: Sequence[Work]) -> list[Segment]:
     for item in work:
         stop = start + item.batch.input_ids_BT.shape[0]
         segments.append(
-            Segment(adapter=item.adapter.name, start=start, stop=stop, dropout_key=item.dropout_key)
+            Segment(
+                adapter=item.adapter.name,
+                start=start,
+                stop=stop,
+                dropout_key=item.dropout_key,
+                mask_rows=item.mask_rows,
+            )
         )
         start = stop
     return segments
 
 
 def _join(batches: Sequence[Batch], device: torch.device) -> Batch:
-    """Concatenate batches of one row length; the runs of a cohort share it by admission."""
-    first = batches[0]
-    assert all(b.input_ids_BT.shape[1] == first.input_ids_BT.shape[1] for b in batches)
-    assert all((b.segments_BT is None) == (first.segments_BT is None) for b in batches)
-    segments = [b.segments_BT for b in batches if b.segments_BT is not None]
-    return Batch(
-        input_ids_BT=torch.cat([b.input_ids_BT for b in batches]).to(device, non_blocking=True),
-        targets_BT=torch.cat([b.targets_BT for b in batches]).to(device, non_blocking=True),
-        segments_BT=torch.cat(segments).to(device, non_blocking=True) if segments else None,
+    """Concatenate batches: shorter rows are padded, and examples are told apart if they are in one batch.
+
+    Padding stands at the end of a row and changes nothing before it.
+    """
+    length = max(batch.input_ids_BT.shape[1] for batch in batches)
+    has_segments = any(batch.segments_BT is not None for batch in batches)
+
+    def joined(parts: Sequence[torch.Tensor], fill: int) -> torch.Tensor:
+        padded = [F.pad(part, (0, length - part.shape[1]), value=fill) for part in parts]
+        return torch.cat(padded)
+
+    joint = Batch(
+        input_ids_BT=joined([b.input_ids_BT for b in batches], 0),
+        targets_BT=joined([b.targets_BT for b in batches], NO_LOSS),
+        segments_BT=joined([_segment_numbers(b) for b in batches], 0) if has_segments else None,
     )
+    return joint.to(device)
+
+
+def _segment_numbers(batch: Batch) -> torch.Tensor:
+    """Return which example each position belongs to, also where a row is one."""
+    return torch.ones_like(batch.input_ids_BT) if batch.segments_BT is None else batch.segments_BT

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +13,8 @@ from harness.devices import resolved_device
 from harness.measure.memory import PhasePeak, distinct_bytes, process_peak_bytes
 from harness.metrics import MEMORY_PARTS, memory_part_name
 from harness.metrics_log import MetricsLog
+from harness.plan.batch import WINDOW_STEPS
+from harness.plan.subject import predicted_run
 from harness.record import Estimate, MeasuredIn, Record, RunStatus, write_record
 from harness.tracking import open_tracker
 from harness.training.checkpoint import (
@@ -22,6 +25,9 @@ from harness.training.checkpoint import (
 from harness.training.heap import give_back_freed_memory
 from harness.training.job import Job
 from harness.training.slot import Slot
+
+if TYPE_CHECKING:
+    from harness.plan.prediction import Prediction
 
 
 def record_without_base(job: Job, error: BaseException) -> Record:
@@ -186,6 +192,9 @@ class RunEntry:
         if self._slot is not None:
             record.metrics = self._final_metrics()
             record.measured_in = self._measured_in()
+            if status is RunStatus.completed and not self.shared_process:
+                prediction = self._prediction()
+                record.predicted = {} if prediction is None else dict(prediction.metrics())
         for phase, results in (("before", self.before), ("after", self.after)):
             if results is not None:
                 record.evals[phase] = results
@@ -196,13 +205,32 @@ class RunEntry:
         record.wall_seconds = self._wall_seconds()
         self._metrics.close()
         after = {name: result.value for name, result in (self.after or {}).items()}
-        self._tracker.summary({**record.metrics, **after})
+        predicted = {f"predicted.{name}": value for name, value in record.predicted.items()}
+        self._tracker.summary({**record.metrics, **predicted, **after})
         for note in self._tracker.finish(status):
             self.note(note)
         write_record(self.job.directory.record, record)
         if self._slot is not None:
             self.shared.detach(self._slot.adapter)
         return record
+
+    def predicted_pass_bytes(self) -> int:
+        """Return what the planner says that a pass of this run alone needs; 0 where it cannot say."""
+        prediction = self._prediction()
+        if prediction is None:
+            return 0
+        momentary = prediction.transient_bytes if prediction.device == "cuda" else 0
+        return prediction.parts["activation"] + momentary
+
+    def _prediction(self) -> "Prediction | None":
+        """Return what the planner says of this run; a plan that breaks costs the run nothing."""
+        steps = WINDOW_STEPS if self.job.is_probe else self.slot.total_steps
+        rows = self.job.data.train
+        try:
+            return predicted_run(self.shared.base.source, self.job.config, rows, steps)
+        except Exception as error:
+            self.note(f"its cost could not be predicted: {type(error).__name__}: {error}")
+            return None
 
     def _measured_in(self) -> MeasuredIn:
         if self.shared_process:

@@ -1,17 +1,20 @@
 """From a validated configuration to data and base; what can be refused is refused before weights load."""
 
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from harness.adapters.shared import SharedBase
-from harness.base.build import build_base, inspect_model, load_tokenizer
+from harness.base.build import ModelOutline, build_base, inspect_model, load_tokenizer
 from harness.base.layout import adapted_layers
 from harness.base.library_faults import cure_bitsandbytes
 from harness.base.source import ModelSource
-from harness.config import RunConfig
+from harness.config import ModelConfig, RunConfig
 from harness.data.prepare import PreparedData, prepare_data
-from harness.devices import resolved_device
+from harness.devices import resolved_device, threads_per_process
 from harness.errors import RequestError
 from harness.measure.memory import PhasePeak
 from harness.provenance import collect_provenance, write_code_diff
@@ -26,10 +29,9 @@ def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepare
     """
     cure_bitsandbytes()
     if config.resources.threads is not None:
-        torch.set_num_threads(config.resources.threads)
-    outline = inspect_model(source, config.model)
+        torch.set_num_threads(threads_per_process(config.resources))
+    outline, tokenizer = _described(_Asked(source, config.model, fingerprint))
     adapted_layers(config.lora, outline.linears)
-    tokenizer = load_tokenizer(source, config.model)
     data = prepare_data(config.data, tokenizer, fingerprint, cache_directory(config) / "data")
     data.rows(config.eval.split)
     longest = max(data.train.row_length, data.rows(config.eval.split).row_length)
@@ -39,6 +41,24 @@ def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepare
             f"model={config.model.name} has {outline.max_positions} positions; use at most that"
         )
     return data
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A model, as what a worker's next runs will ask for again; equal where it prints the same."""
+
+    source: ModelSource
+    model: ModelConfig
+    fingerprint: str
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+@lru_cache(maxsize=8)
+def _described(asked: _Asked) -> tuple[ModelOutline, Any]:
+    """Return a model's outline and its tokenizer."""
+    return inspect_model(asked.source, asked.model), load_tokenizer(asked.source, asked.model)
 
 
 def open_base(config: RunConfig, source: ModelSource, fingerprint: str) -> SharedBase:

@@ -1,13 +1,14 @@
 """How many runs have a slot, and how many of them share a forward pass: by memory and by measured time.
 
-Whether packing pays depends on the machine, the base, the rows and what else the processor does, so it is
-timed: on passes that train the runs anyway, sizes 1, 2, 4, … are tried for as long as a run's share of the
-pass does not grow. Where no size is clearly faster than one run at a time, runs train one at a time.
+The planner says how many fit before a pass has been measured. Whether sharing one pays depends on the
+machine, the base, the rows and what else the processor does, so it is timed: on passes that train the runs
+anyway, sizes 1, 2, 4, … are tried for as long as a run's share of the pass does not grow. Where no size is
+clearly faster than one run at a time, runs train one at a time.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import psutil
@@ -136,11 +137,22 @@ class _Sizes:
 class Packing:
     """Decides which runs make the next micro-step, in which passes, and how many may be admitted."""
 
-    def __init__(self, *, max_slots: int, memory_bytes: int | None = None) -> None:
-        """At most `max_slots` runs side by side; `memory_bytes` of the device are ours (None: all of it)."""
+    def __init__(
+        self,
+        *,
+        max_slots: int,
+        memory_bytes: int | None = None,
+        predicted_bytes: Callable[[RunEntry], int] | None = None,
+    ) -> None:
+        """At most `max_slots` runs side by side.
+
+        `memory_bytes` of the device are ours (None: all of it). `predicted_bytes` says what a pass of one run
+        needs, before one has been measured.
+        """
         assert max_slots >= 1, f"max_slots={max_slots}"
         self.max_slots = max_slots
         self.memory_bytes = memory_bytes
+        self._predicted_bytes = predicted_bytes
         self._sizes: dict[Key, _Sizes] = {}
         self._bytes_known: set[tuple[Key, int]] = set()
         self._present: list[Key] = []
@@ -162,6 +174,9 @@ class Packing:
         for entry in entries:
             kinds.setdefault(_key(entry), []).append(entry)
         self._present = list(kinds)
+        for key, kind in kinds.items():
+            if key not in self._sizes and self.max_slots > 1 and self._predicted_bytes is not None:
+                self._bound(kind, self._predicted_bytes(kind[0]))
         return [kind[: self._of(key).size(len(kind))] for key, kind in kinds.items()]
 
     def is_timing(self, group: Sequence[RunEntry]) -> bool:
@@ -179,16 +194,17 @@ class Packing:
 
     def observe_bytes(self, group: Sequence[RunEntry], pass_bytes: int) -> None:
         """Bound the size of a pass by memory: `pass_bytes` were needed for `group`, and free again now."""
-        key, device = _key(group[0]), group[0].shared.base.device
-        self._bytes_known.add((key, len(group)))
+        self._bytes_known.add((_key(group[0]), len(group)))
+        self._bound(group, pass_bytes / len(group))
+
+    def _bound(self, group: Sequence[RunEntry], pass_bytes_per_run: float) -> None:
+        """Allow as many runs in a pass as have room, each with its gradient and two moments in float32."""
+        device = group[0].shared.base.device
         adapter = max(entry.slot.adapter.num_bytes for entry in group)
-        per_run = (
-            pass_bytes / len(group) + 4 * adapter
-        )  # with gradient and two moments, all float32
+        per_run = pass_bytes_per_run + 4 * adapter
         free = MEMORY_SHARE * self._limit(device) - _used_bytes(device)
-        fits = max(1, int(free / per_run))
-        sizes = self._of(key)
-        sizes.most = min(fits, sizes.ceiling)
+        sizes = self._of(_key(group[0]))
+        sizes.most = min(max(1, int(free / per_run)), sizes.ceiling)
 
     def ran_out(self, group: Sequence[RunEntry]) -> int:
         """Return how many runs may share a pass from now on: `group` did not fit into the memory."""

@@ -8,21 +8,37 @@ import torch
 
 from harness.adapters.shared import SharedBase
 from harness.measure.memory import PhasePeak, SavedBytes, is_out_of_memory
-from harness.training.cohort import Gradient, packed_gradients
+from harness.training.cohort import Gradient, Work, packed_gradients
 from harness.training.entry import RunEntry
 from harness.training.packing import Packing
-from harness.training.slot import clip
+from harness.training.ranks import Ranks
+from harness.training.slot import Slot, clip
 
 Outcome = Gradient | Exception
 """What a run gets out of a pass."""
 
 
+class Alone:
+    """One process, which computes everything itself."""
+
+    size = 1
+
+    def gradients(
+        self, shared: SharedBase, slots: Sequence[Slot], work: Sequence[Work]
+    ) -> list[Gradient]:
+        """Return the gradients of one packed pass."""
+        return packed_gradients(shared, work)
+
+
+ALONE = Alone()
+
+
 def advance(
-    shared: SharedBase, packing: Packing, group: list[RunEntry]
+    shared: SharedBase, packing: Packing, group: list[RunEntry], ranks: Ranks
 ) -> list[tuple[RunEntry, Outcome]]:
     """Run one micro-step of `group` and give each run its gradient, or say what went wrong in it."""
     started = time.perf_counter()
-    outcomes = _gradients(shared, packing, group)
+    outcomes = _gradients(shared, packing, group, ranks)
     received = [entry for entry, outcome in outcomes if isinstance(outcome, Gradient)]
     for entry, outcome in outcomes:
         if isinstance(outcome, Gradient):
@@ -39,7 +55,7 @@ def advance(
 
 
 def _gradients(
-    shared: SharedBase, packing: Packing, group: list[RunEntry]
+    shared: SharedBase, packing: Packing, group: list[RunEntry], ranks: Ranks
 ) -> list[tuple[RunEntry, Outcome]]:
     """Return the gradients of one forward pass; where it fails, find out whose fault it was.
 
@@ -49,7 +65,7 @@ def _gradients(
     try:
         work = [entry.slot.next_work() for entry in group]
         with _counted(shared, packing, group):
-            gradients = packed_gradients(shared, work)
+            gradients = ranks.gradients(shared, [entry.slot for entry in group], work)
         return list(zip(group, gradients, strict=True))
     except Exception as error:
         if is_out_of_memory(error):
@@ -60,7 +76,7 @@ def _gradients(
             return [(entry, error) for entry in group]
     if shared.base.device.type == "cuda":  # out here, where the failed pass's tensors are free
         torch.cuda.empty_cache()
-    return [outcome for part in parts for outcome in _gradients(shared, packing, part)]
+    return [outcome for part in parts for outcome in _gradients(shared, packing, part, ranks)]
 
 
 def _smaller(packing: Packing, group: list[RunEntry]) -> list[list[RunEntry]] | None:
@@ -89,7 +105,7 @@ def _counted(shared: SharedBase, packing: Packing, group: Sequence[RunEntry]) ->
     the CUDA allocator tells.
     """
     first, device = group[0], shared.base.device
-    alone = len(group) == 1 and first.slot.activation_bytes is None and not first.shared_process
+    alone = len(group) == 1 and not first.shared_process and first.slot.counts_activations()
     if not alone and not packing.wants_bytes(group):
         yield
         return
@@ -102,7 +118,7 @@ def _counted(shared: SharedBase, packing: Packing, group: Sequence[RunEntry]) ->
     with saved.counting():
         yield
     if alone:
-        first.slot.activation_bytes = saved.total
+        first.slot.count_activations(saved.total)
     if packing.wants_bytes(group):
         needed = peak.read() - before if device.type == "cuda" else saved.total
         packing.observe_bytes(group, needed)

@@ -9,9 +9,11 @@ import math
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from harness.adapters.decoded import decoded
 from harness.adapters.shared import SharedBase
 from harness.errors import RunFailed
 from harness.evals.evaluate import LOSS_METRICS
@@ -22,7 +24,8 @@ from harness.training.evaluation import evaluate_together, evaluate_untouched
 from harness.training.heap import keep_freed_memory
 from harness.training.job import Job
 from harness.training.packing import Packing
-from harness.training.passes import Outcome, advance
+from harness.training.passes import ALONE, Outcome, advance
+from harness.training.ranks import Ranks, check_size
 from harness.training.stop import StopRequest
 
 
@@ -88,33 +91,47 @@ class _Session:
     desk: Desk
     packing: Packing
     stop: StopRequest
+    ranks: Ranks
     entries: list[RunEntry] = field(default_factory=list)
     """In the order of their admission."""
     postponed: deque[Job] = field(default_factory=deque)
     """Runs for which there was no memory beside the others; they are the next."""
+    may_share: bool = field(init=False)
+    """Whether runs may train side by side: then no run's costs are its own, even of one that is alone."""
+
+    def __post_init__(self) -> None:
+        self.may_share = self.packing.max_slots > 1
 
 
 def train(
-    shared: SharedBase, desk: Desk, *, packing: Packing, stop: StopRequest
+    shared: SharedBase,
+    desk: Desk,
+    *,
+    packing: Packing,
+    stop: StopRequest,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Event]:
     """Train what `desk` gives, as many side by side as `packing` finds good.
 
     Ends when no run is left and the desk has none, or, with a checkpoint of each, when `stop` is asked for.
     """
-    session = _Session(shared, desk, packing, stop)
+    session = _Session(shared, desk, packing, stop, ranks)
     if shared.base.device.type == "cpu":
         keep_freed_memory()
     try:
-        while True:
-            yield from _admit(session)
-            yield from _give_up(session)
-            if not session.entries:
-                return
-            if stop.signal is not None:
-                yield from _interrupt(session, stop.signal.name)
-                return
-            for group in packing.groups(session.entries):
-                yield from _after_pass(session, advance(shared, packing, group))
+        with ExitStack() as whole:
+            if session.may_share:  # what it costs is told by probes and by runs alone
+                whole.enter_context(decoded(shared.base))
+            while True:
+                yield from _admit(session)
+                yield from _give_up(session)
+                if not session.entries:
+                    return
+                if stop.signal is not None:
+                    yield from _interrupt(session, stop.signal.name)
+                    return
+                for group in packing.groups(session.entries):
+                    yield from _after_pass(session, advance(shared, packing, group, ranks))
     finally:  # whoever consumes us has gone, or a second Ctrl-C: say so on disk, save nothing more
         for entry in list(session.entries):
             _end(session, entry, RunStatus.interrupted, "stopped at once")
@@ -127,11 +144,10 @@ def _admit(session: _Session) -> Iterator[Event]:
         if job is None:
             return
         entry = RunEntry(job, session.shared)
+        entry.shared_process = session.may_share
         session.entries.append(entry)
-        if len(session.entries) > 1:
-            for each in session.entries:
-                each.shared_process = True
         try:
+            check_size(job.config.resources.data_parallel, session.ranks.size)
             entry.start()
             _evaluate_before(session, entry)
         except Exception as error:

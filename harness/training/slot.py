@@ -6,6 +6,8 @@ Nothing here draws from a shared generator or looks at another slot.
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -14,15 +16,28 @@ from harness.adapters.rows import dropout_key
 from harness.adapters.shared import SharedBase
 from harness.data.order import batch_rows, steps_for
 from harness.data.rows import Batch
-from harness.measure.throughput import StepClock
+from harness.measure.throughput import WARMUP_STEPS, StepClock
+from harness.plan.batch import largest_micro_batch
 from harness.training.checkpoint import Checkpoint, Progress
 from harness.training.cohort import Gradient, Work
 from harness.training.job import Job
+from harness.training.layout import without_padding
 from harness.training.optimizers import (
     AdapterOptimizer,
     clip_gradients,
     learning_rate_factor,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _MicroBatch:
+    """A micro-batch of the step in progress."""
+
+    padded: Batch
+    """As the data set has its rows."""
+    batch: Batch
+    """As the model sees it."""
+    loss_tokens: int
 
 
 class Slot:
@@ -38,6 +53,7 @@ class Slot:
         self.best_adapter: dict[str, torch.Tensor] | None = None
         self.clock = StepClock()
         self.activation_bytes: int | None = None
+        self._counted_size = (0, 0)
         optim, rows = job.config.optim, len(job.data.train)
         self.micro_batch_size = optim.micro_batch_size or optim.batch_size
         if optim.steps is not None:
@@ -45,7 +61,8 @@ class Slot:
         else:
             assert optim.epochs is not None
             self.total_steps = steps_for(optim.epochs, rows, optim.batch_size)
-        self._waiting: deque[tuple[Batch, int]] = deque()  # with its loss tokens
+        self._first_step = _first_probed_step(job) if job.is_probe else 0
+        self._waiting: deque[_MicroBatch] = deque()
         self._loss_tokens = 0
         self._input_tokens = 0
         self._loss: torch.Tensor | None = None
@@ -62,11 +79,11 @@ class Slot:
         if not self._waiting:
             self._begin_step(micro)
         done = optim.batch_size // micro - len(self._waiting)
-        batch, batch_loss_tokens = self._waiting[0]
+        first = self._waiting[0]
         return Work(
             adapter=self.adapter,
-            batch=batch,
-            batch_loss_tokens=batch_loss_tokens,
+            batch=first.batch,
+            batch_loss_tokens=first.loss_tokens,
             loss_tokens=self._loss_tokens,
             dropout_key=None
             if self.config.lora.dropout == 0
@@ -79,13 +96,37 @@ class Slot:
     def _begin_step(self, micro: int) -> None:
         rows = self.job.data.train
         optim = self.config.optim
-        order = batch_rows(len(rows), optim.batch_size, self.config.seed, self.progress.step)
-        batches = [rows.batch(part) for part in order.split(micro)]
-        self._waiting.extend((batch, batch.num_loss_tokens) for batch in batches)
-        self._loss_tokens = sum(tokens for _, tokens in self._waiting)
-        self._input_tokens = sum(batch.num_input_tokens for batch in batches)
+        step = self._first_step + self.progress.step
+        order = batch_rows(len(rows), optim.batch_size, self.config.seed, step)
+        self._waiting.extend(self._laid_out(rows.batch(part)) for part in order.split(micro))
+        self._loss_tokens = sum(each.loss_tokens for each in self._waiting)
+        self._input_tokens = sum(each.batch.num_input_tokens for each in self._waiting)
         self._loss = self._gradient = None
         self._seconds = 0.0
+
+    def _laid_out(self, padded: Batch) -> "_MicroBatch":
+        """Return a micro-batch without the positions that do not matter.
+
+        Dropout masks are drawn for all positions of the padded rows: with dropout these stay as they are.
+        """
+        batch = padded if self.config.lora.dropout else without_padding(self.shared, padded)
+        return _MicroBatch(padded, batch, padded.num_loss_tokens)
+
+    def counts_activations(self) -> bool:
+        """Say whether the next micro-batch may keep more activations than those counted so far."""
+        first = self._waiting[0]
+        size = first.batch.num_input_tokens, first.loss_tokens
+        if size[0] <= self._counted_size[0] and size[1] <= self._counted_size[1]:
+            return False
+        self._counted_size = (
+            max(size[0], self._counted_size[0]),
+            max(size[1], self._counted_size[1]),
+        )
+        return True
+
+    def count_activations(self, saved_bytes: int) -> None:
+        """Remember what one micro-batch has kept for backward, if it is the most so far."""
+        self.activation_bytes = max(saved_bytes, self.activation_bytes or 0)
 
     def shrink_micro_batch(self) -> bool:
         """Go on in smaller micro-batches, half as large where that divides; False where they have one row.
@@ -97,10 +138,21 @@ class Slot:
         if smaller is None:
             return False
         self.micro_batch_size = smaller
-        self.activation_bytes = None
-        parts = [part for batch, _ in self._waiting for part in _split(batch, smaller)]
-        self._waiting = deque((part, part.num_loss_tokens) for part in parts)
+        self.activation_bytes, self._counted_size = None, (0, 0)
+        parts = [part for each in self._waiting for part in _split(each.padded, smaller)]
+        self._waiting = deque(self._laid_out(part) for part in parts)
         return True
+
+    def shares(self, count: int) -> list[Batch]:
+        """Return the micro-batch in progress in `count` parts, as equal as they can be, some perhaps empty.
+
+        Each is laid out for itself; joined, the parts' rows are those of the micro-batch, in its order.
+        """
+        padded = self._waiting[0].padded
+        rows = padded.input_ids_BT.shape[0]
+        edges = [rows * part // count for part in range(count + 1)]
+        parts = [_rows(padded, start, stop) for start, stop in pairwise(edges)]
+        return [self._laid_out(part).batch if part.input_ids_BT.numel() else part for part in parts]
 
     def receive(self, gradient: Gradient) -> None:
         """Add one micro-batch's gradient to the step's."""
@@ -185,18 +237,26 @@ class Slot:
         self.best_adapter = checkpoint.best_adapter
 
 
+def _first_probed_step(job: Job) -> int:
+    """Return the step from which a probe draws its rows: the largest micro-batch is among its own."""
+    _, largest = largest_micro_batch(job.config, job.data.train)
+    return max(0, largest - WARMUP_STEPS)
+
+
 def _split(batch: Batch, rows: int) -> list[Batch]:
     """Return a batch in parts of so many rows."""
     starts = range(0, batch.input_ids_BT.shape[0], rows)
+    return [_rows(batch, start, start + rows) for start in starts]
+
+
+def _rows(batch: Batch, start: int, stop: int) -> Batch:
+    """Return rows [start, stop) of a batch."""
     segments_BT = batch.segments_BT
-    return [
-        Batch(
-            input_ids_BT=batch.input_ids_BT[start : start + rows],
-            targets_BT=batch.targets_BT[start : start + rows],
-            segments_BT=None if segments_BT is None else segments_BT[start : start + rows],
-        )
-        for start in starts
-    ]
+    return Batch(
+        input_ids_BT=batch.input_ids_BT[start:stop],
+        targets_BT=batch.targets_BT[start:stop],
+        segments_BT=None if segments_BT is None else segments_BT[start:stop],
+    )
 
 
 def clip(slots: Sequence[Slot]) -> torch.Tensor:

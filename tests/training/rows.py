@@ -31,6 +31,9 @@ def random_rows(count: int = 32, length: int = 48, vocabulary: int = 259) -> Tok
 def job_on_random_rows(config: RunConfig) -> Job:
     """Return what a Slot reads of a job: configuration, name and training rows."""
     fields: Any = SimpleNamespace(
-        config=config, run_id=f"seed{config.seed}", data=SimpleNamespace(train=random_rows())
+        config=config,
+        run_id=f"seed{config.seed}",
+        data=SimpleNamespace(train=random_rows()),
+        is_probe=False,
     )
     return cast(Job, fields)

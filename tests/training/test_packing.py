@@ -153,6 +153,16 @@ def test_the_size_grows_only_as_predicted_memory_allows() -> None:
     assert packing.slots == 4  # five fifths are more than nine tenths
 
 
+def test_a_prediction_bounds_the_size_until_a_pass_has_been_measured() -> None:
+    free = 10**12
+    packing = Packing(max_slots=16, memory_bytes=free, predicted_bytes=lambda entry: free // 5)
+    simulate(packing, lambda n: 0.1 + 0.01 * n, runs=16, passes=60)
+    assert packing.slots == 4
+    packing.observe_bytes([entry(adapter_bytes=0)], pass_bytes=free // 3)
+    simulate(packing, lambda n: 0.1 + 0.01 * n, runs=16, passes=60)
+    assert packing.slots == 2
+
+
 def test_a_pass_that_has_run_out_of_memory_is_the_last_of_its_size() -> None:
     packing = Packing(max_slots=16)
     assert packing.ran_out([entry() for _ in range(8)]) == 4

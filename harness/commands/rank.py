@@ -1,0 +1,85 @@
+"""One rank of a run with `resources.data_parallel` above 1, as torchrun starts it."""
+
+import os
+import signal
+import sys
+import traceback
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from harness.errors import RequestError
+from harness.parallel.meeting import REFUSED, STOPPED, Meeting, rank_log
+from harness.request import Request
+
+
+def main(directory: Path) -> int:
+    """Take part in the run that is asked for in `directory`; return the exit code, 0 wherever a record tells
+    how the run has ended."""
+    meeting, rank = Meeting(directory), int(os.environ["RANK"])
+    request, sys.argv = meeting.asked()
+    _write_output_to(rank_log(request, rank), keep_stderr=rank == 0)
+    if rank == 0:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the run itself listens
+        meeting.leader.write_text(str(os.getpid()))
+    else:  # the leader decides, and without it there is nothing to do
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        _take_part(request)
+    except RequestError as error:
+        meeting.refusal.write_text(str(error), encoding="utf-8")
+        return REFUSED
+    except KeyboardInterrupt:
+        return STOPPED
+    except Exception:
+        os.write(2, traceback.format_exc().encode())
+        return 1
+    return 0
+
+
+def _take_part(request: Request) -> None:
+    """Lead or follow; that another rank is lost is not this one's failure."""
+    from harness.base.library_faults import cure_bitsandbytes
+    from harness.commands.run import train_request
+    from harness.parallel.follower import Follower
+    from harness.parallel.group import RankLost, join
+    from harness.parallel.leader import Leader
+    from harness.parallel.watch import Watch
+    from harness.training.launch import open_base
+
+    cure_bitsandbytes()
+    try:
+        with join(request.config.resources) as group:
+            watch = Watch([pid for pid in group.exchange(os.getpid()) if pid != os.getpid()])
+            watch.start()
+            if group.is_leader:
+                logs = [rank_log(request, rank) for rank in range(group.size)]
+                with Leader(group, logs) as leader:
+                    train_request(request, leader)
+                    watch.end()
+            else:
+                resources = replace(request.config.resources, device=str(group.device))
+                config = replace(request.config, resources=resources)
+                open_ours = partial(open_base, config, request.source, request.fingerprint)
+                Follower(group, open_ours).follow()
+                watch.end()
+    except RankLost as lost:
+        os.write(2, f"{lost}\n".encode())
+
+
+def _write_output_to(log: Path, *, keep_stderr: bool) -> None:
+    """Send what this process and its libraries print to `log`; sys.stderr may stay what shows progress."""
+    terminal = os.dup(2)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    if keep_stderr:
+        sys.stderr = open(terminal, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    else:
+        os.close(terminal)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,90 @@
+"""Batches without the positions that cannot matter: padding, and tokens after the last that carries loss.
+
+A batch stays the same batch: the same examples, targets and positions within each example. Only where they
+lie changes, so losses and gradients are equal up to rounding, and the layout depends on nothing but the
+batch itself. Shape suffixes: B rows of a batch, T positions of a row, M positions that are kept.
+"""
+
+import numpy as np
+import torch
+
+from harness.data.packing import pack
+from harness.data.rows import NO_LOSS, Batch
+
+MAX_FOLDED_LENGTH = 512
+"""Positions of a row up to which examples are put together: the mask between them has T x T elements a row,
+and attention over a whole row costs more than over its examples."""
+_MIN_SAVING = 0.1
+"""Share of a batch's positions that folding must save over cutting off what all rows have in common."""
+_ROUND_TO = 8
+"""Rows that are cut are a multiple of this long: matrix products on a GPU want it."""
+
+
+def trimmed(batch: Batch) -> Batch:
+    """Return a batch of padded rows without the positions at the end that carry nothing in any row."""
+    length = batch.targets_BT.shape[1]
+    if batch.segments_BT is not None:
+        return batch
+    longest = min(length, -(-int(useful_lengths(batch).max()) // _ROUND_TO) * _ROUND_TO)
+    if longest == length:
+        return batch
+    return Batch(
+        input_ids_BT=batch.input_ids_BT[:, :longest],
+        targets_BT=batch.targets_BT[:, :longest],
+        segments_BT=None,
+    )
+
+
+def folded(batch: Batch) -> Batch:
+    """Return a batch of padded rows as fewer rows of the same length, several examples in each.
+
+    Examples are numbered by `segments_BT`, as packed rows are, and see only themselves. Where that saves
+    little, or the rows are long, the batch is only trimmed.
+    """
+    length = batch.targets_BT.shape[1]
+    if batch.segments_BT is not None or length > MAX_FOLDED_LENGTH:
+        return trimmed(batch)
+    lengths = useful_lengths(batch).numpy()
+    groups = pack(lengths.tolist(), length)
+    cut = trimmed(batch)
+    if len(groups) * length > (1 - _MIN_SAVING) * cut.num_input_tokens:
+        return cut
+    order = np.concatenate(groups)
+    kept = lengths[order]
+    ends = np.cumsum(kept)
+    offset_M = np.arange(ends[-1]) - np.repeat(ends - kept, kept)  # position within the example
+    starts = np.concatenate(
+        [row * length + np.cumsum([0, *lengths[group[:-1]]]) for row, group in enumerate(groups)]
+    )
+    number = np.concatenate([np.arange(1, len(group) + 1) for group in groups])
+    from_M = torch.from_numpy(np.repeat(order * length, kept) + offset_M)
+    to_M = torch.from_numpy(np.repeat(starts, kept) + offset_M)
+    shape = (len(groups), length)
+    return Batch(
+        input_ids_BT=_moved(batch.input_ids_BT, from_M, to_M, shape, fill=0),
+        targets_BT=_moved(batch.targets_BT, from_M, to_M, shape, fill=NO_LOSS),
+        segments_BT=torch.zeros(shape, dtype=torch.int64)
+        .view(-1)
+        .index_put_((to_M,), torch.from_numpy(np.repeat(number, kept)))
+        .view(shape),
+    )
+
+
+def useful_lengths(batch: Batch) -> torch.Tensor:
+    """Return, for each row int64 [B], the positions up to the last that carries loss; at least 1."""
+    carries_BT = batch.targets_BT != NO_LOSS
+    place_T = torch.arange(1, carries_BT.shape[1] + 1)
+    return (carries_BT * place_T).amax(dim=1).clamp_(min=1)
+
+
+def _moved(
+    source_BT: torch.Tensor,
+    from_M: torch.Tensor,
+    to_M: torch.Tensor,
+    shape: tuple[int, int],
+    *,
+    fill: int,
+) -> torch.Tensor:
+    moved = source_BT.new_full(shape, fill).view(-1)
+    moved[to_M] = source_BT.reshape(-1)[from_M]
+    return moved.view(shape)

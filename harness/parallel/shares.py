@@ -1,0 +1,115 @@
+"""How the rows of a pass are divided among ranks, and what one rank makes of its share.
+
+A run's loss is a sum over its loss tokens divided by those of the whole step. Each rank sums over its own
+rows and divides by the same number, so that the ranks' losses and gradients add up to those of one process.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from harness.adapters.adapter import Adapter, FlatGradient
+from harness.adapters.rows import MaskRows
+from harness.adapters.shared import SharedBase
+from harness.data.rows import Batch
+from harness.measure.memory import is_out_of_memory
+from harness.parallel.group import Group
+from harness.parallel.orders import Fault, Share
+from harness.training.cohort import Gradient, Work, packed_gradients
+from harness.training.slot import Slot
+
+
+def divided(slot: Slot, work: Work, size: int) -> list[Share | None]:
+    """Return each rank's rows of a slot's micro-batch; None for a rank without any."""
+    parts = slot.shares(size)
+    keys = work.dropout_key is not None
+    shares: list[Share | None] = []
+    first = 0
+    for part in parts:
+        rows = part.input_ids_BT.shape[0]
+        share = Share(
+            name=work.adapter.name,
+            batch=_owned(part),
+            loss_tokens=work.loss_tokens,
+            dropout_key=work.dropout_key,
+            mask_rows=MaskRows(first, slot.micro_batch_size) if keys else None,
+            recompute=work.recompute,
+        )
+        shares.append(share if rows else None)
+        first += rows
+    return shares
+
+
+def _owned(batch: Batch) -> Batch:
+    """Return a batch in tensors of its own: what is sent is the storage that they lie in."""
+    segments_BT = batch.segments_BT
+    return Batch(
+        input_ids_BT=batch.input_ids_BT.clone(),
+        targets_BT=batch.targets_BT.clone(),
+        segments_BT=None if segments_BT is None else segments_BT.clone(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A rank's gradients by the leader's names of the adapters, or why it has none."""
+
+    gradients: Mapping[str, Gradient]
+    error: Exception | None = None
+
+
+def fault_of(error: Exception | None) -> Fault | None:
+    """Return an error as it is sent."""
+    if error is None:
+        return None
+    first_line = (str(error).strip().splitlines() or ["without a word"])[0]
+    text = f"{type(error).__name__}: {first_line}"
+    return Fault(is_out_of_memory=is_out_of_memory(error), text=text)
+
+
+def computed(
+    shared: SharedBase, shares: Sequence[Share], adapters: Mapping[str, Adapter]
+) -> Computed:
+    """Compute one rank's share of a pass. Whatever goes wrong is an answer: the others wait for one."""
+    try:
+        work = [_work(share, adapters[share.name]) for share in shares]
+        gradients = packed_gradients(shared, work) if work else []
+    except Exception as error:
+        return Computed({}, error)
+    return Computed({s.name: g for s, g in zip(shares, gradients, strict=True)})
+
+
+def _work(share: Share, adapter: Adapter) -> Work:
+    return Work(
+        adapter=adapter,
+        batch=share.batch,
+        batch_loss_tokens=share.batch.num_loss_tokens,
+        loss_tokens=share.loss_tokens,
+        dropout_key=share.dropout_key,
+        mask_rows=share.mask_rows,
+        recompute=share.recompute,
+    )
+
+
+def added_up(
+    group: Group, adapters: Mapping[str, Adapter], own: Mapping[str, Gradient]
+) -> list[Gradient]:
+    """Return on the leader the sums over all ranks, in the order of `adapters`; elsewhere they are undefined.
+
+    Both mappings go by the leader's names.
+    """
+    flats: list[FlatGradient] = []
+    losses: list[torch.Tensor] = []
+    for name, adapter in adapters.items():
+        mine = own.get(name)
+        if mine is None:
+            flats.append(FlatGradient.of(adapter, torch.zeros_like(adapter.flat_P)))
+            losses.append(adapter.flat_P.new_zeros((), dtype=torch.float64))
+        else:
+            flats.append(mine.of_adapter)
+            losses.append(mine.loss)
+        group.add_up(flats[-1].flat_P)
+    total = torch.stack(losses)
+    group.add_up(total)
+    return [Gradient(loss=x, of_adapter=flat) for x, flat in zip(total, flats, strict=True)]

@@ -1,0 +1,86 @@
+"""Which configurations cost the same, what predictions say of them, and how long their runs take."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from harness.config import RunConfig
+from harness.data.order import steps_for
+from harness.errors import RequestError
+from harness.plan.prediction import Prediction
+from harness.plan.probe import cost_key
+from harness.plan.settings import PlanSettings
+from harness.plan.subject import Subject, subject_of
+
+
+@dataclass(slots=True, kw_only=True)
+class CostGroup:
+    """Configurations that differ in nothing that costs memory or time, seeds and learning rates say."""
+
+    configs: list[RunConfig]
+    points: list[dict[str, str]]
+    """Axis -> value, as the space has them; in the order of `configs`."""
+    subject: Subject | None = None
+    prediction: Prediction | None = None
+    """Of one run; None where the model refuses the configuration."""
+    refusal: str | None = None
+    cohort: int = 0
+    """The most runs side by side that fit; 0 if not even one does, or none was asked for."""
+    step_seconds: float | None = None
+    measured: dict[str, float | None] = field(default_factory=dict)
+    """Metrics of a probe or of a run alone, if there is one."""
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps of one run; None where they depend on rows that are not at hand."""
+        optim = self.configs[0].optim
+        if optim.steps is not None:
+            return optim.steps
+        if self.subject is None or self.subject.num_rows is None or optim.epochs is None:
+            return None
+        return steps_for(optim.epochs, self.subject.num_rows, optim.batch_size)
+
+    @property
+    def run_seconds(self) -> float | None:
+        """Seconds of one run's training steps, alone."""
+        if self.steps is None or self.step_seconds is None:
+            return None
+        return self.steps * self.step_seconds
+
+
+def cost_groups(
+    cells: Iterable[tuple[dict[str, str], RunConfig]], settings: PlanSettings
+) -> list[CostGroup]:
+    """Return the cells by what they cost, each group with its prediction."""
+    groups: dict[str, CostGroup] = {}
+    for point, config in cells:
+        group = groups.setdefault(cost_key(config), CostGroup(configs=[], points=[]))
+        group.configs.append(config)
+        group.points.append(point)
+    for group in groups.values():
+        try:
+            group.subject = subject_of(group.configs[0], settings)
+            group.prediction = group.subject.predict()
+        except RequestError as error:
+            group.refusal = str(error)
+        group.step_seconds = _stated_step_seconds(group, settings)
+    return list(groups.values())
+
+
+def _stated_step_seconds(group: CostGroup, settings: PlanSettings) -> float | None:
+    """Return seconds of a step at `plan.tokens_per_second`, by the positions that it has at most."""
+    if settings.tokens_per_second is None or group.subject is None:
+        return None
+    optim, batch = group.configs[0].optim, group.subject.batch
+    micro = optim.micro_batch_size or optim.batch_size
+    return optim.batch_size // micro * batch.rows * batch.length / settings.tokens_per_second
+
+
+def distinguishing_keys(groups: Sequence[CostGroup]) -> list[str]:
+    """Return the axes that are constant within each group and differ between groups, in their order."""
+    keys = list(dict.fromkeys(key for group in groups for point in group.points for key in point))
+    constant = [
+        key
+        for key in keys
+        if all(len({point.get(key) for point in group.points}) == 1 for group in groups)
+    ]
+    return [key for key in constant if len({group.points[0].get(key) for group in groups}) > 1]

@@ -1,0 +1,159 @@
+"""The arithmetic of a prediction, line by line, each formula with its source. Imports no torch."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from harness.base.layout import LinearSpec, adapted_layers
+from harness.config import QuantConfig, QuantFormat, RunConfig
+from harness.metrics import format_bytes
+from harness.plan.prediction import BatchSize, Prediction
+
+BYTES_OF_FULL_FINE_TUNING = 16
+"""Bytes a parameter: 16-bit weight and gradient, 32-bit master copy and Adam's two moments."""
+BYTES_WITHOUT_MASTER = 12
+"""The same without the master copy: 780 GB for 65B parameters, the QLoRA paper's figure."""
+SECOND_BLOCK = 256
+"""Constants that share one scale in double quantisation (QLoRA, section 3)."""
+_GB = 1e9
+
+
+def full_fine_tuning_bytes(params: float) -> float:
+    """Return bytes of weights, gradients and Adam's state (Rajbhandari et al. 2020, arXiv 1910.02054)."""
+    return BYTES_OF_FULL_FINE_TUNING * params
+
+
+def constant_bits(quant: QuantConfig) -> float:
+    """Return bits of constants a weight: 32/B, or 8/B + 32/(256 B) (QLoRA, section 3); int4_asym has two."""
+    each = 32 / quant.block_size
+    if quant.double_quant:
+        each = 8 / quant.block_size + 32 / (quant.block_size * SECOND_BLOCK)
+    return each * (2 if quant.format is QuantFormat.int4_asym else 1)
+
+
+def saved_by_double_quantisation(weights: int, block_size: int) -> float:
+    """Return the bytes that double quantisation saves on so many weights."""
+    plain = 32 / block_size
+    doubled = 8 / block_size + 32 / (block_size * SECOND_BLOCK)
+    return weights * (plain - doubled) / 8
+
+
+def one_square_matrix_params(params: float, rank: int) -> float:
+    """Return 2 r sqrt(N): a popular table's adapter size, of a model that is one square matrix."""
+    return 2 * rank * math.sqrt(params)
+
+
+def explanation(
+    prediction: Prediction, config: RunConfig, linears: Sequence[LinearSpec], batch: BatchSize
+) -> str:
+    """Return the arithmetic of one run, for people who want to check it."""
+    sections = (
+        _alternatives(prediction),
+        _base(prediction, config.quant, linears),
+        _adapter(prediction, config, linears),
+        _training(prediction, config, batch),
+        _toy(prediction, config),
+    )
+    return "\n".join(line for section in sections for line in (*section, ""))
+
+
+def _alternatives(prediction: Prediction) -> Iterator[str]:
+    params = prediction.logical_params
+    yield f"The alternatives, for N = {params:,} parameters (GB = 10^9 bytes), before activations"
+    full, without = full_fine_tuning_bytes(params) / _GB, BYTES_WITHOUT_MASTER * params / _GB
+    trained = 16 * prediction.trainable_params / _GB
+    yield (
+        f"  full fine-tuning  16 bytes x N = {full:,.2f} GB   weights 2, gradients 2, master copy 4, "
+        "Adam 4 + 4"
+    )
+    yield f"                    12 bytes x N = {without:,.2f} GB   without the master copy"
+    yield (
+        f"  LoRA              2 bytes x N + 16 bytes x {prediction.trainable_params:,} = "
+        f"{2 * params / _GB + trained:,.2f} GB   the frozen weights alone are {2 * params / _GB:,.2f} GB"
+    )
+    stored = prediction.parts["base"] + prediction.parts["quant_constants"]
+    yield (
+        f"  this one          {stored / _GB:,.3f} GB + {(prediction.static_bytes - stored) / _GB:,.3f} GB = "
+        f"{prediction.static_bytes / _GB:,.3f} GB   base as stored; adapter, gradients, optimizer"
+    )
+    yield (
+        f"  Rajbhandari et al. 2020 (arXiv 1910.02054), section 3.1; 10B parameters: "
+        f"{full_fine_tuning_bytes(10e9) / _GB:.0f} GB. Dettmers et al. 2023 (arXiv 2305.14314)."
+    )
+
+
+def _base(
+    prediction: Prediction, quant: QuantConfig, linears: Sequence[LinearSpec]
+) -> Iterator[str]:
+    weights = sum(spec.in_features * spec.out_features for spec in linears)
+    others = [module for module in prediction.modules if module.kind != "block linear"]
+    yield f"The base, {quant.format.value}"
+    yield f"  linear layers of the blocks: {len(linears)}, {weights:,} weights"
+    if quant.format in (QuantFormat.none, QuantFormat.int8):
+        yield f"  {prediction.bits_per_param:.3f} bits a weight"
+    else:
+        block = quant.block_size
+        bits = f"32/{block}"
+        if quant.double_quant:
+            bits = f"8/{block} + 32/({block} x {SECOND_BLOCK})"
+        if quant.format is QuantFormat.int4_asym:
+            bits = f"2 x ({bits})"
+        yield (
+            f"  4 + {bits} = {4 + constant_bits(quant):.3f} bits a weight, "
+            f"{prediction.bits_per_param:.3f} with tables and incomplete blocks   (QLoRA, section 3)"
+        )
+        saved = saved_by_double_quantisation(weights, block) / _GB
+        constants = 2 if quant.format is QuantFormat.int4_asym else 1
+        verb = "saves" if quant.double_quant else "would save"
+        yield (
+            f"  double quantisation {verb} {constants * (32 - 8 - 32 / SECOND_BLOCK) / block:.3f} bits a "
+            f"weight = {constants * saved:.3f} GB"
+        )
+    stay = sum(module.weight_bytes + module.constant_bytes for module in others)
+    yield f"  not quantised (embeddings, head, norms, biases, buffers) and tables: {format_bytes(stay)}"
+
+
+def _adapter(
+    prediction: Prediction, config: RunConfig, linears: Sequence[LinearSpec]
+) -> Iterator[str]:
+    rank = config.lora.rank
+    yield f"The adapter, rank {rank}: r (d_in + d_out) a layer   (Hu et al. 2021, arXiv 2106.09685)"
+    groups: dict[tuple[str, int, int], int] = {}
+    for spec in adapted_layers(config.lora, linears):
+        key = spec.name.rsplit(".", 1)[-1], spec.in_features, spec.out_features
+        groups[key] = groups.get(key, 0) + 1
+    width = max(len(name) for name, _, _ in groups)
+    for (name, inputs, outputs), count in groups.items():
+        total = count * rank * (inputs + outputs)
+        yield f"  {name:<{width}}  {count} x {rank} x ({inputs} + {outputs}) = {total:,}"
+    size = format_bytes(prediction.parts["adapter"])
+    yield f"  {prediction.trainable_params:,} parameters x 4 bytes = {size}, gradients as much (float32)"
+
+
+def _training(prediction: Prediction, config: RunConfig, batch: BatchSize) -> Iterator[str]:
+    yield "Training"
+    state = prediction.parts["optimizer"]
+    each = state / prediction.trainable_params
+    yield f"  {config.optim.name.value}: {format_bytes(state)}, {each:.2f} bytes a parameter"
+    kept = (
+        "inputs of blocks" if config.optim.gradient_checkpointing else "everything backward needs"
+    )
+    yield (
+        f"  activations of {batch.rows} x {batch.length} positions, {batch.loss_tokens} of them with loss: "
+        f"{format_bytes(prediction.parts['activation'])} ({kept})"
+    )
+    yield "    traced: the engine's own forward pass on tensors without memory, over a few blocks"
+    if prediction.device == "cuda":
+        yield (
+            f"  for a moment: {format_bytes(prediction.transient_bytes)} (the largest excess of live tensors "
+            "over those kept: decoded weights, logits and their gradient, a block's own)"
+        )
+
+
+def _toy(prediction: Prediction, config: RunConfig) -> Iterator[str]:
+    params, rank = prediction.logical_params, config.lora.rank
+    toy = one_square_matrix_params(params, rank)
+    yield "A popular table, as a toy only"
+    yield (
+        f"  2 r sqrt(N) = 2 x {rank} x sqrt({params:,}) = {toy:,.0f}: the model as one square matrix. No "
+        f"real model is one; the adapter above has {prediction.trainable_params:,}."
+    )

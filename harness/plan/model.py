@@ -1,0 +1,160 @@
+"""A model known only by its Hugging Face config: built on the meta device, its blocks planned layers.
+
+Reads no weight and needs no network, no GPU, no PEFT and no bitsandbytes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from harness.adapters.shared import SharedBase
+from harness.base.blocks import block_linears
+from harness.base.build import Base
+from harness.base.formats import TORCH_DTYPES
+from harness.base.layout import LinearSpec
+from harness.base.library_faults import quiet_libraries
+from harness.base.source import ModelSource
+from harness.config import Attention, ModelConfig, QuantConfig
+from harness.errors import RequestError
+from harness.plan.outline import find_blocks, module_outlines, per_block_fields
+from harness.plan.planned_layer import AdaptedLayer, PlannedLinear, PlannedStorage
+from harness.plan.quick_imports import quick_imports
+from harness.plan.shapes import shape_config
+
+META = torch.device("meta")
+
+
+class PlannedModel:
+    """A model without weights. One object serves predictions for many configurations."""
+
+    def __init__(self, config: Any, source: ModelSource, model: ModelConfig) -> None:
+        """`config`: the transformers config, with the base's own dropouts off."""
+        self.name = source.name
+        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.model = _empty_model(config, source.name, model)
+        self.linears: tuple[LinearSpec, ...] = tuple(block_linears(self.model))
+        self.outline = module_outlines(self.model, self.linears)
+        self.blocks = find_blocks(self.model, self.linears)
+        self.storage = PlannedStorage(QuantConfig())
+        self.shared = SharedBase(
+            Base(
+                model=self.model,
+                tokenizer=None,
+                source=source,
+                fingerprint="",
+                quant=self.storage.quant,
+                linears=self.linears,
+                device=META,
+                from_cache=False,
+            )
+        )
+        self._plan_layers()
+
+    @classmethod
+    def from_shape(cls, name: str, model: ModelConfig) -> Self:
+        """Return the model of a shape in conf/shape/. Raises RequestError for an unknown name."""
+        fields = shape_config(name)
+        source = ModelSource(name=name, directory=None, revision=None)
+        quiet_libraries()
+        with quick_imports():
+            from transformers import AutoConfig
+
+            config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+            return cls(_prepared(config, model), source, model)
+
+    @classmethod
+    def from_source(cls, source: ModelSource, model: ModelConfig) -> Self:
+        """Return the model of a directory or a Hugging Face id, of which only config.json is read.
+
+        Raises RequestError if there is none that transformers understands.
+        """
+        quiet_libraries()
+        with quick_imports():
+            from transformers import AutoConfig
+
+            try:
+                config = AutoConfig.from_pretrained(
+                    source.location,
+                    revision=source.revision,
+                    trust_remote_code=model.trust_remote_code,
+                )
+            except (OSError, ValueError, KeyError) as error:
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise RequestError(
+                    f"model={source.name} cannot be planned from {source.location}: {first} "
+                    "(a directory with config.json or a shape in conf/shape/ works offline)"
+                ) from error
+            return cls(_prepared(config, model), source, model)
+
+    @property
+    def num_blocks(self) -> int:
+        """Repeated blocks of the model."""
+        return len(self.blocks)
+
+    def use(self, quant: QuantConfig) -> None:
+        """Plan for this storage from now on."""
+        self.storage.quant = quant
+        dtype = TORCH_DTYPES[quant.compute_dtype]
+        for parameter in self.model.parameters():
+            if parameter.dtype is dtype:
+                return  # all have one type
+            parameter.data = parameter.data.to(dtype)
+
+    @contextmanager
+    def only_blocks(self, indices: Sequence[int]) -> Iterator[None]:
+        """Within this context the model consists of these blocks alone, in ascending order."""
+        parent_name, _, own_name = self.blocks.name.rpartition(".")
+        parent = self.model.get_submodule(parent_name)
+        whole = getattr(parent, own_name)
+        fields = per_block_fields(self.model.config, len(whole))
+        setattr(parent, own_name, nn.ModuleList(whole[index] for index in indices))
+        for name, values in fields.items():
+            object.__setattr__(self.model.config, name, [values[index] for index in indices])
+        try:
+            yield
+        finally:
+            setattr(parent, own_name, whole)
+            for name, values in fields.items():
+                object.__setattr__(self.model.config, name, values)
+
+    def _plan_layers(self) -> None:
+        for index, spec in enumerate(self.linears):
+            real: Any = self.model.get_submodule(spec.name)
+            bias = None if real.bias is None else real.bias.data
+            planned = PlannedLinear(spec, real.weight.dtype, bias, self.storage)
+            self.model.set_submodule(spec.name, AdaptedLayer(planned, index, self.shared.plan))
+        self.model.config.use_cache = False
+        self.model.requires_grad_(False)
+        self.model.eval()
+
+
+def _prepared(config: Any, model: ModelConfig) -> Any:
+    """Switch the base's own dropouts off, as `harness.base.build` does."""
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    config._attn_implementation = model.attention.value
+    return config
+
+
+def _empty_model(config: Any, name: str, model: ModelConfig) -> Any:
+    """Return the model with parameters and buffers on the meta device."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with META:
+            return AutoModelForCausalLM.from_config(
+                config, trust_remote_code=model.trust_remote_code
+            )
+    except ValueError as error:
+        if model.attention is Attention.sdpa and "attention" in str(error):
+            raise RequestError(
+                f"model.attention=sdpa does not work with {name}, a model of type "
+                f"{config.model_type}, as transformers has it; use model.attention=eager"
+            ) from error
+        raise RequestError(
+            f"model={name} cannot be planned: {str(error).strip().splitlines()[0]}"
+        ) from error

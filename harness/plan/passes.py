@@ -1,0 +1,199 @@
+"""What a pass of a cohort keeps and needs: the engine's own pass, run on the meta device.
+
+A pass is traced with a few blocks, and again with one more of each kind: what a further block adds is
+taken times the number of blocks. Blocks are of one kind if they compute the same, adapt the same layers
+and stand on the same side of the first adapted block, before which autograd keeps nothing.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from harness.adapters.adapter import Adapter, Layout
+from harness.adapters.rows import Segment
+from harness.adapters.shared import lora_alpha
+from harness.base.layout import adapted_layers
+from harness.config import LoraConfig, OptimConfig
+from harness.data.rows import Batch
+from harness.errors import RequestError
+from harness.plan.attention import planned_attention
+from harness.plan.model import META, PlannedModel
+from harness.plan.prediction import BatchSize
+from harness.plan.tracing import LiveBytes, SavedOnMeta
+from harness.training.cohort import Work, packed_gradients
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """What of a run's configuration a pass depends on."""
+
+    lora: LoraConfig
+    optim: OptimConfig
+    batch: BatchSize
+
+
+@dataclass(frozen=True, slots=True)
+class PassBytes:
+    """What one pass keeps from forward to backward, and its peak of live bytes, both without static parts."""
+
+    saved: int
+    peak: int
+
+
+def pass_bytes(model: PlannedModel, runs: Sequence[PlannedRun], device: str) -> PassBytes:
+    """Return what one pass of `runs` side by side keeps and needs on `device` ("cpu" or "cuda")."""
+    kinds = _block_kinds(model, runs)
+    first, further = chosen_blocks(kinds)
+    if len(first) + sum(len(blocks) for blocks, _ in further) >= len(kinds):
+        return traced_pass(model, runs, device, range(len(kinds)))
+    base = total = traced_pass(model, runs, device, first)
+    for blocks, times in further:
+        longer = traced_pass(model, runs, device, blocks)
+        total = PassBytes(
+            total.saved + times * (longer.saved - base.saved),
+            total.peak + times * (longer.peak - base.peak),
+        )
+    return total
+
+
+def chosen_blocks(kinds: Sequence[Hashable]) -> tuple[list[int], list[tuple[list[int], int]]]:
+    """Return one block of each kind, the last one among them; and these with one more of a kind, and how
+    many more of that kind there are."""
+    members: dict[Hashable, list[int]] = {}
+    for index, kind in enumerate(kinds):
+        members.setdefault(kind, []).append(index)
+    last = kinds[-1]
+    first = sorted(indices[-1] if kind == last else indices[0] for kind, indices in members.items())
+    further = []
+    for indices in members.values():
+        if len(indices) > 1:
+            another = next(index for index in indices if index not in first)
+            further.append((sorted([*first, another]), len(indices) - 1))
+    return first, further
+
+
+def _block_kinds(model: PlannedModel, runs: Sequence[PlannedRun]) -> list[Hashable]:
+    adapted: list[list[Hashable]] = [[] for _ in range(model.num_blocks)]
+    for number, lora in enumerate(_distinct_targets(runs)):
+        for spec in adapted_layers(lora, model.linears):
+            block = model.blocks.block_of(spec.name)
+            inside = spec.name[len(model.blocks.name) :].split(".", 2)[2]
+            adapted[block].append((number, inside))
+    first = next(index for index, layers in enumerate(adapted) if layers)
+    return [
+        (signature, tuple(layers), (index > first) - (index < first))
+        for index, (signature, layers) in enumerate(
+            zip(model.blocks.signatures, adapted, strict=True)
+        )
+    ]
+
+
+def _distinct_targets(runs: Sequence[PlannedRun]) -> list[LoraConfig]:
+    return list({tuple(run.lora.target_modules): run.lora for run in runs}.values())
+
+
+def traced_pass(
+    model: PlannedModel, runs: Sequence[PlannedRun], device: str, blocks: Sequence[int]
+) -> PassBytes:
+    """Run the pass with these blocks alone.
+
+    Raises RequestError for a model whose forward pass depends on what is in its tensors.
+    """
+    plan = model.shared.plan
+    work = _work(model, runs, set(blocks))
+    for item in work:
+        plan.add(item.adapter)
+    model.shared.recompute_activations(any(item.recompute for item in work))  # in all blocks
+    try:
+        with model.only_blocks(blocks):
+            _make_lasting_tensors(model, work)
+            saved = SavedOnMeta([*model.model.parameters(), *model.model.buffers()])
+            live = LiveBytes(device, sum(run.batch.loss_tokens for run in runs))
+            with planned_attention(device), live, saved.counting():
+                packed_gradients(model.shared, work)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        raise RequestError(
+            f"a pass of {model.name} cannot be planned: {str(error).strip().splitlines()[0]} (a model "
+            "whose forward pass depends on its data, as routed experts do, can only be measured)"
+        ) from error
+    finally:
+        for item in work:
+            plan.remove(item.adapter.name)
+    return PassBytes(saved.total, live.peak)
+
+
+def _work(model: PlannedModel, runs: Sequence[PlannedRun], blocks: set[int]) -> list[Work]:
+    """Return the runs' shares of a pass in the order in which `packed_gradients` stacks them."""
+    layouts: dict[Hashable, Layout] = {}
+    work = []
+    for number, run in enumerate(runs):
+        batch = run.batch
+        work.append(
+            Work(
+                adapter=_adapter(model, f"run{number}", run.lora, blocks, layouts),
+                batch=Batch(
+                    input_ids_BT=_tokens(batch),
+                    targets_BT=_tokens(batch),
+                    segments_BT=_tokens(batch) if batch.packed else None,
+                ),
+                batch_loss_tokens=batch.loss_tokens,
+                loss_tokens=batch.loss_tokens,
+                dropout_key=None if run.lora.dropout == 0 else 0,
+                recompute=run.optim.gradient_checkpointing,
+            )
+        )
+    return sorted(
+        work,
+        key=lambda w: (w.adapter.layout.rank, w.adapter.layout.size, w.batch.input_ids_BT.shape[0]),
+    )
+
+
+def _tokens(batch: BatchSize) -> torch.Tensor:
+    return torch.empty(batch.rows, batch.length, dtype=torch.int64, device=META)
+
+
+def _adapter(
+    model: PlannedModel,
+    name: str,
+    lora: LoraConfig,
+    blocks: set[int],
+    layouts: dict[Hashable, Layout],
+) -> Adapter:
+    """Return an adapter of the layers in `blocks`; those of one rank and the same layers share a layout."""
+    adapted = {spec.name for spec in adapted_layers(lora, model.linears)}
+    key = (lora.rank, frozenset(adapted))
+    if key not in layouts:
+        dimensions = {
+            index: (spec.in_features, spec.out_features)
+            for index, spec in enumerate(model.linears)
+            if spec.name in adapted and model.blocks.block_of(spec.name) in blocks
+        }
+        layouts[key] = Layout(lora.rank, dimensions)
+    alpha = lora_alpha(lora)
+    return Adapter(
+        name=name,
+        layout=layouts[key],
+        flat_P=torch.empty(layouts[key].size, device=META),
+        parameters={},
+        scaling=alpha / math.sqrt(lora.rank) if lora.rslora else alpha / lora.rank,
+        dropout=lora.dropout,
+    )
+
+
+def _make_lasting_tensors(model: PlannedModel, work: Sequence[Work]) -> None:
+    """Let the gradients and the stacked copies be there before the pass, as they are in every step but
+    the first: the planner counts them apart."""
+    segments, start = [], 0
+    for item in work:
+        stop = start + item.batch.input_ids_BT.shape[0]
+        segments.append(
+            Segment(adapter=item.adapter.name, start=start, stop=stop, dropout_key=item.dropout_key)
+        )
+        start = stop
+    plan = model.shared.plan
+    with plan.rows(segments):
+        for layer in {layer for item in work for layer in item.adapter.layout.layers}:
+            for bundle in plan.bundles(layer):
+                bundle.targets(layer)

@@ -1,0 +1,96 @@
+"""From a model, a configuration and a micro-batch to the memory of training, by parts.
+
+Static parts are closed formulas over the model's dimensions, exact to the byte. Activations and the peak of
+a pass come from the engine's own forward and backward, run on the meta device (`harness.plan.passes`).
+"""
+
+from collections.abc import Sequence
+
+from harness.base.layout import LinearSpec, adapted_layers
+from harness.config import LoraConfig, RunConfig
+from harness.metrics import MEMORY_PARTS
+from harness.plan.model import PlannedModel
+from harness.plan.optimizer_state import optimizer_bytes
+from harness.plan.passes import PlannedRun, pass_bytes
+from harness.plan.prediction import SHARED_PARTS, STATIC_PARTS, BatchSize, Prediction
+from harness.plan.storage import base_bytes
+
+_FLOAT_BYTES = 4
+"""Adapters and their gradients are float32 on every base."""
+_CUBLAS_BYTES = 2 * 32 * 2**20
+"""cuBLAS keeps a workspace for the thread of the forward pass and one for autograd's: 32 MiB each from Hopper
+on, 8.1 MiB before (aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize)."""
+
+
+def predict(
+    model: PlannedModel,
+    config: RunConfig,
+    batch: BatchSize,
+    *,
+    cohort: int = 1,
+    device: str,
+) -> Prediction:
+    """Return the memory of `cohort` runs of this configuration that share every pass.
+
+    `batch` is the micro-batch of one run; `device` is "cpu" or "cuda". Raises RequestError where the
+    adapter does not fit the model.
+    """
+    assert cohort >= 1, cohort
+    assert device in ("cpu", "cuda"), device
+    model.use(config.quant)
+    base = base_bytes(model.outline, config.quant)
+    adapted = adapted_layers(config.lora, model.linears)
+    params = adapter_params(adapted, config.lora)
+    state = optimizer_bytes(config.optim.name, adapted, config.lora.rank)
+    run = PlannedRun(config.lora, config.optim, batch)
+    of_pass = pass_bytes(model, [run] * cohort, device)
+    parts = {
+        "base": base.weight_bytes,
+        "quant_constants": base.constant_bytes,
+        "adapter": _FLOAT_BYTES * params,
+        "gradient": _FLOAT_BYTES * params,
+        "optimizer": state.total,
+        "activation": -(-of_pass.saved // cohort),
+    }
+    assert tuple(parts) == MEMORY_PARTS
+    together = {
+        part: value if part in SHARED_PARTS else cohort * value for part, value in parts.items()
+    }
+    together["activation"] = of_pass.saved
+    working = cohort * _working_bytes(config, batch, params, cohort)
+    paged = cohort * state.paged if device == "cuda" else 0
+    static = sum(together[part] for part in STATIC_PARTS)
+    library = _CUBLAS_BYTES if device == "cuda" else 0
+    on_gpu = static - paged + working + library + of_pass.peak
+    return Prediction(
+        parts=parts,
+        cohort_parts=together,
+        transient_bytes=of_pass.peak - of_pass.saved,
+        working_bytes=working,
+        paged_bytes=paged,
+        library_bytes=library,
+        peak_bytes=on_gpu if device == "cuda" else sum(together.values()),
+        device=device,
+        modules=base.modules,
+        trainable_params=params,
+        logical_params=base.logical_params,
+        bits_per_param=base.bits_per_param,
+        cohort=cohort,
+    )
+
+
+def adapter_params(adapted: Sequence[LinearSpec], lora: LoraConfig) -> int:
+    """Return r (d_in + d_out) summed over the adapted layers (Hu et al. 2021, section 4.1)."""
+    return lora.rank * sum(spec.in_features + spec.out_features for spec in adapted)
+
+
+def _working_bytes(config: RunConfig, batch: BatchSize, params: int, cohort: int) -> int:
+    """Return one run's share of what lasts besides the parts.
+
+    Adapters that are stacked are copied side by side (dropout draws its masks one by one, so that those with
+    dropout are not); gradients of several micro-batches are added up in a tensor of their own; the best
+    adapter so far is kept where the configuration asks for it.
+    """
+    stacked = cohort > 1 and config.lora.dropout == 0
+    accumulated = batch.rows < config.optim.batch_size
+    return _FLOAT_BYTES * params * (stacked + accumulated + config.eval.keep_best)

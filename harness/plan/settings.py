@@ -1,0 +1,81 @@
+"""What a plan is made for, beside the configuration: the `plan.*` keys and `--budget`. Imports no torch."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from harness.errors import RequestError, near_names
+from harness.search.goals import BYTE_UNITS
+
+PREFIX = "plan."
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
+    """What stands in `plan.*`; a value that is None is taken from model and data."""
+
+    shape: str | None = None
+    """A published shape of conf/shape/ in the model's place: nothing is read but that file."""
+    device: str | None = None
+    """`cpu` or `cuda`; none: what `resources.device` means on this machine."""
+    cohort: int = 1
+    """Runs that share a pass."""
+    length: int | None = None
+    """Positions per row; none: what the data's rows have, or `data.max_length` for a shape."""
+    loss_tokens: int | None = None
+    """Positions of a micro-batch that carry loss; none: what the data's rows have, or all for a shape."""
+    tokens_per_second: float | None = None
+    """Positions per second of one run, for the time; none: measured by a probe or a run alone, if any."""
+
+
+def split_settings(overrides: Sequence[str]) -> tuple[PlanSettings, list[str]]:
+    """Return the settings and the overrides of the configuration.
+
+    Raises RequestError for an unknown key or a value of the wrong kind.
+    """
+    values: dict[str, Any] = {}
+    rest = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not key.startswith(PREFIX):
+            rest.append(override)
+            continue
+        name = key.removeprefix(PREFIX)
+        known = {field.name: field.type for field in fields(PlanSettings)}
+        if not equals or name not in known:
+            names = [PREFIX + each for each in known]
+            raise RequestError(
+                f"unknown key {key}{near_names(key, names)}; a plan has {', '.join(names)}"
+            )
+        values[name] = _value(key, value, known[name])
+    return PlanSettings(**values), rest
+
+
+def _value(key: str, text: str, kind: Any) -> Any:
+    if key == "plan.device" and text not in ("cpu", "cuda"):
+        raise RequestError(f"{key}={text} is no device of a plan; give cpu or cuda")
+    if kind == (str | None):
+        return text
+    number = float if kind == (float | None) else int
+    try:
+        value = number(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        what = "a whole number" if number is int else "a number"
+        raise RequestError(f"{key}={text} is not {what} above 0")
+    return value
+
+
+def parse_bytes(text: str, where: str) -> int:
+    """Return the bytes that `24GiB` or `80 GB` means. Raises RequestError for anything else."""
+    match = _SIZE.fullmatch(text.strip())
+    unit = match.group(2) or "B" if match else ""
+    if match is None or unit not in BYTE_UNITS or float(match.group(1)) <= 0:
+        raise RequestError(
+            f"{where} {text!r} is no amount of memory; give a number with one of "
+            f"{', '.join(BYTE_UNITS)}, such as 24GiB"
+        )
+    return int(float(match.group(1)) * BYTE_UNITS[unit])

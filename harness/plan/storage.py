@@ -1,0 +1,121 @@
+"""Bytes of the frozen base in closed form: what `harness.base` would store, module by module."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.base.code_books import CODE_BOOKS, Normalisation
+from harness.base.layers import DOUBLE_QUANT_BLOCK
+from harness.base.layout import LinearSpec
+from harness.config import FloatType, QuantConfig, QuantFormat
+from harness.plan.prediction import ModuleSize
+
+FLOAT_BYTES = {FloatType.float32: 4, FloatType.bfloat16: 2}
+_TABLE_BYTES = 256 * 4
+"""A float32 table over all values of a byte."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleOutline:
+    """The tensors that belong to one module itself, before anything is packed."""
+
+    name: str
+    kind: str
+    linear: LinearSpec | None
+    """Of a linear layer of the blocks, whose weight is stored as the format says."""
+    other_params: int
+    """Elements kept in the compute type: everything but that weight."""
+    buffer_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseBytes:
+    """What the base weighs, as `harness.measure.memory.BaseSize`, with its table."""
+
+    modules: tuple[ModuleSize, ...]
+    logical_params: int
+    bits_per_param: float
+
+    @property
+    def weight_bytes(self) -> int:
+        """Packed and unpacked weights and buffers."""
+        return sum(module.weight_bytes for module in self.modules)
+
+    @property
+    def constant_bytes(self) -> int:
+        """Quantisation constants and tables."""
+        return sum(module.constant_bytes for module in self.modules)
+
+
+def packed_bytes(spec: LinearSpec, quant: QuantConfig) -> int:
+    """Return the bytes of one layer's stored weight."""
+    count = spec.in_features * spec.out_features
+    match quant.format:
+        case QuantFormat.none:
+            return count * FLOAT_BYTES[quant.compute_dtype]
+        case QuantFormat.int8:
+            return count
+        case _:
+            return -(-count // 2)
+
+
+def constant_bytes(spec: LinearSpec, quant: QuantConfig) -> int:
+    """Return the bytes of one layer's own constants; with double quantisation 8 + 32/256 bits each.
+
+    QLoRA (Dettmers et al. 2023), section 3: constants are coded in blocks of 256 around their mean.
+    """
+    match quant.format:
+        case QuantFormat.none:
+            return 0
+        case QuantFormat.int8:
+            return 4 * spec.out_features
+        case _:
+            blocks = -(-spec.in_features * spec.out_features // quant.block_size)
+            each = 4 * blocks
+            if quant.double_quant:
+                each = blocks + 4 * -(-blocks // DOUBLE_QUANT_BLOCK) + 4
+            return each * (2 if has_offset(quant.format) else 1)
+
+
+def has_offset(quant_format: QuantFormat) -> bool:
+    """Say whether a format keeps two constants for each block."""
+    book = CODE_BOOKS.get(quant_format)
+    return book is not None and book.normalisation is Normalisation.minmax
+
+
+def table_bytes(quant: QuantConfig) -> int:
+    """Return the bytes of the tables that all layers share."""
+    match quant.format:
+        case QuantFormat.none | QuantFormat.int8:
+            return 0
+        case QuantFormat.nf4 | QuantFormat.fp4:
+            codes = 16 * 4
+        case _:
+            codes = 2 * _TABLE_BYTES  # of the high and of the low half of a byte
+    return codes + (_TABLE_BYTES if quant.double_quant else 0)
+
+
+def base_bytes(outline: Sequence[ModuleOutline], quant: QuantConfig) -> BaseBytes:
+    """Return what a base of this outline weighs in this storage."""
+    modules = [_module_size(module, quant) for module in outline]
+    linears = [module.linear for module in outline if module.linear is not None]
+    tables = table_bytes(quant)
+    if tables:
+        modules.append(ModuleSize("(shared by all packed layers)", "tables", 0, 0, tables))
+    packed = sum(packed_bytes(spec, quant) for spec in linears)
+    constants = sum(module.constant_bytes for module in modules)
+    logical = sum(spec.in_features * spec.out_features for spec in linears)
+    return BaseBytes(
+        modules=tuple(modules),
+        logical_params=sum(module.logical_params for module in modules),
+        bits_per_param=8 * (packed + constants) / logical,
+    )
+
+
+def _module_size(module: ModuleOutline, quant: QuantConfig) -> ModuleSize:
+    logical, weight, constants = module.other_params, 0, 0
+    if module.linear is not None:
+        logical += module.linear.in_features * module.linear.out_features
+        weight = packed_bytes(module.linear, quant)
+        constants = constant_bytes(module.linear, quant)
+    weight += module.other_params * FLOAT_BYTES[quant.compute_dtype] + module.buffer_bytes
+    return ModuleSize(module.name, module.kind, logical, weight, constants)

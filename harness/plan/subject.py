@@ -1,0 +1,149 @@
+"""What is planned: a model without weights, a configuration, and the micro-batches that it will have."""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from harness.base.source import ModelSource, find_model, model_fingerprint
+from harness.config import DataConfig, ModelConfig, OptimizerName, RunConfig
+from harness.data.check import check_data
+from harness.data.prepare import PreparedData, prepare_data
+from harness.data.rows import TokenRows
+from harness.devices import resolved_device
+from harness.errors import DataError, RequestError
+from harness.plan.batch import largest_micro_batch, stated_micro_batch
+from harness.plan.model import PlannedModel
+from harness.plan.predict import predict
+from harness.plan.prediction import BatchSize, Prediction
+from harness.plan.settings import PlanSettings
+from harness.validate import validate
+
+MARGIN = 0.05
+"""What a prediction may be off, as share of it: a configuration fits if it does with this much more."""
+
+_MOST_STEPS = 2048
+"""Steps of a run that are looked at for its largest micro-batch: a third of a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One configuration on one model, ready to be predicted."""
+
+    model: PlannedModel
+    config: RunConfig
+    batch: BatchSize
+    device: str
+    """`cpu` or `cuda`."""
+    batch_source: str
+    """Where the micro-batch's size comes from, in words."""
+    num_rows: int | None
+    """Training rows; None where the data was not read."""
+
+    def predict(self, cohort: int = 1) -> Prediction:
+        """Return the memory of so many runs side by side."""
+        return predict(self.model, self.config, self.batch, cohort=cohort, device=self.device)
+
+
+def planned_device(settings: PlanSettings, config: RunConfig) -> str:
+    """Return the kind of device that a plan is made for."""
+    return settings.device or resolved_device(config.resources.device).partition(":")[0]
+
+
+def subject_of(config: RunConfig, settings: PlanSettings) -> Subject:
+    """Return what is to be predicted. Raises RequestError or DataError for what cannot run."""
+    device = planned_device(settings, config)
+    _check(config, device)
+    model = _model(_Key(config.model), settings.shape)
+    batch, source, num_rows = _micro_batch(config, settings)
+    if model.max_positions is not None and batch.length > model.max_positions:
+        raise RequestError(
+            f"rows of {batch.length} positions do not fit {model.name}, which has "
+            f"{model.max_positions}; lower data.max_length or plan.length"
+        )
+    return Subject(model, config, batch, device, source, num_rows)
+
+
+def _check(config: RunConfig, device: str) -> None:
+    if device == "cuda" and config.optim.name.value.startswith("paged"):
+        # Whether this machine can page says nothing about the one that is planned for.
+        config = replace(config, optim=replace(config.optim, name=OptimizerName.adamw_8bit))
+    validate(config)
+
+
+def predicted_run(
+    source: ModelSource, config: RunConfig, rows: TokenRows, steps: int
+) -> Prediction:
+    """Return the prediction of a run on these rows, for the device that it runs on."""
+    batch, _ = largest_micro_batch(config, rows, min(steps, _MOST_STEPS))
+    device = resolved_device(config.resources.device).partition(":")[0]
+    return predict(_loaded(source, _Key(config.model)), config, batch, device=device)
+
+
+class _Key:
+    """A model's configuration as a key of a cache: equal where it prints the same."""
+
+    def __init__(self, value: ModelConfig) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return hash(repr(self.value))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and repr(self.value) == repr(other.value)
+
+
+@lru_cache(maxsize=8)
+def _model(key: _Key, shape: str | None) -> PlannedModel:
+    if shape is not None:
+        return PlannedModel.from_shape(shape, key.value)
+    return _loaded(_source(key.value), key)
+
+
+@lru_cache(maxsize=8)
+def _loaded(source: ModelSource, key: _Key) -> PlannedModel:
+    return PlannedModel.from_source(source, key.value)
+
+
+def _source(model: ModelConfig) -> ModelSource:
+    """Return where the model's config.json is; a plan needs nothing else."""
+    directory = Path(model.name).expanduser()
+    if model.revision is None and (directory / "config.json").is_file():
+        return ModelSource(name=model.name, directory=directory, revision=None)
+    return find_model(model)
+
+
+def _micro_batch(config: RunConfig, settings: PlanSettings) -> tuple[BatchSize, str, int | None]:
+    if settings.shape is not None or settings.length is not None:
+        stated = "stated" if settings.loss_tokens else "stated, loss on all positions"
+        return stated_micro_batch(config, settings), stated, None
+    try:
+        source = find_model(config.model)
+        check_data(config.data)
+        data = _data(source, config)
+    except (RequestError, DataError) as error:
+        raise type(error)(
+            f"{error}\n(the length of the rows comes from the data and the model's tokenizer; with "
+            "plan.length=POSITIONS neither is needed)"
+        ) from error
+    batch, _ = largest_micro_batch(config, data.train)
+    if settings.loss_tokens is not None:
+        batch = replace(batch, loss_tokens=min(settings.loss_tokens, batch.rows * batch.length))
+    name = config.data.task or config.data.path or config.data.hub
+    return batch, f"the largest of {name}", len(data.train)
+
+
+_prepared: dict[tuple[str, str], PreparedData] = {}
+
+
+def _data(source: ModelSource, config: RunConfig) -> PreparedData:
+    """Tokenise the data, or take it from the cache of runs."""
+    from harness.base.build import load_tokenizer
+
+    data: DataConfig = config.data
+    key = repr((source, config.model)), repr(data)
+    if key not in _prepared:
+        cache = Path(config.paths.cache or Path(config.paths.out) / "cache")
+        fingerprint = model_fingerprint(source, cache / "fingerprints.json")
+        tokenizer = load_tokenizer(source, config.model)
+        _prepared[key] = prepare_data(data, tokenizer, fingerprint, cache / "data")
+    return _prepared[key]

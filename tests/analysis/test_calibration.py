@@ -1,0 +1,44 @@
+"""The planner's errors by part: of runs that measured their own cost, and of no others."""
+
+from dataclasses import replace
+
+from analysis.calibration import calibration_table
+from analysis.frame import flat_rows
+from harness.record import MeasuredIn, Record, RunStatus
+
+
+def record(name: str, *, predicted: float, measured: float) -> Record:
+    metrics: dict[str, float | None] = {
+        "memory/peak_bytes": measured,
+        "memory/base_bytes": 1000.0,
+    }
+    return Record(
+        run_id=name,
+        status=RunStatus.completed,
+        config={},
+        metrics=metrics,
+        predicted={"memory/peak_bytes": predicted, "memory/base_bytes": 1000.0},
+        measured_in=MeasuredIn.probe,
+    )
+
+
+def test_errors_are_shares_of_what_was_measured() -> None:
+    rows = flat_rows(
+        [record("a", predicted=90, measured=100), record("b", predicted=203, measured=200)]
+    )
+    table = calibration_table(rows)
+    assert table is not None
+    by_part = {line[0].text: [cell.text for cell in line[1:]] for line in table.rows}
+    assert by_part["peak memory"] == ["2", "146 B", "150 B", "5.75", "10.00"]
+    assert by_part["base"] == ["2", "1000 B", "1000 B", "0.00", "0.00"]
+    assert table.rows[-1][1].run_ids == ("a", "b")
+
+
+def test_runs_of_cohorts_and_runs_that_failed_do_not_count() -> None:
+    good = record("good", predicted=100, measured=100)
+    shared = replace(record("shared", predicted=1, measured=100), measured_in=MeasuredIn.cohort)
+    failed = replace(record("failed", predicted=1, measured=100), status=RunStatus.failed)
+    table = calibration_table(flat_rows([good, shared, failed]))
+    assert table is not None
+    assert {line[1].text for line in table.rows} == {"1"}
+    assert calibration_table(flat_rows([shared, failed])) is None

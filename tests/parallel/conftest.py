@@ -1,0 +1,70 @@
+"""Ranks of one run: the leader is the test itself, followers are forked with torch loaded."""
+
+import multiprocessing
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from harness.config import ModelConfig, PathsConfig, QuantConfig, ResourcesConfig, RunConfig
+from harness.parallel.group import join
+from harness.parallel.leader import Leader
+from tests.parallel.following import Harm, follow
+from tests.training.conftest import make_base, make_job, sums  # noqa: F401  fixtures
+
+Lead = Callable[..., AbstractContextManager[Leader]]
+
+
+@pytest.fixture
+def lead(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lead:
+    """Return a context manager: lead(size, harm=…) starts followers on stories260K and gives their leader."""
+
+    @contextmanager
+    def leading(
+        size: int = 2, quant: QuantConfig | None = None, harm: Harm = Harm.none
+    ) -> Iterator[Leader]:
+        config = RunConfig(
+            model=ModelConfig(name=str(stories)),
+            quant=quant or QuantConfig(),
+            resources=ResourcesConfig(device="cpu", data_parallel=size),
+            paths=PathsConfig(out=str(tmp_path), cache=str(tmp_path / "cache")),
+        )
+        environment = {
+            "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(free_port()),
+        }
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.commands.warm"])
+        followers = [
+            context.Process(target=follow, args=(config, harm, {**environment, "RANK": str(rank)}))
+            for rank in range(1, size)
+        ]
+        for follower in followers:
+            follower.start()
+        for name, value in {**environment, "RANK": "0"}.items():
+            monkeypatch.setenv(name, value)
+        logs = [tmp_path / f"{rank}.log" for rank in range(size)]
+        try:
+            with join(config.resources) as group, Leader(group, logs) as leader:
+                yield leader
+            for follower in followers:
+                follower.join(30)
+                assert follower.exitcode == 0
+        finally:
+            for follower in followers:
+                follower.kill()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+    return leading
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,67 @@
+"""A follower in a process of its own, and what may be wrong with it."""
+
+import os
+from enum import Enum
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from harness.adapters.adapter import Adapter
+from harness.adapters.shared import SharedBase
+from harness.base.library_faults import cure_bitsandbytes
+from harness.base.source import find_model, model_fingerprint
+from harness.config import LoraConfig, RunConfig
+from harness.parallel import shares
+from harness.parallel.follower import Follower
+from harness.parallel.group import join
+from harness.training.launch import cache_directory, open_base
+
+
+class Harm(Enum):
+    """What is wrong with the followers."""
+
+    none = "none"
+    one_row_fits = "one_row_fits"
+    """More than a row in a pass is out of memory."""
+    base_does_not_fit = "base_does_not_fit"
+    second_pass_fails = "second_pass_fails"
+    begins_otherwise = "begins_otherwise"
+    """Adapters are initialised from another seed."""
+
+
+class _Otherwise(SharedBase):
+    def attach(self, lora: LoraConfig, seed: int) -> Adapter:
+        return super().attach(lora, seed + 1)
+
+
+def follow(config: RunConfig, harm: Harm, environment: dict[str, str]) -> None:
+    """Be a follower until the leader ends."""
+    os.environ.update(environment)
+    cure_bitsandbytes()
+    with join(config.resources) as group, patch.object(shares, "packed_gradients", _limited(harm)):
+        Follower(group, lambda: _base(config, harm)).follow()
+
+
+def _base(config: RunConfig, harm: Harm) -> SharedBase:
+    if harm is Harm.base_does_not_fit:
+        raise torch.OutOfMemoryError("no room for the base")
+    source = find_model(config.model)
+    fingerprint = model_fingerprint(source, cache_directory(config) / "memo.json")
+    shared = open_base(config, source, fingerprint)
+    return _Otherwise(shared.base) if harm is Harm.begins_otherwise else shared
+
+
+def _limited(harm: Harm) -> Any:
+    real, seen = shares.packed_gradients, []
+
+    def packed_gradients(shared: SharedBase, work: Any) -> Any:
+        seen.append(work)
+        rows = sum(item.batch.input_ids_BT.shape[0] for item in work)
+        if harm is Harm.one_row_fits and rows > 1:
+            raise torch.OutOfMemoryError("no room")
+        if harm is Harm.second_pass_fails and len(seen) == 2:
+            raise ValueError("a layer has had enough")
+        return real(shared, work)
+
+    return packed_gradients

@@ -1,0 +1,29 @@
+"""What two GPUs train together is what one trains. Needs two GPUs: `make test-gpu`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.commands.run import run
+from harness.compose import compose_run
+from harness.record import RunStatus, read_metrics
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+]
+
+
+def test_two_gpus_train_what_one_trains(tmp_path: Path) -> None:
+    curves = []
+    for processes in (1, 2):
+        overrides = [
+            *("resources.device=cuda", f"resources.data_parallel={processes}", "tracker=none"),
+            *("optim.steps=8", "lora.dropout=0.1", f"paths.out='{tmp_path / str(processes)}'"),
+            *(f"paths.cache='{tmp_path / 'cache'}'", "eval=loss"),
+        ]
+        record, directory = run(compose_run(overrides))
+        assert record.status is RunStatus.completed, record.error
+        curves.append([row["train/loss"] for row in read_metrics(directory.metrics).rows])
+    assert curves[1] == pytest.approx(curves[0], abs=1e-4)  # float32, other matrix products

@@ -1,0 +1,209 @@
+"""What the planner says of a pass is what the engine keeps in one, to the byte."""
+
+from typing import Any
+
+import pytest
+
+from harness.config import (
+    Attention,
+    FloatType,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    QuantConfig,
+    QuantFormat,
+    RunConfig,
+)
+from harness.plan.model import PlannedModel
+from harness.plan.passes import PlannedRun, chosen_blocks, pass_bytes, traced_pass
+from harness.plan.predict import predict
+from harness.plan.prediction import BatchSize
+from tests.plan.engine import Bases, live_bytes, saved_bytes
+from tests.random_models import LLAMA, save_random_model
+
+SMALL, LONG = BatchSize(2, 16, 11), BatchSize(3, 33, 40)
+PACKED = BatchSize(2, 24, 30, packed=True)
+NF4, BFLOAT16 = QuantFormat.nf4, FloatType.bfloat16
+
+# model, storage, compute type, attention, batch, cohort, dropout, gradient checkpointing
+GRID: list[tuple[Any, ...]] = [
+    ("stories", NF4, FloatType.float32, "sdpa", SMALL, 1, 0.0, False),
+    ("stories", NF4, BFLOAT16, "sdpa", LONG, 1, 0.0, False),
+    ("stories", NF4, FloatType.float32, "sdpa", LONG, 1, 0.0, True),
+    ("stories", NF4, FloatType.float32, "sdpa", SMALL, 4, 0.0, False),
+    ("stories", NF4, BFLOAT16, "sdpa", SMALL, 3, 0.1, True),
+    ("stories", QuantFormat.none, FloatType.float32, "eager", LONG, 2, 0.0, False),
+    ("stories", QuantFormat.int4_asym, FloatType.float32, "sdpa", PACKED, 2, 0.1, False),
+    ("stories", QuantFormat.int8, BFLOAT16, "eager", SMALL, 1, 0.1, True),
+    ("qwen2", NF4, FloatType.float32, "sdpa", SMALL, 1, 0.0, False),
+    ("qwen2", QuantFormat.none, BFLOAT16, "sdpa", PACKED, 3, 0.0, False),
+    ("qwen2", QuantFormat.int4, BFLOAT16, "sdpa", LONG, 2, 0.1, False),
+    ("gpt2", NF4, FloatType.float32, "sdpa", SMALL, 1, 0.0, False),
+    ("gpt2", QuantFormat.fp4, BFLOAT16, "sdpa", LONG, 2, 0.1, False),
+    ("gpt2", QuantFormat.none, FloatType.float32, "eager", SMALL, 2, 0.0, True),
+    ("gpt_neox", NF4, FloatType.float32, "sdpa", LONG, 1, 0.0, False),
+    ("gpt_neox", QuantFormat.int8, BFLOAT16, "sdpa", PACKED, 2, 0.1, True),
+    ("gpt_neox", QuantFormat.int4, BFLOAT16, "eager", SMALL, 3, 0.0, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "storage", "compute", "attention", "batch", "cohort", "dropout", "checkpointing"),
+    GRID,
+    ids=lambda value: getattr(value, "value", None),
+)
+def test_predicted_activations_are_what_autograd_keeps(
+    bases: Bases,
+    name: str,
+    storage: QuantFormat,
+    compute: FloatType,
+    attention: str,
+    batch: BatchSize,
+    cohort: int,
+    dropout: float,
+    checkpointing: bool,
+) -> None:
+    config = RunConfig(
+        quant=QuantConfig(format=storage, compute_dtype=compute),
+        lora=LoraConfig(rank=3, alpha=12, dropout=dropout),
+        optim=OptimConfig(steps=1, gradient_checkpointing=checkpointing),
+    )
+    implementation = Attention(attention)
+    real = saved_bytes(
+        bases.real(name, config.quant, implementation), [config.lora] * cohort, config.optim, batch
+    )
+    planned = bases.planned(name, implementation)
+    assert (
+        predict(planned, config, batch, cohort=cohort, device="cpu").cohort_parts["activation"]
+        == real
+    )
+
+
+def test_cohorts_of_different_ranks_and_targets_are_traced_too(bases: Bases) -> None:
+    loras = [
+        LoraConfig(rank=8, alpha=8),
+        LoraConfig(rank=2, alpha=3, target_modules=["q_proj", "v_proj"]),
+        LoraConfig(rank=8, alpha=16),
+        LoraConfig(rank=4, alpha=8, target_modules=["model.layers.3.mlp.down_proj"]),
+    ]
+    quant, optim = QuantConfig(), OptimConfig(steps=1)
+    real = saved_bytes(bases.real("stories", quant, Attention.sdpa), loras, optim, SMALL)
+    planned = bases.planned("stories")
+    planned.use(quant)
+    runs = [PlannedRun(lora, optim, SMALL) for lora in loras]
+    assert pass_bytes(planned, runs, "cpu").saved == real
+
+
+def test_blocks_before_the_first_adapted_one_keep_nothing(bases: Bases) -> None:
+    lora = LoraConfig(rank=4, alpha=8, target_modules=["model.layers.3.mlp.down_proj"])
+    optim, quant = OptimConfig(steps=1), QuantConfig()
+    real = saved_bytes(bases.real("stories", quant, Attention.sdpa), [lora], optim, SMALL)
+    planned = bases.planned("stories")
+    planned.use(quant)
+    assert pass_bytes(planned, [PlannedRun(lora, optim, SMALL)], "cpu").saved == real
+
+
+# A few blocks stand for all --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PlannedModel]:
+    """A Llama of seven blocks, and a Gemma 2 whose blocks alternate between a window and all positions."""
+    directory = tmp_path_factory.mktemp("deep")
+    llama = {**LLAMA, "num_hidden_layers": 7}
+    gemma = {**llama, "num_hidden_layers": 10, "head_dim": 16, "sliding_window": 8}
+    return {
+        "llama": _planned(directory, "llama", Attention.sdpa, llama),
+        "gemma2": _planned(directory, "gemma2", Attention.eager, gemma),
+    }
+
+
+def _planned(
+    directory: Any, name: str, attention: Attention, fields: dict[str, Any]
+) -> PlannedModel:
+    from harness.base.source import ModelSource
+
+    save_random_model(directory / name, name, **fields)
+    for file in (directory / name).iterdir():  # nothing but the config is needed
+        if file.name != "config.json":
+            file.unlink()
+    source = ModelSource(name=name, directory=directory / name, revision=None)
+    return PlannedModel.from_source(source, ModelConfig(attention=attention))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "targets", [["all_linear"], ["q_proj"], ["model.layers.4.mlp.up_proj", "layers.5.mlp.up_proj"]]
+)
+def test_extrapolation_over_blocks_is_the_trace_of_all_blocks(
+    deep: dict[str, PlannedModel], name: str, checkpointing: bool, device: str, targets: list[str]
+) -> None:
+    model = deep[name]
+    model.use(QuantConfig(format=NF4, double_quant=True, compute_dtype=BFLOAT16))
+    optim = OptimConfig(steps=1, gradient_checkpointing=checkpointing)
+    lora = LoraConfig(rank=4, alpha=8, target_modules=targets)
+    runs = [PlannedRun(lora, optim, LONG)] * 2
+    whole = traced_pass(model, runs, device, range(model.num_blocks))
+    assert pass_bytes(model, runs, device) == whole
+    assert whole.peak >= whole.saved
+
+
+def test_one_block_of_each_kind_and_then_one_more_is_traced() -> None:
+    assert chosen_blocks("ABBBB") == ([0, 4], [([0, 1, 4], 3)])
+    assert chosen_blocks("A") == ([0], [])
+    first, further = chosen_blocks("aBABABAB")
+    assert (first, further) == ([0, 2, 7], [([0, 1, 2, 7], 3), ([0, 2, 4, 7], 2)])
+
+
+# The peak of a pass ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["stories", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("compute", FloatType)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_peak_of_a_pass_is_that_of_its_real_tensors(
+    bases: Bases, name: str, compute: FloatType, checkpointing: bool
+) -> None:
+    # Dense storage and eager attention: nothing is allocated inside of an operation.
+    quant = QuantConfig(format=QuantFormat.none, compute_dtype=compute)
+    optim = OptimConfig(steps=1, gradient_checkpointing=checkpointing)
+    loras = [LoraConfig(rank=4, alpha=8), LoraConfig(rank=4, alpha=8), LoraConfig(rank=2, alpha=6)]
+    real = live_bytes(bases.real(name, quant, Attention.eager), loras, optim, LONG)
+    planned = bases.planned(name, Attention.eager)
+    planned.use(quant)
+    of_pass = pass_bytes(planned, [PlannedRun(lora, optim, LONG) for lora in loras], "cpu")
+    assert of_pass.peak == real
+
+
+@pytest.mark.parametrize("storage", QuantFormat)
+def test_a_pass_on_a_gpu_needs_a_dense_weight_for_a_moment(storage: QuantFormat) -> None:
+    model = PlannedModel.from_shape("pythia_1.4b", ModelConfig())
+    optim, lora = OptimConfig(steps=1, gradient_checkpointing=True), LoraConfig(rank=1, alpha=1)
+    run = PlannedRun(lora, optim, BatchSize(1, 4, 1))
+    dense = 2 * 2048 * 8192
+    model.use(QuantConfig(format=storage, compute_dtype=BFLOAT16))
+    of_pass = pass_bytes(model, [run], "cuda")
+    above = of_pass.peak - of_pass.saved
+    match storage:
+        case QuantFormat.none:
+            assert above < dense
+        case QuantFormat.nf4 | QuantFormat.fp4:
+            assert dense <= above < 1.2 * dense
+        case QuantFormat.int4:  # two halves, then both in one
+            assert 2 * dense <= above < 2.2 * dense
+        case QuantFormat.int4_asym | QuantFormat.int8:  # decoded in float32
+            assert 3 * dense <= above < 4.2 * dense
+
+
+def test_fused_attention_keeps_no_scores_and_eager_attention_does(llama: PlannedModel) -> None:
+    size = BatchSize(1, 1024, 100)
+    lora, optim = LoraConfig(rank=8, alpha=8), OptimConfig(steps=1)
+    eager = PlannedModel.from_shape("llama2_7b", ModelConfig(attention=Attention.eager))
+    kept = []
+    for model in (llama, eager):
+        model.use(QuantConfig(compute_dtype=BFLOAT16))
+        kept.append(pass_bytes(model, [PlannedRun(lora, optim, size)], "cuda").saved)
+    scores = 32 * 32 * 1024 * 1024 * 2  # blocks, heads, positions squared, bfloat16
+    assert kept[1] - kept[0] >= scores

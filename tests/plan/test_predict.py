@@ -1,0 +1,136 @@
+"""Predictions: parts, cohorts, devices, and how little is loaded for them."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.config import (
+    FloatType,
+    LoraConfig,
+    OptimConfig,
+    OptimizerName,
+    QuantConfig,
+    QuantFormat,
+    RunConfig,
+)
+from harness.errors import RequestError
+from harness.metrics import MEMORY_PARTS, METRICS
+from harness.plan.model import PlannedModel
+from harness.plan.predict import predict
+from harness.plan.prediction import STATIC_PARTS, BatchSize
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    """QLoRA as published: NF4 with double quantisation, bfloat16, rank 64 on all linear layers."""
+    return RunConfig(
+        quant=QuantConfig(
+            format=QuantFormat.nf4, double_quant=True, compute_dtype=FloatType.bfloat16
+        ),
+        lora=LoraConfig(rank=64, alpha=16),
+        optim=OptimConfig(steps=1, batch_size=2, gradient_checkpointing=True),
+    )
+
+
+def test_on_a_cpu_the_peak_is_the_sum_of_the_parts(
+    llama: PlannedModel, config: RunConfig, batch: BatchSize
+) -> None:
+    found = predict(llama, config, batch, device="cpu")
+    assert tuple(found.parts) == MEMORY_PARTS
+    assert found.parts == found.cohort_parts
+    assert found.peak_bytes == sum(found.parts.values())
+    assert found.parts["adapter"] == found.parts["gradient"] == 4 * 159_907_840
+    assert set(found.metrics()) <= set(METRICS)
+    assert found.metrics()["memory/peak_bytes"] == found.peak_bytes
+
+
+def test_on_a_gpu_the_peak_is_static_bytes_and_the_peak_of_a_pass(
+    llama: PlannedModel, config: RunConfig, batch: BatchSize
+) -> None:
+    found = predict(llama, config, batch, device="cuda")
+    static = sum(found.parts[part] for part in STATIC_PARTS)
+    of_pass = found.parts["activation"] + found.transient_bytes
+    assert found.peak_bytes == static + found.library_bytes + of_pass
+    assert found.transient_bytes >= 2 * 4096 * 11008  # a dense weight, for a moment
+
+
+def test_a_cohort_has_one_base_and_everything_else_for_each_run(
+    llama: PlannedModel, config: RunConfig, batch: BatchSize
+) -> None:
+    one = predict(llama, config, batch, device="cuda")
+    four = predict(llama, config, batch, cohort=4, device="cuda")
+    for part in STATIC_PARTS:
+        times = 1 if part in ("base", "quant_constants") else 4
+        assert four.cohort_parts[part] == times * one.parts[part]
+        assert four.parts[part] == one.parts[part]
+    assert four.parts["activation"] == pytest.approx(one.parts["activation"], rel=0.01)
+    assert four.working_bytes == four.cohort_parts["adapter"]  # stacked side by side
+    with_dropout = replace(config, lora=replace(config.lora, dropout=0.1))
+    assert predict(llama, with_dropout, batch, cohort=4, device="cuda").working_bytes == 0
+
+
+def test_gradients_of_micro_batches_are_summed_in_a_tensor_of_their_own(
+    llama: PlannedModel, config: RunConfig, batch: BatchSize
+) -> None:
+    config.optim.batch_size = 8
+    found = predict(llama, config, batch, device="cuda")
+    assert found.working_bytes == found.parts["gradient"]
+
+
+def test_the_best_adapter_so_far_takes_the_place_of_one_adapter(
+    llama: PlannedModel, config: RunConfig, batch: BatchSize
+) -> None:
+    peak = predict(llama, config, batch, device="cuda").peak_bytes
+    config.eval.keep_best = True
+    found = predict(llama, config, batch, device="cuda")
+    assert found.peak_bytes - peak == found.parts["adapter"]
+
+
+def test_paged_states_count_as_optimizer_but_not_in_the_allocators_peak(
+    llama: PlannedModel, config: RunConfig, batch: BatchSize
+) -> None:
+    peaks = {}
+    for name in (OptimizerName.adamw, OptimizerName.paged_adamw_32bit):
+        config.optim.name = name
+        found = predict(llama, config, batch, device="cuda")
+        assert found.parts["optimizer"] == pytest.approx(8 * found.trainable_params, rel=1e-6)
+        peaks[name] = found.peak_bytes
+    assert peaks[OptimizerName.adamw] - peaks[OptimizerName.paged_adamw_32bit] == pytest.approx(
+        found.paged_bytes, rel=1e-6
+    )
+
+
+def test_an_adapter_that_does_not_fit_the_model_is_refused(
+    llama: PlannedModel, config: RunConfig, batch: BatchSize
+) -> None:
+    config.lora.target_modules = ["q_projj"]
+    with pytest.raises(RequestError, match="near names: q_proj"):
+        predict(llama, config, batch, device="cpu")
+
+
+def test_an_answer_needs_neither_peft_nor_bitsandbytes_and_names_need_no_torch() -> None:
+    code = (
+        "import json, sys\n"
+        "from harness.plan import prediction, shapes\n"
+        "shapes.shape_config('llama2_7b')\n"
+        "light = [name for name in ('torch', 'transformers') if name in sys.modules]\n"
+        "from harness.config import LoraConfig, ModelConfig, OptimConfig, RunConfig\n"
+        "from harness.plan.model import PlannedModel\n"
+        "from harness.plan.predict import predict\n"
+        "model = PlannedModel.from_shape('pythia_160m', ModelConfig())\n"
+        "config = RunConfig(lora=LoraConfig(alpha=8), optim=OptimConfig(steps=1))\n"
+        "found = predict(model, config, prediction.BatchSize(1, 8, 4), device='cuda')\n"
+        "heavy = ('peft', 'bitsandbytes', 'datasets', 'scipy')\n"
+        "print(json.dumps([light, [name for name in heavy if name in sys.modules]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert json.loads(done.stdout) == [[], []]
+    assert done.stderr == ""

@@ -1,0 +1,140 @@
+"""A micro-batch without its padding gives the gradient that it has with it, or is left padded."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness.adapters.shared import SharedBase
+from harness.config import LoraConfig, OptimConfig, RunConfig
+from harness.data.compact import folded, trimmed
+from harness.data.rows import NO_LOSS, Batch
+from harness.training import layout
+from harness.training.cohort import Gradient, Work, packed_gradients
+from harness.training.layout import without_padding
+from harness.training.slot import Slot
+from tests.training.conftest import MakeBase, MakeJob
+from tests.training.rows import job_on_random_rows, random_rows
+
+CLOSE = 1e-6
+
+
+def short_rows(count: int = 12) -> Batch:
+    """Return padded rows that leave much of their length empty."""
+    batch = random_rows(count=count).batch(slice(0, count))
+    targets_BT = batch.targets_BT.clone()
+    for row in range(count):
+        targets_BT[row, 8 + 2 * row :] = NO_LOSS
+        targets_BT[row, 2:6] = batch.input_ids_BT[row, 3:7]
+    return replace(batch, targets_BT=targets_BT)
+
+
+def gradients(shared: SharedBase, batches: list[Batch]) -> list[Gradient]:
+    work = []
+    for seed, batch in enumerate(batches):
+        adapter = shared.attach(LoraConfig(rank=4, alpha_over_rank=2.0), seed)
+        noise = torch.randn(adapter.flat_P.shape, generator=torch.Generator().manual_seed(seed))
+        adapter.flat_P.add_(noise, alpha=0.05)
+        tokens = batch.num_loss_tokens
+        work.append(
+            Work(
+                adapter=adapter,
+                batch=batch,
+                batch_loss_tokens=tokens,
+                loss_tokens=tokens,
+                dropout_key=None,
+                recompute=False,
+            )
+        )
+    return packed_gradients(shared, work)
+
+
+def assert_same(one: Gradient, other: Gradient) -> None:
+    torch.testing.assert_close(one.loss, other.loss, rtol=0, atol=CLOSE)
+    scale = other.of_adapter.flat_P.abs().max()
+    difference = (one.of_adapter.flat_P - other.of_adapter.flat_P).abs().max()
+    assert difference <= 10 * CLOSE * scale
+
+
+@pytest.mark.parametrize("lay_out", [trimmed, folded])
+def test_the_gradient_is_that_of_the_padded_rows(lay_out, make_base: MakeBase) -> None:
+    batch = short_rows()
+    assert lay_out(batch).num_input_tokens < batch.num_input_tokens
+    (padded_result,) = gradients(make_base(), [batch])
+    (result,) = gradients(make_base(), [lay_out(batch)])
+    assert_same(result, padded_result)
+
+
+def test_eager_attention_keeps_examples_apart_too(make_base: MakeBase) -> None:
+    batch = short_rows()
+    padded_base, folded_base = make_base(), make_base()
+    for shared in (padded_base, folded_base):
+        shared.model.set_attn_implementation("eager")
+    (padded_result,) = gradients(padded_base, [batch])
+    (result,) = gradients(folded_base, [folded(batch)])
+    assert_same(result, padded_result)
+
+
+def test_folded_trimmed_and_padded_batches_share_a_pass(make_base: MakeBase) -> None:
+    batch = short_rows()
+    batches = [folded(batch), trimmed(batch), batch]
+    assert len({each.input_ids_BT.shape for each in batches}) == 3
+    together = gradients(make_base(), batches)
+    apart = gradients(make_base(), [batch, batch, batch])
+    for one, other in zip(together, apart, strict=True):
+        assert_same(one, other)
+
+
+def test_a_model_that_does_not_keep_examples_apart_gets_rows_of_one_example(
+    make_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, batch = make_base(), short_rows()
+    forward = shared.model.forward
+
+    def blind(**arguments):  # looks across examples, as a recurrent layer does
+        mask = arguments.get("attention_mask")
+        if mask is not None:
+            arguments["attention_mask"] = torch.ones_like(mask).tril()
+        return forward(**arguments)
+
+    monkeypatch.setattr(shared.model, "forward", blind)
+    out = without_padding(shared, batch)
+    assert out.segments_BT is None
+    assert out.input_ids_BT.shape == trimmed(batch).input_ids_BT.shape
+    assert shared.keeps_examples_apart is False
+
+
+def test_the_model_is_tried_once(make_base: MakeBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, batch = make_base(), short_rows()
+    assert without_padding(shared, batch).segments_BT is not None
+    monkeypatch.setattr(layout, "target_logits", None)
+    assert without_padding(shared, batch).segments_BT is not None
+
+
+def test_with_dropout_rows_stay_padded(make_base: MakeBase) -> None:
+    shared = make_base()
+
+    def positions(dropout: float) -> int:
+        lora = LoraConfig(alpha_over_rank=2.0, dropout=dropout)
+        config = RunConfig(lora=lora, optim=OptimConfig(batch_size=16, steps=2))
+        job = job_on_random_rows(config)
+        rows = job.data.train
+        rows.targets_NT[:, 12:] = NO_LOSS  # of each row a quarter is useful
+        rows.targets_NT[:, 2:12] = 7
+        return Slot(job, shared).next_work().batch.num_input_tokens
+
+    assert positions(0.1) == 16 * random_rows().row_length
+    assert positions(0.0) < positions(0.1)
+
+
+def test_the_largest_micro_batch_is_the_one_whose_activations_count(
+    make_base: MakeBase, make_job: MakeJob
+) -> None:
+    shared = make_base()
+    slot = Slot(make_job(shared, "counted"), shared)
+    slot.next_work()
+    assert slot.counts_activations()
+    assert not slot.counts_activations()
+    slot.count_activations(10)
+    slot.count_activations(7)
+    assert slot.activation_bytes == 10
