@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu check format bench clean
+.PHONY: help install demo test test-slow test-gpu check format bench bench-parts bench-gpu clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/.installed  ## .venv with the pinned versions
 
@@ -37,11 +37,20 @@ format: .venv/.installed  ## let ruff write
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: .venv/.installed  ## steps, sweeps, driver and tracking, measured side by side
+BENCH_MODEL := $(if $(MODEL),--model $(MODEL) $(TRAIN) $(VALIDATION))
+
+bench: .venv/.installed  ## side by side with the Trainer, TRL and shell loops: 20 minutes on two idle cores
+	$(BIN)/python -m bench.all $(BENCH_MODEL)
+
+bench-gpu: .venv/.installed  ## steps, cohorts, memory and the floor of random Llamas on a CUDA device
+	$(BIN)/python -m bench.gpu
+
+bench-parts: .venv/.installed  ## steps, cohorts, sweeps, driver and plans, each against itself
 	$(BIN)/python -m bench.step
+	$(BIN)/python -m bench.cohort
 	$(BIN)/python -m bench.sweep
 	$(BIN)/python -m bench.driver
-	$(BIN)/python -m bench.tracking
+	$(BIN)/python -m bench.plan
 
 clean:  ## remove the environment and build products, keep out/
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 
 from analysis.calibration import calibration_table
+from analysis.effects import effects_table
 from analysis.figures.cells import SEARCH_VALUE, counts, runs_of, value_of
 from analysis.figures.choose import Draw, cost_figures, curve_figures, quality_figures
 from analysis.figures.factors import printed, varying_factors
@@ -136,6 +137,8 @@ def _sweep_figures(page: ReportWriter, sweep: SweepData, out: Path) -> Iterator[
         note = (
             "<p>Trials of the search chose what was confirmed; their numbers are not results.</p>"
         )
+        effects = effects_table(searched, quality) if quality is not None else None
+        body += "" if effects is None else page.table(effects)
         yield Section(key="search", title="The search", body=note + body)
 
 

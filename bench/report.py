@@ -88,20 +88,24 @@ class Cell:
 
 
 def main(runs: int, points: int) -> None:
-    """Make the records, measure, print."""
+    """Measure, print and write the result."""
     with tempfile.TemporaryDirectory() as directory:
-        out = Path(directory)
-        made = make_sweep(out, runs, points)
-        results = {stage: _measure(code, out) for stage, code in _STAGES.items()}
-    for stage, result in results.items():
-        assert not result.pop("heavy"), stage
-    tree = {"runs": made, "history_points": points, "stages": results}
+        tree = measure(Path(directory), runs, points)
     path = Path("bench/results/report.json")
     path.write_text(json.dumps(tree, indent=1) + "\n")
-    print(f"| {made} records, {points} history points each | seconds | peak memory |")
+    print(f"| {tree['runs']} records, {points} history points each | seconds | peak memory |")
     print("| --- | ---: | ---: |")
-    for stage, result in results.items():
+    for stage, result in tree["stages"].items():
         print(f"| {stage} | {result['seconds']:.1f} | {result['peak_bytes'] / 2**20:.0f} MiB |")
+
+
+def measure(out: Path, runs: int, points: int) -> dict[str, Any]:
+    """Make the records under `out` and return the seconds and the peak memory of each stage."""
+    made = make_sweep(out, runs, points)
+    results = {stage: _measure(code, out) for stage, code in _STAGES.items()}
+    for stage, result in results.items():
+        assert not result.pop("heavy"), stage
+    return {"runs": made, "history_points": points, "stages": results}
 
 
 def make_sweep(out: Path, runs: int, points: int) -> int:

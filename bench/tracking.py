@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8, help="blocks of each kind")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as directory:
-        result = _measure(Path(directory), rounds)
+        result = measure(Path(directory), rounds)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(
@@ -74,7 +75,8 @@ def main() -> None:
     print(f"written to {RESULTS}")
 
 
-def _measure(directory: Path, rounds: int) -> dict[str, object]:
+def measure(directory: Path, rounds: int) -> dict[str, Any]:
+    """Return what logging costs, over so many blocks of each kind; `directory` gets the files."""
     torch.set_num_threads(1)  # the step's length is then steady; `processor` covers busy neighbours
     load = psutil.getloadavg()[0]  # above the number of cores, the figures are upper bounds
     opening, tracker = _open(directory)

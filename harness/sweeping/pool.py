@@ -168,9 +168,10 @@ class Pool:
             worker.send(Stop())
 
     def kill(self) -> None:
-        """End all workers now."""
-        for worker in list(self.workers):
-            self.remove(worker)
+        """End all workers now, without waiting for any to end by itself."""
+        for worker in self.workers:
+            worker.kill()
+        self.workers.clear()
 
 
 def _last_words(worker: WorkerProcess) -> str:
