@@ -32,8 +32,8 @@ from harness.record import utc_now
 RESULTS = Path(__file__).parent / "results" / "sweep.json"
 RANKS = (2, 4, 8, 16)
 RATES = ("2e-3", "5e-3", "1e-2", "2e-2")
-ROW_POSITIONS = 40
-"""Row length of `rule` on the embedded base, to turn positions into rows."""
+ROW_POSITIONS = 27
+"""Positions that a row of `rule` on the embedded base takes on average, its share of padding included."""
 TOKENS = {64: 60, 256: 40, 1024: 20, 4096: 10}
 """Positions per run and step -> steps."""
 

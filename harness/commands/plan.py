@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.base.quick_imports import quick_imports
 from harness.compose import compose_run
 from harness.config import RunConfig
 from harness.errors import RequestError
 from harness.metrics import format_bytes
-from harness.plan.quick_imports import quick_imports
 from harness.plan.settings import PlanSettings, parse_bytes, split_settings
 
 if TYPE_CHECKING:

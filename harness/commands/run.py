@@ -12,6 +12,7 @@ from harness.console import RunDisplay, print_result
 from harness.record import Record, RunStatus
 from harness.request import Request, make_request, settled_record
 from harness.run_directory import RunDirectory
+from harness.training.libraries import import_libraries
 
 if TYPE_CHECKING:
     from harness.training.ranks import Ranks
@@ -48,6 +49,7 @@ def train_request(
     request: Request, ranks: "Ranks | None" = None, *, is_probe: bool = False
 ) -> Record:
     """Train a run in this process, with the help of other `ranks` if there are any; return its record."""
+    import_libraries()
     from harness.measure.memory import is_out_of_memory
     from harness.training.entry import record_without_base
     from harness.training.launch import make_job, open_base, prepare

@@ -16,12 +16,12 @@ from harness.base.build import Base
 from harness.base.formats import TORCH_DTYPES
 from harness.base.layout import LinearSpec
 from harness.base.library_faults import quiet_libraries
+from harness.base.quick_imports import quick_imports
 from harness.base.source import ModelSource
 from harness.config import Attention, ModelConfig, QuantConfig
 from harness.errors import RequestError
 from harness.plan.outline import find_blocks, module_outlines, per_block_fields
 from harness.plan.planned_layer import AdaptedLayer, PlannedLinear, PlannedStorage
-from harness.plan.quick_imports import quick_imports
 from harness.plan.shapes import shape_config
 
 META = torch.device("meta")

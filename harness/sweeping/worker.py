@@ -275,13 +275,12 @@ def check_against_model(check: Check) -> tuple[str | None, ...]:
 def main(descriptor: int) -> None:
     """Serve one driver until it says stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the driver decides
+    from harness.devices import resolved_device
+    from harness.training.libraries import import_libraries
+
+    import_libraries()
     import torch
 
-    from harness.base.library_faults import cure_bitsandbytes
-    from harness.devices import resolved_device
-    from harness.training import session  # noqa: F401  what takes seconds to import
-
-    cure_bitsandbytes()
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads is not None:
         torch.set_num_threads(int(threads))

@@ -1,4 +1,4 @@
-"""Importing torch and transformers in less time: an answer of the planner is mostly that.
+"""Importing torch and transformers in less time: most of what a plan or the start of a run takes.
 
 Imports nothing heavy itself, so that it can be entered before anything is.
 """

@@ -1,0 +1,16 @@
+"""What takes seconds to import before a run can begin, at once and in as little time as it takes."""
+
+from harness.base.quick_imports import quick_imports
+
+
+def import_libraries() -> None:
+    """Import torch, transformers, bitsandbytes (cured, and silent about it) and PEFT, which imports it."""
+    with quick_imports():
+        from harness.base.library_faults import cure_bitsandbytes
+
+        cure_bitsandbytes()
+
+        import peft  # noqa: F401
+        import transformers.models.auto.modeling_auto  # noqa: F401
+
+        from harness.training import session  # noqa: F401
