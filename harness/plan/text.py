@@ -40,6 +40,8 @@ def _rows(
             yield row("stacked adapters, summed gradients", None, prediction.working_bytes)
         if prediction.paged_bytes:
             yield row("paged out of the allocator", None, -prediction.paged_bytes)
+        if prediction.library_bytes:
+            yield row("workspace of cuBLAS", None, prediction.library_bytes)
         yield row("for a moment in a pass", None, prediction.transient_bytes)
     yield row("peak", None, prediction.peak_bytes, "memory/peak_bytes")
     with_margin = round(prediction.peak_bytes * (1 + margin))

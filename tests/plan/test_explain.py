@@ -16,6 +16,7 @@ from harness.plan.explain import (
 from harness.plan.model import PlannedModel
 from harness.plan.predict import predict
 from harness.plan.prediction import BatchSize
+from harness.plan.text import prediction_text
 
 LINEAR_WEIGHTS_OF_LLAMA_2_7B = 6_476_005_376
 
@@ -79,3 +80,15 @@ def test_the_toy_is_called_a_toy(llama: PlannedModel) -> None:
     *_, toy = explained(llama).strip().split("\n\n")
     assert toy.startswith("A popular table, as a toy only")
     assert "No real model is one" in toy
+
+
+def test_the_lines_of_the_table_add_up_to_the_peak(llama: PlannedModel) -> None:
+    config = compose_run(["quant.compute_dtype=bfloat16", "optim.micro_batch_size=1"])
+    batch = BatchSize(rows=1, length=64, loss_tokens=64)
+    prediction = predict(llama, config, batch, cohort=2, device="cuda")
+    lines = prediction_text(prediction, 0.05, {}).splitlines()[1:]
+    sizes = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1}
+    last = [line.split()[-2:] for line in lines]
+    *parts, peak, _ = (float(number) * sizes[unit] for number, unit in last)
+    assert sum(parts) == pytest.approx(peak, abs=2**30 * 0.01)
+    assert peak == pytest.approx(prediction.peak_bytes, rel=0.01)
