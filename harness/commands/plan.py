@@ -13,6 +13,7 @@ from harness.metrics import format_bytes
 from harness.plan.settings import PlanSettings, parse_bytes, split_settings
 
 if TYPE_CHECKING:
+    from harness.plan.costs import CostGroup
     from harness.plan.prediction import Prediction
     from harness.plan.subject import Subject
 
@@ -52,13 +53,25 @@ def _plan(
 
 
 def planned_config(overrides: Sequence[str], settings: PlanSettings) -> RunConfig:
-    """Return the configuration, on a GPU in bfloat16 as a GPU's default is, wherever it is planned."""
+    """Return the configuration that is planned."""
+    return compose_run(with_device_defaults(overrides, settings))
+
+
+def with_device_defaults(overrides: Sequence[str], settings: PlanSettings) -> list[str]:
+    """Return the overrides with the compute type that is the planned device's default, wherever this runs.
+
+    Raises RequestError for a model beside `plan.shape`, which would be ignored.
+    """
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
-    dtype = []
-    if settings.device is not None and "quant.compute_dtype" not in given:
-        name = "bfloat16" if settings.device == "cuda" else "float32"
-        dtype = [f"quant.compute_dtype={name}"]
-    return compose_run([*overrides, *dtype])
+    model = sorted(given & {"model", "model.name", "model.revision"})
+    if settings.shape is not None and model:
+        raise RequestError(
+            f"{', '.join(model)} would be ignored beside plan.shape; give one of them"
+        )
+    if settings.device is None or "quant.compute_dtype" in given:
+        return list(overrides)
+    name = "bfloat16" if settings.device == "cuda" else "float32"
+    return [*overrides, f"quant.compute_dtype={name}"]
 
 
 def _plan_run(
@@ -70,18 +83,25 @@ def _plan_run(
     probe: bool,
     as_json: bool,
 ) -> int:
+    from harness.plan.costs import CostGroup, stated_step_seconds
     from harness.plan.explain import explanation
     from harness.plan.subject import MARGIN, subject_of
-    from harness.plan.text import base_text, prediction_text
+    from harness.plan.text import base_text, duration, prediction_text
 
     subject = subject_of(config, settings)
     prediction = subject.predict(settings.cohort)
-    measured = _measured(config, settings, probe=probe)
+    group = CostGroup(configs=[config], points=[{}], subject=subject)
+    group.step_seconds = stated_step_seconds(group, settings)
+    _measure(group, settings, probe=probe)
     if as_json:
-        print(json.dumps(prediction_tree(prediction) | {"measured": measured}, indent=2))
+        tree = prediction_tree(prediction)
+        tree |= {"measured": group.measured, "steps": group.steps, "run_seconds": group.run_seconds}
+        print(json.dumps(tree, indent=2))
     else:
         print(heading(subject))
-        print(prediction_text(prediction, MARGIN, measured), end="")
+        print(prediction_text(prediction, MARGIN, group.measured), end="")
+        if group.run_seconds is not None:
+            print(f"{group.steps} steps alone: {duration(group.run_seconds)}")
         if explain:
             print()
             print(base_text(prediction.modules))
@@ -92,18 +112,14 @@ def _plan_run(
     return 0
 
 
-def _measured(config: RunConfig, settings: PlanSettings, *, probe: bool) -> dict[str, float | None]:
-    """Return what a probe of this configuration, or the run alone, has measured; {} if there is none."""
-    if settings.shape is not None:
-        if probe:
-            raise RequestError("--probe needs a model that can be loaded, and plan.shape is none")
-        return {}
-    from harness.plan.costs import CostGroup
+def _measure(group: "CostGroup", settings: PlanSettings, *, probe: bool) -> None:
+    """Add what a probe of this configuration, or the run alone, has measured, if there is any."""
     from harness.plan.measured import find_measured
 
-    group = CostGroup(configs=[config], points=[{}])
-    find_measured([group], probe=probe)
-    return group.measured
+    if settings.shape is None:
+        find_measured([group], probe=probe)
+    elif probe:
+        raise RequestError("--probe needs a model that can be loaded, and plan.shape is none")
 
 
 def prediction_tree(prediction: "Prediction") -> dict[str, object]:

@@ -4,10 +4,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from harness.commands.plan import fits, largest_cohort, prediction_tree
+from harness.commands.plan import (
+    fits,
+    largest_cohort,
+    prediction_tree,
+    with_device_defaults,
+)
 from harness.commands.sweep import plan_text
 from harness.compose import compose_run
 from harness.devices import device_memory, visible_cuda_devices
+from harness.errors import RequestError
 from harness.metrics import format_bytes
 from harness.plan.costs import CostGroup, cost_groups, distinguishing_keys
 from harness.plan.measured import find_measured
@@ -33,10 +39,14 @@ def plan_sweep(
     probe: bool,
 ) -> int:
     """Print the plan of a sweep; returns the exit code."""
-    given = {override.partition("=")[0] for override in overrides}
-    if settings.device == "cuda" and "quant.compute_dtype" not in given:
-        overrides = [*overrides, "quant.compute_dtype=bfloat16"]
-    question = load_question(name, overrides)
+    if settings.cohort != 1:
+        raise RequestError(
+            f"plan.cohort={settings.cohort} is for one run's plan; a sweep's says how many fit side by side, "
+            "and resources.cohort bounds it"
+        )
+    if settings.shape is not None and probe:
+        raise RequestError("--probe needs a model that can be loaded, and plan.shape is none")
+    question = load_question(name, with_device_defaults(overrides, settings))
     points = check_space(question)
     base = compose_run(base_of(question))
     device = planned_device(settings, base)

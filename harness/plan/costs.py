@@ -62,11 +62,11 @@ def cost_groups(
             group.prediction = group.subject.predict()
         except RequestError as error:
             group.refusal = str(error)
-        group.step_seconds = _stated_step_seconds(group, settings)
+        group.step_seconds = stated_step_seconds(group, settings)
     return list(groups.values())
 
 
-def _stated_step_seconds(group: CostGroup, settings: PlanSettings) -> float | None:
+def stated_step_seconds(group: CostGroup, settings: PlanSettings) -> float | None:
     """Return seconds of a step at `plan.tokens_per_second`, by the positions that it has at most."""
     if settings.tokens_per_second is None or group.subject is None:
         return None

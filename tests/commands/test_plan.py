@@ -107,6 +107,15 @@ def test_a_sweep_shows_each_configuration_that_costs_its_own(
     assert "time: at most" in text
 
 
+def test_stated_tokens_per_second_give_the_time_of_a_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [*SHAPE, "optim.batch_size=4", "optim.steps=100", "data.max_length=128"]
+    text = planned(capsys, *words, "plan.tokens_per_second=512")
+    assert "100 steps alone: 100.0 s" in text  # 4 x 128 positions a step, one step a second
+    assert "steps alone" not in planned(capsys, *words)
+
+
 def test_what_does_not_fit_is_shown_and_counted(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -122,6 +131,9 @@ def test_what_does_not_fit_is_shown_and_counted(
         (["--budget", "lots"], "24GiB"),
         (["demo", "--explain"], "about one run"),
         ([*SHAPE, "--probe"], "--probe needs a model"),
+        (["demo", *SHAPE[:2], "--probe"], "--probe needs a model"),
+        (["demo", "plan.cohort=4"], "resources.cohort"),
+        ([*SHAPE, "model=embedded"], "model would be ignored beside plan.shape"),
         (["plan.shape=pythia_160m", "data.max_length=4096"], "2048"),
         (["lora.target_modules=[nothing]", "plan.length=8"], "matches no linear layer"),
     ],
