@@ -111,14 +111,10 @@ def _compared(
 ) -> list[Cell]:
     """Return the cells of difference, interval and p-value."""
 
-    def signed(value: float) -> str:
-        number = scale.number(value)
-        return number if number.startswith("-") else f"+{number}"
-
-    change = signed(pair.difference)
+    change = scale.signed(pair.difference)
     bounds = MISSING
     if pair.low is not None and pair.high is not None:
-        bounds = f"[{signed(pair.low)}, {signed(pair.high)}]"
+        bounds = f"[{scale.signed(pair.low)}, {scale.signed(pair.high)}]"
     shown = None if p_value is None else f"{p_value:.{P_DIGITS}f}"
     return [
         Cell(text=text, number=number, n=pair.n, run_ids=run_ids)

@@ -94,13 +94,9 @@ def _line(
 ) -> list[Cell]:
     change = effect.change
 
-    def signed(value: float) -> str:
-        number = scale.number(value)
-        return number if number.startswith("-") else f"+{number}"
-
     bounds = MISSING
     if change.low is not None and change.high is not None:
-        bounds = f"[{signed(change.low)}, {signed(change.high)}]"
+        bounds = f"[{scale.signed(change.low)}, {scale.signed(change.high)}]"
     shown = None if p_value is None else f"{p_value:.{P_DIGITS}f}"
     return [
         Cell(text=factor.label),
@@ -108,8 +104,8 @@ def _line(
         Cell(text=printed(effect.level)),
         Cell(text=str(change.n), n=change.n, run_ids=ids),
         Cell(
-            text=signed(change.difference),
-            number=signed(change.difference),
+            text=scale.signed(change.difference),
+            number=scale.signed(change.difference),
             value=change.difference,
             n=change.n,
             run_ids=ids,

@@ -32,6 +32,11 @@ class Scale:
         text = f"{value / self.size:.{self.digits}f}"
         return text if float(text) else text.removeprefix("-")  # no minus zero
 
+    def signed(self, value: float) -> str:
+        """Return the digits of a difference, with its sign."""
+        number = self.number(value)
+        return number if number.startswith("-") else f"+{number}"
+
 
 def scale_of(name: str, values: Sequence[float]) -> Scale:
     """Return the scale of a metric's column; bytes are in the largest unit that leaves 1 of the smallest."""
