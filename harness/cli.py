@@ -6,24 +6,27 @@ Must import nothing heavy: `harness --help` answers in well under a second.
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
 from harness.errors import RequestError, near_names
-
-COMMANDS = {
-    "run": "train, measure and evaluate one LoRA adapter on one base",
-    "sweep": "start or resume a sweep: many runs that answer one question",
-    "plan": "what a run or a sweep would need: memory by part, what fits, how long",
-    "status": "progress and leaders of a sweep, while it runs and afterwards",
-    "report": "tables, figures and one html page from the records of sweeps",
-}
+from harness.options import (
+    CFG,
+    COMMANDS,
+    INFO,
+    PLAN_FLAGS,
+    REPORT_FLAGS,
+    RUN_FLAGS,
+    STATUS_FLAGS,
+    SWEEP_FLAGS,
+    WORKER_FLAGS,
+)
 
 USAGE = """\
 usage: harness run    [override…] [--json]
        harness sweep  NAME|FILE [override…] [--dry-run] [--json]
+       harness worker NAME [override…]
        harness plan   [NAME|FILE] [override…] [--budget 24GiB] [--explain] [--probe] [--json]
        harness status [NAME] [--json]
        harness report [NAME…] [--watch] [--json]
@@ -41,34 +44,6 @@ commands:
 exit codes: 0 done; 1 the work failed; 2 the request was wrong and nothing was touched;
 130 interrupted, the same command resumes
 """
-
-_SWEEP_FLAGS = {"--dry-run": 0, "--json": 0, "--help": 0, "-h": 0}
-_REPORT_FLAGS = {"--watch": 0, "--json": 0, "--help": 0, "-h": 0}
-_PLAN_FLAGS = {"--budget": 1, "--explain": 0, "--probe": 0, "--json": 0, "--help": 0, "-h": 0}
-_STATUS_FLAGS = {"--json": 0, "--help": 0, "-h": 0}
-_FLAGS = {  # option of a command: how many values follow it
-    "--json": 0,
-    "--help": 0,
-    "-h": 0,
-    "--hydra-help": 0,
-    "--cfg": 1,
-    "-c": 1,
-    "--package": 1,
-    "-p": 1,
-    "--resolve": 0,
-    "--info": 1,
-    "-i": 1,
-}
-_FLAGS_OF = {
-    "run": _FLAGS,
-    "sweep": _SWEEP_FLAGS,
-    "plan": _PLAN_FLAGS,
-    "status": _STATUS_FLAGS,
-    "report": _REPORT_FLAGS,
-}
-_CFG = ("job", "hydra", "all")
-_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-_SHELLS = ("bash", "zsh", "fish")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -121,7 +96,9 @@ def _dispatch(arguments: list[str]) -> int:
             print(__version__)
             return 0
         case "-sc" | "--shell-completion":
-            return _complete(rest)
+            from harness.completion import complete
+
+            return complete(rest)
         case _ if command not in COMMANDS:
             known = (*COMMANDS, "--help", "--version", "-sc")
             raise RequestError(
@@ -131,6 +108,8 @@ def _dispatch(arguments: list[str]) -> int:
     match command:
         case "sweep":
             return _sweep(rest)
+        case "worker":
+            return _worker(rest)
         case "plan":
             return _plan(rest)
         case "status":
@@ -142,7 +121,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(command: str, rest: list[str]) -> int:
-    flags, overrides = _split(command, rest, _FLAGS)
+    flags, overrides = _split(command, rest, RUN_FLAGS)
     names = [flag[0] for flag in flags]
     if "--help" in names or "-h" in names:
         from harness.commands.run_help import run_help
@@ -157,7 +136,7 @@ def _run(command: str, rest: list[str]) -> int:
 
 
 def _sweep(rest: list[str]) -> int:
-    flags, words = _split("sweep", rest, _SWEEP_FLAGS)
+    flags, words = _split("sweep", rest, SWEEP_FLAGS)
     names = [flag[0] for flag in flags]
     if "--help" in names or "-h" in names or not words:
         from harness.commands.sweep_help import sweep_help
@@ -171,8 +150,24 @@ def _sweep(rest: list[str]) -> int:
     )
 
 
+def _worker(rest: list[str]) -> int:
+    flags, words = _split("worker", rest, WORKER_FLAGS)
+    if flags:
+        from harness.commands.worker import WORKER_HELP
+
+        print(WORKER_HELP, end="")
+        return 0
+    if not words or "=" in words[0]:
+        raise RequestError(
+            "harness worker needs the name of a sweep first; see harness worker --help"
+        )
+    from harness.commands.worker import worker_command
+
+    return worker_command(words[0], words[1:])
+
+
 def _plan(rest: list[str]) -> int:
-    flags, words = _split("plan", rest, _PLAN_FLAGS)
+    flags, words = _split("plan", rest, PLAN_FLAGS)
     values = {flag[0]: flag[1] if len(flag) > 1 else "" for flag in flags}
     if "--help" in values or "-h" in values:
         from harness.commands.plan_help import plan_help
@@ -191,7 +186,7 @@ def _plan(rest: list[str]) -> int:
 
 
 def _status(rest: list[str]) -> int:
-    flags, words = _split("status", rest, _STATUS_FLAGS)
+    flags, words = _split("status", rest, STATUS_FLAGS)
     names = [flag[0] for flag in flags]
     if "--help" in names or "-h" in names:
         print("usage: harness status [NAME] [paths.out=DIRECTORY] [--json]")
@@ -202,7 +197,7 @@ def _status(rest: list[str]) -> int:
 
 
 def _report(rest: list[str]) -> int:
-    flags, words = _split("report", rest, _REPORT_FLAGS)
+    flags, words = _split("report", rest, REPORT_FLAGS)
     names = [flag[0] for flag in flags]
     if "--help" in names or "-h" in names:
         print("usage: harness report [NAME…] [paths.out=DIRECTORY] [--watch] [--json]")
@@ -245,10 +240,11 @@ def _split(
 
 def _hydra_flags(command: str, flags: list[list[str]], overrides: list[str]) -> int:
     """Let Hydra answer its own options (--cfg, --info, --hydra-help); nothing is trained."""
+    from harness.completion import run_hydra
     from harness.compose import compose_run, prepare_overrides
 
     for name, *value in flags:
-        for names, choices in ((("--cfg", "-c"), _CFG), (("--info", "-i"), _INFO)):
+        for names, choices in ((("--cfg", "-c"), CFG), (("--info", "-i"), INFO)):
             if name in names and value[0] not in choices:
                 got = value[0] or "nothing"
                 raise RequestError(f"{name} takes one of {', '.join(choices)}, got {got}")
@@ -257,67 +253,5 @@ def _hydra_flags(command: str, flags: list[list[str]], overrides: list[str]) -> 
     shows_job = any(flag in (["--cfg", "job"], ["-c", "job"]) for flag in flags)
     if shows_job and "--resolve" not in words:
         words.append("--resolve")  # what would run, not how it is derived
-    _hydra([f"harness {command}", *words, *prepare_overrides(overrides)])
+    run_hydra([f"harness {command}", *words, *prepare_overrides(overrides)])
     return 0
-
-
-def _hydra(argv: list[str]) -> None:
-    """Run Hydra's command line on our configuration, with a task that does nothing."""
-    import hydra
-
-    from harness.compose import conf_directory, register_schema
-
-    register_schema()
-    sys.argv = argv
-    hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")(
-        lambda _: None
-    )()
-
-
-# Shell completion --------------------------------------------------------------------------------
-
-
-def _complete(arguments: list[str]) -> int:
-    """Answer Hydra's shell completion; the shell asks with the whole line in COMP_LINE."""
-    action, _, shell = (arguments[0] if len(arguments) == 1 else "").partition("=")
-    if action not in ("install", "uninstall", "query") or shell not in _SHELLS:
-        raise RequestError(
-            f"-sc {' '.join(arguments)}".rstrip()
-            + " is no request for shell completion; write -sc install=bash (or zsh, fish), and "
-            'eval "$(harness -sc install=bash)" to use it'
-        )
-    if action == "query":
-        line = os.environ.get("COMP_LINE", "")
-        words = line.split() + ([""] if line.endswith(" ") else [])
-        if len(words) <= 2:
-            _print_completions((*COMMANDS, "--help", "--version"), words[-1] if words else "")
-            return 0
-        command = words[1]
-        if words[-1].startswith("-"):
-            _print_completions(_FLAGS_OF.get(command, _FLAGS), words[-1])
-            return 0
-        names_sweep = command in ("sweep", "plan") and len(words) == 3 and "=" not in words[-1]
-        if command in ("status", "report") or names_sweep:
-            _print_completions(_sweep_names(command), words[-1])
-            return 0
-        if words[-2] in ("--cfg", "-c", "--info", "-i"):
-            _print_completions(_CFG if words[-2] in ("--cfg", "-c") else _INFO, words[-1])
-            return 0
-        overrides = [word for word in words[2:-1] if "=" in word]
-        # Hydra knows one command, not commands of a script.
-        os.environ["COMP_LINE"] = " ".join([words[0], *overrides, words[-1]])
-    _hydra(["harness", "-sc", *arguments])
-    return 0
-
-
-def _sweep_names(command: str) -> list[str]:
-    """Return the questions that are ready, or the sweeps that have run under out/."""
-    if command not in ("sweep", "plan"):
-        return sorted(path.parent.name for path in Path("out/sweeps").glob("*/state.json"))
-    from harness.search.question import known_sweeps
-
-    return list(known_sweeps())
-
-
-def _print_completions(words: Iterable[str], prefix: str) -> None:
-    print("\n".join(word for word in words if word.startswith(prefix)))

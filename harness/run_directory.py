@@ -111,7 +111,7 @@ def _lock_or_refuse(descriptor: int, lock: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a machine that fails, sees the old or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

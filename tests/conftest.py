@@ -11,6 +11,8 @@ os.environ["WANDB_SILENT"] = "true"
 
 import pytest
 
+pytest_plugins = ["tests.postgres"]
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

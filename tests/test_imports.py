@@ -14,7 +14,7 @@ HEAVY = ("torch", "transformers", "wandb", "peft", "bitsandbytes", "datasets")
 
 # From top to bottom: a module may import from its own layer and from those below it.
 LAYERS = (
-    ("cli", "__main__"),
+    ("cli", "completion", "__main__"),
     ("commands",),
     ("console", "sweeping"),
     ("parallel",),
@@ -27,7 +27,7 @@ LAYERS = (
     ("compose",),
     ("record", "wandb_file"),
     ("run_directory", "metrics_log", "devices"),
-    ("config", "metrics", "errors", "redact"),
+    ("config", "resources", "metrics", "errors", "redact", "options"),
 )
 MAY_ANALYSE = ("commands",)
 ANALYSIS_MAY = ("harness.record", "harness.metrics", "harness.errors", "harness.wandb_file")

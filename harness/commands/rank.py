@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from harness.errors import RequestError
-from harness.parallel.meeting import REFUSED, STOPPED, Meeting, rank_log
+from harness.parallel.meeting import NO_MEMORY, REFUSED, STOPPED, Meeting, rank_log
 from harness.request import Request
+from harness.resources import Shard
 
 
 def main(directory: Path) -> int:
@@ -26,29 +27,32 @@ def main(directory: Path) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        _take_part(request)
+        return _take_part(request)
     except RequestError as error:
         meeting.refusal.write_text(str(error), encoding="utf-8")
         return REFUSED
     except KeyboardInterrupt:
         return STOPPED
-    except Exception:
+    except Exception as error:
+        from harness.measure.memory import is_out_of_memory
+
         os.write(2, traceback.format_exc().encode())
-        return 1
-    return 0
+        return NO_MEMORY if is_out_of_memory(error) else 1
 
 
-def _take_part(request: Request) -> None:
-    """Lead or follow; that another rank is lost is not this one's failure."""
+def _take_part(request: Request) -> int:
+    """Lead or follow, and return the exit code; that another rank is lost is not this one's failure."""
     from harness.base.library_faults import cure_bitsandbytes
     from harness.commands.run import train_request
     from harness.parallel.follower import Follower
     from harness.parallel.group import RankLost, join
     from harness.parallel.leader import Leader
+    from harness.parallel.sharing import share_out
     from harness.parallel.watch import Watch
     from harness.training.launch import open_base
 
     cure_bitsandbytes()
+    shards = request.config.resources.shard is Shard.fsdp
     try:
         with join(request.config.resources) as group:
             watch = Watch([pid for pid in group.exchange(os.getpid()) if pid != os.getpid()])
@@ -56,16 +60,21 @@ def _take_part(request: Request) -> None:
             if group.is_leader:
                 logs = [rank_log(request, rank) for rank in range(group.size)]
                 with Leader(group, logs) as leader:
-                    train_request(request, leader)
+                    train_request(request, leader, shard=leader.shard if shards else None)
                     watch.end()
+                if leader.fault is not None and leader.fault.is_out_of_memory:
+                    os.write(2, f"{leader.fault.text}\n".encode())
+                    return NO_MEMORY
             else:
                 resources = replace(request.config.resources, device=str(group.device))
                 config = replace(request.config, resources=resources)
-                open_ours = partial(open_base, config, request.source, request.fingerprint)
-                Follower(group, open_ours).follow()
+                shard = partial(share_out, group=group) if shards else None
+                open_ours = partial(open_base, config, request.source, request.fingerprint, shard)
+                Follower(group, open_ours, shards=shards).follow()
                 watch.end()
     except RankLost as lost:
         os.write(2, f"{lost}\n".encode())
+    return 0
 
 
 def _write_output_to(log: Path, *, keep_stderr: bool) -> None:

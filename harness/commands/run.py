@@ -3,7 +3,7 @@
 Torch is imported only when everything that can be refused without it has been.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from harness.compose import compose_run
@@ -15,6 +15,7 @@ from harness.run_directory import RunDirectory
 from harness.training.libraries import import_libraries
 
 if TYPE_CHECKING:
+    from harness.base.build import Base
     from harness.training.ranks import Ranks
 
 _EXIT_CODES = {RunStatus.completed: 0, RunStatus.interrupted: 130}
@@ -46,9 +47,16 @@ def run(config: RunConfig) -> tuple[Record, RunDirectory]:
 
 
 def train_request(
-    request: Request, ranks: "Ranks | None" = None, *, is_probe: bool = False
+    request: Request,
+    ranks: "Ranks | None" = None,
+    *,
+    shard: "Callable[[Base], None] | None" = None,
+    is_probe: bool = False,
 ) -> Record:
-    """Train a run in this process, with the help of other `ranks` if there are any; return its record."""
+    """Train a run in this process, with the help of other `ranks` if there are any; return its record.
+
+    `shard` divides the base among them, where the run asks for that.
+    """
     import_libraries()
     from harness.measure.memory import is_out_of_memory
     from harness.training.entry import record_without_base
@@ -63,7 +71,7 @@ def train_request(
     data = prepare(config, source, fingerprint)
     with RunDisplay(request.identity.run_id) as display:
         try:
-            shared = open_base(config, source, fingerprint)
+            shared = open_base(config, source, fingerprint, shard)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

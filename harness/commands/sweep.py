@@ -1,32 +1,25 @@
 """`harness sweep`: from a question to a study, run by worker processes; `--dry-run` prints what would run."""
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from harness.commands.drive import begin_sweep, question_text, train_sweep
 from harness.compose import compose_run
 from harness.config import RunConfig
 from harness.errors import RequestError
-from harness.run_directory import write_text
 from harness.search.question import Method, PrunerName, Question, load_question
 from harness.search.space import Point, check_space
-from harness.search.study import Study
-from harness.sweeping.check import check_without_device, refuse_what_does_not_fit
-from harness.sweeping.display import SweepDisplay, print_state
-from harness.sweeping.driver import Driver
-from harness.sweeping.pool import Pool, devices_for
-from harness.sweeping.requests import RequestMaker, base_of
-from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, state_text, write_state
-from harness.sweeping.trials import Trials
-from harness.sweeping.view import View
-from harness.training.stop import StopRequest, stop_on_signals
+from harness.sweeping.check import check_without_device
+from harness.sweeping.display import print_state
+from harness.sweeping.requests import base_of
+from harness.sweeping.state import SweepDirectory, SweepStatus, state_text
+from harness.training.stop import stop_on_signals
 
-STATE_SECONDS = 1.0
-_MAY_CHANGE = ("question", "expect", "confirm", "resources", "study")
+_MAY_CHANGE = ("question", "expect", "confirm", "resources", "study", "launcher")
 """Parts of a question that a sweep which has begun can change; of `search`, the number of trials."""
 
 
@@ -45,19 +38,11 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
         check_without_device(points, directory)
         print(plan_text(question, points, base), end="")
         return 0
-    devices = devices_for(question.resources.devices)
-    with directory.lock(), stop_on_signals() as stop:
-        _refuse_another_question(directory, question)
-        pool = Pool(directory.workers, question.resources.hang_seconds)
-        try:
-            for device in devices:
-                pool.start(device)
-            if not directory.question.exists():
-                refuse_what_does_not_fit(points, pool)
-            write_text(directory.question, question_text(question))
-            state = _drive(question, points, directory, pool, stop)
-        finally:
-            pool.kill()
+    _refuse_another_question(directory, question)
+    if question.launcher is not None:
+        return _launch(question, points, directory, Path(base.paths.out))
+    with stop_on_signals() as stop:
+        state = train_sweep(question, points, directory, stop, collect=True)
     if as_json:
         print(state_text(state), end="")
     else:
@@ -72,44 +57,20 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
     return int(any(run.status == "failed" for run in state.runs))
 
 
-def _drive(
+def _launch(
     question: Question,
     points: Sequence[tuple[Point, RunConfig]],
     directory: SweepDirectory,
-    pool: Pool,
-    stop: StopRequest,
-) -> SweepState:
-    steps = {config.optim.steps for _, config in points}
-    every = {config.eval.every_steps for _, config in points}
-    study = Study.open(
-        question,
-        question.study.storage or directory.storage,
-        eval_every_steps=every.pop() if len(every) == 1 else None,
-        total_steps=steps.pop() if len(steps) == 1 else None,
-    )
-    driver = Driver(Trials(question, study, RequestMaker(question)), pool, stop)
-    view = View(driver)
-    written_at = 0.0
-    with SweepDisplay() as display:
-        try:
-            for _ in driver.drive():
-                state = view.state()
-                display.show(state)
-                if time.monotonic() - written_at >= STATE_SECONDS:
-                    write_state(directory, state)
-                    written_at = time.monotonic()
-        finally:
-            state = view.state()
-            ended = SweepStatus.finished if driver.is_finished else SweepStatus.interrupted
-            state.status = ended
-            write_state(directory, state)
-            study.close()
-    return state
+    out: Path,
+) -> int:
+    """Begin a sweep and submit the members that will train it; returns at once."""
+    from harness.launch.submit import launch
 
-
-def question_text(question: Question) -> str:
-    """Return a question as YAML that `harness sweep FILE` takes."""
-    return yaml.safe_dump(question.tree(), sort_keys=False, allow_unicode=True)
+    begin_sweep(question, points, directory)
+    for job in launch(question, out):
+        print(f"submitted {job.job_id}, {job.log}")
+    print(f"harness status {question.name} shows how they stand; the same command adds members")
+    return 0
 
 
 def _refuse_another_question(directory: SweepDirectory, question: Question) -> None:

@@ -21,7 +21,12 @@ under out/sweeps/NAME/ (the study, state.json) and out/runs/ (the records).
   confirm.top=3 confirm.seeds=[10,11,12] confirm.split=test, or confirm=null
   resources.devices=cpu:2         auto (every visible GPU, or one worker on the CPU), cpu, [0,2]
   resources.cohort=4              runs side by side at most; without it, what is measured to be fastest
-  study.storage=postgresql://…    another place for the study than out/sweeps/NAME/study.db
+  study.storage=postgresql://…    another place for the study than out/sweeps/NAME/study.db; there other
+                                  machines can join with `harness worker NAME study.storage=…`
+  study.heartbeat_seconds=20      a member that dies is noticed within two of these
+  study.artifacts=s3://bucket     where members leave their runs that do not share paths.out
+  launcher=slurm launcher.workers=16 launcher.gpus=1 launcher.partition=… launcher.time_minutes=…
+                                  submit the members to Slurm and return at once; see docs/slurm.md
   name=OTHER                      another name, so another study
 
   --dry-run                       print what would run, after checking it against the model; trains nothing

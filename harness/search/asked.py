@@ -9,13 +9,17 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
-from harness.errors import RequestError
+from harness.errors import RequestError, near_names
 from harness.search.question import Question
 from harness.search.storage import MirroredStorage
 
 _ASKED_KEY = "asked"
 _SEARCHED_KEY = "searched_with"
 _NAMES_KEY = "study:metric_names"  # where Optuna's plots look for them
+
+_QUESTION_KEY = "question"
+_ANYWHERE = ("paths.", "tracker.", "tracker=", "resources.")
+"""Overrides that change no result, and may differ between the machines of a sweep."""
 
 _ADVICE = "ask as before, or give the sweep another name"
 
@@ -66,10 +70,33 @@ def mark_or_compare(
         names = [objective.metric for objective in question.objectives]
         storage.set_study_system_attr(storage.study_id, _NAMES_KEY, names)
         storage.set_study_user_attr(storage.study_id, _ASKED_KEY, asked)
+    tree = as_json(question.tree())
+    if notes.get(_QUESTION_KEY) != tree:
+        storage.set_study_user_attr(storage.study_id, _QUESTION_KEY, tree)
     searched = as_json({"optuna": optuna.__version__, "sampler": sampler, "pruner": pruner})
     earlier = notes.get(_SEARCHED_KEY, [])
     if not earlier or earlier[-1] != searched:
         storage.set_study_user_attr(storage.study_id, _SEARCHED_KEY, [*earlier, searched])
+
+
+def question_in(database: RDBStorage, name: str) -> dict[str, Any]:
+    """Return the tree of the question that the study of a sweep was last asked.
+
+    Raises:
+        RequestError: there is no such study.
+    """
+    known = {study.study_name: study._study_id for study in database.get_all_studies()}
+    if name not in known:
+        raise RequestError(
+            f"no sweep {name!r} has begun in this database{near_names(name, known)}; there are: "
+            f"{', '.join(sorted(known)) or 'none'}; `harness sweep` begins one"
+        )
+    tree = database.get_study_user_attrs(known[name]).get(_QUESTION_KEY)
+    if tree is None:
+        raise RequestError(
+            f"the study {name!r} was begun by another program, or has just begun; try again"
+        )
+    return tree
 
 
 def as_json(value: Any) -> Any:
@@ -81,7 +108,7 @@ def _asked(question: Question) -> dict[str, Any]:
     """Return everything that makes one study's trials comparable, by the names in a sweep's file."""
     search = question.search
     return {
-        "base": list(question.base),
+        "base": [each for each in question.base if not each.startswith(_ANYWHERE)],
         "space": [axis.described for axis in question.space.axes],
         "search.method": search.method.value,
         "search.sampler_seed": search.sampler_seed,
@@ -98,6 +125,7 @@ def _asked(question: Question) -> dict[str, Any]:
 
 
 def _compare(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    before = {**before, "base": [o for o in before["base"] if not o.startswith(_ANYWHERE)]}
     for key in [*before, *now]:
         if before.get(key) != now.get(key):
             there, here = _differing(before.get(key), now.get(key))

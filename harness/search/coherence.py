@@ -9,6 +9,7 @@ from harness.errors import RequestError
 from harness.search.axes import Axis, CaseAxis, ChoiceAxis, NumberAxis
 from harness.search.draft import Draft
 from harness.search.keys import is_group, key_of
+from harness.search.launcher import launcher_problems
 from harness.search.points import Space
 from harness.search.settings import Method, PrunerName, SearchSettings
 
@@ -24,8 +25,12 @@ REPORTED = ("eval/loss", "eval/perplexity", "eval/token_accuracy")
 
 def check_question(question: "Question", draft: Draft) -> None:
     """Raise RequestError for parts that contradict each other or would do nothing."""
-    for problem in itertools.chain(_search_problems(question), _confirm_problems(question)):
-        part, text = problem
+    problems = itertools.chain(
+        _search_problems(question),
+        _confirm_problems(question),
+        launcher_problems(question.launcher, question.study),
+    )
+    for part, text in problems:
         raise RequestError(f"{draft.place(part)}{text}")
     _check_overlaps(question.space, question.base, draft.place("base"))
 

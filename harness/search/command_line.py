@@ -16,16 +16,19 @@ from harness.search.keys import (
     is_group,
     key_of,
 )
-from harness.search.settings import SearchSettings, WorkerSettings
+from harness.search.launcher import LAUNCHER_KEYS, TEXT_KEYS, with_launcher
+from harness.search.settings import SearchSettings, StudySettings, WorkerSettings
 from harness.search.values import from_text, normalised
 
 WORKER_KEYS = tuple(f"resources.{each.name}" for each in fields(WorkerSettings))
 _SECTION_KEYS = {
     "search": tuple(each.name for each in fields(SearchSettings)),
     "confirm": ("top", "seeds", "split"),
-    "study": ("storage",),
+    "study": tuple(each.name for each in fields(StudySettings)),
+    "launcher": LAUNCHER_KEYS,
 }
-_AS_WRITTEN = (*QUESTION_KEYS, "study.storage")
+_NULLABLE = ("study.storage", "study.artifacts", *(f"launcher.{key}" for key in TEXT_KEYS))
+_AS_WRITTEN = (*QUESTION_KEYS, *_NULLABLE)
 """Keys whose value is text, whatever it looks like in Hydra's grammar."""
 
 
@@ -62,12 +65,15 @@ def _apply_to_question(draft: Draft, key: str, part: str, name: str, value: str)
         )
     draft.touched.add(part)
     if key in _AS_WRITTEN:
-        read = None if key == "study.storage" and value == "null" else _unquoted(value)
+        read = None if key in _NULLABLE and value == "null" else _unquoted(value)
     else:
         try:
             read = from_text(value)
         except RequestError as error:
             raise RequestError(f"{key}: {error}") from error
+    if part == "launcher":
+        draft.parts[part] = with_launcher(draft.parts.get(part), name, read)
+        return
     if not name:
         draft.parts[part] = read
         return

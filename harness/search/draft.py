@@ -45,6 +45,11 @@ def read_draft(file: Path, shown: str) -> Draft:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise RequestError(f"{where}cannot be read as YAML: {reason}") from error
+    return draft_of(tree, where, file.stem)
+
+
+def draft_of(tree: Any, where: str, name: str) -> Draft:
+    """Take a question's parts from plain values; `name` is its name where they give none."""
     if not isinstance(tree, dict):
         raise RequestError(f"{where}a question is a mapping with {', '.join(FILE_KEYS)}")
     for key in tree:
@@ -61,7 +66,7 @@ def read_draft(file: Path, shown: str) -> Draft:
         )
     return Draft(
         where=where,
-        parts={"name": file.stem} | parts,
+        parts={"name": name} | parts,
         base=_base(tree.get("base"), where),
         entries=Entries(axes=dict(space), where=where),
     )

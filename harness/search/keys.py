@@ -18,7 +18,7 @@ from harness.search.values import spelled
 WITHOUT_EFFECT = ("tracker", "checkpoint", "resources", "paths")
 """Sections that change no result (`harness.identity` leaves them out): their values would be one run."""
 
-QUESTION_SECTIONS = ("search", "objective", "constraints", "confirm", "study")
+QUESTION_SECTIONS = ("search", "objective", "constraints", "confirm", "study", "launcher")
 QUESTION_KEYS = ("name", "question", "expect")
 
 

@@ -4,7 +4,7 @@ Must not import torch, transformers, wandb or optuna.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from harness.errors import RequestError, near_names
 from harness.search.axes import Axis, CaseAxis
 from harness.search.coherence import check_question, with_evaluations
 from harness.search.command_line import apply_override
-from harness.search.draft import Draft, read_draft
+from harness.search.draft import Draft, draft_of, read_draft
 from harness.search.entries import read_axes
 from harness.search.goals import read_constraints, read_objectives
+from harness.search.launcher import LauncherKind, LauncherSettings, read_launcher
 from harness.search.points import Point, Space
 from harness.search.reading import (
     read_confirmation,
@@ -40,6 +41,8 @@ from harness.search.settings import (
 __all__ = [
     "Confirmation",
     "Constraint",
+    "LauncherKind",
+    "LauncherSettings",
     "Method",
     "Objective",
     "Point",
@@ -71,6 +74,8 @@ class Question:
     confirm: Confirmation | None
     resources: WorkerSettings
     study: StudySettings
+    launcher: LauncherSettings | None = None
+    """Who starts the members; none: this command is the one that trains."""
 
     def tree(self) -> dict[str, Any]:
         """Return the question as plain values; a file of them asks the same.
@@ -108,7 +113,12 @@ class Question:
                 "cohort": resources.cohort,
                 "hang_seconds": resources.hang_seconds,
             },
-            "study": {"storage": _without_password(self.study.storage)},
+            "study": {
+                "storage": _without_password(self.study.storage),
+                "heartbeat_seconds": self.study.heartbeat_seconds,
+                "artifacts": self.study.artifacts,
+            },
+            "launcher": None if self.launcher is None else self.launcher.tree(),
         }
 
 
@@ -187,7 +197,15 @@ def load_question(name_or_file: str, overrides: Sequence[str]) -> Question:
     base, with the file, the key, what was given, near names, and what would work.
     """
     file, shown = _file_of(name_or_file)
-    draft = read_draft(file, shown)
+    return _asked(read_draft(file, shown), overrides)
+
+
+def question_of(tree: Mapping[str, Any], name: str, overrides: Sequence[str]) -> Question:
+    """Return the question that `Question.tree` gave, as the overrides change it."""
+    return _asked(draft_of(tree, f"the study {name}: ", name), overrides)
+
+
+def _asked(draft: Draft, overrides: Sequence[str]) -> Question:
     for text in overrides:
         apply_override(draft, text)
     question = _whole(draft)
@@ -212,6 +230,7 @@ def _whole(draft: Draft) -> Question:
         confirm=read_confirmation(parts.get("confirm"), place("confirm")),
         resources=read_resources(parts.get("resources"), place("resources")),
         study=read_study(parts.get("study"), place("study")),
+        launcher=read_launcher(parts.get("launcher"), place("launcher")),
     )
 
 

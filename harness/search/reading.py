@@ -6,7 +6,7 @@ Must not import torch.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -166,15 +166,31 @@ def _devices(section: Section) -> str | tuple[int, ...]:
 
 
 def read_study(given: Any, where: str) -> StudySettings:
-    """Read `study`: its storage."""
-    section = Section("study", given or {}, ("storage",), where)
+    """Read `study`: its storage and, where that is a server, how its members share it."""
+    section = Section("study", given or {}, [each.name for each in fields(StudySettings)], where)
     storage = section.given.get("storage")
     if storage is not None and not re.match(r"[a-z][a-z0-9+]*://", str(storage)):
         raise section.refuse(
             "storage",
             "must be a SQLAlchemy url, such as postgresql://user@host/name or sqlite:////path/study.db",
         )
-    return StudySettings(storage=storage)
+    defaults = StudySettings()
+    seconds = finite_number(section.given.get("heartbeat_seconds", defaults.heartbeat_seconds))
+    if seconds is None or seconds < 1:
+        raise section.refuse("heartbeat_seconds", "must be a number of seconds, at least 1")
+    artifacts = section.given.get("artifacts")
+    if artifacts is not None and not isinstance(artifacts, str):
+        raise section.refuse("artifacts", "must be a directory or s3://bucket/prefix")
+    settings = StudySettings(storage=storage, heartbeat_seconds=seconds, artifacts=artifacts)
+    if not settings.is_shared:
+        for key in ("heartbeat_seconds", "artifacts"):
+            if getattr(settings, key) != getattr(defaults, key):
+                raise section.refuse(
+                    key,
+                    "would be ignored: only a study in PostgreSQL has several members; give "
+                    "study.storage=postgresql://user@host/database",
+                )
+    return settings
 
 
 def read_starts(

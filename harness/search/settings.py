@@ -1,5 +1,6 @@
 """How a question is searched, judged, confirmed and run: the typed parts of a sweep's file. Pure data."""
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
@@ -96,4 +97,13 @@ class StudySettings:
     """Where Optuna's study is kept."""
 
     storage: str | None = None
-    """A SQLAlchemy url; none: study.db in the sweep's directory."""
+    """A SQLAlchemy url; none: study.db in the sweep's directory. In PostgreSQL many machines share it."""
+    heartbeat_seconds: float = 20.0
+    """What a member has that gave no sign of life for so long waits for another within as long again."""
+    artifacts: str | None = None
+    """Where members without a shared file system leave their runs: a directory, or s3://bucket/prefix."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several members may work on it: in PostgreSQL they can keep each other out."""
+        return re.match(r"postgres(ql)?(\+\w+)?://", self.storage or "") is not None

@@ -1,11 +1,13 @@
-"""Where a study is kept: a database that any reader may open, mirrored in the memory of its one writer.
+"""Where a study is kept: a database that any reader may open, mirrored in the memory of who writes it.
 
 Samplers and pruners read all trials again and again; the mirror makes that free, and lets a trial reach the
-database whole, in one transaction, when its point is complete.
+database whole, in one transaction, when its point is complete. Several members of one sweep write in turn
+(`harness.search.leases`), each after it has read what the others wrote.
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import sqlalchemy.exc
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.storages import InMemoryStorage, RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import RequestError, RunFailed
 
@@ -24,6 +26,9 @@ _FIRST_TABLES = {
     "studies",
     "version_info",
 }  # of Optuna's, also when it was killed while making them
+
+SERVER_SETTINGS = {"pool_pre_ping": True}
+"""A sweep may say nothing for longer than a server waits."""
 
 _TRANSIENT = ("tpe:relative_params", "gp:relative_params")
 """What samplers leave for other processes that ask at the same time; there are none."""
@@ -45,11 +50,45 @@ class MirroredStorage(InMemoryStorage):
         self.study_id = super().create_new_study(database.get_study_directions(study_row), name)
         for key, value in database.get_study_user_attrs(study_row).items():
             super().set_study_user_attr(self.study_id, key, value)
-        for key, value in database.get_study_system_attrs(study_row).items():
+        self.refresh()
+
+    def refresh(self) -> list[int]:
+        """Read what other processes have written since; returns the numbers of the trials that differ."""
+        for key, value in self._database.get_study_system_attrs(self._study_row).items():
             super().set_study_system_attr(self.study_id, key, value)
-        trials = database.get_all_trials(study_row, deepcopy=False)
-        for trial in sorted(trials, key=lambda each: each.number):
-            self._rows[super().create_new_trial(self.study_id, trial)] = trial._trial_id
+        newest = max(self._rows.values(), default=-1)
+        running = {
+            row for here, row in self._rows.items() if not self.get_trial(here).state.is_finished()
+        }
+        found = self._database._get_trials(self._study_row, None, running, newest)
+        changed = []
+        for trial in sorted(found, key=lambda each: each.number):
+            number = trial.number
+            if number >= len(self._rows):
+                here = super().create_new_trial(self.study_id, trial)
+                self._rows[here] = trial._trial_id
+                changed.append(number)
+            elif self._take_over(
+                self.get_trial_id_from_study_id_trial_number(self.study_id, number), trial
+            ):
+                changed.append(number)
+        return changed
+
+    def _take_over(self, here: int, there: FrozenTrial) -> bool:
+        """Bring the mirror of a running trial up to what the database says; returns whether it differed."""
+        known = self.get_trial(here)
+        for key, value in there.user_attrs.items():
+            if known.user_attrs.get(key) != value:
+                super().set_trial_user_attr(here, key, value)
+        for key, value in there.system_attrs.items():
+            if known.system_attrs.get(key) != value:
+                super().set_trial_system_attr(here, key, value)
+        for step, value in there.intermediate_values.items():
+            if known.intermediate_values.get(step) != value:
+                super().set_trial_intermediate_value(here, step, value)
+        if there.state != known.state:
+            super().set_trial_state_values(here, there.state, there.values)
+        return self.get_trial(here) != known
 
     def keep_draft(self, trial_id: int) -> None:
         """Write a new trial with everything it has, in one transaction.
@@ -130,17 +169,37 @@ def open_database(url: str) -> RDBStorage:
     Raises:
         RequestError: there is no database, or one that Optuna did not make.
     """
+    parsed = _parsed(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        _refuse_foreign_file(Path(parsed.database))
+    with _opening(parsed):
+        return RDBStorage(url, engine_kwargs=_engine_settings(parsed))
+
+
+def open_engine(url: str) -> sqlalchemy.Engine:
+    """Open a server's database, beside Optuna's own connections. Raises RequestError as `open_database`."""
+    parsed = _parsed(url)
+    with _opening(parsed):
+        engine = sqlalchemy.create_engine(parsed, **_engine_settings(parsed))
+        engine.connect().close()
+        return engine
+
+
+def _parsed(url: str) -> sqlalchemy.engine.URL:
     try:
-        parsed = sqlalchemy.engine.make_url(url)
+        return sqlalchemy.engine.make_url(url)
     except sqlalchemy.exc.ArgumentError:
         raise RequestError(
             f"study.storage={url} is no database url; such as sqlite:////path/study.db or"
             " postgresql://user@host/database"
         ) from None
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
-        _refuse_foreign_file(Path(parsed.database))
+
+
+@contextmanager
+def _opening(parsed: sqlalchemy.engine.URL) -> Iterator[None]:
+    """Say what is wrong with a database that cannot be opened."""
     try:
-        return RDBStorage(url, engine_kwargs=_engine_settings(parsed))
+        yield
     except ImportError as error:
         raise RequestError(
             f"no driver for {parsed.drivername} is installed ({error.__cause__ or error}); for"
@@ -174,7 +233,7 @@ def _refuse_foreign_file(path: Path) -> None:
 
 def _engine_settings(url: sqlalchemy.engine.URL) -> dict[str, Any]:
     if url.get_backend_name() != "sqlite":
-        return {"pool_pre_ping": True}  # a sweep may say nothing for longer than a server waits
+        return dict(SERVER_SETTINGS)
     return {
         "connect_args": {"timeout": _BUSY_SECONDS},
         "pool_events": [(_set_journal, "connect")],

@@ -1,11 +1,13 @@
 """A study of a sweep: which point comes next, what came of it, and what is best. Optuna by ask and tell.
 
-One process writes a study; it may be killed at any instruction. Readers (optuna-dashboard) come and go.
+One process writes a study, or several in turn; each may be killed at any instruction. Readers
+(optuna-dashboard) come and go.
 """
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import optuna
@@ -14,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.search.asked import as_json, find_or_create, mark_or_compare
 from harness.search.axes import Axis
+from harness.search.leases import Leases
 from harness.search.parameters import exists, suggest, value_of
 from harness.search.points import Point
 from harness.search.question import Method, Question
@@ -36,7 +39,7 @@ _PRUNE_KEY = "harness:prune"  # a trial's attribute: the step after which the pr
 
 
 class Study:
-    """A question's trials in a database, of which this process is the only writer.
+    """A question's trials in a database, of which this process is the only writer, or one in its `turn`.
 
     After an exception from a call that writes, open the study again: what the call had done may be half.
     """
@@ -47,7 +50,10 @@ class Study:
         storage: MirroredStorage,
         pruner: BasePruner,
         total_steps: int | None,
+        leases: Leases | None,
     ) -> None:
+        self.leases = leases
+        self._is_our_turn = False
         self._question = question
         self._axes: Sequence[Axis] = question.space.axes
         self._storage = storage
@@ -62,7 +68,13 @@ class Study:
 
     @classmethod
     def open(
-        cls, question: Question, url: str, *, eval_every_steps: int | None, total_steps: int | None
+        cls,
+        question: Question,
+        url: str,
+        *,
+        eval_every_steps: int | None,
+        total_steps: int | None,
+        leases: Leases | None = None,
     ) -> "Study":
         """Create the study named as its question, or load it with everything that was told.
 
@@ -70,24 +82,57 @@ class Study:
             url: a SQLAlchemy url, `sqlite:////path/study.db` or `postgresql://…`.
             eval_every_steps: steps between two reports, None where a run reports nothing.
             total_steps: steps of every run, None where they differ.
+            leases: of this member, where others may write too.
 
         Raises:
             RequestError: there is no such database, it holds another question, or the method or pruner
                 cannot work on this one.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with without_optuna_warnings():
+        turn = leases.turn() if leases is not None else nullcontext()
+        with without_optuna_warnings(), turn:
             drawing = sampler_settings(question)
             pruning = pruner_settings(question, eval_every_steps, total_steps)
             database = open_database(url)
+            if leases is not None:
+                leases.join()
             storage = MirroredStorage(database, find_or_create(database, question))
             mark_or_compare(storage, question, drawing, pruning)
             pruner = build_pruner(question.search.pruner, pruning)
-            return cls(question, storage, pruner, total_steps)
+            return cls(question, storage, pruner, total_steps, leases)
+
+    @property
+    def optuna_study(self) -> optuna.Study:
+        """The study as Optuna's own functions take it."""
+        return self._study
 
     def close(self) -> None:
         """Close the database. A study that was not closed is as good, but its file is two."""
         self._storage.close()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Be the only one who writes, inside the block, knowing all that others have written."""
+        if self.leases is None or self._is_our_turn:
+            yield
+            return
+        with self.leases.turn():
+            self._is_our_turn = True
+            try:
+                self.refresh()
+                yield
+            finally:
+                self._is_our_turn = False
+
+    def refresh(self) -> list[int]:
+        """Read what other members have written; returns the numbers of the trials that have changed."""
+        changed = self._storage.refresh()
+        for number in changed:
+            if number == len(self._trials):
+                self._trials.append(self._seen(self._frozen(number)))
+            else:
+                self._look_again(number)
+        return changed
 
     @property
     def trials(self) -> list[Trial]:

@@ -23,11 +23,13 @@ from harness.sweeping.messages import (
     Ready,
     Slots,
     Stepped,
+    Taken,
     Train,
     Waited,
     cohort_of,
 )
 from harness.sweeping.pool import END_SECONDS, Died, Pool, WorkerProcess
+from harness.sweeping.state import DeviceLine
 from harness.sweeping.trials import Trials
 from harness.training.stop import StopRequest
 
@@ -37,6 +39,8 @@ MAX_SLOTS_ADAPTIVE = 8
 MAX_DEATHS = 1
 """Workers that may die with a run in them before it counts as failed."""
 MAX_STARTS_IN_VAIN = 2
+TAKEN_SECONDS = 5.0
+"""After how long a run is tried again that another process was training."""
 ASK_SECONDS = 0.05
 """How long the driver asks on end before it listens again."""
 
@@ -87,6 +91,7 @@ class Driver:
             if self._stop:
                 yield from self._stop_workers()
                 return
+            self.trials.keep_up(self.device_lines())
             self._assign()
             for worker, news in self._pool.hear(seconds=0.25):
                 self._handle(worker, news)
@@ -103,7 +108,12 @@ class Driver:
             for worker, news in self._pool.hear(seconds=0.25):
                 if isinstance(news, Ended):
                     self._handle(worker, news)
+            self.trials.keep_up(self.device_lines())
             yield
+
+    def device_lines(self) -> list[DeviceLine]:
+        """Return what each of our workers does."""
+        return [_device_line(desk) for desk in self.desks]
 
     # Workers -------------------------------------------------------------------------------------
 
@@ -121,7 +131,8 @@ class Driver:
             while desk.worker.ready:
                 run = self._next_for(desk)
                 if run is not None:
-                    self._give(desk, run)
+                    if self.trials.claim(run):
+                        self._give(desk, run)
                 elif self._may_ask(desk):
                     self.trials.ask()
                 else:
@@ -146,7 +157,7 @@ class Driver:
         """Whether another trial should be asked for: no more are in flight than there are slots."""
         if not self.trials.has_more or len(desk.runs) >= desk.slots:
             return False
-        return self.trials.in_flight < sum(each.slots for each in self.desks)
+        return self.trials.in_flight_here < sum(each.slots for each in self.desks)
 
     def _give(self, desk: Desk, run: Run) -> None:
         desk.began_at = desk.began_at or time.monotonic()
@@ -180,6 +191,12 @@ class Driver:
                 self._handle_step(desk, news)
             case Ended():
                 self._handle_end(desk, news)
+            case Taken():
+                run = desk.runs.pop(news.run_id)
+                desk.worker.busy = bool(desk.runs)
+                desk.doing = f"waiting: {news.holder}"
+                run.state = RunState.waiting
+                run.not_before = time.monotonic() + TAKEN_SECONDS
             case Died():
                 self._handle_death(desk, news)
             case Checked():
@@ -202,12 +219,7 @@ class Driver:
         if news.status is RunStatus.interrupted:
             run.state = RunState.waiting  # goes on with the next driver
             return
-        record = self._record_of(run)
-        if (
-            record.status is not news.status
-        ):  # it could not be written: another process holds the run
-            record.status, record.error = news.status, news.error
-        self.trials.ended(run, record)
+        self.trials.ended(run, self._record_of(run))
 
     def _record_of(self, run: Run) -> Record:
         """Return the record on disk, or an empty one of a run that never got so far."""
@@ -242,3 +254,14 @@ class Driver:
         record.status, record.error = RunStatus.failed, reason
         write_record(run.request.directory.record, record)
         self.trials.ended(run, record)
+
+
+def _device_line(desk: Desk) -> DeviceLine:
+    return DeviceLine(
+        name=desk.worker.device.name,
+        doing=desk.doing if desk.runs or desk.doing == "starting" else "idle",
+        packing=desk.packing,
+        runs=[run.run_id for run in desk.runs.values()],
+        seconds=0.0 if desk.began_at is None else time.monotonic() - desk.began_at,
+        waited_seconds=desk.waited_seconds,
+    )

@@ -4,6 +4,7 @@ A cell (a configuration without its seed) is trained once, however often Optuna 
 first seed races, and the others are trained only when that one has survived.
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ class RunState(Enum):
 
     waiting = "waiting"
     assigned = "assigned"
+    elsewhere = "elsewhere"
+    """Another member of the sweep trains it."""
     ended = "ended"
 
 
@@ -39,9 +42,11 @@ class Run:
     """Rows to train on, over all steps: what "longest first" goes by."""
     state: RunState = RunState.waiting
     record: Record | None = None
-    """Once it has ended."""
+    """Once it has ended; None where that is not on this machine's disk."""
     was_there: bool = False
     """Whether its record was on disk before this driver began."""
+    not_before: float = 0.0
+    """When to try again, where another process holds its directory (monotonic seconds)."""
     deaths: int = 0
     """Workers that died while they trained it."""
     started: bool = False
@@ -60,8 +65,8 @@ class Run:
             return 1.0
         return self.step / self.total_steps if self.total_steps else 0.0
 
-    def end(self, record: Record) -> None:
-        """Keep the record that the run has left."""
+    def end(self, record: Record | None) -> None:
+        """Keep the record that the run has left, if it is here."""
         self.state, self.record = RunState.ended, record
 
 
@@ -77,6 +82,11 @@ class Cell:
     probe: Run | None = None
     trials: list[int] = field(default_factory=list)
     """The trials that asked for it and have not been told."""
+
+    @property
+    def cell_id(self) -> str:
+        """The identity that its runs share."""
+        return self.requests[0].identity.cell_id
 
     @property
     def everything(self) -> list[Run]:
@@ -120,14 +130,17 @@ class Ledger:
                 cohort=cohort_of(request, alone=role is Role.probe),
                 cost=amount * optim.batch_size,
             )
-            record = self._record_on_disk(request)
+            record = self.record_on_disk(request)
             if record is not None:
                 run.end(record)
                 run.was_there = True
             self.runs[run_id] = run
-        return self.runs[run_id]
+        known = self.runs[run_id]
+        if known.state is RunState.ended and known.record is None:  # and that is needed now
+            known.state = RunState.waiting
+        return known
 
-    def _record_on_disk(self, request: Request) -> Record | None:
+    def record_on_disk(self, request: Request) -> Record | None:
         """Return a record that settles the run for this sweep; another's pruning or memory does not."""
         try:
             record = read_record(request.directory.record)
@@ -139,8 +152,13 @@ class Ledger:
         return record if ours and record.status in _ENDED_FOR_ITS_SWEEP else None
 
     def waiting(self) -> Iterator[Run]:
-        """Yield the runs that no worker has."""
-        return (run for run in self.runs.values() if run.state is RunState.waiting)
+        """Yield the runs that no worker has, and that may be tried now."""
+        now = time.monotonic()
+        return (
+            run
+            for run in self.runs.values()
+            if run.state is RunState.waiting and run.not_before <= now
+        )
 
     def best_for(self, cohorts: Sequence[str], among: Sequence[str] | None) -> Run | None:
         """Return the waiting run that a worker should take next, the longest first.

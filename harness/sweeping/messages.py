@@ -119,8 +119,16 @@ class Ended:
     error: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A run cannot begin: another process trains it at this moment."""
+
+    run_id: str
+    holder: str
+
+
 Order = Train | Prune | Check | Stop
-News = Ready | Checked | Slots | Busy | Waited | Stepped | Ended
+News = Ready | Checked | Slots | Busy | Waited | Stepped | Ended | Taken
 
 
 def cohort_of(request: Request, *, alone: bool = False) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from harness.errors import RequestError, near_names
 from harness.metrics_log import spell_not_finite
+from harness.redact import redact
 from harness.run_directory import utc_now, write_text
 
 STATE_VERSION = 1
@@ -119,6 +120,7 @@ class SweepDirectory:
         self.question = self.path / "sweep.yaml"
         self.state = self.path / "state.json"
         self.workers = self.path / "workers"
+        self.log = self.path / "log.txt"
         self.report = self.path / "report"
 
     @property
@@ -126,17 +128,23 @@ class SweepDirectory:
         """The SQLAlchemy url of the study's default place."""
         return f"sqlite:///{(self.path / 'study.db').absolute()}"
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the sweep for this driver; free when the process ends, however.
+    def append_log(self, line: str) -> None:
+        """Append one line to log.txt, with the time and the host in front: members share the file."""
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(f"{utc_now()} {socket.gethostname()} {redact(line)}\n")
 
-        Raises RequestError, naming the holder, when another driver has it.
+    @contextmanager
+    def lock(self, *, shared: bool = False) -> Iterator[None]:
+        """Hold the sweep for this driver, or with other members; free when the process ends, however.
+
+        Raises RequestError, naming the holder, when somebody has it who does not share it with us.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = self.path / ".lock"  # never deleted: a lock on a deleted file excludes nobody
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            if not _locked_within(descriptor, LOCK_SECONDS):
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            if not _locked_within(descriptor, LOCK_SECONDS, kind):
                 holder = os.pread(descriptor, 1000, 0).decode(errors="replace")
                 raise RequestError(
                     f"{self.path} is being driven by another process ({holder or 'unknown'}); "
@@ -155,17 +163,17 @@ class SweepDirectory:
         except OSError:
             return False
         try:
-            return not _locked_within(descriptor, 0.0)
+            return not _locked_within(descriptor, 0.0, fcntl.LOCK_EX)
         finally:
             os.close(descriptor)
 
 
-def _locked_within(descriptor: int, seconds: float) -> bool:
+def _locked_within(descriptor: int, seconds: float, kind: int) -> bool:
     """Take the lock; whoever only looks whether it is taken holds it for a moment, so try for a while."""
     give_up = time.monotonic() + seconds
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= give_up:
                 return False

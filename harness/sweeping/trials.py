@@ -1,10 +1,12 @@
 """The trials of a sweep: asked of the study, trained as cells of runs, told, and in the end confirmed.
 
 Knows nothing of workers. What it holds can be lost at any moment: the study and the records on disk say all
-of it again.
+of it again. Here everything is this driver's own; `harness.sweeping.sharing` has the trials of a sweep that
+several members work on.
 """
 
 import time
+from collections.abc import Sequence
 from typing import assert_never
 
 from harness.errors import RequestError
@@ -16,6 +18,7 @@ from harness.sweeping.ledger import Cell, Ledger, Run, RunState
 from harness.sweeping.messages import Role
 from harness.sweeping.outcome import Outcome, cost_metrics, outcome_of
 from harness.sweeping.requests import RequestMaker
+from harness.sweeping.state import DeviceLine
 
 
 class Trials:
@@ -54,6 +57,11 @@ class Trials:
         """How many cells have been asked for and not ended."""
         return sum(not cell.is_ended for cell in self.ledger.cells.values())
 
+    @property
+    def in_flight_here(self) -> int:
+        """How many of them are not in the hands of another member."""
+        return self.in_flight
+
     def is_done(self) -> bool:
         """Whether all trials are told and all confirmation runs have ended; begins the confirmation."""
         if self.has_more or self.in_flight:
@@ -61,6 +69,26 @@ class Trials:
         if self.question.confirm is not None and not self.confirmed:
             self._begin_confirmation()
         return all(run.state is RunState.ended for _, runs in self.confirmed for run in runs)
+
+    # Of several members, this one ------------------------------------------------------------------
+
+    def claim(self, run: Run) -> bool:
+        """Make sure that nobody else trains a run; False where somebody does."""
+        return True
+
+    def keep_up(self, devices: Sequence[DeviceLine]) -> None:
+        """Tell the others that we live and what our devices do, and hear it of them."""
+
+    @property
+    def devices_elsewhere(self) -> list[DeviceLine]:
+        """What the workers of other members do."""
+        return []
+
+    def leave(self) -> None:
+        """Give back what has not ended, for others to take up; called when our workers have stopped."""
+
+    def collect(self) -> None:
+        """Bring the runs of other members to this machine, where that needs to be done."""
 
     # Asking ---------------------------------------------------------------------------------------
 
@@ -71,10 +99,11 @@ class Trials:
                 self._take_up(trial)
 
     def ask(self) -> None:
-        """Ask for one more trial and let its runs wait for a worker."""
+        """Ask for one more trial, if there is to be one, and let its runs wait for a worker."""
         started = time.perf_counter()
-        trial = self.study.ask()
-        self._take_up(trial)
+        with self.study.turn():
+            if self.has_more:
+                self._take_up(self.study.ask())
         self.seconds_asking += time.perf_counter() - started
 
     def _take_up(self, trial: Trial) -> None:
@@ -89,18 +118,24 @@ class Trials:
             return
         cell_id = requests[0].identity.cell_id
         known = _told_before(self.study, cell_id, trial.number)
-        if known is not None and cell_id not in self.ledger.cells:
+        if known is not None:
             self._repeat(known, trial.number)
             return
         cell = self.ledger.cells.setdefault(
             cell_id, Cell(point=trial.point, requests=tuple(requests))
         )
         cell.trials.append(trial.number)
-        self.study.note(trial.number, "cell", cell_id)
-        self.study.note(trial.number, "runs", [r.identity.run_id for r in requests])
+        self._note(trial.number, cell)
         if not cell.runs:
             self._enlist(cell, trial.number)
         self._settle(cell)
+
+    def _note(self, number: int, cell: Cell) -> None:
+        """Write into the study which runs answer a trial."""
+        notes = self.study.trials[number].notes
+        if "runs" not in notes:
+            self.study.note(number, "cell", cell.cell_id)
+            self.study.note(number, "runs", [r.identity.run_id for r in cell.requests])
 
     def _enlist(self, cell: Cell, trial: int) -> None:
         """Let a cell's runs wait for a worker: all seeds, or the first, which races."""
@@ -132,6 +167,8 @@ class Trials:
     def ended(self, run: Run, record: Record) -> None:
         """Keep a run's record and tell of every cell that it belongs to: a probe serves several."""
         run.end(record)
+        if run.role is Role.confirmation:
+            self._confirmation_ended(run)
         for cell in self.ledger.cells.values():
             if cell.trials and run in cell.everything:
                 self._settle(cell)
@@ -150,11 +187,17 @@ class Trials:
         started = time.perf_counter()
         runs = [run.record for run in cell.runs if run.record is not None]
         probe = cell.probe.record if cell.probe is not None else None
-        outcome = outcome_of(self.question, runs, probe)
+        self._tell_all(cell, outcome_of(self.question, runs, probe))
+        self.seconds_asking += time.perf_counter() - started
+
+    def _tell_all(self, cell: Cell, outcome: Outcome) -> None:
+        """Tell the study how a cell has ended."""
         for number in cell.trials:
             self._tell(number, outcome)
         cell.trials.clear()
-        self.seconds_asking += time.perf_counter() - started
+
+    def _confirmation_ended(self, run: Run) -> None:
+        """Take note of the end of a run that no trial waits for."""
 
     def _tell(self, number: int, outcome: Outcome) -> None:
         match outcome.status:

@@ -5,12 +5,11 @@ import time
 
 from harness.record import RunStatus
 from harness.search.study import Trial, TrialStatus
-from harness.sweeping.driver import Desk, Driver
+from harness.sweeping.driver import Driver
 from harness.sweeping.ledger import Run, RunState
 from harness.sweeping.outcome import measure
 from harness.sweeping.state import (
     ConfirmedLine,
-    DeviceLine,
     RunLine,
     SweepState,
     TrialLine,
@@ -37,7 +36,7 @@ class View:
     def state(self) -> SweepState:
         """Return the state as it is now."""
         driver, state = self._driver, self._state
-        state.devices = [_device_line(desk) for desk in driver.desks]
+        state.devices = [*driver.device_lines(), *driver.trials.devices_elsewhere]
         state.trials = [_trial_line(trial) for trial in driver.trials.study.trials]
         state.runs = [_run_line(run) for run in driver.trials.ledger.runs.values()]
         state.confirmed = [
@@ -76,17 +75,6 @@ class View:
         state.seconds_left = (total - done) * seconds / made if made > 0 else None
 
 
-def _device_line(desk: Desk) -> DeviceLine:
-    return DeviceLine(
-        name=desk.worker.device.name,
-        doing=desk.doing if desk.runs or desk.doing == "starting" else "idle",
-        packing=desk.packing,
-        runs=[run.run_id for run in desk.runs.values()],
-        seconds=0.0 if desk.began_at is None else time.monotonic() - desk.began_at,
-        waited_seconds=desk.waited_seconds,
-    )
-
-
 def _trial_line(trial: Trial) -> TrialLine:
     told = trial.status is TrialStatus.completed
     return TrialLine(
@@ -103,6 +91,8 @@ def _trial_line(trial: Trial) -> TrialLine:
 def _run_line(run: Run) -> RunLine:
     if run.record is not None:
         status = run.record.status.value
+    elif run.state in (RunState.elsewhere, RunState.ended):
+        status = "elsewhere"
     else:
         status = "training" if run.state is RunState.assigned and run.started else "waiting"
     return RunLine(

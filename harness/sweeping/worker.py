@@ -26,6 +26,7 @@ from harness.sweeping.messages import (
     Role,
     Slots,
     Stepped,
+    Taken,
     Train,
     Waited,
 )
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from harness.training.packing import Packing
     from harness.training.session import Event, StepDone
 
-LOCK_SECONDS = 20.0
-"""How long a run may still be held by the worker of a driver that has just died."""
+LOCK_SECONDS = 2.0
+"""How long to wait for a run that another process holds, before the driver hears of it."""
 REPORT_SECONDS = 0.5
 """Progress of a run is reported at most this often, apart from evaluations."""
 
@@ -138,6 +139,10 @@ class Worker:
                 self._end(run_id, settled)
                 return None
             job = make_job(request, self._prepare(task))
+        except RunLocked as error:
+            self._locks.pop(run_id).close()
+            self.mailbox.send(Taken(run_id=run_id, holder=str(error)))
+            return None
         except Exception as error:  # this run's fault or misfortune, nobody else's
             self._end(run_id, _record_of_failure(task, error))
             return None
@@ -231,7 +236,7 @@ def _lock_patiently(held: ExitStack, task: Train) -> None:
 
 
 def _record_of_failure(task: Train, error: Exception) -> Record:
-    """Return, and unless another process holds the run write, the record of a run that cannot begin."""
+    """Write and return the record of a run that cannot begin."""
     from harness.compose import config_tree
 
     record = Record(
@@ -244,8 +249,7 @@ def _record_of_failure(task: Train, error: Exception) -> Record:
         },
         error=f"{type(error).__name__}: {error}",
     )
-    if not isinstance(error, RunLocked):
-        write_record(task.request.directory.record, record)
+    write_record(task.request.directory.record, record)
     return record
 
 

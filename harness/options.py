@@ -1,0 +1,39 @@
+"""The fixed words of the command line: commands and their options. Imports nothing."""
+
+COMMANDS = {
+    "run": "train, measure and evaluate one LoRA adapter on one base",
+    "sweep": "start or resume a sweep: many runs that answer one question",
+    "worker": "join a sweep from another process or machine",
+    "plan": "what a run or a sweep would need: memory by part, what fits, how long",
+    "status": "progress and leaders of a sweep, while it runs and afterwards",
+    "report": "tables, figures and one html page from the records of sweeps",
+}
+
+SWEEP_FLAGS = {"--dry-run": 0, "--json": 0, "--help": 0, "-h": 0}
+WORKER_FLAGS = {"--help": 0, "-h": 0}
+REPORT_FLAGS = {"--watch": 0, "--json": 0, "--help": 0, "-h": 0}
+PLAN_FLAGS = {"--budget": 1, "--explain": 0, "--probe": 0, "--json": 0, "--help": 0, "-h": 0}
+STATUS_FLAGS = {"--json": 0, "--help": 0, "-h": 0}
+RUN_FLAGS = {  # option of a command: how many values follow it
+    "--json": 0,
+    "--help": 0,
+    "-h": 0,
+    "--hydra-help": 0,
+    "--cfg": 1,
+    "-c": 1,
+    "--package": 1,
+    "-p": 1,
+    "--resolve": 0,
+    "--info": 1,
+    "-i": 1,
+}
+FLAGS_OF = {
+    "run": RUN_FLAGS,
+    "sweep": SWEEP_FLAGS,
+    "worker": WORKER_FLAGS,
+    "plan": PLAN_FLAGS,
+    "status": STATUS_FLAGS,
+    "report": REPORT_FLAGS,
+}
+CFG = ("job", "hydra", "all")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")

@@ -1,0 +1,116 @@
+"""Runs in the study's artifact store, for members of a sweep that do not share a file system."""
+
+import io
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from optuna.artifacts import (
+    Boto3ArtifactStore,
+    FileSystemArtifactStore,
+    download_artifact,
+    get_all_artifact_meta,
+    upload_artifact,
+)
+from optuna.artifacts.exceptions import ArtifactNotFound
+
+from harness.errors import RequestError
+from harness.run_directory import RunDirectory
+from harness.search.study import Study
+
+_SUFFIX = ".tar.gz"
+_KEPT = ("run.json", "config.yaml", "metrics.jsonl", "log.txt", "code.diff", "adapter")
+"""What a run leaves that others can use; checkpoints and W&B's files stay where they are."""
+
+
+class RunArtifacts:
+    """Where the runs of one study are left for others."""
+
+    def __init__(self, study: Study, place: str) -> None:
+        """`place` is a directory or s3://bucket. Raises RequestError for one that cannot be used."""
+        self._study = study
+        self._store = _store_at(place)
+
+    def push(self, directory: RunDirectory) -> None:
+        """Leave a run that has ended here, unless somebody has left it before."""
+        run_id = directory.path.name
+        if not directory.record.exists() or run_id in self._known():
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / f"{run_id}{_SUFFIX}"
+            with tarfile.open(file, "w:gz") as archive:
+                for name in _KEPT:
+                    if (directory.path / name).exists():
+                        archive.add(directory.path / name, name)
+            upload_artifact(
+                artifact_store=self._store,
+                file_path=str(file),
+                study_or_trial=self._study.optuna_study,
+            )
+
+    def fetch(self, directory: RunDirectory) -> bool:
+        """Bring a run that another member has left; returns whether it is here now."""
+        if directory.record.exists():
+            return True
+        artifact = self._known().get(directory.path.name)
+        if artifact is None:
+            return False
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "run"
+            try:
+                download_artifact(
+                    artifact_store=self._store, file_path=str(file), artifact_id=artifact
+                )
+            except ArtifactNotFound:  # it is being written
+                return False
+            _unpack(file.read_bytes(), directory)
+        return True
+
+    def fetch_all(self, runs: Path) -> None:
+        """Bring every run that anybody has left and that is not under `runs`."""
+        for run_id in self._known():
+            self.fetch(RunDirectory(runs / run_id))
+
+    def _known(self) -> dict[str, str]:
+        """Return the artifact of each run that has been left, by its id."""
+        self._study.refresh()
+        return {
+            meta.filename.removesuffix(_SUFFIX): meta.artifact_id
+            for meta in get_all_artifact_meta(self._study.optuna_study)
+        }
+
+
+def _unpack(archive: bytes, directory: RunDirectory) -> None:
+    """Unpack a run, its record last: a run with a record is whole."""
+    directory.path.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as members:
+        names = [m for m in members.getmembers() if m.name != directory.record.name]
+        members.extractall(directory.path, names, filter="data")
+        members.extract(directory.record.name, directory.path, filter="data")
+
+
+def _store_at(place: str) -> Any:
+    parts = urlsplit(place)
+    if parts.scheme == "s3":
+        if parts.path.strip("/"):
+            raise RequestError(
+                f"study.artifacts={place}: a bucket is used as a whole; give s3://{parts.netloc}"
+            )
+        try:
+            return Boto3ArtifactStore(parts.netloc)
+        except ImportError as error:
+            raise RequestError(
+                f"study.artifacts={place} needs boto3 ({error}): pip install boto3"
+            ) from None
+    if parts.scheme:
+        raise RequestError(
+            f"study.artifacts={place}: runs can be left in a directory or in s3://bucket"
+        )
+    path = Path(place).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"study.artifacts={place} cannot be made: {error}") from error
+    return FileSystemArtifactStore(path)

@@ -1,0 +1,149 @@
+"""Several members of one sweep on a real PostgreSQL: one budget, nothing twice, and no end by a dead one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.record import read_metrics, read_records
+from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, read_state
+from tests.sweeping.test_crash import completed, lines_of, losses
+
+SECONDS = 120.0
+HEARTBEAT_SECONDS = 2
+TRIALS = 30
+
+
+def member(command: str, sweep: str, out: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    """Start a member in a process group of its own, with one thread."""
+    log = (out.parent / f"{out.name}-{command}.log").open("ab")
+    with log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "harness", command, sweep, f"paths.out={out}", *overrides],
+            start_new_session=True,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+
+def shared(url: str) -> dict[str, dict[str, object]]:
+    return {"study": {"storage": url, "heartbeat_seconds": HEARTBEAT_SECONDS}}
+
+
+def wait_until(happened, process: subprocess.Popen[bytes], log: Path) -> None:
+    give_up = time.monotonic() + SECONDS
+    while not happened():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < give_up, log.read_text()
+        time.sleep(0.05)
+
+
+def state_of(out: Path, name: str) -> SweepState:
+    return read_state(SweepDirectory(out, name))
+
+
+def sweep_log(out: Path, name: str) -> str:
+    log = SweepDirectory(out, name).log
+    return log.read_text() if log.exists() else ""
+
+
+def test_three_members_one_of_them_killed_train_every_cell_once_and_find_what_one_alone_finds(
+    ask, tmp_path, postgres_database
+):
+    space = {"lora.rank": "choice(1,2,4)", "optim.lr": "choice(1e-3,2e-3,5e-3,1e-2,2e-2)"}
+    question = {
+        "base": ("optim.steps=20", "eval.every_steps=10"),
+        "space": space | {"quant": "choice(nf4,int4)"},
+        "confirm": {"top": 2, "seeds": [5, 6]},
+        "resources": {"cohort": 4},
+    }
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert member("sweep", str(ask("one", **question)), alone).wait(SECONDS) == 0
+
+    file = ask("three", **question, **shared(postgres_database))
+    first = member("sweep", str(file), together)
+    log = tmp_path / "together-sweep.log"
+    wait_until(lambda: lines_of(together) > 0, first, log)
+    storage = f"study.storage={postgres_database}"
+    others = [member("worker", "three", together, storage) for _ in range(2)]
+    wait_until(lambda: len(completed(together)) >= 6, first, log)
+    victim = others[0]
+    known = completed(together)
+    os.killpg(victim.pid, signal.SIGKILL)
+    assert first.wait(SECONDS) == 0, log.read_text()
+    assert others[1].wait(SECONDS) == 0, (tmp_path / "together-worker.log").read_text()
+
+    state = state_of(together, "three")
+    assert state.status is SweepStatus.finished
+    assert [trial.number for trial in state.trials] == list(range(TRIALS))
+    assert {trial.status for trial in state.trials} == {"completed"}
+    assert not read_records(together)[1]
+    assert known.items() <= completed(together).items(), "a completed run was trained again"
+    one, three = losses(alone), losses(together)
+    assert one.keys() == three.keys()
+    assert len(three) == TRIALS + 4
+    for run_id, found in three.items():
+        assert found == pytest.approx(one[run_id], rel=0, abs=1e-6)
+        rows = read_metrics(together / "runs" / run_id / "metrics.jsonl").rows
+        assert [row["step"] for row in rows] == list(range(1, 21))
+    values = {json.dumps(t.point, sort_keys=True): t.values for t in state_of(alone, "one").trials}
+    for trial in state.trials:
+        assert trial.values == pytest.approx(
+            values[json.dumps(trial.point, sort_keys=True)], abs=1e-6
+        )
+
+
+def test_a_member_that_wakes_up_late_changes_nothing(ask, tmp_path, postgres_database):
+    file = ask(
+        "late",
+        base=("optim.steps=300",),
+        space={"lora.rank": "choice(1,2,4)", "optim.lr": "choice(1e-3,1e-2)"},
+        search={"method": "random", "trials": 10},
+        resources={"cohort": 2},
+        **shared(postgres_database),
+    )
+    here, there = tmp_path / "here", tmp_path / "there"
+    first = member("sweep", str(file), here)
+    log = tmp_path / "here-sweep.log"
+    wait_until(lambda: lines_of(here) > 0, first, log)
+    late = member("worker", "late", there, f"study.storage={postgres_database}")
+    wait_until(lambda: lines_of(there) > 0, first, log)
+    os.killpg(late.pid, signal.SIGSTOP)
+    wait_until(lambda: "gives no sign of life" in sweep_log(here, "late"), first, log)
+    os.killpg(late.pid, signal.SIGCONT)
+    assert first.wait(SECONDS) == 0, log.read_text()
+    assert late.wait(SECONDS) == 0, (tmp_path / "there-worker.log").read_text()
+    for out in (here, there):
+        state = state_of(out, "late")
+        assert [trial.number for trial in state.trials] == list(range(10))
+        assert {trial.status for trial in state.trials} == {"completed"}
+    assert "ran out before it was renewed" in sweep_log(there, "late")
+
+
+def test_a_member_that_is_asked_to_leave_gives_back_what_it_has_and_the_others_end_it(
+    ask, tmp_path, postgres_database
+):
+    file = ask(
+        "leave",
+        base=("optim.steps=150",),
+        space={"lora.rank": "choice(1,2,4)"},
+        **shared(postgres_database),
+    )
+    out = tmp_path / "out"
+    first = member("sweep", str(file), out)
+    wait_until(lambda: lines_of(out) > 5, first, tmp_path / "out-sweep.log")
+    os.killpg(first.pid, signal.SIGTERM)
+    assert first.wait(SECONDS) == 130
+    before = lines_of(out)
+    assert before < 450
+    worker = member("worker", "leave", out)  # sweep.yaml says where the study is
+    assert worker.wait(SECONDS) == 0, (tmp_path / "out-worker.log").read_text()
+    assert "gives no sign of life" not in sweep_log(out, "leave")  # it had said good-bye
+    assert lines_of(out) == 450
+    assert len(completed(out)) == 3
