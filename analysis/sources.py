@@ -15,7 +15,7 @@ from harness.record import RecordError, RunDirectory, read_record
 
 _STATE_VERSION = 1
 _NOT_RESULTS = frozenset((*PLACE_KEYS, "wall_seconds", "started_at", "notes", "error"))
-_NOT_STARTED = frozenset({"waiting", "training"})
+_NOT_STARTED = frozenset({"waiting", "training", "elsewhere"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,3 +46,12 @@ def device_memory(kind: str) -> int | None:
         return min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)
     except Exception:  # no driver: NVML raises its own hierarchy of errors
         return None
+
+
+WORKERS_VARIABLE = "HARNESS_WORKERS_ON_DEVICE"
+"""Environment variable in which a worker finds how many share its GPU."""
+
+
+def workers_on_device() -> int:
+    """Return how many workers of a sweep share this process's GPU: one, unless the sweep asks for more."""
+    return int(os.environ.get(WORKERS_VARIABLE, "1"))

@@ -1,11 +1,15 @@
 """One driver of a sweep from its workers' start to its last state: alone on it, or a member of several."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 
 import yaml
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import DBAPIError
 
 from harness.config import RunConfig
+from harness.errors import RequestError, RunFailed
 from harness.run_directory import write_text
 from harness.search.leases import Leases
 from harness.search.question import Question
@@ -18,12 +22,16 @@ from harness.sweeping.driver import Driver
 from harness.sweeping.pool import Pool, devices_for
 from harness.sweeping.requests import RequestMaker
 from harness.sweeping.sharing import SharedTrials
-from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, write_state
+from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, read_state, write_state
 from harness.sweeping.trials import Trials
 from harness.sweeping.view import View
 from harness.training.stop import StopRequest
 
 STATE_SECONDS = 1.0
+OUTAGE_SECONDS = 6 * 3600.0
+"""How long a member waits for a server that does not answer."""
+OUTAGES = (DBAPIError, StorageInternalError)
+"""What a call raises whose database is gone."""
 
 Points = Sequence[tuple[Point, RunConfig]]
 
@@ -41,21 +49,67 @@ def train_sweep(
     `collect`: bring the runs of all members here in the end, where they do not share a file system. Raises
     RequestError where another driver has the sweep, or where model and data refuse a point.
     """
-    devices = devices_for(question.resources.devices)
     leases = _leases_of(question)
-    logs = directory.workers if leases is None else directory.workers / leases.member
     with directory.lock(shared=leases is not None):
-        pool = Pool(logs, question.resources.hang_seconds)
+        while True:
+            try:
+                return _train(question, points, directory, stop, leases, collect=collect)
+            except OUTAGES as error:
+                if leases is None:
+                    raise
+                if not _wait_for_server(question, directory, stop, error):
+                    return read_state(directory)
+
+
+def _train(
+    question: Question,
+    points: Points,
+    directory: SweepDirectory,
+    stop: StopRequest,
+    leases: Leases | None,
+    *,
+    collect: bool,
+) -> SweepState:
+    """Start workers, and drive them until nothing is left, `stop` is asked for, or the server is gone."""
+    logs = directory.workers if leases is None else directory.workers / leases.member
+    pool = Pool(logs, question.resources.hang_seconds)
+    try:
+        for device in devices_for(question.resources.devices):
+            pool.start(device)
+        if not directory.question.exists():
+            refuse_what_does_not_fit(points, pool)
+        write_text(directory.question, question_text(question))
+        study = open_study(question, points, directory, leases)
+        return _drive(study, question, directory, pool, stop, collect)
+    except OUTAGES:
+        pool.stop()  # what is in flight keeps a checkpoint
+        raise
+    finally:
+        pool.kill()
+
+
+def _wait_for_server(
+    question: Question, directory: SweepDirectory, stop: StopRequest, error: Exception
+) -> bool:
+    """Wait until the study's server answers again; returns False when a stop is asked for meanwhile.
+
+    The study says everything that a member has to know, so it begins anew from there.
+    """
+    said = str(error.__cause__ or error).splitlines()[0]
+    line = f"the study's server is gone ({said}); runs keep their checkpoints, and wait for it"
+    directory.append_log(line)
+    print(f"harness: {line}", file=sys.stderr)
+    assert question.study.storage is not None
+    give_up = time.monotonic() + OUTAGE_SECONDS
+    while not stop:
         try:
-            for device in devices:
-                pool.start(device)
-            if not directory.question.exists():
-                refuse_what_does_not_fit(points, pool)
-            write_text(directory.question, question_text(question))
-            study = open_study(question, points, directory, leases)
-            return _drive(study, question, directory, pool, stop, collect)
-        finally:
-            pool.kill()
+            open_engine(question.study.storage).dispose()
+            return True
+        except RequestError as refused:
+            if time.monotonic() > give_up:
+                raise RunFailed(f"{refused}, for {OUTAGE_SECONDS / 3600:.0f} hours") from error
+            time.sleep(2)
+    return False
 
 
 def begin_sweep(question: Question, points: Points, directory: SweepDirectory) -> None:
@@ -128,13 +182,12 @@ def _drive(
                     written_at = time.monotonic()
             if driver.is_finished and collect:
                 driver.trials.collect()
+            driver.trials.leave()
         finally:
             state = view.state()
             ended = SweepStatus.finished if driver.is_finished else SweepStatus.interrupted
             state.status = ended
             write_state(directory, state)
-            pool.kill()  # before what they had is given back
-            driver.trials.leave()
             study.close()
     return state
 

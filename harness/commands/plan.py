@@ -11,6 +11,7 @@ from harness.config import RunConfig
 from harness.errors import RequestError
 from harness.metrics import format_bytes
 from harness.plan.settings import PlanSettings, parse_bytes, split_settings
+from harness.resources import Shard
 
 if TYPE_CHECKING:
     from harness.plan.costs import CostGroup
@@ -141,11 +142,16 @@ def heading(subject: "Subject") -> str:
     double = "_dq" if quant.double_quant else ""
     targets = ", ".join(config.lora.target_modules)
     checkpointing = ", activations recomputed" if optim.gradient_checkpointing else ""
+    processes, shared = config.resources.data_parallel, ""
+    if config.resources.shard is not Shard.none:
+        on_gpu = " (gathered blocks: as FSDP2's code reads, not measured)"
+        shared = f"of each of {processes} processes, which share the base"
+        shared += (on_gpu if subject.device == "cuda" else "") + "\n"
     return (
         f"{subject.model.name}: {quant.format.value}{double} in blocks of {quant.block_size}, computed in "
         f"{quant.compute_dtype.value}; rank {config.lora.rank} on {targets}; {optim.name.value}\n"
         f"micro-batch {batch.rows} x {batch.length} positions, {batch.loss_tokens} with loss "
-        f"({subject.batch_source}){checkpointing}; on {subject.device}\n"
+        f"({subject.batch_source}){checkpointing}; on {subject.device}\n{shared}"
     )
 
 

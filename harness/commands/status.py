@@ -5,6 +5,7 @@ from pathlib import Path
 
 from harness.compose import compose_run
 from harness.errors import RequestError
+from harness.launch.jobs import job_lines
 from harness.sweeping.display import print_state, progress_text
 from harness.sweeping.state import SweepDirectory, read_state, state_text
 
@@ -22,6 +23,8 @@ def status_command(words: Sequence[str], *, as_json: bool) -> int:
             print(state_text(state), end="")
         else:
             print_state(state, file=str(directory.state))
+            for line in job_lines(directory):
+                print(line)
         return 0
     if as_json:
         raise RequestError("harness status --json needs the name of a sweep")

@@ -158,11 +158,11 @@ def _devices(section: Section) -> str | tuple[int, ...]:
     indices = [value] if is_integer(value) else value
     if isinstance(indices, (list, tuple)):
         good = all(is_integer(index) and index >= 0 for index in indices)
-        if indices and good and len(set(indices)) == len(indices):
+        if indices and good:
             return tuple(indices)
     elif isinstance(value, str) and re.fullmatch(r"auto|cpu(:[1-9]\d*)?", value):
         return value
-    raise section.refuse("devices", "must be auto, cpu, cpu:N or different GPUs such as [0, 1]")
+    raise section.refuse("devices", "must be auto, cpu, cpu:N or GPUs such as [0, 1]")
 
 
 def read_study(given: Any, where: str) -> StudySettings:

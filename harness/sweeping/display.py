@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.metrics import METRICS, Direction, format_value
-from harness.sweeping.state import DeviceLine, SweepState, SweepStatus, TrialLine
+from harness.sweeping.state import UNENDED, DeviceLine, SweepState, SweepStatus, TrialLine
 
 PLAIN_SECONDS = 10.0
 LEADERS = 8
@@ -68,11 +68,12 @@ def progress_text(state: SweepState) -> str:
     words += [f"{count} {status}" for status, count in counts.items() if status != "completed"]
     confirming = [run for run in state.runs if run.role == "confirmation"]
     if confirming:
-        ended = sum(run.status not in ("waiting", "training") for run in confirming)
+        ended = sum(run.status not in UNENDED for run in confirming)
         words.append(f"{ended}/{len(confirming)} confirmation runs")
     training = sum(run.status == "training" for run in state.runs)
+    elsewhere = sum(run.status == "elsewhere" for run in state.runs)
     if state.status is SweepStatus.running:
-        words.append(f"{training} training")
+        words.append(f"{training} training" + (f", {elsewhere} elsewhere" if elsewhere else ""))
         words.append(f"{100 * state.share_done:.0f} %")
         if state.seconds_left is not None:
             words.append(f"{_duration(state.seconds_left)} left")

@@ -5,6 +5,7 @@ Must not import torch: each worker is pinned to its device before it imports any
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from harness.devices import visible_cuda_devices
+from harness.devices import WORKERS_VARIABLE, visible_cuda_devices
 from harness.errors import RequestError
 from harness.sweeping.messages import News, Order, Stop
 
@@ -69,6 +70,8 @@ class WorkerProcess:
 def devices_for(wanted: str | Sequence[int]) -> list[Device]:
     """Return what to start one worker on each: `auto`, `cpu`, `cpu:N`, or indices of CUDA devices.
 
+    An index that is given twice gets two workers, each with half of the device's memory.
+
     Raises RequestError for a CUDA device that is not there.
     """
     visible = _visible_names()
@@ -83,10 +86,20 @@ def devices_for(wanted: str | Sequence[int]) -> list[Device]:
                 f"resources.devices={list(wanted)}: this machine shows {len(visible)} CUDA devices; "
                 f"give indices below {len(visible)}, auto or cpu"
             )
-    return [
-        Device(name=f"cuda:{index}", environment={"CUDA_VISIBLE_DEVICES": visible[index]})
-        for index in wanted
-    ]
+    return [_cuda(position, wanted, visible) for position in range(len(wanted))]
+
+
+def _cuda(position: int, wanted: Sequence[int], visible: Sequence[str]) -> Device:
+    """Return the device of one worker; the second on a GPU is told from the first."""
+    index = wanted[position]
+    earlier, count = wanted[:position].count(index), wanted.count(index)
+    environment = {"CUDA_VISIBLE_DEVICES": visible[index]}
+    if count > 1:
+        environment[WORKERS_VARIABLE] = str(count)
+    return Device(
+        name=f"cuda:{index}" + (f" ({earlier + 1} of {count})" if count > 1 else ""),
+        environment=environment,
+    )
 
 
 def _visible_names() -> list[str]:
@@ -116,7 +129,7 @@ class Pool:
         """Start a worker on `device`; it says `Ready` when it is."""
         self._logs.mkdir(parents=True, exist_ok=True)
         ours, theirs = Pipe()
-        log = self._logs / f"{device.name.replace(':', '-')}.log"
+        log = self._logs / f"{re.sub(r'[^a-z0-9]+', '-', device.name).strip('-')}.log"
         with theirs, log.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", WORKER, str(theirs.fileno())],
@@ -166,6 +179,15 @@ class Pool:
         """Tell all workers to keep checkpoints and exit."""
         for worker in self.workers:
             worker.send(Stop())
+
+    def stop(self) -> None:
+        """Let all workers keep checkpoints, and end those that take too long."""
+        self.ask_to_stop()
+        give_up = time.monotonic() + END_SECONDS
+        for worker in self.workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(timeout=max(0.0, give_up - time.monotonic()))
+        self.kill()
 
     def kill(self) -> None:
         """End all workers now, without waiting for any to end by itself."""

@@ -23,6 +23,8 @@ from harness.run_directory import utc_now, write_text
 
 STATE_VERSION = 1
 LOCK_SECONDS = 0.3
+UNENDED = ("waiting", "training", "elsewhere")
+"""What a run's line says that has not ended."""
 
 
 class SweepStatus(Enum):
@@ -41,7 +43,7 @@ class RunLine:
     role: str
     seed: int
     status: str
-    """waiting, training, or how it ended."""
+    """waiting, training, elsewhere (another member has it), or how it ended."""
     step: int
     total_steps: int | None
     was_there: bool

@@ -91,7 +91,9 @@ def _trial_line(trial: Trial) -> TrialLine:
 def _run_line(run: Run) -> RunLine:
     if run.record is not None:
         status = run.record.status.value
-    elif run.state in (RunState.elsewhere, RunState.ended):
+    elif run.state is RunState.ended:
+        status = "ended elsewhere"
+    elif run.state is RunState.elsewhere:
         status = "elsewhere"
     else:
         status = "training" if run.state is RunState.assigned and run.started else "waiting"

@@ -76,7 +76,7 @@ TPE = {"method": "tpe", "trials": 5}
         ({"confirm": {"seeds": [5], "split": "tests"}}, ["confirm.split=tests", "test"]),
         ({"resources": {"devices": "gpu"}}, ["resources.devices=gpu", "cpu:N"]),
         ({"resources": {"devices": "cpu:0"}}, ["resources.devices=cpu:0"]),
-        ({"resources": {"devices": [0, 0]}}, ["resources.devices=[0, 0]"]),
+        ({"resources": {"devices": [0, "a"]}}, ["resources.devices=[0, 'a']"]),
         ({"resources": {"device": "cpu"}}, ["'device'", "devices"]),
         ({"resources": {"cohort": 0}}, ["resources.cohort=0"]),
         ({"resources": {"hang_seconds": -1}}, ["hang_seconds=-1"]),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from harness.record import read_metrics, read_records
 from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, read_state
@@ -147,3 +149,77 @@ def test_a_member_that_is_asked_to_leave_gives_back_what_it_has_and_the_others_e
     assert "gives no sign of life" not in sweep_log(out, "leave")  # it had said good-bye
     assert lines_of(out) == 450
     assert len(completed(out)) == 3
+
+
+def test_a_server_that_goes_away_is_waited_for_and_the_sweep_goes_on(
+    ask, tmp_path, postgres_url, postgres_database
+):
+    file = ask(
+        "outage",
+        base=("optim.steps=400",),
+        space={"lora.rank": "choice(1,2,4)"},
+        **shared(postgres_database),
+    )
+    out = tmp_path / "out"
+    name = postgres_database.rpartition("/")[2]
+    process = member("sweep", str(file), out)
+    log = tmp_path / "out-sweep.log"
+    wait_until(lambda: lines_of(out) > 20, process, log)
+    engine = sqlalchemy.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
+        connection.execute(
+            sqlalchemy.text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+            ),
+            {"name": name},
+        )
+        wait_until(lambda: "server is gone" in sweep_log(out, "outage"), process, log)
+        connection.execute(sqlalchemy.text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+    assert process.wait(SECONDS) == 0, log.read_text()
+    assert lines_of(out) == 1200  # no step was lost or made twice
+    assert {trial.status for trial in state_of(out, "outage").trials} == {"completed"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_members_that_are_killed_and_frozen_again_and_again_end_like_one_alone(
+    ask, tmp_path, postgres_database
+):
+    question = {
+        "base": ("optim.steps=120", "eval.every_steps=40"),
+        "space": {"lora.rank": "choice(1,2,4)", "optim.lr": "interval(1e-4,3e-2)"},
+        "search": {"method": "random", "trials": 24},
+        "confirm": {"top": 2, "seeds": [5, 6]},
+        "resources": {"cohort": 2},
+    }
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    assert member("sweep", str(ask("one", **question)), alone).wait(4 * SECONDS) == 0
+    file = ask("many", **question, **shared(postgres_database))
+    chance = random.Random(7)
+    members = [member("sweep", str(file), out)]
+    wait_until(lambda: lines_of(out) > 0, members[0], tmp_path / "out-sweep.log")
+    members += [member("worker", "many", out) for _ in range(2)]
+    for _ in range(10):
+        time.sleep(chance.uniform(1, 5))
+        victim = chance.choice(members)
+        if chance.random() < 0.5:
+            os.killpg(victim.pid, signal.SIGKILL)
+            victim.wait()
+        else:  # longer than its leases last
+            os.killpg(victim.pid, signal.SIGSTOP)
+            time.sleep(2.5 * HEARTBEAT_SECONDS)
+            os.killpg(victim.pid, signal.SIGCONT)
+        members = [each for each in members if each.poll() is None]
+        while len(members) < 3:
+            members.append(member("worker", "many", out))
+    for each in members:
+        assert each.wait(4 * SECONDS) == 0, (tmp_path / "out-worker.log").read_text()
+    state = state_of(out, "many")
+    assert state.status is SweepStatus.finished
+    assert [trial.number for trial in state.trials] == list(range(24))
+    assert {trial.status for trial in state.trials} == {"completed"}
+    one, many = losses(alone), losses(out)
+    assert one.keys() == many.keys()
+    for run_id, found in many.items():
+        assert found == pytest.approx(one[run_id], rel=0, abs=1e-6)

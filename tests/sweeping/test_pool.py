@@ -2,6 +2,7 @@
 
 import pytest
 
+from harness.devices import WORKERS_VARIABLE
 from harness.errors import RequestError
 from harness.sweeping import pool
 from harness.sweeping.pool import devices_for
@@ -26,6 +27,14 @@ def test_auto_is_a_worker_per_visible_gpu_each_with_its_own_mask(visible):
     visible(3)
     assert masks("auto") == ["0", "1", "2"]
     assert masks([2, 0]) == ["2", "0"]
+
+
+def test_two_workers_share_a_gpu_only_where_it_is_asked_for_and_know_of_each_other(visible):
+    visible(2)
+    devices = devices_for([0, 0, 1])
+    assert [device.name for device in devices] == ["cuda:0 (1 of 2)", "cuda:0 (2 of 2)", "cuda:1"]
+    assert [device.environment["CUDA_VISIBLE_DEVICES"] for device in devices] == ["0", "0", "1"]
+    assert [device.environment.get(WORKERS_VARIABLE) for device in devices] == ["2", "2", None]
 
 
 def test_a_mask_that_is_there_is_kept_within(visible):
