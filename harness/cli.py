@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from harness.errors import RequestError, near_names
+from harness.errors import RequestError, RunFailed, near_names
 from harness.options import (
     CFG,
     COMMANDS,
@@ -70,6 +70,9 @@ def exit_code_of(action: Callable[[], int]) -> int:
         for line in str(error).splitlines():
             print(f"harness: {line}", file=sys.stderr)
         return 2
+    except RunFailed as error:
+        print(f"harness: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
             "harness: stopped at once; the same command goes on from the last checkpoint",

@@ -16,7 +16,7 @@ HEAVY = ("torch", "transformers", "wandb", "peft", "bitsandbytes", "datasets")
 LAYERS = (
     ("cli", "completion", "__main__"),
     ("commands",),
-    ("console", "sweeping"),
+    ("console", "sweeping", "launch"),
     ("parallel",),
     ("training", "plan"),
     ("search", "request"),
@@ -92,6 +92,7 @@ def test_readers_and_the_way_to_a_refusal_load_nothing_heavy():
         *("harness.validate", "harness.identity", "harness.commands.run", "harness.console"),
         *("harness.commands.sweep", "harness.commands.status", "harness.sweeping.driver"),
         *("harness.commands.run_help", "harness.data.check", "harness.base.source"),
+        *("harness.launch.job", "harness.launch.submit", "harness.launch.jobs"),
         *(name.removesuffix(".__init__") for name in analysis),
     ]
     code = (

@@ -23,8 +23,10 @@ def status_command(words: Sequence[str], *, as_json: bool) -> int:
             print(state_text(state), end="")
         else:
             print_state(state, file=str(directory.state))
-            for line in job_lines(directory):
-                print(line)
+            lines = job_lines(directory)
+            print("".join(f"{line}\n" for line in lines), end="")
+            if any(": pending" in line or ": running" in line for line in lines):
+                print("its jobs go on by themselves")
         return 0
     if as_json:
         raise RequestError("harness status --json needs the name of a sweep")

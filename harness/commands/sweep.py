@@ -69,7 +69,9 @@ def _launch(
     begin_sweep(question, points, directory)
     for job in launch(question, out):
         print(f"submitted {job.job_id}, {job.log}")
-    print(f"harness status {question.name} shows how they stand; the same command adds members")
+    print(
+        f"harness status {question.name} paths.out={out} shows how they stand; the same command adds members"
+    )
     return 0
 
 
@@ -137,6 +139,12 @@ def plan_text(
         lines.append(
             f"confirmation: the best {confirm.top} on seeds {', '.join(map(str, confirm.seeds))}, "
             f"{confirm.split.value} split: {confirm.top * len(confirm.seeds)} runs"
+        )
+    launcher = question.launcher
+    if launcher is not None:
+        lines.append(
+            f"launcher: {launcher.workers} jobs ({launcher.kind.value}), {launcher.time_minutes} minutes "
+            "each, requeued until the sweep is done"
         )
     bases = Counter(_base_text(config) for _, config in points)
     lines.append(f"bases: {', '.join(bases)}")

@@ -46,6 +46,7 @@ def _file_of(directory: SweepDirectory) -> Path:
 def keep_jobs(out: Path, name: str, submitted: Sequence[Submitted]) -> None:
     """Add to what the sweep has submitted before."""
     directory = SweepDirectory(out, name)
+    directory.path.mkdir(parents=True, exist_ok=True)
     jobs = [*read_jobs(directory), *submitted]
     lines = ",\n ".join(json.dumps(asdict(job)) for job in jobs)
     write_text(_file_of(directory), f"[{lines}]\n")

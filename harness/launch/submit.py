@@ -171,15 +171,3 @@ def _submitit() -> Any:
             "a launcher needs submitit, which is not installed: pip install 'qlora-harness[cluster]'"
         ) from None
     return submitit
-
-
-def launched_text(name: str, out: Path, submitted: Sequence[Submitted]) -> str:
-    """Say what was submitted, where its words go, and how to see how it stands."""
-    ids = [each.job_id for each in submitted]
-    shown = ids[0] if len(ids) == 1 else f"{ids[0]} … {ids[-1]}"
-    what = {"slurm": "Slurm's cluster", "local": "this machine,"}[submitted[0].launcher]
-    return (
-        f"{len(ids)} jobs on {what} {submitted[0].where}: {shown}\n"
-        f"logs: {logs_of(out, name)}\n"
-        f"to see how they stand: harness status {name} paths.out={out}\n"
-    )

@@ -125,7 +125,7 @@ class Driver:
         """Give every worker as many runs as it has room for, asking for more trials where none waits."""
         give_up = time.monotonic() + ASK_SECONDS
         if not self._adaptive:
-            while self.trials.has_more and time.monotonic() < give_up:
+            while self.trials.asks_ahead and time.monotonic() < give_up:
                 self.trials.ask()
         for desk in self.desks:
             while desk.worker.ready:

@@ -14,7 +14,7 @@ from pathlib import Path
 from harness.record import Record
 from harness.search.leases import Lease, Leases, LeaseState, host_of
 from harness.search.question import Question
-from harness.search.study import Study, TrialStatus
+from harness.search.study import Study, Trial, TrialStatus
 from harness.sweeping.artifacts import RunArtifacts
 from harness.sweeping.ledger import Cell, Run, RunState
 from harness.sweeping.messages import Role
@@ -23,6 +23,10 @@ from harness.sweeping.requests import RequestMaker
 from harness.sweeping.state import DeviceLine
 from harness.sweeping.trials import Trials
 
+AHEAD = 64
+"""Runs that may wait for whoever is free, where results do not steer the search: each look reads them all."""
+TURN_SECONDS = 0.2
+"""How long a member takes up what others have asked before it lets them write."""
 LOOKS = 4
 """How often in a heartbeat a member says that it lives, and looks at what others do."""
 
@@ -49,6 +53,11 @@ class SharedTrials(Trials):
         """What our workers still train of what was leased to us: run id -> item."""
         self._look_at = 0.0
         self._devices_elsewhere: list[DeviceLine] = []
+
+    @property
+    def asks_ahead(self) -> bool:
+        waiting = sum(run.state is RunState.waiting for run in self.ledger.runs.values())
+        return self.has_more and waiting < AHEAD
 
     @property
     def in_flight(self) -> int:
@@ -117,14 +126,20 @@ class SharedTrials(Trials):
         """Take in what others have asked, claimed, told and lost."""
         self.study.refresh()
         known = {number for cell in self.ledger.cells.values() for number in cell.trials}
-        if any(
-            t.status is TrialStatus.running and t.number not in known for t in self.study.trials
-        ):
+        if any(self._is_new(trial, known) for trial in self.study.trials):
+            give_up = time.monotonic() + TURN_SECONDS
             with self.study.turn():
                 for trial in self.study.trials:
-                    if trial.status is TrialStatus.running and trial.number not in known:
+                    if self._is_new(trial, known):
                         self._take_up(trial)
+                    if time.monotonic() > give_up:  # the rest when the others have had their turns
+                        self._look_at = 0.0
+                        break
         self._sort(self._leases.all())
+
+    @staticmethod
+    def _is_new(trial: Trial, known: set[int]) -> bool:
+        return trial.status is TrialStatus.running and trial.number not in known
 
     def _sort(self, leases: dict[str, Lease]) -> None:
         """Let runs wait here exactly if they are needed and nobody else has them."""

@@ -53,6 +53,11 @@ class Trials:
         return len(self.study.trials) < self.requested
 
     @property
+    def asks_ahead(self) -> bool:
+        """Whether to ask before a worker is free, in a search that results do not steer."""
+        return self.has_more
+
+    @property
     def in_flight(self) -> int:
         """How many cells have been asked for and not ended."""
         return sum(not cell.is_ended for cell in self.ledger.cells.values())

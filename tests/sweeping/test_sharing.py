@@ -29,8 +29,10 @@ class Member:
         )
 
     def look(self) -> None:
+        """Look at the others, again where there was more to take up than one turn allows."""
         self.trials._look_at = 0.0
-        self.trials.keep_up([])
+        while self.trials._look_at == 0.0:
+            self.trials.keep_up([])
 
     def ask(self) -> None:
         while self.trials.has_more:
