@@ -1,11 +1,12 @@
 """What a sweep's search costs its driver: asking, noting, reporting and telling trials in a study on disk.
 
-    python -m bench.driver [--trials 1000]
+    python -m bench.driver [--trials 1000] [--storage postgresql://…]
 
 Every trial is asked for, noted twice, reported five times (successive halving judges each) and told, with 16
 trials running at any time; none is pruned, so that the history is as long as it can be. The space has eight
 axes, two of them conditional; the grid's has four. `plain_tpe` is what a user would write instead: Optuna's
-own ask and tell on a SQLite url, the same sampler and pruner, without anything of ours. The methods run one
+own ask and tell on a SQLite url, the same sampler and pruner, without anything of ours. With `--storage`,
+`shared_tpe` is the same search by four members of a sweep that take turns on a server. The methods run one
 after another in one process and on one thread; processor time is the steadier figure where other work shares
 the machine. The target: 1,000 trials in under 60 s, with tpe.
 """
@@ -26,6 +27,7 @@ from harness.metrics import Direction
 from harness.provenance import collect_provenance
 from harness.run_directory import utc_now
 from harness.search.axes import CaseAxis, ChoiceAxis, Condition, NumberAxis
+from harness.search.leases import Leases
 from harness.search.points import Point, Space
 from harness.search.question import (
     Constraint,
@@ -44,10 +46,13 @@ from harness.search.samplers import (
     sampler_settings,
     without_optuna_warnings,
 )
+from harness.search.storage import open_engine
 from harness.search.study import Study, Trial
+from harness.sweeping.sharing import RECENT_SECONDS
 
 TARGET_SECONDS = 60.0  # of 1,000 trials with tpe
 RUNNING = 16
+MEMBERS = 4
 EVERY_STEPS, TOTAL_STEPS = 10, 100
 REPORTS = 5
 SHARES = {Method.gp: 0.1}
@@ -84,7 +89,9 @@ def main() -> None:
     parser.add_argument(
         "--trials", type=int, default=1000, help="1000 at most: the grid has no more"
     )
-    trials = parser.parse_args().trials
+    parser.add_argument("--storage", help="an empty PostgreSQL database, for `shared_tpe`")
+    given = parser.parse_args()
+    trials = given.trials
     load = psutil.getloadavg()[0]
     measured = {}
     columns = " ".join(f"{kind:>7}" for kind in ("ask", "note", "report", "tell", "all"))
@@ -95,6 +102,9 @@ def main() -> None:
         _show(method.value, measured[method.value])
     measured["plain_tpe"] = _measured(lambda path: _plain(trials, path))
     _show("plain_tpe", measured["plain_tpe"])
+    if given.storage:
+        measured["shared_tpe"] = _measured(lambda _: _shared(trials, given.storage))
+        _show("shared_tpe", measured["shared_tpe"])
     result = {
         "measured_at": utc_now(),
         "provenance": collect_provenance(
@@ -167,6 +177,48 @@ def _finish(study: Study, trial: Trial, clock: Clock) -> None:
         for report in range(1, REPORTS + 1):
             study.report(trial.number, report * EVERY_STEPS, loss + 1 / report)
     with clock.runs("tell"):
+        study.complete(trial.number, [loss], [-1.0])
+
+
+def _shared(count: int, url: str) -> tuple[int, Clock]:
+    """Do the same as members of a sweep that others work on too, in turn."""
+    question, clock = _question(Method.tpe), Clock()
+    studies: list[Study] = []
+    for _ in range(MEMBERS):
+        leases = Leases(open_engine(url), question.name, heartbeat_seconds=60.0)
+        studies.append(
+            Study.open(
+                question, url, eval_every_steps=EVERY_STEPS, total_steps=TOTAL_STEPS, leases=leases
+            )
+        )
+    running: list[tuple[Study, Trial]] = []
+    for index in range(count):
+        study = studies[index % MEMBERS]
+        with clock.runs("ask"), study.turn():
+            running.append((study, study.ask()))
+            assert study.leases is not None
+            study.leases.take(str(running[-1][1].number))
+        if len(running) == RUNNING:
+            _finish_shared(*running.pop(0), clock)
+    for study, trial in running:
+        _finish_shared(study, trial, clock)
+    for study in studies:
+        study.close()
+    return count, clock
+
+
+def _finish_shared(study: Study, trial: Trial, clock: Clock) -> None:
+    loss = _loss(trial.point)
+    with clock.runs("note"), study.turn():
+        study.note(trial.number, "cell", "0123456789abcdef")
+        study.note(trial.number, "runs", ["a-readable-slug-0123456789abcdef"])
+    with clock.runs("report"):
+        for report in range(1, REPORTS + 1):
+            study.refresh(RECENT_SECONDS)
+            study.report(trial.number, report * EVERY_STEPS, loss + 1 / report)
+    assert study.leases is not None
+    with clock.runs("tell"), study.turn(), study.leases.ending(str(trial.number)) as is_ours:
+        assert is_ours
         study.complete(trial.number, [loss], [-1.0])
 
 

@@ -1,11 +1,11 @@
 """A study of a sweep: which point comes next, what came of it, and what is best. Optuna by ask and tell.
 
-One process writes a study, or several in turn; each may be killed at any instruction. Readers
-(optuna-dashboard) come and go.
+One process writes a study, or several in turn; each may be killed at any instruction. Readers come and go.
 """
 
 import copy
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -53,7 +53,7 @@ class Study:
         leases: Leases | None,
     ) -> None:
         self.leases = leases
-        self._is_our_turn = False
+        self._is_our_turn, self._read_at = False, time.monotonic()
         self._question = question
         self._axes: Sequence[Axis] = question.space.axes
         self._storage = storage
@@ -124,15 +124,17 @@ class Study:
             finally:
                 self._is_our_turn = False
 
-    def refresh(self) -> list[int]:
-        """Read what other members have written; returns the numbers of the trials that have changed."""
+    def refresh(self, older_than: float = 0.0) -> None:
+        """Read what other members have written, if that was last done so many seconds ago."""
+        if time.monotonic() - self._read_at < older_than:
+            return
         changed = self._storage.refresh()
+        self._read_at = time.monotonic()
         for number in changed:
             if number == len(self._trials):
                 self._trials.append(self._seen(self._frozen(number)))
             else:
                 self._look_again(number)
-        return changed
 
     @property
     def trials(self) -> list[Trial]:

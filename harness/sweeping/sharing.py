@@ -25,6 +25,8 @@ from harness.sweeping.trials import Trials
 
 AHEAD = 64
 """Runs that may wait for whoever is free, where results do not steer the search: each look reads them all."""
+RECENT_SECONDS = 1.0
+"""How old what others have reported may be when a pruner judges."""
 TURN_SECONDS = 0.2
 """How long a member takes up what others have asked before it lets them write."""
 LOOKS = 4
@@ -226,7 +228,7 @@ class SharedTrials(Trials):
         cell = self.ledger.cells.get(run.request.identity.cell_id)
         if not self._races or cell is None or not cell.trials:
             return None
-        self.study.refresh()  # the pruner compares with what others have reported
+        self.study.refresh(RECENT_SECONDS)  # the pruner compares with what others have reported
         is_running = self.study.trials[cell.trials[0]].status is TrialStatus.running
         if not is_running or _item_of_cell(cell) not in self._mine:
             return None  # it has been lost, and is another's to prune
