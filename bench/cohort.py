@@ -72,7 +72,7 @@ def slots_of(shared: SharedBase, setting: Setting, ranks: Sequence[int], count: 
 
 def step_of(shared: SharedBase, slots: Sequence[Slot], stacks: bool) -> Step:
     """Return one pass over these slots."""
-    step = harness_step(shared, slots)
+    step = harness_step(shared, slots, in_cohort=True)
 
     def chosen() -> float:
         shared.plan.stacks = stacks

@@ -23,7 +23,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -32,6 +34,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 
+from harness.adapters.quick import quick_passes
 from harness.adapters.shared import SharedBase
 from harness.base.blocks import block_linears, finish_base, pack_blocks
 from harness.base.build import Base
@@ -218,25 +221,28 @@ def harness_slot(shared: SharedBase, setting: Setting) -> Slot:
     return Slot(job, shared)
 
 
-def harness_step(shared: SharedBase, slots: Sequence[Slot]) -> Step:
+def harness_step(shared: SharedBase, slots: Sequence[Slot], *, in_cohort: bool = False) -> Step:
     """Return what `harness.training.session` does in a step of these slots, without files."""
+    session = ExitStack()
+    session.enter_context(quick_passes(shared, keeping=in_cohort))
+    return partial(_harness_step, session, shared, slots)
 
-    def step() -> float:
-        gradients = packed_gradients(shared, [slot.next_work() for slot in slots])
-        for slot, gradient in zip(slots, gradients, strict=True):
-            slot.receive(gradient)
-        numbers = clip(slots).tolist()
-        for slot in slots:
-            slot.update()
-        return numbers[0][0]
 
-    return step
+def _harness_step(_session: ExitStack, shared: SharedBase, slots: Sequence[Slot]) -> float:
+    """Make one step; the session lasts as long as somebody may call this."""
+    gradients = packed_gradients(shared, [slot.next_work() for slot in slots])
+    for slot, gradient in zip(slots, gradients, strict=True):
+        slot.receive(gradient)
+    numbers = clip(slots).tolist()
+    for slot in slots:
+        slot.update()
+    return numbers[0][0]
 
 
 def solo_step(setting: Setting) -> Step:
     """Return the step of a run alone on a base of its own."""
     shared = SharedBase(random_base(setting.hidden, setting.quant))
-    return harness_step(shared, [harness_slot(shared, setting)])
+    return harness_step(shared, [harness_slot(shared, setting)], in_cohort=False)
 
 
 def peft_model(setting: Setting) -> Any:
@@ -393,7 +399,9 @@ def compare_cohorts(setting: Setting) -> dict[str, Any]:
     for size in COHORT_SIZES:
         shared = SharedBase(random_base(setting.hidden, setting.quant))
         steps[str(size)] = harness_step(
-            shared, [harness_slot(shared, setting) for _ in range(size)]
+            shared,
+            [harness_slot(shared, setting) for _ in range(size)],
+            in_cohort=size > 1,
         )
     times = interleaved(steps, setting.total_steps)
     return {

@@ -24,7 +24,7 @@ from harness.options import (
 )
 
 USAGE = """\
-usage: harness run    [override…] [--json]
+usage: harness run    [-m] [override…] [--json]
        harness sweep  NAME|FILE [override…] [--dry-run] [--json]
        harness worker NAME [override…]
        harness plan   [NAME|FILE] [override…] [--budget 24GiB] [--explain] [--probe] [--json]
@@ -37,6 +37,7 @@ commands:
   harness run --help           groups, options and keys of a run
   harness run --cfg job        the composed configuration
   harness run lora.rank=4      any key of the configuration; quant=int4 picks an option of a group
+  harness run -m lora.rank=2,8 every combination of the values given, as a sweep
   harness sweep                the questions that are ready in sweeps/
   harness sweep --help         axes, search, confirmation
   harness -sc install=bash     shell completion: eval "$(harness -sc install=bash)"
@@ -131,11 +132,22 @@ def _run(command: str, rest: list[str]) -> int:
 
         print(run_help(overrides), end="")
         return 0
+    if "-m" in names or "--multirun" in names:
+        return _multirun(names, overrides)
     if any(name != "--json" for name in names):
         return _hydra_flags(command, flags, overrides)
     from harness.commands.run import run_command
 
     return run_command(overrides, as_json="--json" in names)
+
+
+def _multirun(names: list[str], overrides: list[str]) -> int:
+    others = [name for name in names if name not in ("-m", "--multirun", "--json")]
+    if others:
+        raise RequestError(f"-m goes with --json only, got {', '.join(others)} as well")
+    from harness.commands.multirun import multirun_command
+
+    return multirun_command(overrides, as_json="--json" in names)
 
 
 def _sweep(rest: list[str]) -> int:

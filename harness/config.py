@@ -7,6 +7,8 @@ import this. Composition stands in `harness.compose`, judgement in `harness.vali
 from dataclasses import dataclass, field
 from enum import Enum
 
+from harness.resources import ResourcesConfig
+
 
 class QuantFormat(Enum):
     """How the linear weights of the frozen base are stored."""
@@ -259,18 +261,6 @@ class CheckpointConfig:
     every_seconds: float | None = 60.0
     keep: int = 2
     """Newest checkpoints kept; at least 2, so that a damaged one has one before it."""
-
-
-@dataclass(kw_only=True, slots=True)
-class ResourcesConfig:
-    """What the run may use. Does not change the result."""
-
-    device: str = "auto"
-    """`auto` (the first CUDA device, else the CPU), `cpu`, `cuda` or `cuda:N`."""
-    threads: int | None = None
-    """CPU threads of torch, shared by the processes of the run; none: torch's own choice."""
-    data_parallel: int = 1
-    """Processes that share the rows of each micro-batch, each with the base on its own GPU (or the CPU)."""
 
 
 @dataclass(kw_only=True, slots=True)

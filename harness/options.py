@@ -26,6 +26,8 @@ RUN_FLAGS = {  # option of a command: how many values follow it
     "--resolve": 0,
     "--info": 1,
     "-i": 1,
+    "--multirun": 0,
+    "-m": 0,
 }
 FLAGS_OF = {
     "run": RUN_FLAGS,

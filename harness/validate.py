@@ -19,6 +19,7 @@ from harness.config import (
 )
 from harness.devices import resolved_device, visible_cuda_devices
 from harness.errors import RequestError
+from harness.resources import Shard
 
 FOUR_BIT = tuple(f for f in QuantFormat if f not in (QuantFormat.none, QuantFormat.int8))
 BLOCK_SIZES = tuple(2**power for power in range(5, 13))  # 32 … 4096, what bitsandbytes takes
@@ -190,6 +191,7 @@ def _machine_problems(config: RunConfig) -> Iterator[str]:
 
 def _parallel_problems(config: RunConfig) -> Iterator[str]:
     processes, device = config.resources.data_parallel, config.resources.device
+    yield from _shard_problems(config)
     if processes < 1:
         yield f"resources.data_parallel={processes} must be at least 1"
     if processes <= 1:
@@ -215,6 +217,23 @@ def _parallel_problems(config: RunConfig) -> Iterator[str]:
         yield (
             f"resources.data_parallel={processes} needs a GPU for each process, and {visible} "
             f"{'is' if visible == 1 else 'are'} visible; use at most {visible}, or resources.device=cpu"
+        )
+
+
+def _shard_problems(config: RunConfig) -> Iterator[str]:
+    shard, processes = config.resources.shard, config.resources.data_parallel
+    if shard is Shard.none:
+        return
+    if processes <= 1:
+        yield (
+            f"resources.shard={shard.value} divides the base among the processes of a run, and "
+            f"resources.data_parallel={processes} is one; ask for resources.data_parallel=2 or more"
+        )
+    init = config.lora.init
+    if init in (LoraInit.pissa, LoraInit.olora):
+        yield (
+            f"lora.init={init.value} rewrites the base, of which no process has a whole layer with "
+            f"resources.shard={shard.value}; use lora.init=default or gaussian, or resources.shard=none"
         )
 
 

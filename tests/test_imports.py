@@ -14,7 +14,7 @@ HEAVY = ("torch", "transformers", "wandb", "peft", "bitsandbytes", "datasets")
 
 # From top to bottom: a module may import from its own layer and from those below it.
 LAYERS = (
-    ("cli", "completion", "__main__"),
+    ("cli", "completion", "__main__", "run"),
     ("commands",),
     ("console", "sweeping", "launch"),
     ("parallel",),

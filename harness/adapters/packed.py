@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from harness.adapters.rows import Bundle, MaskRows, RowPlan
+from harness.adapters.rows import Bundle, MaskRows, RowPlan, Weights
 
 
 class PackedLora:
@@ -81,14 +81,7 @@ class _Update:
             kept = self._kept(bundle, x_rows)
             if kept is not None:
                 x_rows = x_rows * kept
-            h = torch.matmul(x_rows, weights.a.mT)
-            if not bundle.scaling_is_exact:
-                y_rows.add_(torch.matmul(h, weights.b.mT).mul_(bundle.scaling))
-            elif y_rows.dtype is h.dtype:
-                add_product(y_rows, h.mul_(bundle.scaling), weights.b.mT)
-            else:
-                y_rows.add_(torch.matmul(h.mul_(bundle.scaling), weights.b.mT))
-            saved += [h, kept]
+            saved += [add_update(bundle, weights, x_rows, y_rows), kept]
         return saved
 
     def gradients(
@@ -174,6 +167,20 @@ def _of_whole_micro_batch(place: MaskRows, rows: int, count: int) -> tuple[int, 
             "resources.data_parallel=1"
         )
     return place.first * width, place.of * width
+
+
+def add_update(
+    bundle: Bundle, weights: Weights, x_rows: torch.Tensor, y_rows: torch.Tensor
+) -> torch.Tensor:
+    """Add s B A x to y in place; return A x, times s where that is exact. Rounds as PEFT does."""
+    h = torch.matmul(x_rows, weights.a.mT)
+    if not bundle.scaling_is_exact:
+        y_rows.add_(torch.matmul(h, weights.b.mT).mul_(bundle.scaling))
+    elif y_rows.dtype is h.dtype:
+        add_product(y_rows, h.mul_(bundle.scaling), weights.b.mT)
+    else:
+        y_rows.add_(torch.matmul(h.mul_(bundle.scaling), weights.b.mT))
+    return h
 
 
 def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -196,6 +196,11 @@ class RowPlan:
             self._now.of_layer[layer] = found
         return found
 
+    @property
+    def present(self) -> list[Bundle]:
+        """The bundles of the batch in flight."""
+        return [bundle for bundle, _ in self._now.bundles]
+
     def gradients(self) -> dict[str, FlatGradient]:
         """Return the gradient of each adapter after the backward pass, good until the next one."""
         return {

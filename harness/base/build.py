@@ -31,6 +31,8 @@ class Base:
     linears: tuple[LinearSpec, ...]
     device: torch.device
     from_cache: bool
+    processes: int = 1
+    """Among how many processes every tensor is divided (`harness.base.sharding`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +59,19 @@ def build_base(
     fingerprint: str,
     device: torch.device,
     cache: Path,
+    quantised_on: torch.device | None = None,
 ) -> Base:
-    """Return the base in `quant`'s storage on `device`, from the cache if it is there."""
+    """Return the base in `quant`'s storage on `device`, from the cache if it is there.
+
+    `quantised_on`: where the weights that no cache has are quantised, layer by layer; none: on `device`.
+    """
     cure_bitsandbytes()
     entry = cache_entry(cache, fingerprint, quant)
     model = load_entry(entry, lambda: _empty_model(source, config), quant, device)
     from_cache = model is not None
     if model is None:
         model = _load_dense(source, config)
-        pack_blocks(model, quant, device)
+        pack_blocks(model, quant, device, quantised_on)
         if quant.format is not QuantFormat.none:
             save_entry(entry, model, fingerprint, quant)
     finish_base(model, quant, device)

@@ -14,6 +14,7 @@ from harness.base.layers import (
     CodeBookLinear,
     Constants,
     DoubleQuantised,
+    FrozenLinear,
     Int8Linear,
     PlainConstants,
     dynamic_table,
@@ -169,6 +170,46 @@ def layer_from_tensors(
                 book=CODE_BOOKS[quant.format],
                 block_size=quant.block_size,
             )
+
+
+def moved_layer(layer: nn.Linear, quant: QuantConfig, device: torch.device) -> nn.Linear:
+    """Return a layer that `quantise_linear` has made, on another device."""
+    if quant.format is QuantFormat.none:
+        return layer.to(device)
+    tensors = {key: tensor.to(device) for key, tensor in layer_tensors(layer).items()}
+    bias = None if layer.bias is None else layer.bias.data.to(device)
+    return layer_from_tensors(tensors, layer.in_features, layer.out_features, bias, quant)
+
+
+def dense_from_tensors(
+    tensors: dict[str, torch.Tensor],
+    in_features: int,
+    out_features: int,
+    quant: QuantConfig,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Return the weight [out_features, in_features] that `layer_tensors` stores, as the layer decodes it."""
+    match quant.format:
+        case QuantFormat.none:
+            return tensors["packed"]
+        case QuantFormat.nf4 | QuantFormat.fp4:
+            scale = _bitsandbytes_scale(tensors, quant)
+            shape, block = (out_features, in_features), quant.block_size
+            return torch.ops.bitsandbytes.dequantize_4bit(
+                tensors["packed"], scale, block, quant.format.value, shape, dtype
+            )
+        case _:
+            layer = layer_from_tensors(tensors, in_features, out_features, None, quant)
+            assert isinstance(layer, FrozenLinear)
+            return layer.dense_weight(dtype)
+
+
+def _bitsandbytes_scale(tensors: dict[str, torch.Tensor], quant: QuantConfig) -> torch.Tensor:
+    """Return the float32 scale of each block; bitsandbytes calls it absmax."""
+    if not quant.double_quant:
+        return tensors["absmax"]
+    parts = (tensors["absmax"], tensors["nested_absmax"], tensors["nested_offset"])
+    return DoubleQuantised(*parts).values()
 
 
 def _restore_constants(tensors: dict[str, torch.Tensor], name: str) -> Constants:

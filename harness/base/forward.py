@@ -32,7 +32,7 @@ def target_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
             use_cache=False,
             **_attention_arguments(model, batch),
         )
-    return output.logits[0], batch.targets_BT.reshape(-1)[positions_N]
+    return output.logits.squeeze(0), batch.targets_BT.reshape(-1)[positions_N]
 
 
 def _attention_arguments(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:

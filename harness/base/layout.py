@@ -27,6 +27,13 @@ def in_block(name: str) -> bool:
     return any(part.isdigit() for part in name.split("."))
 
 
+def block_name(name: str) -> str:
+    """Return the name of the block that a module of it lies in: its path up to the first list index."""
+    parts = name.split(".")
+    first = next(index for index, part in enumerate(parts) if part.isdigit())
+    return ".".join(parts[: first + 1])
+
+
 def is_attention(name: str) -> bool:
     """Say whether a module of a block belongs to its attention; the others are its MLP."""
     return any("attn" in part or "attention" in part for part in name.split(".")[:-1])

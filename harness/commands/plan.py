@@ -145,7 +145,7 @@ def heading(subject: "Subject") -> str:
     processes, shared = config.resources.data_parallel, ""
     if config.resources.shard is not Shard.none:
         on_gpu = " (gathered blocks: as FSDP2's code reads, not measured)"
-        shared = f"of each of {processes} processes, which share the base"
+        shared = f"of the first of {processes} processes, which share the base"
         shared += (on_gpu if subject.device == "cuda" else "") + "\n"
     return (
         f"{subject.model.name}: {quant.format.value}{double} in blocks of {quant.block_size}, computed in "

@@ -5,22 +5,25 @@ the kernel lets us reset between phases; there the training peak of a run is the
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from harness.base.build import Base
 from harness.base.formats import constant_tensors
+from harness.base.sharding import ShardedLinear, held_here, shared_tables
+from harness.devices import workers_on_device
 
 
 def distinct_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Return the bytes of the distinct storages behind `tensors`."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+    """Return the bytes of the distinct storages behind `tensors`, in this process."""
+    held = (held_here(tensor).untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -35,12 +38,15 @@ class BaseSize:
     """What a frozen base weighs."""
 
     weight_bytes: int
-    """Packed and unpacked weights and buffers, without quantisation constants."""
+    """Packed and unpacked weights and buffers, without quantisation constants; of a sharded base, this
+    process's share."""
     constant_bytes: int
+    """As little of a sharded base."""
     logical_params: int
-    """Weights before packing, tied ones once."""
+    """Weights before packing, tied ones once; of all processes."""
     bits_per_param: float
-    """Bits of packed weights and constants of the blocks' linear layers, over their logical weights."""
+    """Bits of packed weights and constants of the blocks' linear layers in all processes, over their logical
+    weights."""
 
     @property
     def total_bytes(self) -> int:
@@ -57,9 +63,11 @@ def base_size(base: Base) -> BaseSize:
     for name, layer in _frozen_linears(base):
         assert isinstance(layer, nn.Linear), name
         packed.append(layer.weight.data)
-        constants.extend(constant_tensors(layer))
+        constants.extend(_constants(layer))
         logical += layer.in_features * layer.out_features
         inside.update(id(tensor) for tensor in (layer.weight, *layer.buffers()))
+        if isinstance(layer, ShardedLinear):
+            inside.update(map(id, layer.constants))  # parameters, so that they can be sharded
     others = {
         id(tensor): tensor
         for name, tensor in [*base.model.named_parameters(), *base.model.named_buffers()]
@@ -72,7 +80,23 @@ def base_size(base: Base) -> BaseSize:
         weight_bytes=packed_bytes + distinct_bytes(rest),
         constant_bytes=constant_bytes,
         logical_params=logical + sum(parameter.numel() for parameter in parameters),
-        bits_per_param=8 * (packed_bytes + constant_bytes) / logical,
+        bits_per_param=8 * _bytes_everywhere([*packed, *constants]) / logical,
+    )
+
+
+def _constants(layer: nn.Linear) -> list[torch.Tensor]:
+    """Return every tensor besides the packed weights that decoding `layer` reads; tables may be shared."""
+    if isinstance(layer, ShardedLinear):
+        tables = shared_tables(layer.quant, held_here(layer.weight).device)
+        return [*layer.constants, *tables]
+    return constant_tensors(layer)
+
+
+def _bytes_everywhere(tensors: Sequence[torch.Tensor]) -> int:
+    """Return the bytes of distinct tensors in all processes together, those that all keep counted once."""
+    whole = [t for t in tensors if isinstance(t, DTensor)]
+    return distinct_bytes(t for t in tensors if not isinstance(t, DTensor)) + sum(
+        t.numel() * t.element_size() for t in whole
     )
 
 
@@ -89,7 +113,7 @@ class SavedBytes:
 
     def __init__(self, model: nn.Module) -> None:
         self._parameters = {
-            tensor.untyped_storage().data_ptr()
+            held_here(tensor).untyped_storage().data_ptr()
             for tensor in [*model.parameters(), *model.buffers()]
         }
         self._saved: dict[int, int] = {}
@@ -101,7 +125,9 @@ class SavedBytes:
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._parameters:
+        root = tensor if tensor._base is None else tensor._base
+        # A block of a sharded base is gathered into new parameters for each pass.
+        if storage.data_ptr() not in self._parameters and not isinstance(root, nn.Parameter):
             self._saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -135,9 +161,9 @@ class PhasePeak:
 
 
 def device_memory_bytes(device: torch.device) -> int:
-    """Return all memory of a device: a GPU's own, or the machine's."""
+    """Return all memory of a device: a GPU's own, or this worker's part of one, or the machine's."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.get_device_properties(device).total_memory // workers_on_device()
     return psutil.virtual_memory().total
 
 

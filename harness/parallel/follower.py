@@ -2,15 +2,17 @@
 
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import assert_never
 
 import torch
 
 from harness.adapters.adapter import Adapter
+from harness.adapters.quick import quick_passes
 from harness.adapters.shared import SharedBase
 from harness.parallel.group import Group
 from harness.parallel.leader import digest
-from harness.parallel.orders import Drop, End, Fault, Hold, Pass, Reply
+from harness.parallel.orders import Assist, Divide, Drop, End, Fault, Hold, Order, Pass, Reply
 from harness.parallel.shares import added_up, computed, fault_of
 from harness.training.cohort import Gradient
 
@@ -18,35 +20,54 @@ from harness.training.cohort import Gradient
 class Follower:
     """One rank's base and adapters, at the leader's disposal."""
 
-    def __init__(self, group: Group, open_base: Callable[[], SharedBase]) -> None:
-        """A base that cannot be opened is the answer to the first order."""
+    def __init__(
+        self, group: Group, open_base: Callable[[], SharedBase], *, shards: bool = False
+    ) -> None:
+        """A base that cannot be opened is the answer to the first order; one that `shards` waits for that."""
         assert not group.is_leader
         self._group = group
+        self._open_base = open_base
+        self._shards = shards
         self._adapters: dict[str, Adapter] = {}
         """By the leader's names."""
         self._base: SharedBase | None = None
         self._fault: Exception | None = None
+        if not shards:
+            self._open()
+
+    def _open(self) -> None:
         try:
-            self._base = open_base()
+            self._base = self._open_base()
         except Exception as error:
             traceback.print_exc()
             self._fault = error
 
     def follow(self) -> None:
         """Do what the leader says until it ends. Raises RankLost where it is gone."""
-        while True:
-            order = self._group.hear()
-            match order:
-                case Hold():
-                    self._group.exchange(self._hold(order))
-                case Drop():
-                    self._drop(order.name)
-                case Pass():
-                    self._pass(order)
-                case End():
-                    return
-                case _ as unreachable:
-                    assert_never(unreachable)
+        # As the leader's session: products of one kind round alike.
+        with nullcontext() if self._base is None else quick_passes(self._base, keeping=False):
+            while self._obey(self._group.hear()):
+                pass
+
+    def _obey(self, order: Order) -> bool:
+        """Do what one order says; return whether others will come."""
+        match order:
+            case Divide():
+                self._open()
+                self._group.exchange(Reply(fault=fault_of(self._fault)))
+            case Assist():
+                self._assist()
+            case Hold():
+                self._group.exchange(self._hold(order))
+            case Drop():
+                self._drop(order.name)
+            case Pass():
+                self._pass(order)
+            case End():
+                return False
+            case _ as unreachable:
+                assert_never(unreachable)
+        return True
 
     def _hold(self, order: Hold) -> Reply:
         if self._base is None:
@@ -63,6 +84,14 @@ class Follower:
         adapter = self._adapters.pop(name, None)
         if adapter is not None and self._base is not None:
             self._base.detach(adapter)
+
+    def _assist(self) -> None:
+        """Gather the base with the others; a pass over one position does that, and nothing is made of it."""
+        base = self._base
+        assert base is not None, "a pass over a base that is not open"
+        one_position = torch.zeros(1, 1, dtype=torch.long, device=base.base.device)
+        with torch.no_grad(), base.only(None):
+            base.model(input_ids=one_position, use_cache=False)
 
     def _pass(self, order: Pass) -> None:
         assert self._base is not None, "a pass before an adapter"
@@ -81,5 +110,7 @@ class Follower:
         """Return the gradients of our share or what went wrong; not the error, which holds tensors."""
         own = computed(base, order.shares[self._group.rank], self._adapters)
         if own.error is not None:
+            if self._shards:  # the others wait in the middle of the pass: there is no answering
+                raise own.error
             traceback.print_exception(own.error)
         return own.gradients, fault_of(own.error)

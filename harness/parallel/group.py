@@ -43,7 +43,7 @@ class Group:
         """Where this rank holds the base; a GPU has its number."""
         self._orders = orders
         self.is_broken = False
-        """Whether a rank has been lost: then nothing more is sent or awaited."""
+        """Whether a rank has been lost, or is no longer in step: then nothing more is sent or awaited."""
 
     @property
     def is_leader(self) -> bool:
@@ -61,28 +61,32 @@ class Group:
         return heard[0]
 
     def _broadcast(self, objects: list[Any]) -> None:
-        with self._connected():
+        with self.connected():
             dist.broadcast_object_list(objects, src=LEADER, group=self._orders)
 
     def exchange(self, value: T) -> list[T]:
         """Return what each rank has given, by rank, on all ranks."""
         found: list[T] = [value] * self.size
-        with self._connected():
+        with self.connected():
             dist.all_gather_object(found, value)
         return found
 
     def spread(self, tensor: torch.Tensor) -> None:
         """Overwrite `tensor` by the leader's, on all ranks."""
-        with self._connected():
+        with self.connected():
             dist.broadcast(tensor, src=LEADER)
 
     def add_up(self, tensor: torch.Tensor) -> None:
         """Make the leader's `tensor` the sum over all ranks; what the others then hold is undefined."""
-        with self._connected():
+        with self.connected():
             dist.reduce(tensor, dst=LEADER)
 
+    def abandon(self) -> None:
+        """Say that this rank is out of step with the others, who wait in a collective: it must end."""
+        self.is_broken = True
+
     @contextmanager
-    def _connected(self) -> Iterator[None]:
+    def connected(self) -> Iterator[None]:
         """Say in our words that the connection to another rank has broken, now or before."""
         try:
             if self.is_broken:

@@ -17,7 +17,7 @@ from types import FrameType
 
 from harness.compose import config_tree
 from harness.errors import RequestError
-from harness.parallel.meeting import REFUSED, STOPPED, Meeting, rank_log
+from harness.parallel.meeting import NO_MEMORY, REFUSED, STOPPED, Meeting, rank_log
 from harness.provenance import collect_provenance
 from harness.record import Record, RecordError, RunStatus, read_record, write_record
 from harness.request import Request, settled_record
@@ -69,7 +69,9 @@ def _after_failure(request: Request, meeting: Meeting, failed: _RankFailedError)
         raise RequestError(meeting.refusal.read_text(encoding="utf-8"))
     if failed.rank == 0 and failed.exit_code == STOPPED:
         raise KeyboardInterrupt
-    return _end_record(request, RunStatus.failed, _how_it_ended(request, failed))
+    out_of_memory = failed.exit_code == NO_MEMORY
+    status = RunStatus.out_of_memory if out_of_memory else RunStatus.failed
+    return _end_record(request, status, _how_it_ended(request, failed))
 
 
 def _run_torchrun(request: Request, meeting: Meeting) -> None:

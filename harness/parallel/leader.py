@@ -14,10 +14,12 @@ import torch
 
 from harness.adapters.adapter import Adapter
 from harness.adapters.shared import SharedBase
+from harness.base.build import Base
 from harness.errors import RunFailed
-from harness.parallel.group import Group
-from harness.parallel.orders import Drop, End, Hold, Pass, Reply, Share
+from harness.parallel.group import Group, RankLost
+from harness.parallel.orders import Divide, Drop, End, Fault, Hold, Order, Pass, Reply, Share
 from harness.parallel.shares import added_up, computed, divided, fault_of
+from harness.parallel.sharing import AssistedForwards, shared_out
 from harness.training.cohort import Gradient, Work
 from harness.training.slot import Slot
 
@@ -30,6 +32,10 @@ class Leader:
         assert group.is_leader
         self._group = group
         self._logs = logs
+        self._lends: AssistedForwards | None = None
+        """Of a sharded base: whose forward passes need all ranks."""
+        self.fault: Fault | None = None
+        """Of a sharded base: what has gone wrong here, in the middle of a pass of all ranks."""
         self._sent: dict[str, int] = {}
         """Adapters that all ranks hold, with the step whose values they have; -1: their own initial ones."""
 
@@ -39,15 +45,32 @@ class Leader:
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
-        if (
-            kind is None and not self._group.is_broken
-        ):  # else the connections close, which says it too
-            self._group.tell(End())
+        self._notice_broken_pass()
+        if kind is None and not self._group.is_broken:
+            self._tell(End())  # else the connections close, which says it too
+
+    def _tell(self, order: Order) -> None:
+        self._notice_broken_pass()
+        self._group.tell(order)
+
+    def _notice_broken_pass(self) -> None:
+        if self._lends is not None and not self._lends.is_in_step:
+            self._group.abandon()
 
     @property
     def size(self) -> int:
         """How many processes train, this one included."""
         return self._group.size
+
+    def shard(self, base: Base) -> None:
+        """Let all ranks build the base, and divide it among them."""
+        self._tell(Divide())
+        error = shared_out(base, self._group)
+        answers = self._group.exchange(Reply(fault=fault_of(error)))
+        if error is not None:
+            raise error
+        self._raise_fault(answers)
+        self._lends = AssistedForwards(base.model, self._group)
 
     def gradients(
         self, shared: SharedBase, slots: Sequence[Slot], work: Sequence[Work]
@@ -63,13 +86,18 @@ class Leader:
             tuple(share for share in of_rank if share is not None)
             for of_rank in zip(*shares, strict=True)
         )
+        if self._lends is not None and not all(by_rank):
+            raise RunFailed(
+                f"a micro-batch of fewer rows than {self.size} processes leaves one without any, and a "
+                "sharded base needs all of them in each pass"
+            )
         return self._pass(shared, slots, by_rank)
 
     def _pass(
         self, shared: SharedBase, slots: Sequence[Slot], by_rank: tuple[tuple[Share, ...], ...]
     ) -> list[Gradient]:
         moved = [s for s in slots if self._sent[s.adapter.name] != s.progress.step]
-        self._group.tell(
+        self._tell(
             Pass(
                 names=tuple(slot.adapter.name for slot in slots),
                 moved=tuple(slot.adapter.name for slot in moved),
@@ -80,7 +108,13 @@ class Leader:
             self._group.spread(slot.adapter.flat_P)
             self._sent[slot.adapter.name] = slot.progress.step
         adapters = {slot.adapter.name: slot.adapter for slot in slots}
-        own = computed(shared, by_rank[0], adapters)
+        if self._lends is None:
+            own = computed(shared, by_rank[0], adapters)
+        else:
+            with self._lends.of_all_ranks():
+                own = computed(shared, by_rank[0], adapters)
+            if own.error is not None:
+                self._leave_step(own.error)
         answers = self._group.exchange(Reply(fault=fault_of(own.error)))
         if own.error is not None:
             try:
@@ -92,11 +126,21 @@ class Leader:
         self._raise_fault(answers)
         return added_up(self._group, adapters, own.gradients)
 
+    def _leave_step(self, error: Exception) -> None:
+        """End the run: the others wait in the middle of a pass, which therefore cannot be repeated."""
+        if isinstance(error, RankLost):
+            raise error
+        self._group.abandon()
+        self.fault = fault_of(error)
+        raise RunFailed(
+            f"{type(error).__name__}: {error} (the other process cannot repeat a pass over a sharded base)"
+        ) from error
+
     def _hold(self, slot: Slot) -> None:
         """Let the other ranks attach a slot's adapter, and check that it begins as ours does."""
         name = slot.adapter.name
         config = slot.config
-        self._group.tell(Hold(name=name, lora=config.lora, seed=config.seed))
+        self._tell(Hold(name=name, lora=config.lora, seed=config.seed))
         own = digest(slot.adapter)
         answers = self._group.exchange(Reply(digest=own))
         try:
@@ -115,7 +159,7 @@ class Leader:
 
     def _drop(self, name: str) -> None:
         self._sent.pop(name, None)
-        self._group.tell(Drop(name=name))
+        self._tell(Drop(name=name))
 
     def _raise_fault(self, answers: Sequence[Reply]) -> None:
         """Raise what has gone wrong in another rank; memory first, because less of it can be asked for."""

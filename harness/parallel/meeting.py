@@ -9,6 +9,8 @@ from harness.request import Request
 
 REFUSED, STOPPED = 2, 130
 """Exit codes of the leading rank, as of the command: the request was wrong; stopped at once."""
+NO_MEMORY = 3
+"""Exit code of any rank of a sharded run that has run out of memory in the middle of a pass."""
 
 
 @dataclass(frozen=True, slots=True)

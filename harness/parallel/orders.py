@@ -7,6 +7,16 @@ from harness.config import LoraConfig
 from harness.data.rows import Batch
 
 
+@dataclass(frozen=True, slots=True)
+class Divide:
+    """Build the base, keep a share of it, and answer whether that has worked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assist:
+    """Take part in a forward pass of the leader's: it needs every share of the base; no answer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
     """Attach an adapter, and answer with the digest of its initial values."""
@@ -54,7 +64,7 @@ class End:
     """There is nothing more to do; no answer."""
 
 
-Order = Hold | Drop | Pass | End
+Order = Divide | Assist | Hold | Drop | Pass | End
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

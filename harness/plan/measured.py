@@ -8,11 +8,12 @@ from pathlib import Path
 
 from harness.compose import config_tree
 from harness.config import RunConfig
-from harness.errors import RunFailed
+from harness.errors import RequestError, RunFailed
 from harness.plan.costs import CostGroup
 from harness.plan.probe import probe_config
 from harness.record import MeasuredIn, Record, RecordError, RunStatus, read_record
 from harness.request import Request, make_request
+from harness.resources import Shard
 
 PROBE = "harness.commands.probe"
 """The module that a probe's process runs; it reads a configuration's tree from standard input."""
@@ -22,11 +23,19 @@ _MEASURED_ALONE = (MeasuredIn.probe, MeasuredIn.solo)
 def find_measured(groups: Sequence[CostGroup], *, probe: bool) -> None:
     """Give each group what a probe or one of its runs alone has measured; with `probe`, measure the rest.
 
-    Raises RunFailed where a probe breaks; one that runs out of memory is a result.
+    Raises RunFailed where a probe breaks; one that runs out of memory is a result. Raises RequestError for a
+    probe of a run whose base several processes share.
     """
     for group in groups:
         config = group.configs[0]
         if group.refusal is not None or not (probe or _has_runs(config)):
+            continue
+        if config.resources.shard is not Shard.none:
+            if probe:
+                raise RequestError(
+                    f"--probe measures one process with the whole base, and resources.shard="
+                    f"{config.resources.shard.value} divides it; leave one of them out"
+                )
             continue
         request = make_request(probe_config(config))
         record = _record(request) or next(_alone(group), None)
@@ -54,8 +63,13 @@ def _alone(group: CostGroup) -> Iterator[Record]:
     """Yield the records of the group's own runs that had a process to themselves."""
     for config in group.configs:
         record = _record(make_request(config))
-        if record is not None:
+        if record is not None and not _shares_its_base(record):
             yield record
+
+
+def _shares_its_base(record: Record) -> bool:
+    """Say whether a run's memory is that of one process of several: a record from before could not."""
+    return record.config["resources"].get("shard", Shard.none.value) != Shard.none.value
 
 
 def _probe(request: Request) -> Record:

@@ -13,7 +13,8 @@ from harness.plan.model import PlannedModel
 from harness.plan.optimizer_state import optimizer_bytes
 from harness.plan.passes import PlannedRun, pass_bytes
 from harness.plan.prediction import SHARED_PARTS, STATIC_PARTS, BatchSize, Prediction
-from harness.plan.storage import base_bytes
+from harness.plan.storage import base_bytes, gathered_bytes
+from harness.resources import Shard
 
 _FLOAT_BYTES = 4
 """Adapters and their gradients are float32 on every base."""
@@ -38,7 +39,9 @@ def predict(
     assert cohort >= 1, cohort
     assert device in ("cpu", "cuda"), device
     model.use(config.quant)
-    base = base_bytes(model.outline, config.quant)
+    shared = config.resources.shard is Shard.fsdp
+    processes = config.resources.data_parallel if shared else 1
+    base = base_bytes(model.outline, config.quant, processes)
     adapted = adapted_layers(config.lora, model.linears)
     params = adapter_params(adapted, config.lora)
     state = optimizer_bytes(config.optim.name, adapted, config.lora.rank)
@@ -61,11 +64,12 @@ def predict(
     paged = cohort * state.paged if device == "cuda" else 0
     static = sum(together[part] for part in STATIC_PARTS)
     library = _CUBLAS_BYTES if device == "cuda" else 0
-    on_gpu = static - paged + working + library + of_pass.peak
+    gathered = gathered_bytes(model.outline, config.quant) if shared else 0
+    on_gpu = static - paged + working + library + of_pass.peak + gathered
     return Prediction(
         parts=parts,
         cohort_parts=together,
-        transient_bytes=of_pass.peak - of_pass.saved,
+        transient_bytes=of_pass.peak - of_pass.saved + gathered,
         working_bytes=working,
         paged_bytes=paged,
         library_bytes=library,

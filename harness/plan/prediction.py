@@ -50,7 +50,7 @@ class Prediction:
     """The same of all runs together, base and constants once."""
     transient_bytes: int
     """How far live tensors of a pass rise above what autograd keeps: temporary dense weights, logits and
-    their gradient, what a block computes before it is done."""
+    their gradient, what a block computes before it is done; blocks gathered from other processes."""
     working_bytes: int
     """Kept between passes besides the parts: stacked copies of a cohort's adapters, sums of gradients, the
     best adapter so far."""

@@ -14,6 +14,7 @@ from harness.config import (
     TrackerConfig,
     TrackerName,
 )
+from harness.resources import Shard
 
 PROBE_STEPS = 12
 """Steps of a probe: the warm-up that is not counted, and enough for a median."""
@@ -53,6 +54,6 @@ def probe_config(config: RunConfig) -> RunConfig:
         optim=optim,
         eval=EvalConfig(before=False, generate=False),
         tracker=TrackerConfig(name=TrackerName.none),
-        resources=replace(config.resources, data_parallel=1),
+        resources=replace(config.resources, data_parallel=1, shard=Shard.none),
         seed=0,
     )

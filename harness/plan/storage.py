@@ -1,11 +1,12 @@
 """Bytes of the frozen base in closed form: what `harness.base` would store, module by module."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.base.code_books import CODE_BOOKS, Normalisation
 from harness.base.layers import DOUBLE_QUANT_BLOCK
-from harness.base.layout import LinearSpec
+from harness.base.layout import LinearSpec, block_name, in_block
 from harness.config import FloatType, QuantConfig, QuantFormat
 from harness.plan.prediction import ModuleSize
 
@@ -46,19 +47,22 @@ class BaseBytes:
         return sum(module.constant_bytes for module in self.modules)
 
 
-def packed_bytes(spec: LinearSpec, quant: QuantConfig) -> int:
-    """Return the bytes of one layer's stored weight."""
-    count = spec.in_features * spec.out_features
+def packed_bytes(spec: LinearSpec, quant: QuantConfig, processes: int = 1) -> int:
+    """Return the bytes of one layer's stored weight; of one that processes share, those of one of them.
+
+    FSDP2 divides a tensor along its first dimension and rounds up.
+    """
     match quant.format:
         case QuantFormat.none:
-            return count * FLOAT_BYTES[quant.compute_dtype]
+            rows = _share(spec.out_features, processes)
+            return rows * spec.in_features * FLOAT_BYTES[quant.compute_dtype]
         case QuantFormat.int8:
-            return count
+            return _share(spec.out_features, processes) * spec.in_features
         case _:
-            return -(-count // 2)
+            return _share(-(-spec.in_features * spec.out_features // 2), processes)
 
 
-def constant_bytes(spec: LinearSpec, quant: QuantConfig) -> int:
+def constant_bytes(spec: LinearSpec, quant: QuantConfig, processes: int = 1) -> int:
     """Return the bytes of one layer's own constants; with double quantisation 8 + 32/256 bits each.
 
     QLoRA (Dettmers et al. 2023), section 3: constants are coded in blocks of 256 around their mean.
@@ -67,13 +71,18 @@ def constant_bytes(spec: LinearSpec, quant: QuantConfig) -> int:
         case QuantFormat.none:
             return 0
         case QuantFormat.int8:
-            return 4 * spec.out_features
+            return 4 * _share(spec.out_features, processes)
         case _:
             blocks = -(-spec.in_features * spec.out_features // quant.block_size)
-            each = 4 * blocks
+            each = 4 * _share(blocks, processes)
             if quant.double_quant:
-                each = blocks + 4 * -(-blocks // DOUBLE_QUANT_BLOCK) + 4
+                of_blocks = -(-blocks // DOUBLE_QUANT_BLOCK)
+                each = _share(blocks, processes) + 4 * _share(of_blocks, processes) + 4
             return each * (2 if has_offset(quant.format) else 1)
+
+
+def _share(length: int, processes: int) -> int:
+    return -(-length // processes)
 
 
 def has_offset(quant_format: QuantFormat) -> bool:
@@ -82,27 +91,29 @@ def has_offset(quant_format: QuantFormat) -> bool:
     return book is not None and book.normalisation is Normalisation.minmax
 
 
-def table_bytes(quant: QuantConfig) -> int:
+def table_bytes(quant: QuantConfig, processes: int = 1) -> int:
     """Return the bytes of the tables that all layers share."""
     match quant.format:
         case QuantFormat.none | QuantFormat.int8:
             return 0
         case QuantFormat.nf4 | QuantFormat.fp4:
-            codes = 16 * 4
+            codes = 16 * 4 if processes == 1 else 0  # bitsandbytes' layer keeps one, ours does not
         case _:
             codes = 2 * _TABLE_BYTES  # of the high and of the low half of a byte
     return codes + (_TABLE_BYTES if quant.double_quant else 0)
 
 
-def base_bytes(outline: Sequence[ModuleOutline], quant: QuantConfig) -> BaseBytes:
-    """Return what a base of this outline weighs in this storage."""
-    modules = [_module_size(module, quant) for module in outline]
+def base_bytes(
+    outline: Sequence[ModuleOutline], quant: QuantConfig, processes: int = 1
+) -> BaseBytes:
+    """Return what a base of this outline weighs in this storage, in each of the processes that share it."""
+    modules = [_module_size(module, quant, processes) for module in outline]
     linears = [module.linear for module in outline if module.linear is not None]
-    tables = table_bytes(quant)
+    tables = table_bytes(quant, processes)
     if tables:
         modules.append(ModuleSize("(shared by all packed layers)", "tables", 0, 0, tables))
     packed = sum(packed_bytes(spec, quant) for spec in linears)
-    constants = sum(module.constant_bytes for module in modules)
+    constants = sum(constant_bytes(spec, quant) for spec in linears) + tables
     logical = sum(spec.in_features * spec.out_features for spec in linears)
     return BaseBytes(
         modules=tuple(modules),
@@ -111,11 +122,32 @@ def base_bytes(outline: Sequence[ModuleOutline], quant: QuantConfig) -> BaseByte
     )
 
 
-def _module_size(module: ModuleOutline, quant: QuantConfig) -> ModuleSize:
+def gathered_bytes(outline: Sequence[ModuleOutline], quant: QuantConfig) -> int:
+    """Return what a GPU holds at most of other processes' shares, if the base is divided.
+
+    A block in use, and of the next one what is being received and its copy; everything outside the blocks,
+    where embedding and head are one, else the head. As FSDP2's code reads: it has not been measured.
+    """
+    blocks: dict[str, int] = defaultdict(int)
+    outside: dict[str, int] = defaultdict(int)
+    for module in outline:
+        size = _module_size(module, quant, 1)
+        whole = size.weight_bytes - module.buffer_bytes + size.constant_bytes
+        if in_block(module.name):
+            blocks[block_name(module.name)] += whole
+        else:
+            outside[module.kind] += whole
+    if "head" in outside:
+        outside.pop("embedding", None)  # gathered for itself, before the blocks
+    return 3 * max(blocks.values()) + sum(outside.values())
+
+
+def _module_size(module: ModuleOutline, quant: QuantConfig, processes: int) -> ModuleSize:
     logical, weight, constants = module.other_params, 0, 0
     if module.linear is not None:
         logical += module.linear.in_features * module.linear.out_features
-        weight = packed_bytes(module.linear, quant)
-        constants = constant_bytes(module.linear, quant)
-    weight += module.other_params * FLOAT_BYTES[quant.compute_dtype] + module.buffer_bytes
+        weight = packed_bytes(module.linear, quant, processes)
+        constants = constant_bytes(module.linear, quant, processes)
+    others = _share(module.other_params, processes) * FLOAT_BYTES[quant.compute_dtype]
+    weight += others + module.buffer_bytes
     return ModuleSize(module.name, module.kind, logical, weight, constants)

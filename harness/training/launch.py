@@ -1,5 +1,6 @@
 """From a validated configuration to data and base; what can be refused is refused before weights load."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 
 from harness.adapters.shared import SharedBase
-from harness.base.build import ModelOutline, build_base, inspect_model, load_tokenizer
+from harness.base.build import Base, ModelOutline, build_base, inspect_model, load_tokenizer
 from harness.base.layout import adapted_layers
 from harness.base.library_faults import cure_bitsandbytes
 from harness.base.source import ModelSource
@@ -19,6 +20,7 @@ from harness.errors import RequestError
 from harness.measure.memory import PhasePeak
 from harness.provenance import collect_provenance, write_code_diff
 from harness.request import Request
+from harness.resources import Shard
 from harness.training.job import Job
 
 
@@ -61,8 +63,20 @@ def _described(asked: _Asked) -> tuple[ModelOutline, Any]:
     return inspect_model(asked.source, asked.model), load_tokenizer(asked.source, asked.model)
 
 
-def open_base(config: RunConfig, source: ModelSource, fingerprint: str) -> SharedBase:
-    """Load the frozen base onto the run's device, from the cache where it is there."""
+def open_base(
+    config: RunConfig,
+    source: ModelSource,
+    fingerprint: str,
+    shard: Callable[[Base], None] | None = None,
+) -> SharedBase:
+    """Load the frozen base onto the run's device, from the cache where it is there.
+
+    With `shard` it is loaded into the machine's memory, and what that leaves here goes onto the device.
+    """
+    asks = config.resources.shard is Shard.fsdp
+    assert asks == (shard is not None), (
+        "resources.shard=fsdp needs the processes that share the base"
+    )
     device = torch.device(resolved_device(config.resources.device))
     peak = PhasePeak(device)
     peak.begin()
@@ -72,9 +86,12 @@ def open_base(config: RunConfig, source: ModelSource, fingerprint: str) -> Share
         config.model,
         config.quant,
         fingerprint=fingerprint,
-        device=device,
+        device=device if shard is None else torch.device("cpu"),
         cache=cache_directory(config),
+        quantised_on=device,
     )
+    if shard is not None:
+        shard(base)
     return SharedBase(base, load_peak_bytes=peak.read() - already)
 
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from harness.adapters.decoded import decoded
+from harness.adapters.quick import quick_passes
 from harness.adapters.shared import SharedBase
 from harness.errors import RunFailed
 from harness.evals.evaluate import LOSS_METRICS
@@ -120,8 +120,8 @@ def train(
         keep_freed_memory()
     try:
         with ExitStack() as whole:
-            if session.may_share:  # what it costs is told by probes and by runs alone
-                whole.enter_context(decoded(shared.base))
+            # What a run costs is told by probes and by runs alone: they keep nothing decoded.
+            whole.enter_context(quick_passes(shared, keeping=session.may_share))
             while True:
                 yield from _admit(session)
                 yield from _give_up(session)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from harness.adapters.adapter import Adapter, Layout
-from harness.adapters.decoded import decoded
+from harness.adapters.quick import quick_passes
 from harness.adapters.rows import Segment
 from harness.adapters.shared import SharedBase
 from harness.base.blocks import block_linears, finish_base, pack_blocks
@@ -226,13 +226,13 @@ def test_decoded_layers_give_the_packed_layers_numbers(quant: QuantConfig) -> No
     adapter = trained(shared, LoraConfig(rank=4, alpha=8.0, target_modules=["q_proj"]), seed=0)
     with torch.no_grad(), shared.only(adapter):
         packed = shared.model(ids()).logits
-        with decoded(shared.base):
+        with quick_passes(shared, keeping=True):
             assert torch.equal(shared.model(ids()).logits, packed)
         assert torch.equal(shared.model(ids()).logits, packed)
 
 
 def test_other_compute_types_are_not_decoded_in_advance() -> None:
-    base = random_base(QuantConfig(compute_dtype=FloatType.bfloat16))
-    linear = base.model.get_submodule(base.linears[0].name)
-    with decoded(base):
+    shared = SharedBase(random_base(QuantConfig(compute_dtype=FloatType.bfloat16)))
+    linear = shared.model.get_submodule(shared.base.linears[0].name)
+    with quick_passes(shared, keeping=True):
         assert "forward" not in vars(linear)

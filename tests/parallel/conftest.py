@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from harness.adapters.shared import SharedBase
 from harness.config import ModelConfig, PathsConfig, QuantConfig, ResourcesConfig, RunConfig
 from harness.parallel.group import join
 from harness.parallel.leader import Leader
-from tests.parallel.following import Harm, follow
+from harness.resources import Shard
+from tests.parallel.following import Harm, follow, opened
 from tests.training.conftest import make_base, make_job, sums  # noqa: F401  fixtures
 
 Lead = Callable[..., AbstractContextManager[Leader]]
+Sharding = Callable[..., AbstractContextManager[tuple[Leader, SharedBase]]]
 
 
 @pytest.fixture
@@ -24,9 +27,13 @@ def lead(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lead
 
     @contextmanager
     def leading(
-        size: int = 2, quant: QuantConfig | None = None, harm: Harm = Harm.none
+        size: int = 2,
+        quant: QuantConfig | None = None,
+        harm: Harm = Harm.none,
+        config: RunConfig | None = None,
+        exit_code: int = 0,
     ) -> Iterator[Leader]:
-        config = RunConfig(
+        config = config or RunConfig(
             model=ModelConfig(name=str(stories)),
             quant=quant or QuantConfig(),
             resources=ResourcesConfig(device="cpu", data_parallel=size),
@@ -53,7 +60,7 @@ def lead(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lead
                 yield leader
             for follower in followers:
                 follower.join(30)
-                assert follower.exitcode == 0
+                assert follower.exitcode == exit_code
         finally:
             for follower in followers:
                 follower.kill()
@@ -61,6 +68,36 @@ def lead(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lead
                 dist.destroy_process_group()
 
     return leading
+
+
+def asked(model: Path, out: Path, quant: QuantConfig, size: int) -> RunConfig:
+    """Return what a run on a base that so many processes share asks for."""
+    return RunConfig(
+        model=ModelConfig(name=str(model)),
+        quant=quant,
+        resources=ResourcesConfig(device="cpu", data_parallel=size, shard=Shard.fsdp),
+        paths=PathsConfig(out=str(out), cache=str(out / "cache")),
+    )
+
+
+@pytest.fixture
+def sharding(stories: Path, tmp_path: Path, lead: Lead) -> Sharding:
+    """Return a context manager: sharding(quant, …) gives a leader and the base that its processes share."""
+
+    @contextmanager
+    def sharded(
+        quant: QuantConfig,
+        *,
+        model: Path = stories,
+        size: int = 2,
+        harm: Harm = Harm.none,
+        exit_code: int = 0,
+    ) -> Iterator[tuple[Leader, SharedBase]]:
+        config = asked(model, tmp_path, quant, size)
+        with lead(size, harm=harm, config=config, exit_code=exit_code) as leader:
+            yield leader, opened(config, shard=leader.shard)
+
+    return sharded
 
 
 def free_port() -> int:

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from harness.parallel.meeting import REFUSED, Meeting, rank_log
+from harness.parallel.meeting import NO_MEMORY, REFUSED, Meeting, rank_log
 
 
 def end(directory: Path) -> None:
@@ -26,6 +26,11 @@ def end(directory: Path) -> None:
                 "Traceback …\nOSError: no space left on device\n"
             )
             sys.exit(1)
+        case "has no memory":
+            rank_log(meeting.asked()[0], rank).write_text(
+                "Traceback …\ntorch.OutOfMemoryError: no room\n"
+            )
+            sys.exit(NO_MEMORY)
         case _:
             time.sleep(60)
 

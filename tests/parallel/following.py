@@ -1,7 +1,9 @@
 """A follower in a process of its own, and what may be wrong with it."""
 
 import os
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -9,12 +11,15 @@ import torch
 
 from harness.adapters.adapter import Adapter
 from harness.adapters.shared import SharedBase
+from harness.base.build import Base
 from harness.base.library_faults import cure_bitsandbytes
 from harness.base.source import find_model, model_fingerprint
 from harness.config import LoraConfig, RunConfig
 from harness.parallel import shares
 from harness.parallel.follower import Follower
 from harness.parallel.group import join
+from harness.parallel.sharing import share_out
+from harness.resources import Shard
 from harness.training.launch import cache_directory, open_base
 
 
@@ -39,16 +44,21 @@ def follow(config: RunConfig, harm: Harm, environment: dict[str, str]) -> None:
     """Be a follower until the leader ends."""
     os.environ.update(environment)
     cure_bitsandbytes()
+    shards = config.resources.shard is Shard.fsdp
     with join(config.resources) as group, patch.object(shares, "packed_gradients", _limited(harm)):
-        Follower(group, lambda: _base(config, harm)).follow()
+        shard = partial(share_out, group=group) if shards else None
+        Follower(group, lambda: opened(config, harm, shard), shards=shards).follow()
 
 
-def _base(config: RunConfig, harm: Harm) -> SharedBase:
+def opened(
+    config: RunConfig, harm: Harm = Harm.none, shard: Callable[[Base], None] | None = None
+) -> SharedBase:
+    """Open the base that `config` asks for, as a run does."""
     if harm is Harm.base_does_not_fit:
         raise torch.OutOfMemoryError("no room for the base")
     source = find_model(config.model)
     fingerprint = model_fingerprint(source, cache_directory(config) / "memo.json")
-    shared = open_base(config, source, fingerprint)
+    shared = open_base(config, source, fingerprint, shard)
     return _Otherwise(shared.base) if harm is Harm.begins_otherwise else shared
 
 

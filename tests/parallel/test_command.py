@@ -106,3 +106,39 @@ def test_a_run_in_two_processes_killed_stopped_and_resumed_is_the_run_of_one(wor
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
     scores = [each.evals["after"]["eval/loss"].value for each in (record, expected)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_a_run_whose_base_two_processes_share_ends_with_one_of_them_and_goes_on(
+    world: Path,
+) -> None:
+    alone, shared = world / "one", world / "halves"
+    assert Command(request(world, "quant=nf4_dq"), alone).end().code == 0
+    asked = request(world, "quant=nf4_dq", "resources.data_parallel=2", "resources.shard=fsdp")
+
+    command = Command(asked, shared)
+    command.wait_until(has_rows(shared, 3))
+    killed_at = time.monotonic()
+    rank(command, 1).kill()
+    done = command.end()
+    assert time.monotonic() - killed_at < 15
+    run = run_directory(shared)
+    record = read_record(run / "run.json")
+    assert (done.code, record.status) == (1, RunStatus.failed), done.err
+    assert record.error is not None
+    assert record.error.startswith("process 1 of 2 was ended by SIGKILL; its output is in ")
+
+    done = Command(asked, shared).end()
+    assert done.code == 0, done.err
+    record, expected = (read_record(path / "run.json") for path in (run, run_directory(alone)))
+    assert record.status is RunStatus.completed
+    assert record.run_id == expected.run_id
+    assert any(note.startswith("resumed after step") for note in record.notes)
+    curves = [
+        [row["train/loss"] for row in read_metrics(path / "metrics.jsonl").rows]
+        for path in (run, run_directory(alone))
+    ]
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+    held = [each.metrics["memory/base_bytes"] for each in (record, expected)]
+    assert held[0] is not None
+    assert held[1] is not None
+    assert held[0] < 0.51 * held[1]

@@ -56,6 +56,17 @@ def test_what_a_process_said_last_is_the_error(
     assert "process 1 of 2 exited with 1: OSError: no space left on device; " in record.error  # pyright: ignore[reportOperatorIssue]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_runs_out_of_memory_in_a_pass_is_a_result(
+    request_for_two: Request, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    end(monkeypatch, "has no memory", rank)
+    record = train_in_ranks(request_for_two)
+    assert record.status is RunStatus.out_of_memory
+    words = f"process {rank} of 2 exited with 3: torch.OutOfMemoryError: no room; "
+    assert words in (record.error or "")
+
+
 def test_a_refusal_leaves_nothing_behind(
     request_for_two: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:

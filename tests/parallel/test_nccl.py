@@ -15,15 +15,21 @@ pytestmark = [
 ]
 
 
-def test_two_gpus_train_what_one_trains(tmp_path: Path) -> None:
-    curves = []
-    for processes in (1, 2):
+@pytest.mark.parametrize("shard", ["none", "fsdp"])
+def test_two_gpus_train_what_one_trains(tmp_path: Path, shard: str) -> None:
+    curves, bases = [], []
+    for resources in (
+        ["resources.data_parallel=1"],
+        ["resources.data_parallel=2", f"resources.shard={shard}"],
+    ):
         overrides = [
-            *("resources.device=cuda", f"resources.data_parallel={processes}", "tracker=none"),
-            *("optim.steps=8", "lora.dropout=0.1", f"paths.out='{tmp_path / str(processes)}'"),
+            *("resources.device=cuda", *resources, "tracker=none", "optim.steps=8"),
+            *("lora.dropout=0.1", f"paths.out='{tmp_path / resources[0][-1]}'"),
             *(f"paths.cache='{tmp_path / 'cache'}'", "eval=loss"),
         ]
         record, directory = run(compose_run(overrides))
         assert record.status is RunStatus.completed, record.error
         curves.append([row["train/loss"] for row in read_metrics(directory.metrics).rows])
+        bases.append(record.metrics["memory/base_bytes"])
     assert curves[1] == pytest.approx(curves[0], abs=1e-4)  # float32, other matrix products
+    assert bases[1] == pytest.approx(bases[0] / (2 if shard == "fsdp" else 1), rel=0.01)

@@ -31,6 +31,16 @@ from harness.validate import validate
             "0,1",
             ["names one GPU", "resources.device=cuda", "CUDA_VISIBLE_DEVICES"],
         ),
+        (
+            ["resources.shard=fsdp"],
+            "",
+            ["resources.data_parallel=1 is one", "data_parallel=2 or more"],
+        ),
+        (
+            ["resources.shard=fsdp", "resources.data_parallel=2", "lora.init=olora"],
+            "",
+            ["lora.init=olora rewrites the base", "lora.init=default", "resources.shard=none"],
+        ),
         (["resources.data_parallel=2"], "0", ["1 is visible", "use at most 1", "device=cpu"]),
         (["resources.data_parallel=4", "resources.device=cuda"], "0,1", ["2 are visible"]),
     ],
@@ -49,6 +59,7 @@ def test_what_cannot_be_shared_is_refused_with_what_would_work(
     ("overrides", "visible"),
     [
         (["resources.data_parallel=2"], ""),
+        (["resources.data_parallel=2", "resources.shard=fsdp"], ""),
         (["resources.data_parallel=2"], "0,1"),
         (["resources.data_parallel=4", "resources.device=cpu"], "0,1"),
     ],
@@ -60,10 +71,12 @@ def test_what_can_be_shared_is_not(
     validate(compose_run(overrides))
 
 
-def test_how_many_processes_train_a_run_is_not_part_of_it(tmp_path: Path) -> None:
+def test_how_many_processes_train_a_run_and_hold_its_base_is_not_part_of_it(tmp_path: Path) -> None:
     out = [f"paths.out='{tmp_path}'", "resources.device=cpu"]
-    one, two = (make_request(compose_run([*out, f"resources.data_parallel={n}"])) for n in (1, 2))
-    assert one.identity == two.identity
+    two = [*out, "resources.data_parallel=2"]
+    asked = (out, two, [*two, "resources.shard=fsdp"])
+    first, *others = (make_request(compose_run(overrides)).identity for overrides in asked)
+    assert all(other == first for other in others)
 
 
 def test_the_processes_of_a_run_share_its_threads() -> None:
