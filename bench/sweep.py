@@ -1,6 +1,6 @@
 """What a sweep costs against its runs one by one, in processes of their own and in one warm worker.
 
-    python -m bench.sweep [--parts processes tokens idle] [--positions 64 256]
+    python -m bench.sweep [--parts processes tokens idle workers] [--positions 64 256]
 
 - `processes`: 16 runs (4 ranks x 4 learning rates) of `harness run`'s defaults on the embedded base: as 16
   `harness run` processes one after another, as a sweep one at a time (cohort 1), and as a sweep that chooses
@@ -8,6 +8,8 @@
 - `tokens`: the same 16 with 64 to 4096 positions per run and step, one at a time against the chosen cohort.
   Targets: 1/1.3 (aim 1/1.6) up to 256 positions, never slower.
 - `idle`: 16 runs whose lengths differ 4 times; how long the worker had nothing to do. Target: 2 %.
+- `workers`: 16 runs of one length, and 16 whose lengths differ 4 times, two CPU workers against one; each
+  worker has half of the cores, also the one alone. Reported.
 
 Every arm is a `harness` command from a shell, imports and all; `warm` seconds leave out the time until the
 worker's first run begins. W&B is off in all arms. Results: bench/results/sweep.json.
@@ -15,6 +17,7 @@ worker's first run begins. W&B is off in all arms. Results: bench/results/sweep.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -47,32 +50,38 @@ class Arm:
     warm_seconds: float
     """Without imports: from the first run's beginning to the last one's end, as the worker saw it."""
     waited_seconds: float
+    """With nothing to do since its first run began; of all workers."""
     packing: str
 
 
-def harness(arguments: Sequence[str]) -> float:
-    """Run one command; returns its seconds."""
+def harness(arguments: Sequence[str], threads: str | None = None) -> float:
+    """Run one command, on so many threads if that is said; returns its seconds."""
+    environment = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": threads}
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "harness", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "harness", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     return time.perf_counter() - began
 
 
-def sweep(question: Path, out: Path, *overrides: str) -> Arm:
+def sweep(question: Path, out: Path, *overrides: str, threads: str | None = None) -> Arm:
     """Run a sweep from nothing; its cache of bases and data is kept between arms."""
     shutil.rmtree(out / "runs", ignore_errors=True)
     shutil.rmtree(out / "sweeps", ignore_errors=True)
-    seconds = harness(["sweep", str(question), f"paths.out={out}", *overrides])
+    seconds = harness(["sweep", str(question), f"paths.out={out}", *overrides], threads)
     state = json.loads((out / "sweeps" / question.stem / "state.json").read_text())
     assert all(run["status"] == "completed" for run in state["runs"]), state["runs"]
-    device = state["devices"][0]
+    devices = state["devices"]
     return Arm(
         seconds=seconds,
-        warm_seconds=device["seconds"],
-        waited_seconds=device["waited_seconds"],
-        packing=device["packing"],
+        warm_seconds=max(device["seconds"] for device in devices),
+        waited_seconds=sum(device["waited_seconds"] for device in devices),
+        packing="; ".join(device["packing"] for device in devices),
     )
 
 
@@ -159,10 +168,38 @@ def idle(directory: Path) -> dict[str, object]:
     return found | {"waited_share": arm.waited_seconds / arm.warm_seconds}
 
 
+def workers(directory: Path) -> dict[str, object]:
+    """Two CPU workers against one, interleaved, for runs of 40 steps and for runs of 16 to 64."""
+    threads = str(max(1, (os.cpu_count() or 1) // 2))  # what `cpu:2` gives to each
+    rates = f"choice({','.join(RATES)})"
+    spaces = {
+        "one_length": {"lora.rank": f"choice({','.join(map(str, RANKS))})", "optim.lr": rates},
+        "spread_lengths": {"optim.steps": "choice(16,32,48,64)", "optim.lr": rates},
+    }
+    base = ("eval=loss", "eval.before=false")
+    found: dict[str, object] = {"threads_per_worker": int(threads)}
+    for name, space in spaces.items():
+        steps = () if "optim.steps" in space else ("optim.steps=40",)
+        file = question(directory, name, *base, *steps, space=space)
+        arms: dict[int, list[Arm]] = {1: [], 2: []}
+        for count in (1, 2, 2, 1):
+            overrides = (f"resources.devices=cpu:{count}",)
+            arms[count].append(sweep(file, directory / "out", *overrides, threads=threads))
+        one, two = arms[1], arms[2]
+        found[name] = {
+            "one_worker": [asdict(arm) for arm in one],
+            "two_workers": [asdict(arm) for arm in two],
+            "speed_up": sum(a.seconds for a in one) / sum(a.seconds for a in two),
+            "speed_up_warm": sum(a.warm_seconds for a in one) / sum(a.warm_seconds for a in two),
+        }
+    return found
+
+
 PARTS: dict[str, Callable[[Path], dict[str, object]]] = {
     "processes": processes,
     "tokens": tokens,
     "idle": idle,
+    "workers": workers,
 }
 
 

@@ -6,6 +6,7 @@ Must not import torch, transformers or wandb.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,11 +107,13 @@ def compose_tree(prepared: Sequence[str]) -> "DictConfig":
 def run_config(tree: "DictConfig") -> RunConfig:
     """Return the configuration that a composed tree describes. Raises OmegaConf's own exceptions."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue
 
-    missing = OmegaConf.missing_keys(tree)
-    if missing:
-        raise RequestError(f"{', '.join(sorted(missing))} must be given")
-    config: Any = OmegaConf.to_object(tree)
+    try:
+        config: Any = OmegaConf.to_object(tree)
+    except MissingMandatoryValue:
+        missing = sorted(OmegaConf.missing_keys(tree))
+        raise RequestError(f"{', '.join(missing)} must be given") from None
     assert isinstance(config, RunConfig)
     _expand_home(config.paths)
     return config
@@ -125,10 +128,20 @@ def _expand_home(paths: PathsConfig) -> None:
 
 def config_tree(config: RunConfig) -> dict[str, Any]:
     """Return the configuration as plain mappings, lists and scalars, enums by name."""
-    from omegaconf import OmegaConf
+    return _plain(config)
 
-    tree: Any = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
-    return tree
+
+def _plain(value: Any) -> Any:
+    """Return what `OmegaConf.to_container` would, without building its containers: sweeps ask thousands."""
+    if isinstance(value, Enum):
+        return value.name
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
 
 
 def config_of_tree(tree: dict[str, Any]) -> RunConfig:

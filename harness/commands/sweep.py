@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -11,6 +12,8 @@ from harness.commands.drive import begin_sweep, question_text, train_sweep
 from harness.compose import compose_run
 from harness.config import RunConfig
 from harness.errors import RequestError
+from harness.redact import redact
+from harness.search.keys import ANYWHERE
 from harness.search.question import Method, PrunerName, Question, load_question
 from harness.search.space import Point, check_space
 from harness.sweeping.check import check_without_device
@@ -50,7 +53,7 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
     if state.status is SweepStatus.interrupted:
         again = " ".join(["harness sweep", name, *overrides])
         print(
-            f"harness: stopped; every run in flight has a checkpoint. Go on with: {again}",
+            redact(f"harness: stopped; every run in flight has a checkpoint. Go on with: {again}"),
             file=sys.stderr,
         )
         return 130
@@ -94,7 +97,8 @@ def _differences(before: dict, after: dict) -> list[str]:
     found = [
         key
         for key in sorted(before.keys() | after.keys())
-        if key not in (*_MAY_CHANGE, "search") and before.get(key) != after.get(key)
+        if key not in (*_MAY_CHANGE, "search")
+        and _what_counts(before.get(key)) != _what_counts(after.get(key))
     ]
     old, new = before.get("search", {}), after.get("search", {})
     return found + [
@@ -102,6 +106,13 @@ def _differences(before: dict, after: dict) -> list[str]:
         for key in sorted(old.keys() | new.keys())
         if key != "trials" and old.get(key) != new.get(key)
     ]
+
+
+def _what_counts(part: Any) -> Any:
+    """Leave out of a question's base what changes no result, and differs between machines."""
+    if not isinstance(part, list):
+        return part
+    return [each for each in part if not str(each).startswith(ANYWHERE)]
 
 
 def plan_text(

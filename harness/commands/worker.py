@@ -40,14 +40,15 @@ its lease is given back.
 """
 
 _OWN = ("paths", "tracker", "checkpoint", "resources", "study")
-"""What a member may have different from the others."""
+"""What a member may have different from the others; of `study` where it is, and where runs are left."""
+_OF_ALL = ("study.heartbeat_seconds",)
 
 
 def worker_command(name: str, overrides: Sequence[str]) -> int:
     """Work on a sweep until it is finished; returns the exit code: 1 where a run failed, 130 if stopped."""
     for override in overrides:
         section = key_of(override).partition(".")[0]
-        if section not in _OWN:
+        if section not in _OWN or key_of(override) in _OF_ALL:
             raise RequestError(
                 f"{override}: a member answers the question as it was asked; it can choose "
                 f"{', '.join(_OWN)}; begin another sweep with `harness sweep` to ask something else"

@@ -10,6 +10,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
 from harness.errors import RequestError, near_names
+from harness.search.keys import ANYWHERE
 from harness.search.question import Question
 from harness.search.storage import MirroredStorage
 
@@ -18,9 +19,6 @@ _SEARCHED_KEY = "searched_with"
 _NAMES_KEY = "study:metric_names"  # where Optuna's plots look for them
 
 _QUESTION_KEY = "question"
-_ANYWHERE = ("paths.", "tracker.", "tracker=", "resources.")
-"""Overrides that change no result, and may differ between the machines of a sweep."""
-
 _ADVICE = "ask as before, or give the sweep another name"
 
 
@@ -49,10 +47,13 @@ def mark_or_compare(
     question: Question,
     sampler: Mapping[str, Any],
     pruner: Mapping[str, Any],
+    *,
+    asks: bool,
 ) -> None:
     """Write what is asked, and the settings of sampler and pruner, into a new study; compare with an old one.
 
-    The number of trials, the confirmation and the resources may change; nothing else.
+    The number of trials, the confirmation and the resources may change; nothing else. `asks`: keep the
+    question as it is asked now for members that join.
 
     Raises:
         RequestError: the study was asked something else.
@@ -71,7 +72,7 @@ def mark_or_compare(
         storage.set_study_system_attr(storage.study_id, _NAMES_KEY, names)
         storage.set_study_user_attr(storage.study_id, _ASKED_KEY, asked)
     tree = as_json(question.tree())
-    if notes.get(_QUESTION_KEY) != tree:
+    if (asks or _QUESTION_KEY not in notes) and notes.get(_QUESTION_KEY) != tree:
         storage.set_study_user_attr(storage.study_id, _QUESTION_KEY, tree)
     searched = as_json({"optuna": optuna.__version__, "sampler": sampler, "pruner": pruner})
     earlier = notes.get(_SEARCHED_KEY, [])
@@ -108,7 +109,7 @@ def _asked(question: Question) -> dict[str, Any]:
     """Return everything that makes one study's trials comparable, by the names in a sweep's file."""
     search = question.search
     return {
-        "base": [each for each in question.base if not each.startswith(_ANYWHERE)],
+        "base": [each for each in question.base if not each.startswith(ANYWHERE)],
         "space": [axis.described for axis in question.space.axes],
         "search.method": search.method.value,
         "search.sampler_seed": search.sampler_seed,
@@ -125,7 +126,7 @@ def _asked(question: Question) -> dict[str, Any]:
 
 
 def _compare(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    before = {**before, "base": [o for o in before["base"] if not o.startswith(_ANYWHERE)]}
+    before = {**before, "base": [o for o in before["base"] if not o.startswith(ANYWHERE)]}
     for key in [*before, *now]:
         if before.get(key) != now.get(key):
             there, here = _differing(before.get(key), now.get(key))

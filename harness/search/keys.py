@@ -18,6 +18,9 @@ from harness.search.values import spelled
 WITHOUT_EFFECT = ("tracker", "checkpoint", "resources", "paths")
 """Sections that change no result (`harness.identity` leaves them out): their values would be one run."""
 
+ANYWHERE = ("paths.", "tracker.", "tracker=", "resources.", "checkpoint.")
+"""Overrides that change no result, and may differ between the machines of a sweep."""
+
 QUESTION_SECTIONS = ("search", "objective", "constraints", "confirm", "study", "launcher")
 QUESTION_KEYS = ("name", "question", "expect")
 

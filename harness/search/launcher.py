@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
-from urllib.parse import urlsplit
 
 from harness.errors import RequestError
 from harness.search.reading import Section, finite_number
-from harness.search.settings import StudySettings
+from harness.search.settings import StudySettings, has_password
 
 
 class LauncherKind(Enum):
@@ -115,7 +114,7 @@ def launcher_problems(
             "given; start a server that every job can reach and give "
             "study.storage=postgresql://user@host/database",
         )
-    elif urlsplit(study.storage or "").password is not None:
+    elif has_password(study.storage or ""):
         yield (
             "launcher",
             f"launcher={launcher.kind.value} would write the password of study.storage into the command "

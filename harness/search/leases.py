@@ -17,8 +17,9 @@ from sqlalchemy.dialects.postgresql import insert
 
 LEASE_HEARTBEATS = 1.5
 """Heartbeats without a renewal after which a lease is over; looked for four times in each."""
-TURN_SECONDS = 60
-"""A member that stops with the turn in its hand loses it after so long: the server ends its transaction."""
+TURN_SECONDS = 60.0
+"""A member that stops with the turn in its hand loses it after so long, or after a heartbeat if that is
+shorter, before the others lose their leases: the server ends its transaction."""
 
 _tables = sql.MetaData()
 _LEASES = sql.Table(
@@ -58,6 +59,11 @@ class Lease:
     state: LeaseState
 
 
+def lock_of(name: str) -> sql.ColumnElement[None]:
+    """Return the call that waits for a lock of the database and holds it until the transaction ends."""
+    return sql.func.pg_advisory_xact_lock(sql.func.hashtextextended(name, 0))
+
+
 def member_name() -> str:
     """Return a name for this process that nobody else has, and that says where it runs."""
     return f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
@@ -77,13 +83,15 @@ class Leases:
         self.member = member or member_name()
         self.heartbeat_seconds = heartbeat_seconds
         self._engine = engine
+        self._turn: sql.Connection | None = None
         self._study = study
         self._over = timedelta(seconds=LEASE_HEARTBEATS * heartbeat_seconds)
 
     def join(self) -> None:
         """Make the tables where there are none, and this member known; call it inside `turn`."""
-        _tables.create_all(self._engine)
         with self._engine.begin() as connection:
+            connection.execute(sql.select(lock_of("harness tables")))
+            _tables.create_all(connection)
             connection.execute(
                 insert(_MEMBERS)
                 .values(
@@ -96,20 +104,36 @@ class Leases:
                 .on_conflict_do_nothing()
             )
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Keep every other member of the study out, until the block ends or this process does."""
+    def forget(self) -> None:
+        """Drop what is left of an earlier study of this name; inside `turn`, of a study without trials."""
         with self._engine.begin() as connection:
-            limit = f"{TURN_SECONDS * 1000}"
-            connection.execute(sql.text(f"SET LOCAL idle_in_transaction_session_timeout = {limit}"))
-            connection.execute(
-                sql.select(sql.func.pg_advisory_xact_lock(sql.func.hashtextextended(self._key, 0)))
-            )
-            yield
+            connection.execute(sql.delete(_LEASES).where(_LEASES.c.study == self._study))
 
     @property
-    def _key(self) -> str:
-        return f"harness sweep {self._study}"
+    def has_turn(self) -> bool:
+        """Whether this member is in its turn."""
+        return self._turn is not None
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Keep every other member of the study out, until the outermost block ends or this process does."""
+        if self.has_turn:
+            yield
+            return
+        with self._engine.begin() as connection:
+            limit = round(1000 * min(TURN_SECONDS, self.heartbeat_seconds))
+            connection.execute(sql.text(f"SET LOCAL idle_in_transaction_session_timeout = {limit}"))
+            connection.execute(sql.select(lock_of(f"harness sweep {self._study}")))
+            self._turn = connection
+            try:
+                yield
+            finally:
+                self._turn = None
+
+    def check_turn(self) -> None:
+        """Make sure that the turn is still ours; raises SQLAlchemy's error where the server has ended it."""
+        assert self._turn is not None, "not in turn"
+        self._turn.execute(sql.select(1))
 
     # Holding -------------------------------------------------------------------------------------
 
@@ -149,8 +173,8 @@ class Leases:
             return connection.execute(query).first() is not None
 
     @contextmanager
-    def ending(self, item: str) -> Iterator[bool]:
-        """Say whether this member holds the item, let nobody take it inside, and mark it as done."""
+    def ending(self, item: str, state: LeaseState = LeaseState.done) -> Iterator[bool]:
+        """Say whether this member holds the item, let nobody take it inside, and give it up as `state`."""
         with self._engine.begin() as connection:
             held = connection.execute(
                 sql.select(_LEASES.c.item)
@@ -162,7 +186,7 @@ class Leases:
                 connection.execute(
                     sql.update(_LEASES)
                     .where(*self._mine(), _LEASES.c.item == item)
-                    .values(state=LeaseState.done.value)
+                    .values(state=state.value)
                 )
 
     def give_back(self) -> None:

@@ -36,6 +36,7 @@ from harness.search.settings import (
     SearchSettings,
     StudySettings,
     WorkerSettings,
+    has_password,
 )
 
 __all__ = [
@@ -141,11 +142,13 @@ def _limits(constraint: Constraint) -> dict[str, float]:
 
 
 def _without_password(url: str | None) -> str | None:
-    if url is None or urlsplit(url).password is None:
+    parts = urlsplit(url or "")
+    if url is None or not has_password(url):
         return url
-    parts = urlsplit(url)
-    account, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{account.partition(':')[0]}@{host}"))
+    query = "&".join(p for p in parts.query.split("&") if not p.startswith("password="))
+    parts = parts._replace(query=query)
+    account, at, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{account.partition(':')[0]}{at}{host}"))
 
 
 # Finding -----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from enum import Enum
+from urllib.parse import parse_qs, urlsplit
 
 from harness.config import Split
 from harness.metrics import Direction
@@ -108,3 +109,9 @@ class StudySettings:
     def is_shared(self) -> bool:
         """Whether several members may work on it: in PostgreSQL they can keep each other out."""
         return re.match(r"postgres(ql)?(\+\w+)?://", self.storage or "") is not None
+
+
+def has_password(url: str) -> bool:
+    """Whether a database's url holds a password, before the host or in the query."""
+    parts = urlsplit(url)
+    return parts.password is not None or "password" in parse_qs(parts.query)

@@ -19,6 +19,8 @@ from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import RequestError, RunFailed
+from harness.redact import redact
+from harness.search.leases import lock_of
 
 _BUSY_SECONDS = 60  # how long to wait for a reader that writes, as optuna-dashboard does for a note
 
@@ -27,8 +29,13 @@ _FIRST_TABLES = {
     "version_info",
 }  # of Optuna's, also when it was killed while making them
 
-SERVER_SETTINGS = {"pool_pre_ping": True}
-"""A sweep may say nothing for longer than a server waits."""
+_SERVER_SETTINGS = {
+    "pool_pre_ping": True,  # a sweep may say nothing for longer than a server waits
+    # whoever stops in the middle of a transaction keeps its locks for 10 s
+    "connect_args": {"options": "-c idle_in_transaction_session_timeout=10000"},
+    "pool_size": 1,  # a server has a hundred connections, unless it is told otherwise
+    "max_overflow": 3,
+}
 
 _TRANSIENT = ("tpe:relative_params", "gp:relative_params")
 """What samplers leave for other processes that ask at the same time; there are none."""
@@ -172,8 +179,23 @@ def open_database(url: str) -> RDBStorage:
     parsed = _parsed(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         _refuse_foreign_file(Path(parsed.database))
-    with _opening(parsed):
+    with _opening(parsed), _making_tables(parsed):
         return RDBStorage(url, engine_kwargs=_engine_settings(parsed))
+
+
+@contextmanager
+def _making_tables(parsed: sqlalchemy.engine.URL) -> Iterator[None]:
+    """Let one process at a time make tables in a server's database: two at once break each other."""
+    if parsed.get_backend_name() != "postgresql":
+        yield
+        return
+    engine = sqlalchemy.create_engine(parsed, **_engine_settings(parsed))
+    try:
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.select(lock_of("harness tables")))
+            yield
+    finally:
+        engine.dispose()
 
 
 def open_engine(url: str) -> sqlalchemy.Engine:
@@ -190,7 +212,7 @@ def _parsed(url: str) -> sqlalchemy.engine.URL:
         return sqlalchemy.engine.make_url(url)
     except sqlalchemy.exc.ArgumentError:
         raise RequestError(
-            f"study.storage={url} is no database url; such as sqlite:////path/study.db or"
+            f"study.storage={redact(url)} is no database url; such as sqlite:////path/study.db or"
             " postgresql://user@host/database"
         ) from None
 
@@ -233,7 +255,7 @@ def _refuse_foreign_file(path: Path) -> None:
 
 def _engine_settings(url: sqlalchemy.engine.URL) -> dict[str, Any]:
     if url.get_backend_name() != "sqlite":
-        return dict(SERVER_SETTINGS)
+        return dict(_SERVER_SETTINGS)
     return {
         "connect_args": {"timeout": _BUSY_SECONDS},
         "pool_events": [(_set_journal, "connect")],

@@ -53,7 +53,7 @@ class Study:
         leases: Leases | None,
     ) -> None:
         self.leases = leases
-        self._is_our_turn, self._read_at = False, time.monotonic()
+        self._read_at = time.monotonic()
         self._question = question
         self._axes: Sequence[Axis] = question.space.axes
         self._storage = storage
@@ -75,6 +75,7 @@ class Study:
         eval_every_steps: int | None,
         total_steps: int | None,
         leases: Leases | None = None,
+        asks: bool = True,
     ) -> "Study":
         """Create the study named as its question, or load it with everything that was told.
 
@@ -82,7 +83,7 @@ class Study:
             url: a SQLAlchemy url, `sqlite:////path/study.db` or `postgresql://…`.
             eval_every_steps: steps between two reports, None where a run reports nothing.
             total_steps: steps of every run, None where they differ.
-            leases: of this member, where others may write too.
+            leases: of this member, where others may write too; members that join answer what `asks`.
 
         Raises:
             RequestError: there is no such database, it holds another question, or the method or pruner
@@ -97,7 +98,9 @@ class Study:
             if leases is not None:
                 leases.join()
             storage = MirroredStorage(database, find_or_create(database, question))
-            mark_or_compare(storage, question, drawing, pruning)
+            mark_or_compare(storage, question, drawing, pruning, asks=asks)
+            if leases is not None and not storage.get_all_trials(storage.study_id, deepcopy=False):
+                leases.forget()
             pruner = build_pruner(question.search.pruner, pruning)
             return cls(question, storage, pruner, total_steps, leases)
 
@@ -113,16 +116,12 @@ class Study:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Be the only one who writes, inside the block, knowing all that others have written."""
-        if self.leases is None or self._is_our_turn:
+        if self.leases is None or self.leases.has_turn:
             yield
             return
         with self.leases.turn():
-            self._is_our_turn = True
-            try:
-                self.refresh()
-                yield
-            finally:
-                self._is_our_turn = False
+            self.refresh()
+            yield
 
     def refresh(self, older_than: float = 0.0) -> None:
         """Read what other members have written, if that was last done so many seconds ago."""
@@ -171,6 +170,8 @@ class Study:
             for axis in self._axes:
                 if exists(axis, point):
                     point[axis.key] = suggest(draft, axis)
+        if self.leases is not None:
+            self.leases.check_turn()
         self._storage.keep_draft(self._id(number))
         self._trials.append(self._seen(self._frozen(number)))
         return self._trials[number]
@@ -243,8 +244,7 @@ class Study:
     def best(self, count: int) -> list[Trial]:
         """Return up to `count` completed trials that keep all constraints and have finite values, best first.
 
-        With several objectives the Pareto front comes first, then the front of what is left, and so on;
-        within a front the first objective decides.
+        With several objectives front follows front; within one the first objective decides.
         """
         finite = [
             (trial, trial.values)

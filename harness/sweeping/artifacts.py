@@ -1,6 +1,7 @@
 """Runs in the study's artifact store, for members of a sweep that do not share a file system."""
 
 import io
+import re
 import tarfile
 import tempfile
 from pathlib import Path
@@ -17,10 +18,12 @@ from optuna.artifacts import (
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from harness.errors import RequestError
+from harness.record import RecordError, RunStatus, read_record
 from harness.run_directory import RunDirectory
 from harness.search.study import Study
 
 _SUFFIX = ".tar.gz"
+_NAME = re.compile(r"(\w[\w.+-]*)" + re.escape(_SUFFIX), re.ASCII)
 _KEPT = ("run.json", "config.yaml", "metrics.jsonl", "log.txt", "code.diff", "adapter")
 """What a run leaves that others can use; checkpoints and W&B's files stay where they are."""
 
@@ -32,11 +35,16 @@ class RunArtifacts:
         """`place` is a directory or s3://bucket. Raises RequestError for one that cannot be used."""
         self._study = study
         self._store = _store_at(place)
+        self._pushed: set[str] = set()
 
     def push(self, directory: RunDirectory) -> None:
         """Leave a run that has ended here, unless somebody has left it before."""
         run_id = directory.path.name
-        if not directory.record.exists() or run_id in self._known():
+        if run_id in self._pushed or not directory.record.exists():
+            return
+        self._pushed.add(run_id)
+        there = self._known().get(run_id)
+        if there is not None and self._is_whole(there):
             return
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / f"{run_id}{_SUFFIX}"
@@ -52,7 +60,7 @@ class RunArtifacts:
 
     def fetch(self, directory: RunDirectory) -> bool:
         """Bring a run that another member has left; returns whether it is here now."""
-        if directory.record.exists():
+        if _has_ended(directory):
             return True
         artifact = self._known().get(directory.path.name)
         if artifact is None:
@@ -73,13 +81,29 @@ class RunArtifacts:
         for run_id in self._known():
             self.fetch(RunDirectory(runs / run_id))
 
+    def _is_whole(self, artifact: str) -> bool:
+        """Whether an artifact is there: Optuna lists it before it writes it."""
+        try:
+            self._store.open_reader(artifact).close()
+        except ArtifactNotFound:
+            return False
+        return True
+
     def _known(self) -> dict[str, str]:
-        """Return the artifact of each run that has been left, by its id."""
+        """Return the artifact of each run that has been left, by its id; others may leave other things."""
         self._study.refresh()
-        return {
-            meta.filename.removesuffix(_SUFFIX): meta.artifact_id
-            for meta in get_all_artifact_meta(self._study.optuna_study)
-        }
+        found = get_all_artifact_meta(self._study.optuna_study)
+        named = ((_NAME.fullmatch(meta.filename), meta.artifact_id) for meta in found)
+        return {match[1]: artifact for match, artifact in named if match is not None}
+
+
+def _has_ended(directory: RunDirectory) -> bool:
+    """Whether a run's record here says how it ended; one that was lost here has one that does not."""
+    try:
+        status = read_record(directory.record).status
+    except RecordError:
+        return False
+    return status not in (RunStatus.running, RunStatus.interrupted, RunStatus.failed)
 
 
 def _unpack(archive: bytes, directory: RunDirectory) -> None:

@@ -3,8 +3,9 @@
 One process and the only writer of the study; imports no torch.
 """
 
+import heapq
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -13,7 +14,7 @@ from harness.compose import config_tree
 from harness.errors import RunFailed
 from harness.record import Record, RecordError, RunStatus, read_record, write_record
 from harness.search.question import Method
-from harness.sweeping.ledger import Run, RunState
+from harness.sweeping.ledger import Run, RunState, Waiting
 from harness.sweeping.messages import (
     Busy,
     Checked,
@@ -71,6 +72,10 @@ class Driver:
         self.is_finished = False
         self._pool = pool
         self._stop = stop
+        self._desk_of: dict[int, Desk] = {}
+        """By the identity of its worker."""
+        self._asks_on = False
+        """Whether asking was broken off: what workers have to say comes first."""
         self._starts_in_vain: dict[str, int] = defaultdict(int)
         self._adaptive = search.method not in (Method.grid, Method.random)
         self._max_slots = trials.question.resources.cohort or (
@@ -93,7 +98,7 @@ class Driver:
                 return
             self.trials.keep_up(self.device_lines())
             self._assign()
-            for worker, news in self._pool.hear(seconds=0.25):
+            for worker, news in self._pool.hear(seconds=0.0 if self._asks_on else 0.25):
                 self._handle(worker, news)
             yield
         self.is_finished = True
@@ -119,7 +124,8 @@ class Driver:
 
     def _adopt(self, worker: WorkerProcess) -> None:
         doing = "ready" if worker.ready else "starting"
-        self.desks.append(Desk(worker=worker, doing=doing))
+        desk = self._desk_of[id(worker)] = Desk(worker=worker, doing=doing)
+        self.desks.append(desk)
 
     def _assign(self) -> None:
         """Give every worker as many runs as it has room for, asking for more trials where none waits."""
@@ -127,37 +133,51 @@ class Driver:
         if not self._adaptive:
             while self.trials.asks_ahead and time.monotonic() < give_up:
                 self.trials.ask()
-        for desk in self.desks:
-            while desk.worker.ready:
-                run = self._next_for(desk)
-                if run is not None:
-                    if self.trials.claim(run):
-                        self._give(desk, run)
-                elif self._may_ask(desk):
-                    self.trials.ask()
-                else:
-                    break
+        waiting = Waiting(self.trials.ledger)
+        busy = Counter(run.cohort for desk in self.desks for run in desk.runs.values())
+        room = self._room()
+        self._asks_on = False
+        give_up = time.monotonic() + ASK_SECONDS
+        queue = [(len(desk.runs), i) for i, desk in enumerate(self.desks) if desk.worker.ready]
+        heapq.heapify(queue)  # who has the fewest comes first: none is idle while others are filled
+        while queue:
+            desk = self.desks[queue[0][1]]
+            run = self._next_for(desk, waiting, busy)
+            if run is not None and self.trials.claim(run):
+                waiting.take(run)
+                busy[run.cohort] += 1
+                self._give(desk, run)
+                heapq.heapreplace(queue, (len(desk.runs), queue[0][1]))
+            elif run is not None:
+                waiting = Waiting(self.trials.ledger)
+            elif room <= 0 or len(desk.runs) >= desk.slots or time.monotonic() >= give_up:
+                self._asks_on |= room > 0 and len(desk.runs) < desk.slots
+                heapq.heappop(queue)
+            else:
+                self.trials.ask()
+                room -= 1
+                waiting = Waiting(self.trials.ledger)
 
-    def _next_for(self, desk: Desk) -> Run | None:
+    def _next_for(self, desk: Desk, waiting: Waiting, busy: Counter[str]) -> Run | None:
         """Return the run that a worker should have next, if it has room for one."""
         ahead = 0 if self._adaptive else 1  # a run that waits at the worker begins without a pause
-        mine = {run.cohort for run in desk.runs.values()}
-        others = [r.cohort for d in self.desks if d is not desk for r in d.runs.values()]
+        mine = Counter(run.cohort for run in desk.runs.values())
         if not mine:
-            return self.trials.ledger.best_for(others, None)
+            return waiting.best(busy, None)
         if len(desk.runs) < desk.slots + ahead and len(mine) == 1:
-            run = self.trials.ledger.best_for(others, tuple(mine))
+            run = waiting.best(busy - mine, tuple(mine))
             if run is not None:
                 return run
         if len(desk.runs) <= ahead:
-            return self.trials.ledger.best_for(others, None)
+            return waiting.best(busy - mine, None)
         return None
 
-    def _may_ask(self, desk: Desk) -> bool:
-        """Whether another trial should be asked for: no more are in flight than there are slots."""
-        if not self.trials.has_more or len(desk.runs) >= desk.slots:
-            return False
-        return self.trials.in_flight_here < sum(each.slots for each in self.desks)
+    def _room(self) -> int:
+        """Return how many trials may be asked for: no more are in flight than there are slots."""
+        more = self.trials.requested - len(self.trials.study.trials)
+        if more <= 0:
+            return 0
+        return min(more, sum(desk.slots for desk in self.desks) - self.trials.in_flight_here)
 
     def _give(self, desk: Desk, run: Run) -> None:
         desk.began_at = desk.began_at or time.monotonic()
@@ -176,7 +196,7 @@ class Driver:
         )
 
     def _handle(self, worker: WorkerProcess, news: News | Died) -> None:
-        desk = next(each for each in self.desks if each.worker is worker)
+        desk = self._desk_of[id(worker)]
         match news:
             case Ready():
                 worker.ready, desk.doing = True, "ready"
@@ -232,6 +252,7 @@ class Driver:
     def _handle_death(self, desk: Desk, death: Died) -> None:
         """Start another worker; the runs in this one are tried once more, each in a worker to itself."""
         self.desks.remove(desk)
+        del self._desk_of[id(desk.worker)]
         device = desk.worker.device
         self._starts_in_vain[device.name] += 0 if desk.worker.ready else 1
         if self._starts_in_vain[device.name] > MAX_STARTS_IN_VAIN:
@@ -249,6 +270,8 @@ class Driver:
 
     def _fail(self, run: Run, reason: str) -> None:
         """Write the record of a run that cannot be trained, keeping what its last worker wrote."""
+        if not self.trials.claim(run):
+            return  # another member has it by now
         record = self._record_of(run)
         run.request.directory.path.mkdir(parents=True, exist_ok=True)
         record.status, record.error = RunStatus.failed, reason

@@ -6,22 +6,25 @@ member trains is leased to it; a member that gives no sign of life loses its lea
 afterwards is refused.
 """
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from harness.record import Record
+from harness.record import Record, RunStatus
 from harness.search.leases import Lease, Leases, LeaseState, host_of
 from harness.search.question import Question
 from harness.search.study import Study, Trial, TrialStatus
 from harness.sweeping.artifacts import RunArtifacts
+from harness.sweeping.items import in_training, item_of_cell, item_of_run, refuse_another_run
 from harness.sweeping.ledger import Cell, Run, RunState
 from harness.sweeping.messages import Role
 from harness.sweeping.outcome import Outcome
 from harness.sweeping.requests import RequestMaker
 from harness.sweeping.state import DeviceLine
-from harness.sweeping.trials import Trials
+from harness.sweeping.trials import Trials, told_before
 
 AHEAD = 64
 """Runs that may wait for whoever is free, where results do not steer the search: each look reads them all."""
@@ -76,11 +79,19 @@ class SharedTrials(Trials):
     def devices_elsewhere(self) -> list[DeviceLine]:
         return self._devices_elsewhere
 
+    def ask(self) -> None:
+        with self.study.turn():  # knowing every cell that others have asked for: it may come again
+            self._take_up_new()
+            super().ask()
+
     # Claiming ------------------------------------------------------------------------------------
 
     def claim(self, run: Run) -> bool:
         cell = self._cell_of(run)
-        item = _item(run) if cell is None else _item_of_cell(cell)
+        if cell is None and run.role is not Role.confirmation:  # another has told it meanwhile
+            run.end(self._record_from_elsewhere(run))
+            return False
+        item = item_of_run(run) if cell is None else item_of_cell(cell)
         if item in self._mine:
             return True
         if self._leases.take(item):
@@ -98,11 +109,14 @@ class SharedTrials(Trials):
         cells = [
             each for each in self.ledger.cells.values() if each.trials and run in each.everything
         ]
-        return max(cells, key=lambda cell: _item_of_cell(cell) in self._mine)
+        return max(cells, key=lambda cell: item_of_cell(cell) in self._mine, default=None)
 
     # Living together -----------------------------------------------------------------------------
 
     def resume(self) -> None:
+        told = (trial for trial in self.study.trials if "runs" in trial.notes)
+        for trial in itertools.islice(told, 1):
+            refuse_another_run(trial, [r.identity.run_id for r in self._requests(trial.point)])
         self.keep_up([])
 
     def keep_up(self, devices: Sequence[DeviceLine]) -> None:
@@ -113,7 +127,7 @@ class SharedTrials(Trials):
         kept = self._leases.renew([asdict(line) for line in devices])
         for item in sorted(self._mine - kept):
             self._say(f"the lease on {item} ran out before it was renewed")
-            self._lost.update(self._in_training(item))
+            self._lost.update(in_training(item, self.ledger.cells.values(), self.confirmed))
         self._mine &= kept
         for item, member in self._leases.free_what_is_over():
             self._say(f"{member} gives no sign of life: {item} waits for another member")
@@ -127,44 +141,68 @@ class SharedTrials(Trials):
     def _follow(self) -> None:
         """Take in what others have asked, claimed, told and lost."""
         self.study.refresh()
-        known = {number for cell in self.ledger.cells.values() for number in cell.trials}
-        if any(self._is_new(trial, known) for trial in self.study.trials):
-            give_up = time.monotonic() + TURN_SECONDS
+        if self._new_trials():
             with self.study.turn():
-                for trial in self.study.trials:
-                    if self._is_new(trial, known):
-                        self._take_up(trial)
-                    if time.monotonic() > give_up:  # the rest when the others have had their turns
-                        self._look_at = 0.0
-                        break
+                self._take_up_new(TURN_SECONDS)
         self._sort(self._leases.all())
 
-    @staticmethod
-    def _is_new(trial: Trial, known: set[int]) -> bool:
-        return trial.status is TrialStatus.running and trial.number not in known
+    def _new_trials(self) -> list[Trial]:
+        known = {number for cell in self.ledger.cells.values() for number in cell.trials}
+        return [
+            trial
+            for trial in self.study.trials
+            if trial.status is TrialStatus.running and trial.number not in known
+        ]
+
+    def _take_up_new(self, seconds: float = math.inf) -> None:
+        """Take up what others have asked; after `seconds` the rest is left for the next look."""
+        give_up = time.monotonic() + seconds
+        for trial in self._new_trials():
+            self._take_up(trial)
+            if time.monotonic() > give_up:
+                self._look_at = 0.0
+                break
+
+    def _note(self, number: int, cell: Cell) -> None:
+        refuse_another_run(self.study.trials[number], [r.identity.run_id for r in cell.requests])
+        super()._note(number, cell)
 
     def _sort(self, leases: dict[str, Lease]) -> None:
         """Let runs wait here exactly if they are needed and nobody else has them."""
         open_here: dict[str, bool] = {}
         for cell in self.ledger.cells.values():
-            told = [
-                n for n in cell.trials if self.study.trials[n].status is not TrialStatus.running
-            ]
-            cell.trials = [n for n in cell.trials if n not in told]
+            cell.trials = self._untold(cell)
             if not cell.trials:
                 continue
-            is_open = not self._is_with_others(leases.get(_item_of_cell(cell)))
+            is_open = not self._is_with_others(leases.get(item_of_cell(cell)))
+            if is_open and self._repeat_what_was_told(cell):
+                continue
             for run in cell.everything:
                 open_here[run.run_id] = open_here.get(run.run_id, False) or is_open
             if is_open and all(run.state is RunState.ended for run in cell.everything):
                 self._settle(cell)  # who had it has gone before telling
         for run in self.ledger.runs.values():
             if run.role is Role.confirmation:
-                self._sort_confirmation(run, leases.get(_item(run)))
+                self._sort_confirmation(run, leases.get(item_of_run(run)))
             elif run.run_id in open_here:
                 self._move(run, RunState.waiting if open_here[run.run_id] else RunState.elsewhere)
             elif run.state in (RunState.waiting, RunState.elsewhere):
                 run.end(self._record_from_elsewhere(run))
+
+    def _repeat_what_was_told(self, cell: Cell) -> bool:
+        """Tell trials that asked for a cell while another member was telling it; False if none did."""
+        known = told_before(self.study, cell.cell_id, cell.trials[0])
+        if known is None:
+            return False
+        with self.study.turn():
+            for number in self._untold(cell):
+                self._repeat(known, number)
+        cell.trials.clear()
+        return True
+
+    def _untold(self, cell: Cell) -> list[int]:
+        trials = self.study.trials
+        return [n for n in cell.trials if trials[n].status is TrialStatus.running]
 
     def _record_from_elsewhere(self, run: Run) -> Record | None:
         """Return the record of a run that another member has trained, if it can be had here."""
@@ -172,10 +210,9 @@ class SharedTrials(Trials):
             self._artifacts.fetch(run.request.directory)
         return self.ledger.record_on_disk(run.request)
 
-    def collect(self) -> None:
+    def collect(self, runs: Path) -> None:
         if self._artifacts is not None:
-            out = Path(self._maker.config(next(iter(self.study.trials)).point).paths.out)
-            self._artifacts.fetch_all(out / "runs")
+            self._artifacts.fetch_all(runs)
 
     def _sort_confirmation(self, run: Run, lease: Lease | None) -> None:
         if lease is not None and lease.state is LeaseState.done:
@@ -183,7 +220,7 @@ class SharedTrials(Trials):
                 run.end(self._record_from_elsewhere(run))
                 if run.record is None:
                     self._say(
-                        f"{run.run_id} was confirmed by {lease.member}, whose runs are not here: let all "
+                        f"{run.run_id} was trained by {lease.member}, whose runs are not here: let all "
                         "members have one paths.out, or give study.artifacts"
                     )
         else:
@@ -209,8 +246,6 @@ class SharedTrials(Trials):
     def ended(self, run: Run, record: Record) -> None:
         item = self._lost.pop(run.run_id, None)
         if item is None or self._retake(item):
-            if self._artifacts is not None:
-                self._artifacts.push(run.request.directory)
             super().ended(run, record)
         else:
             run.end(record)
@@ -230,42 +265,39 @@ class SharedTrials(Trials):
             return None
         self.study.refresh(RECENT_SECONDS)  # the pruner compares with what others have reported
         is_running = self.study.trials[cell.trials[0]].status is TrialStatus.running
-        if not is_running or _item_of_cell(cell) not in self._mine:
+        if not is_running or item_of_cell(cell) not in self._mine:
             return None  # it has been lost, and is another's to prune
         return super().evaluated(run, step, total_steps, values)
 
     def _tell_all(self, cell: Cell, outcome: Outcome) -> None:
-        item = _item_of_cell(cell)
+        item = item_of_cell(cell)
         if not self._retake(item):
             return
+        self._push(cell.everything)
         with self.study.turn(), self._leases.ending(item) as is_ours:
             if is_ours:
+                cell.trials = self._untold(cell)  # others may have told some
                 super()._tell_all(cell, outcome)
             else:
                 self._say(f"the late result of {item} ({outcome.status.value}) is refused")
         self._mine.discard(item)
 
     def _confirmation_ended(self, run: Run) -> None:
-        with self._leases.ending(_item(run)) as is_ours:
+        self._push([run])
+        failed = run.record is None or run.record.status is RunStatus.failed
+        state = LeaseState.free if failed else LeaseState.done  # others try once more
+        with self._leases.ending(item_of_run(run), state) as is_ours:
             if not is_ours:
-                self._say(f"the late result of {_item(run)} is refused")
-        self._mine.discard(_item(run))
+                self._say(f"the late result of {item_of_run(run)} is refused")
+        self._mine.discard(item_of_run(run))
 
-    def _in_training(self, item: str) -> dict[str, str]:
-        """Return the runs that our workers train for an item."""
-        cells = [c for c in self.ledger.cells.values() if c.trials and _item_of_cell(c) == item]
-        runs = [run for cell in cells for run in cell.everything]
-        runs += [
-            run for _, confirming in self.confirmed for run in confirming if _item(run) == item
-        ]
-        return {run.run_id: item for run in runs if run.state is RunState.assigned}
-
-
-def _item_of_cell(cell: Cell) -> str:
-    """Return what is leased of a cell: the first of its trials that nobody has told."""
-    return f"trial {min(cell.trials)}"
-
-
-def _item(run: Run) -> str:
-    """Return what is leased of a confirmation."""
-    return f"run {run.run_id}"
+    def _push(self, runs: Sequence[Run]) -> None:
+        """Leave runs where members without our disk find them; a store that fails costs nothing else."""
+        if self._artifacts is None:
+            return
+        for run in runs:
+            try:
+                self._artifacts.push(run.request.directory)
+            except Exception as error:  # each kind of store has errors of its own
+                self._say(f"{run.run_id} was not left in {self.question.study.artifacts}: {error}")
+            self._leases.renew([])  # a large one takes its time

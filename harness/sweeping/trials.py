@@ -7,11 +7,15 @@ several members work on.
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import assert_never
 
 from harness.errors import RequestError
 from harness.record import Record
+from harness.request import Request
 from harness.search.question import Method, PrunerName, Question
+from harness.search.space import Point, check_space
 from harness.search.study import Study, Trial, TrialStatus
 from harness.sweeping.confirmation import chosen_for_confirmation
 from harness.sweeping.ledger import Cell, Ledger, Run, RunState
@@ -92,8 +96,8 @@ class Trials:
     def leave(self) -> None:
         """Give back what has not ended, for others to take up; called when our workers have stopped."""
 
-    def collect(self) -> None:
-        """Bring the runs of other members to this machine, where that needs to be done."""
+    def collect(self, runs: Path) -> None:
+        """Bring the runs of other members to `runs` on this machine, where that needs to be done."""
 
     # Asking ---------------------------------------------------------------------------------------
 
@@ -114,15 +118,15 @@ class Trials:
     def _take_up(self, trial: Trial) -> None:
         """Find or make the cell of a trial; a cell whose result is known is told at once."""
         try:
-            requests = [
-                self._maker.request(trial.point, [f"seed={seed}"], Role.search)
-                for seed in self.question.search.seeds
-            ]
+            requests = self._requests(trial.point)
         except RequestError as error:  # a point between those that were checked
+            self._requests(
+                self._sound_point
+            )  # raises where this machine is at fault, not the point
             self.study.fail(trial.number, str(error))
             return
         cell_id = requests[0].identity.cell_id
-        known = _told_before(self.study, cell_id, trial.number)
+        known = told_before(self.study, cell_id, trial.number)
         if known is not None:
             self._repeat(known, trial.number)
             return
@@ -131,9 +135,21 @@ class Trials:
         )
         cell.trials.append(trial.number)
         self._note(trial.number, cell)
-        if not cell.runs:
+        if all(run.state is RunState.ended and run.record is None for run in cell.runs):
             self._enlist(cell, trial.number)
         self._settle(cell)
+
+    def _requests(self, point: Point) -> list[Request]:
+        """Return the requests of a point, one per seed. Raises RequestError for what is refused."""
+        return [
+            self._maker.request(point, [f"seed={seed}"], Role.search)
+            for seed in self.question.search.seeds
+        ]
+
+    @cached_property
+    def _sound_point(self) -> Point:
+        """A point that was checked before anything was trained."""
+        return check_space(self.question)[0][0]
 
     def _note(self, number: int, cell: Cell) -> None:
         """Write into the study which runs answer a trial."""
@@ -174,7 +190,9 @@ class Trials:
         run.end(record)
         if run.role is Role.confirmation:
             self._confirmation_ended(run)
-        for cell in self.ledger.cells.values():
+        own = self.ledger.cells.get(run.request.identity.cell_id)
+        known = self.ledger.cells.values() if run.role is Role.probe else [own] if own else []
+        for cell in known:
             if cell.trials and run in cell.everything:
                 self._settle(cell)
 
@@ -252,7 +270,7 @@ class Trials:
             self.confirmed.append((trial, runs))
 
 
-def _told_before(study: Study, cell_id: str, number: int) -> Trial | None:
+def told_before(study: Study, cell_id: str, number: int) -> Trial | None:
     """Return an earlier trial of the same cell that has been told, and did not fail."""
     for trial in study.trials:
         same = trial.number != number and trial.notes.get("cell") == cell_id

@@ -58,7 +58,7 @@ def sweep_log(out: Path, name: str) -> str:
 def test_three_members_one_of_them_killed_train_every_cell_once_and_find_what_one_alone_finds(
     ask, tmp_path, postgres_database
 ):
-    space = {"lora.rank": "choice(1,2,4)", "optim.lr": "choice(1e-3,2e-3,5e-3,1e-2,2e-2)"}
+    space = {"lora.rank": "choice(1,2,4)", "optim.lr": "choice(2e-4,5e-4,1e-3,2e-3,5e-3)"}
     question = {
         "base": ("optim.steps=20", "eval.every_steps=10"),
         "space": space | {"quant": "choice(nf4,int4)"},
@@ -188,7 +188,7 @@ def test_members_that_are_killed_and_frozen_again_and_again_end_like_one_alone(
 ):
     question = {
         "base": ("optim.steps=120", "eval.every_steps=40"),
-        "space": {"lora.rank": "choice(1,2,4)", "optim.lr": "interval(1e-4,3e-2)"},
+        "space": {"lora.rank": "choice(1,2,4)", "optim.lr": "interval(1e-4,5e-3)"},
         "search": {"method": "random", "trials": 24},
         "confirm": {"top": 2, "seeds": [5, 6]},
         "resources": {"cohort": 2},
