@@ -155,8 +155,9 @@ class Driver:
                 heapq.heappop(queue)
             else:
                 self.trials.ask()
-                room -= 1
                 waiting = Waiting(self.trials.ledger)
+                is_told = waiting.best(busy, None) is None  # a cell that is known needs no slot
+                room = self._room() if is_told else room - 1
 
     def _next_for(self, desk: Desk, waiting: Waiting, busy: Counter[str]) -> Run | None:
         """Return the run that a worker should have next, if it has room for one."""

@@ -1,12 +1,9 @@
 """The trials of a sweep on which several members work: each asks, claims, trains and tells.
 
-The study is one PostgreSQL database. Whoever writes into it waits for its turn and reads first what the
-others wrote, so that they all search as one: with one budget of trials, and every cell trained once. What a
-member trains is leased to it; a member that gives no sign of life loses its leases, and what it tells
-afterwards is refused.
+Whoever writes into the study waits for its turn and reads first what the others wrote: all search as one.
+What a member trains is leased to it; one that gives no sign of life loses that, and is refused afterwards.
 """
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -114,9 +111,9 @@ class SharedTrials(Trials):
     # Living together -----------------------------------------------------------------------------
 
     def resume(self) -> None:
-        told = (trial for trial in self.study.trials if "runs" in trial.notes)
-        for trial in itertools.islice(told, 1):
-            refuse_another_run(trial, [r.identity.run_id for r in self._requests(trial.point)])
+        known = next((trial for trial in self.study.trials if "runs" in trial.notes), None)
+        if known is not None:
+            refuse_another_run(known, [r.identity.run_id for r in self._requests(known.point)])
         self.keep_up([])
 
     def keep_up(self, devices: Sequence[DeviceLine]) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from harness.search.question import load_question
 from tests.random_models import LLAMA, save_random_model
+from tests.sweeping.joined import Member
 
 STEPS = 8
 
@@ -52,3 +54,21 @@ def ask(world, tmp_path) -> Callable[..., Path]:
         return file
 
     return write
+
+
+@pytest.fixture
+def members(ask, postgres_database):
+    """Make members of one sweep of three cells."""
+    made: list[Member] = []
+
+    def make(name: str, **parts) -> Member:
+        space = {"lora.rank": "choice(1,2,4)"}
+        question = load_question(
+            str(ask("shared", **({"space": space} | parts))), [f"study.storage={postgres_database}"]
+        )
+        made.append(Member(question, name, postgres_database))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.study.close()

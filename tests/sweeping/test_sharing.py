@@ -1,100 +1,13 @@
 """Two members in one process on a real PostgreSQL: who may claim, who may tell, what a late one hears."""
 
-import pytest
-import sqlalchemy
-
 from harness.compose import config_tree
 from harness.record import Estimate, Record, RunStatus, write_record
-from harness.search.leases import LEASE_HEARTBEATS, Leases
-from harness.search.question import Question, load_question
-from harness.search.storage import open_engine
-from harness.search.study import Study, TrialStatus
-from harness.sweeping.ledger import Run, RunState
+from harness.search.leases import LEASE_HEARTBEATS
+from harness.search.study import TrialStatus
+from harness.sweeping.ledger import RunState
 from harness.sweeping.messages import Role
-from harness.sweeping.requests import RequestMaker
-from harness.sweeping.sharing import LOOKS, SharedTrials
-
-HEARTBEAT_SECONDS = 10.0
-
-
-class Member:
-    """One member without workers: the test trains."""
-
-    def __init__(self, question: Question, name: str, url: str) -> None:
-        self.said: list[str] = []
-        leases = Leases(open_engine(url), question.name, HEARTBEAT_SECONDS, member=name)
-        self.study = Study.open(question, url, eval_every_steps=2, total_steps=8, leases=leases)
-        self.trials = SharedTrials(
-            question, self.study, RequestMaker(question), leases, self.said.append
-        )
-
-    def look(self) -> None:
-        """Look at the others, again where there was more to take up than one turn allows."""
-        self.trials._look_at = 0.0
-        while self.trials._look_at == 0.0:
-            self.trials.keep_up([])
-
-    def ask(self) -> None:
-        while self.trials.has_more:
-            self.trials.ask()
-
-    def waiting(self) -> list[Run]:
-        return list(self.trials.ledger.waiting())
-
-    def claim(self) -> Run:
-        """Claim what a worker would be given next."""
-        for run in self.waiting():
-            if self.trials.claim(run):
-                run.state = RunState.assigned
-                return run
-        raise AssertionError("nothing waits")
-
-    def end(self, run: Run, loss: float, *, on_disk: bool = False) -> None:
-        record = Record(
-            run_id=run.run_id, status=RunStatus.completed, config=config_tree(run.request.config)
-        )
-        record.evals["after"] = {"eval/loss": Estimate(value=loss, standard_error=0.1, n=8)}
-        if on_disk:
-            run.request.directory.path.mkdir(parents=True)
-            write_record(run.request.directory.record, record)
-        self.trials.ended(run, record)
-
-    def told(self) -> dict[int, float]:
-        self.study.refresh()
-        return {t.number: t.values[0] for t in self.study.trials if t.values is not None}
-
-
-@pytest.fixture
-def members(ask, postgres_database):
-    """Make members of one sweep of three cells."""
-    made: list[Member] = []
-
-    def make(name: str, **parts) -> Member:
-        space = {"lora.rank": "choice(1,2,4)"}
-        question = load_question(
-            str(ask("shared", **({"space": space} | parts))), [f"study.storage={postgres_database}"]
-        )
-        made.append(Member(question, name, postgres_database))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.study.close()
-
-
-def age(url: str, member: str, heartbeats: float) -> None:
-    """Let a member have given its last sign of life some heartbeats ago."""
-    engine = open_engine(url)
-    with engine.begin() as connection:
-        for table in ("harness_leases", "harness_members"):
-            connection.execute(
-                sqlalchemy.text(
-                    f"UPDATE {table} SET renewed_at = clock_timestamp() - make_interval(secs => :s) "
-                    "WHERE member = :member"
-                ),
-                {"s": heartbeats * HEARTBEAT_SECONDS, "member": member},
-            )
-    engine.dispose()
+from harness.sweeping.sharing import LOOKS
+from tests.sweeping.joined import age
 
 
 def test_the_budget_is_one_and_what_one_claims_the_other_does_not_get(members):
