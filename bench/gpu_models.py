@@ -4,10 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from harness.base.blocks import block_linears, finish_base, pack_blocks
-from harness.base.build import Base
-from harness.base.library_faults import cure_bitsandbytes
-from harness.base.source import ModelSource
+from harness.base.build import Base, freeze
 from harness.config import FloatType, LoraConfig, OptimConfig, QuantConfig, RunConfig
 from harness.data.rows import NO_LOSS, TokenRows
 
@@ -54,7 +51,6 @@ def random_base(shape: Shape, quant: QuantConfig, device: torch.device) -> Base:
     """Return a frozen base with weights drawn on its device."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    cure_bitsandbytes()
     torch.manual_seed(0)
     quant = replace(quant, compute_dtype=compute_type(device))
     config = LlamaConfig(
@@ -74,19 +70,7 @@ def random_base(shape: Shape, quant: QuantConfig, device: torch.device) -> Base:
             model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
-    linears = tuple(block_linears(model))
-    pack_blocks(model, quant, device)
-    finish_base(model, quant, device)
-    return Base(
-        model=model,
-        tokenizer=None,
-        source=ModelSource(name="random", directory=None, revision=None),
-        fingerprint="random",
-        quant=quant,
-        linears=linears,
-        device=device,
-        from_cache=False,
-    )
+    return freeze(model, quant, device)
 
 
 def random_rows(shape: Shape, tokens: int) -> TokenRows:

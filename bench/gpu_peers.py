@@ -1,9 +1,8 @@
 """The step that `bench.gpu` compares ours with: a plain loop on PEFT, and transformers.Trainer."""
 
-import tempfile
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +18,16 @@ from bench.gpu_models import (
     run_config,
 )
 from bench.step import Step
+from bench.trainer import train
 from harness.config import QuantConfig
 from harness.data.order import batch_rows
-from harness.data.rows import NO_LOSS, Batch
+from harness.data.rows import Batch
 
 
 class Synchroniser(Protocol):
     """What waits for a device."""
+
+    device: torch.device
 
     def synchronise(self) -> None:
         """Wait until the device has done all that was asked of it."""
@@ -81,7 +83,7 @@ def trainer_steps(
     between: Callable[[], None],
 ) -> list[float]:
     """Train with transformers.Trainer, calling `between` after every step; returns seconds of each."""
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import TrainerCallback
 
     class Interleave(TrainerCallback):
         """Ends a step's time where the Trainer says so and begins the next one's when all are done."""
@@ -97,38 +99,13 @@ def trainer_steps(
 
     seconds: list[float] = []
     batch_of = batches(shape, tokens)
-    no_loss = torch.tensor([NO_LOSS])
-    first = batch_of(0).input_ids_BT
-    examples = [
-        {"input_ids": row, "labels": torch.cat([no_loss, targets[:-1]])}  # it shifts by itself
-        for step in range(steps)
-        for row, targets in zip(batch_of(step).input_ids_BT, batch_of(step).targets_BT, strict=True)
-    ]
-    with tempfile.TemporaryDirectory() as directory:
-        arguments = TrainingArguments(
-            output_dir=directory,
-            per_device_train_batch_size=first.shape[0],
-            max_steps=steps,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=MAX_GRAD_NORM,
-            optim="adamw_torch_fused",
-            train_sampling_strategy="sequential",
-            logging_strategy="no",
-            save_strategy="no",
-            eval_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(),
-            remove_unused_columns=False,
-        )
-        trainer = Trainer(
-            model=peft_model(shape, quant, torch.device(clock.device)),  # pyright: ignore[reportAttributeAccessIssue]
-            args=arguments,
-            train_dataset=cast(Any, examples),
-            callbacks=[Interleave()],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+    rows = [(batch.input_ids_BT, batch.targets_BT) for batch in map(batch_of, range(steps))]
+    train(
+        peft_model(shape, quant, clock.device),
+        rows,
+        Interleave(),
+        learning_rate=LEARNING_RATE,
+        max_grad_norm=MAX_GRAD_NORM,
+        use_cpu=not torch.cuda.is_available(),
+    )
     return seconds

@@ -20,7 +20,6 @@ of a cohort of K equal runs over K steps of a run alone.
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -34,12 +33,10 @@ import psutil
 import torch
 import torch.nn.functional as F
 
+from bench.trainer import train
 from harness.adapters.quick import quick_passes
 from harness.adapters.shared import SharedBase
-from harness.base.blocks import block_linears, finish_base, pack_blocks
-from harness.base.build import Base
-from harness.base.library_faults import cure_bitsandbytes
-from harness.base.source import ModelSource
+from harness.base.build import Base, freeze
 from harness.config import LoraConfig, OptimConfig, QuantConfig, QuantFormat, RunConfig
 from harness.data.order import batch_rows
 from harness.data.prepare import PreparedData
@@ -176,7 +173,6 @@ def random_base(hidden: int, quant: QuantConfig) -> Base:
     """Return a random Llama of stories260K's proportions, packed and frozen as `build_base` does it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    cure_bitsandbytes()
     torch.manual_seed(_SEED)
     config = LlamaConfig(
         hidden_size=hidden,
@@ -190,20 +186,7 @@ def random_base(hidden: int, quant: QuantConfig) -> Base:
     )
     config._attn_implementation = "sdpa"
     model = LlamaForCausalLM(config)
-    device = torch.device("cpu")
-    linears = tuple(block_linears(model))
-    pack_blocks(model, quant, device)
-    finish_base(model, quant, device)
-    return Base(
-        model=model,
-        tokenizer=None,
-        source=ModelSource(name="random", directory=None, revision=None),
-        fingerprint="random",
-        quant=quant,
-        linears=linears,
-        device=device,
-        from_cache=False,
-    )
+    return freeze(model, quant, torch.device("cpu"))
 
 
 # The contenders ----------------------------------------------------------------------------------
@@ -288,7 +271,7 @@ def trainer_steps(setting: Setting, between: Callable[[], None]) -> tuple[Times,
 
     Returns the time of each step, all that the Trainer does between two calls, and the mean loss.
     """
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import TrainerCallback
 
     class Interleave(TrainerCallback):
         """Ends a step's time where the Trainer says so and begins the next one's when all are done."""
@@ -302,41 +285,15 @@ def trainer_steps(setting: Setting, between: Callable[[], None]) -> tuple[Times,
             times.begin()
 
     times = Times()
-    no_loss = torch.tensor([NO_LOSS])
-    examples = [
-        {"input_ids": row, "labels": torch.cat([no_loss, targets[:-1]])}  # it shifts by itself
-        for input_ids_BT, targets_BT in batches(setting)
-        for row, targets in zip(input_ids_BT, targets_BT, strict=True)
-    ]
-    with tempfile.TemporaryDirectory() as directory:
-        arguments = TrainingArguments(
-            output_dir=directory,
-            per_device_train_batch_size=setting.batch_size,
-            max_steps=setting.total_steps,
-            learning_rate=_LEARNING_RATE,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=_MAX_GRAD_NORM,
-            optim="adamw_torch_fused",
-            train_sampling_strategy="sequential",
-            logging_strategy="no",
-            save_strategy="no",
-            eval_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            remove_unused_columns=False,
-        )
-        trainer = Trainer(
-            model=peft_model(setting),
-            args=arguments,
-            train_dataset=cast(Any, examples),
-            callbacks=[Interleave()],
-        )
-        trainer.remove_callback(PrinterCallback)
-        result = trainer.train()
-    return times, result.training_loss
+    loss = train(
+        peft_model(setting),
+        batches(setting),
+        Interleave(),
+        learning_rate=_LEARNING_RATE,
+        max_grad_norm=_MAX_GRAD_NORM,
+        use_cpu=True,
+    )
+    return times, loss
 
 
 # Measuring ---------------------------------------------------------------------------------------

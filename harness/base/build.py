@@ -87,6 +87,24 @@ def build_base(
     )
 
 
+def freeze(model: Any, quant: QuantConfig, device: torch.device) -> Base:
+    """Return a dense model that is at hand, packed and frozen as by `build_base`, without a tokenizer."""
+    cure_bitsandbytes()
+    linears = tuple(block_linears(model))
+    pack_blocks(model, quant, device)
+    finish_base(model, quant, device)
+    return Base(
+        model=model,
+        tokenizer=None,
+        source=ModelSource(name=type(model).__name__, directory=None, revision=None),
+        fingerprint="",
+        quant=quant,
+        linears=linears,
+        device=device,
+        from_cache=False,
+    )
+
+
 def load_tokenizer(source: ModelSource, config: ModelConfig) -> Any:
     """Return the model's tokenizer, with a padding token."""
     from transformers import AutoTokenizer

@@ -1,6 +1,6 @@
 """The driver of a sweep: gives runs to workers, hears them, and starts those again that die.
 
-One process and the only writer of the study; imports no torch.
+One process of one machine; alone on the study, or one of its members in turn. Imports no torch.
 """
 
 import heapq

@@ -11,10 +11,7 @@ from harness.adapters.adapter import Adapter, Layout
 from harness.adapters.quick import quick_passes
 from harness.adapters.rows import Segment
 from harness.adapters.shared import SharedBase
-from harness.base.blocks import block_linears, finish_base, pack_blocks
-from harness.base.build import Base
-from harness.base.library_faults import cure_bitsandbytes
-from harness.base.source import ModelSource
+from harness.base.build import Base, freeze
 from harness.config import FloatType, LoraConfig, QuantConfig, QuantFormat
 from tests.random_models import LLAMA
 
@@ -26,24 +23,11 @@ def random_base(quant: QuantConfig | None = None) -> Base:
     """Return a packed and frozen random Llama; the same one every time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    cure_bitsandbytes()
     quant = quant or QuantConfig(format=QuantFormat.nf4)
     torch.manual_seed(0)
     shape: dict[str, Any] = {**LLAMA, "vocab_size": 300}
     model = LlamaForCausalLM(LlamaConfig(**shape))
-    linears = tuple(block_linears(model))
-    pack_blocks(model, quant, CPU)
-    finish_base(model, quant, CPU)
-    return Base(
-        model=model,
-        tokenizer=None,
-        source=ModelSource(name="random", directory=None, revision=None),
-        fingerprint="random",
-        quant=quant,
-        linears=linears,
-        device=CPU,
-        from_cache=False,
-    )
+    return freeze(model, quant, CPU)
 
 
 def ids(rows: int = ROWS, seed: int = 0) -> torch.Tensor:

@@ -13,10 +13,7 @@ from harness.adapters.products import FrozenWeight, Operand
 from harness.adapters.quick import DECODED_BYTES, quick_passes
 from harness.adapters.quick_block import QuickBlock
 from harness.adapters.shared import SharedBase
-from harness.base.blocks import block_linears, finish_base, pack_blocks
-from harness.base.build import Base
-from harness.base.library_faults import cure_bitsandbytes
-from harness.base.source import ModelSource
+from harness.base.build import freeze
 from harness.config import LoraConfig, QuantConfig, QuantFormat
 from harness.data.rows import NO_LOSS, Batch
 from harness.training.cohort import Gradient, Work, packed_gradients
@@ -39,7 +36,6 @@ def base_of(model_type: str, quant: QuantFormat = QuantFormat.nf4, **fields: Any
     """Return a packed random model; the same one every time."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    cure_bitsandbytes()
     torch.manual_seed(0)
     shape = SHAPE | {"sliding_window": None} if model_type == "mistral" else SHAPE
     if model_type == "gpt_neox":
@@ -50,21 +46,7 @@ def base_of(model_type: str, quant: QuantFormat = QuantFormat.nf4, **fields: Any
     for name, parameter in model.named_parameters():
         if "norm" in name or name.endswith("bias"):
             parameter.data.add_(0.1 * torch.randn(parameter.shape))
-    linears, config = tuple(block_linears(model)), QuantConfig(format=quant)
-    pack_blocks(model, config, CPU)
-    finish_base(model, config, CPU)
-    return SharedBase(
-        Base(
-            model=model,
-            tokenizer=None,
-            source=ModelSource(name="random", directory=None, revision=None),
-            fingerprint="random",
-            quant=config,
-            linears=linears,
-            device=CPU,
-            from_cache=False,
-        )
-    )
+    return SharedBase(freeze(model, QuantConfig(format=quant), CPU))
 
 
 def trained(shared: SharedBase, lora: LoraConfig, seed: int) -> Adapter:
