@@ -16,14 +16,14 @@ from tests.launch.conftest import eventually
 
 
 def test_a_job_that_is_told_to_stop_goes_on_where_it_was(counting):
-    counted = counting(200, "launcher=local")
+    counted = counting(1000, "launcher=local")
     counted.wait_until_begun()
     os.kill(int(counted.jobs[0].job_id), signal.SIGTERM)
     counted.wait_until_begun(2)
     counted.wait_until("completed")
     first, stopped, again, ended = counted.history
-    assert (first, ended) == ("begins at 0", "ends at 200")
-    assert 0 < int(stopped.removeprefix("stops at ")) < 200
+    assert (first, ended) == ("begins at 0", "ends at 1000")
+    assert 0 < int(stopped.removeprefix("stops at ")) < 1000
     assert stopped.replace("stops", "begins") == again
 
 
@@ -35,7 +35,7 @@ def test_every_worker_is_a_process_of_its_own(counting):
 
 
 def test_a_member_whose_job_is_killed_stops_too_and_keeps_its_count(counting):
-    counted = counting(3000, "launcher=local")
+    counted = counting(10**6, "launcher=local")
     counted.wait_until_begun()
     controller = psutil.Process(int(counted.jobs[0].job_id))
     (job,) = controller.children()
