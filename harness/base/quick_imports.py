@@ -5,8 +5,10 @@ Imports nothing heavy itself, so that it can be entered before anything is.
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial, wraps
+from typing import Any
 
 
 @contextmanager
@@ -15,7 +17,8 @@ def quick_imports() -> Iterator[None]:
 
     The garbage collector is off, which would walk over everything again and again while nothing becomes
     garbage, and what has been imported is not walked over later either. scipy stays unseen: transformers
-    needs one function of it, for the losses of object detection.
+    needs one function of it, for the losses of object detection. What a library compiles while it is being
+    imported (bitsandbytes does) is compiled when it is first called: torch's compiler is a second of imports.
     """
     if "transformers.modeling_utils" in sys.modules:
         yield
@@ -23,7 +26,7 @@ def quick_imports() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.disable()
     try:
-        with _scipy_hidden():
+        with _scipy_hidden(), _compiling_deferred():
             yield
     finally:
         gc.freeze()
@@ -45,3 +48,30 @@ def _scipy_hidden() -> Iterator[None]:
 
 def _not_available() -> bool:
     return False
+
+
+@contextmanager
+def _compiling_deferred() -> Iterator[None]:
+    import torch
+
+    real = torch.compile
+    torch.compile = partial(_compiled_when_called, real)
+    try:
+        yield
+    finally:
+        torch.compile = real
+
+
+def _compiled_when_called(
+    compile_now: Callable[..., Any], function: Callable[..., Any] | None = None, **options: Any
+) -> Callable[..., Any]:
+    """Return what `torch.compile` would, without importing its compiler yet; a decorator too."""
+    if function is None:
+        return partial(_compiled_when_called, compile_now, **options)
+    compiled = cache(lambda: compile_now(function, **options))
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return compiled()(*args, **kwargs)
+
+    return call

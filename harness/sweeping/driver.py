@@ -5,16 +5,16 @@ One process of one machine; alone on the study, or one of its members in turn. I
 
 import heapq
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import assert_never
 
 from harness.compose import config_tree
 from harness.errors import RunFailed
 from harness.record import Record, RecordError, RunStatus, read_record, write_record
 from harness.search.question import Method
-from harness.sweeping.ledger import Run, RunState, Waiting
+from harness.sweeping.desks import Allotment, Desk
+from harness.sweeping.ledger import Run, RunState
 from harness.sweeping.messages import (
     Busy,
     Checked,
@@ -44,22 +44,6 @@ TAKEN_SECONDS = 5.0
 """After how long a run is tried again that another process was training."""
 ASK_SECONDS = 0.05
 """How long the driver asks on end before it listens again."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Desk:
-    """What the driver knows of one worker."""
-
-    worker: WorkerProcess
-    runs: dict[str, Run] = field(default_factory=dict)
-    slots: int = 1
-    """How many runs it can use now, as it says."""
-    doing: str = "starting"
-    packing: str = ""
-    began_at: float | None = None
-    """When it was given its first run (monotonic seconds)."""
-    waited_seconds: float = 0.0
-    """How long it has had nothing to do since."""
 
 
 class Driver:
@@ -133,8 +117,7 @@ class Driver:
         if not self._adaptive:
             while self.trials.asks_ahead and time.monotonic() < give_up:
                 self.trials.ask()
-        waiting = Waiting(self.trials.ledger)
-        busy = Counter(run.cohort for desk in self.desks for run in desk.runs.values())
+        allotment = Allotment(self.trials.ledger, self.desks, ahead=not self._adaptive)
         room = self._room()
         self._asks_on = False
         give_up = time.monotonic() + ASK_SECONDS
@@ -142,36 +125,23 @@ class Driver:
         heapq.heapify(queue)  # who has the fewest comes first: none is idle while others are filled
         while queue:
             desk = self.desks[queue[0][1]]
-            run = self._next_for(desk, waiting, busy)
+            run = allotment.next_for(desk)
             if run is not None and self.trials.claim(run):
-                waiting.take(run)
-                busy[run.cohort] += 1
+                allotment.take(desk, run)
                 self._give(desk, run)
                 heapq.heapreplace(queue, (len(desk.runs), queue[0][1]))
             elif run is not None:
-                waiting = Waiting(self.trials.ledger)
-            elif room <= 0 or len(desk.runs) >= desk.slots or time.monotonic() >= give_up:
-                self._asks_on |= room > 0 and len(desk.runs) < desk.slots
+                allotment.look_again()
+            elif len(desk.runs) >= desk.slots or allotment.has_its_share(desk):
+                heapq.heappop(queue)
+            elif room <= 0 or time.monotonic() >= give_up:
+                self._asks_on |= room > 0
                 heapq.heappop(queue)
             else:
                 self.trials.ask()
-                waiting = Waiting(self.trials.ledger)
-                is_told = waiting.best(busy, None) is None  # a cell that is known needs no slot
-                room = self._room() if is_told else room - 1
-
-    def _next_for(self, desk: Desk, waiting: Waiting, busy: Counter[str]) -> Run | None:
-        """Return the run that a worker should have next, if it has room for one."""
-        ahead = 0 if self._adaptive else 1  # a run that waits at the worker begins without a pause
-        mine = Counter(run.cohort for run in desk.runs.values())
-        if not mine:
-            return waiting.best(busy, None)
-        if len(desk.runs) < desk.slots + ahead and len(mine) == 1:
-            run = waiting.best(busy - mine, tuple(mine))
-            if run is not None:
-                return run
-        if len(desk.runs) <= ahead:
-            return waiting.best(busy - mine, None)
-        return None
+                allotment.look_again()
+                # A cell that is known needs no slot.
+                room = room - 1 if allotment.waits_for_anybody() else self._room()
 
     def _room(self) -> int:
         """Return how many trials may be asked for: no more are in flight than there are slots."""

@@ -188,6 +188,15 @@ class Waiting:
         """What each cohort has left to do."""
         return {cohort: sum(map(_weight, runs)) for cohort, runs in self._runs.items()}
 
+    @property
+    def count(self) -> int:
+        """How many runs wait."""
+        return sum(map(len, self._runs.values()))
+
+    def count_of(self, cohort: str) -> int:
+        """Return how many runs of a cohort wait."""
+        return len(self._runs.get(cohort, ()))
+
     def best(self, busy: Counter[str], among: Sequence[str] | None) -> Run | None:
         """Return the run that a worker should take next, the longest first.
 

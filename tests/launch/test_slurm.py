@@ -52,7 +52,9 @@ def test_a_cancelled_job_keeps_what_it_has_and_is_not_begun_again(slurm, countin
     counted = counting(ENDLESS, "launcher=slurm")
     counted.wait_until_begun()
     slurm.cancel(*counted.jobs)
-    counted.wait_until("cancelled")  # which Slurm says at once, and its processes hear a little later
+    counted.wait_until(
+        "cancelled"
+    )  # which Slurm says at once, and its processes hear a little later
     eventually(lambda: counted.history[-1].startswith("stops at "), "the member's stop")
     assert "requeued" not in counted.lines[0]
 

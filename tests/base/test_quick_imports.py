@@ -1,0 +1,72 @@
+"""Importing the heavy libraries in less time leaves them what they are."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+_IMPORTED = """
+from harness.training.libraries import import_libraries
+import torch
+
+real = torch.compile
+import_libraries()
+assert torch.compile is real
+"""
+
+
+def run_after_importing(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORTED + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"TORCH_COMPILE_DISABLE": "1"},  # called as it is: compiling takes a while
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_compiler_is_not_imported_for_what_libraries_compile():
+    said = run_after_importing("""
+import sys
+import bitsandbytes
+print(*sys.modules)
+""")
+    assert "bitsandbytes.backends.default.ops" in said.split()  # which compiles functions
+    assert not any(name.startswith("torch._inductor.codegen") for name in said.split())
+
+
+def test_what_bitsandbytes_compiles_still_works():
+    run_after_importing("""
+import bitsandbytes.backends.default.ops as ops
+
+codes, scales = torch.tensor([0, 1, 1, 0]), torch.tensor([3.0, 5.0])
+book = torch.tensor([-1.0, 1.0])
+dense = ops._dequantize_blockwise_compute(codes, scales, book, 2, torch.float32)
+assert dense.tolist() == [-3.0, 3.0, 5.0, -5.0]
+""")
+
+
+@pytest.mark.parametrize("form", ["compile(double)", "compile(dynamic=False)(double)"])
+def test_a_deferred_function_is_the_compiled_one(form):
+    said = run_after_importing(f"""
+from functools import partial
+from harness.base.quick_imports import _compiled_when_called
+
+def compile_now(function, **options):
+    print("compiled", options)
+    return lambda x: function(x) + 100
+
+def double(x):
+    "Return twice as much."
+    return 2 * x
+
+compile = partial(_compiled_when_called, compile_now)
+compiled = {form}
+print(compiled.__doc__)
+print(compiled(1), compiled(2))
+""")
+    options = "{'dynamic': False}" if "dynamic" in form else "{}"
+    assert said == f"Return twice as much.\ncompiled {options}\n102 104\n"
