@@ -1,6 +1,8 @@
-"""Which accelerators this machine shows, without importing torch."""
+"""Which accelerators and processors this machine shows, without importing torch."""
 
+import functools
 import os
+from pathlib import Path
 
 from harness.config import ResourcesConfig
 
@@ -26,6 +28,42 @@ def resolved_device(wanted: str) -> str:
     return "cuda" if visible_cuda_devices() else "cpu"
 
 
+def usable_threads() -> int:
+    """Return how many threads of the machine this process may run on at once."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; a job scheduler may grant less than there is
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def physical_cores() -> int | None:
+    """Return how many cores the machine has; None where the system does not say."""
+    import psutil
+
+    return psutil.cpu_count(logical=False)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process should keep busy.
+
+    OMP_NUM_THREADS says it; or else those behind the threads it may run on, at most a container's quota.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    granted = min(usable_threads(), physical_cores() or usable_threads())
+    return max(1, int(min(granted, _quota())))
+
+
+def _quota() -> float:
+    """Return the processor seconds per second that this process's control group has (cgroup v2, cpu.max)."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # no such file, or no limit: "max 100000"
+        return float("inf")
+
+
 def threads_per_process(resources: ResourcesConfig, all_threads: int | None = None) -> int:
     """Return each process's share of a run's CPU threads: `resources.threads`, or else `all_threads`."""
     threads = resources.threads or all_threads or os.cpu_count() or 1
@@ -49,9 +87,9 @@ def device_memory(kind: str) -> int | None:
 
 
 WORKERS_VARIABLE = "HARNESS_WORKERS_ON_DEVICE"
-"""Environment variable in which a worker finds how many share its GPU."""
+"""Environment variable in which a worker finds how many share its device."""
 
 
 def workers_on_device() -> int:
-    """Return how many workers of a sweep share this process's GPU: one, unless the sweep asks for more."""
+    """Return how many workers of a sweep share this process's GPU, or this machine's processor."""
     return int(os.environ.get(WORKERS_VARIABLE, "1"))

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pynvml
 
+from harness.devices import physical_cores, usable_threads
 from harness.redact import redact, redact_tree
 from harness.run_directory import write_text
 
@@ -109,8 +110,8 @@ def collect_provenance(
         host=socket.gethostname(),
         os=platform.platform(),
         cpu=_cpu_model(),
-        cpu_cores=_physical_cores(),
-        cpu_threads=_usable_threads(),
+        cpu_cores=physical_cores(),
+        cpu_threads=usable_threads(),
         ram_bytes=_ram_bytes(),
         gpus=_gpus(),
         command=redact(command),
@@ -221,17 +222,6 @@ def _cpu_model() -> str:
         return platform.processor() or platform.machine()
     models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.machine())
-
-
-@functools.cache
-def _physical_cores() -> int | None:
-    return psutil.cpu_count(logical=False)
-
-
-def _usable_threads() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux; a container or job scheduler may grant less
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @functools.cache

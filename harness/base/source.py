@@ -114,6 +114,17 @@ def model_fingerprint(source: ModelSource, memo: Path) -> str:
     return "sha256:" + digest.hexdigest()
 
 
+def weights_bytes(source: ModelSource) -> int | None:
+    """Return the bytes of a model's weights on disk; None where they are not on this machine."""
+    if source.directory is None:
+        return None
+    for pattern in _WEIGHTS:
+        found = list(source.directory.glob(pattern))
+        if found:
+            return sum(path.stat().st_size for path in found)
+    return None
+
+
 def _content_files(directory: Path) -> set[Path]:
     patterns = ("config.json", "generation_config.json", "tokenizer_config.json", "*.jinja")
     return {

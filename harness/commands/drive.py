@@ -4,6 +4,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import yaml
 from optuna.exceptions import StorageInternalError
@@ -18,6 +19,7 @@ from harness.search.space import Point
 from harness.search.storage import open_engine
 from harness.search.study import Study
 from harness.sweeping.check import check_without_device, refuse_what_does_not_fit
+from harness.sweeping.cores import workers_on_cpu
 from harness.sweeping.display import SweepDisplay
 from harness.sweeping.driver import Driver
 from harness.sweeping.messages import Role
@@ -81,7 +83,9 @@ def _train(
     logs = directory.workers if leases is None else directory.workers / leases.member
     pool = Pool(logs, question.resources.hang_seconds)
     try:
-        for device in devices_for(question.resources.devices):
+        runs = (config for _, config in points)
+        on_cpu = partial(workers_on_cpu, runs, question.search.trials or len(points))
+        for device in devices_for(question.resources.devices, on_cpu):
             pool.start(device)
         if not directory.question.exists():
             refuse_what_does_not_fit(points, pool)

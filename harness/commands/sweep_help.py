@@ -19,7 +19,7 @@ under out/sweeps/NAME/ (the study, state.json) and out/runs/ (the records).
   search.pruner=asha              none, asha, hyperband, median
   search.seeds=[0,1]              seeds of every cell
   confirm.top=3 confirm.seeds=[10,11,12] confirm.split=test, or confirm=null
-  resources.devices=cpu:2         auto (every visible GPU, or one worker on the CPU), cpu, [0,2]
+  resources.devices=cpu:2         auto (every visible GPU, or the CPU's cores), cpu (one worker), [0,2]
   resources.cohort=4              runs side by side at most; without it, what is measured to be fastest
   study.storage=postgresql://…    another place for the study than out/sweeps/NAME/study.db; there other
                                   machines can join with `harness worker NAME study.storage=…`

@@ -86,8 +86,8 @@ class WorkerSettings:
     """What the sweep may use."""
 
     devices: str | tuple[int, ...] = "auto"
-    """`auto` (every visible GPU, else one worker on the CPU), `cpu`, `cpu:N` workers, or CUDA indices;
-    one that is given twice gets two workers."""
+    """`auto` (every visible GPU, else the CPU: a worker on each core for a small base, one for a large one),
+    `cpu` (one worker), `cpu:N`, or CUDA indices; one that is given twice gets two workers."""
     cohort: int | None = None
     """Runs side by side at most; none: what is measured to be fastest."""
     hang_seconds: float = 1800.0

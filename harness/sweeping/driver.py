@@ -37,6 +37,9 @@ from harness.training.stop import StopRequest
 MAX_SLOTS = 16
 MAX_SLOTS_ADAPTIVE = 8
 """Where results steer the search, fewer runs side by side than in a grid."""
+ROUNDS_ADAPTIVE = 4
+"""In how many rounds, at the least, such a search asks for its trials, however many workers there are:
+trials that are asked for at once know nothing of each other. `resources.cohort` says otherwise."""
 MAX_DEATHS = 1
 """Workers that may die with a run in them before it counts as failed."""
 MAX_STARTS_IN_VAIN = 2
@@ -148,7 +151,15 @@ class Driver:
         more = self.trials.requested - len(self.trials.study.trials)
         if more <= 0:
             return 0
-        return min(more, sum(desk.slots for desk in self.desks) - self.trials.in_flight_here)
+        here = self.trials.in_flight_here
+        free = min(more, sum(desk.slots for desk in self.desks) - here)
+        if not self._adaptive or self.trials.question.resources.cohort is not None:
+            return free
+        idle = (
+            len(self.desks) - here
+        )  # a worker without a run is worse than a trial that knows less
+        most = max(MAX_SLOTS_ADAPTIVE, self.trials.requested // ROUNDS_ADAPTIVE)
+        return min(free, max(idle, most - self.trials.in_flight))
 
     def _give(self, desk: Desk, run: Run) -> None:
         desk.began_at = desk.began_at or time.monotonic()

@@ -9,13 +9,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from harness.devices import WORKERS_VARIABLE, visible_cuda_devices
+from harness.devices import WORKERS_VARIABLE, usable_cores, visible_cuda_devices
 from harness.errors import RequestError
 from harness.sweeping.messages import News, Order, Stop
 
@@ -67,16 +67,17 @@ class WorkerProcess:
         self.connection.close()
 
 
-def devices_for(wanted: str | Sequence[int]) -> list[Device]:
+def devices_for(wanted: str | Sequence[int], cpu_workers: Callable[[], int]) -> list[Device]:
     """Return what to start one worker on each: `auto`, `cpu`, `cpu:N`, or indices of CUDA devices.
 
-    An index that is given twice gets two workers, each with half of the device's memory.
+    An index that is given twice gets two workers, each with half of the device's memory. `cpu_workers` is
+    asked how many `auto` means where there is no GPU.
 
     Raises RequestError for a CUDA device that is not there.
     """
     visible = _visible_names()
     if wanted == "auto":
-        wanted = range(len(visible)) if visible else "cpu"
+        wanted = range(len(visible)) if visible else f"cpu:{cpu_workers()}"
     if isinstance(wanted, str):
         count = int(wanted.partition(":")[2] or 1)
         return [_cpu(index, count) for index in range(count)]
@@ -112,8 +113,8 @@ def _visible_names() -> list[str]:
 def _cpu(index: int, count: int) -> Device:
     environment = {"CUDA_VISIBLE_DEVICES": ""}
     if count > 1:  # torch's own choice is all cores, for each of them
-        threads = str(max(1, (os.cpu_count() or 1) // count))
-        environment |= {"OMP_NUM_THREADS": threads}
+        threads = str(max(1, usable_cores() // count))
+        environment |= {"OMP_NUM_THREADS": threads, WORKERS_VARIABLE: str(count)}
     return Device(name=f"cpu:{index}" if count > 1 else "cpu", environment=environment)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import psutil
 import torch
 
+from harness.devices import workers_on_device
 from harness.measure.memory import device_memory_bytes
 from harness.training.entry import RunEntry
 
@@ -245,7 +246,7 @@ class Packing:
             self.memory_bytes = (
                 device_memory_bytes(device)
                 if device.type == "cuda"
-                else psutil.virtual_memory().available + _used_bytes(device)
+                else psutil.virtual_memory().available // workers_on_device() + _used_bytes(device)
             )
         return self.memory_bytes
 
