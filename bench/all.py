@@ -117,7 +117,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=[*PARTS, "run_model"])
     parser.add_argument("--threads", type=int, default=2, help="threads of every arm")
     parser.add_argument(
-        "--devices", default="auto", help="workers of our sweeps: auto (one), cpu:2 (two)"
+        "--devices", default="auto", help="workers of our sweeps: auto, cpu (one), cpu:2"
     )
     parser.add_argument("--model", nargs=3, metavar=("MODEL", "TRAIN", "VALIDATION"))
     parser.add_argument("--quick", action="store_true", help="few steps; the numbers mean nothing")

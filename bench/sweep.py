@@ -3,11 +3,11 @@
     python -m bench.sweep [--parts processes tokens idle workers] [--positions 64 256]
 
 - `processes`: 16 runs (4 ranks x 4 learning rates) of `harness run`'s defaults on the embedded base: as 16
-  `harness run` processes one after another, as a sweep one at a time (cohort 1), and as a sweep that chooses
-  its cohort. Targets: 1/2.5 of the processes.
-- `tokens`: the same 16 with 64 to 4096 positions per run and step, one at a time against the chosen cohort.
-  Targets: 1/1.3 (aim 1/1.6) up to 256 positions, never slower.
-- `idle`: 16 runs whose lengths differ 4 times; how long the worker had nothing to do. Target: 2 %.
+  `harness run` processes one after another, as a sweep one at a time (one worker, cohort 1), and as a sweep
+  that chooses workers and cohorts. Targets: 1/2.5 of the processes.
+- `tokens`: the same 16 with 64 to 4096 positions per run and step in one worker, one at a time against the
+  chosen cohort. Targets: 1/1.3 (aim 1/1.6) up to 256 positions, never slower.
+- `idle`: 16 runs whose lengths differ 4 times; how long workers had nothing to do. Target: 2 %.
 - `workers`: 16 runs of one length, and 16 whose lengths differ 4 times, two CPU workers against one; each
   worker has half of the cores, also the one alone. Reported.
 
@@ -39,6 +39,8 @@ ROW_POSITIONS = 27
 """Positions that a row of `rule` on the embedded base takes on average, its share of padding included."""
 TOKENS = {64: 60, 256: 40, 1024: 20, 4096: 10}
 """Positions per run and step -> steps."""
+ONE_WORKER = "resources.devices=cpu"
+ONE_AT_A_TIME = (ONE_WORKER, "resources.cohort=1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,7 @@ def processes(directory: Path) -> dict[str, object]:
         for rank in RANKS
         for rate in RATES
     )
-    one = sweep(file, out, "resources.cohort=1")
+    one = sweep(file, out, *ONE_AT_A_TIME)
     chosen.append(sweep(file, out))
     best = min(arm.seconds for arm in chosen)
     return {
@@ -142,10 +144,10 @@ def tokens(directory: Path, sizes: Sequence[int] = tuple(TOKENS)) -> dict[str, o
             *(f"optim.batch_size={rows}", f"optim.steps={steps}"),
         )
         out = directory / "out"
-        chosen = [sweep(file, out)]
-        one = [sweep(file, out, "resources.cohort=1")]
-        chosen.append(sweep(file, out))
-        one.append(sweep(file, out, "resources.cohort=1"))
+        chosen = [sweep(file, out, ONE_WORKER)]
+        one = [sweep(file, out, *ONE_AT_A_TIME)]
+        chosen.append(sweep(file, out, ONE_WORKER))
+        one.append(sweep(file, out, *ONE_AT_A_TIME))
         ratio = sum(a.warm_seconds for a in one) / sum(a.warm_seconds for a in chosen)
         found[str(positions)] = {
             "one_at_a_time": [asdict(arm) for arm in one],

@@ -27,7 +27,7 @@ class Setting:
     peers_python: Path
     threads: int
     devices: str
-    """`resources.devices` of our sweeps: `auto` is one worker, `cpu:2` are two that share the threads."""
+    """`resources.devices` of our sweeps: `auto` is one worker a thread for a small base, `cpu` is one."""
     directory: Path
     """For what the arms write; gone afterwards."""
     quick: bool

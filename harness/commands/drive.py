@@ -54,7 +54,8 @@ def train_sweep(
     """Train what is left of a sweep, or this member's part of it, until all is done or `stop` is asked for.
 
     `collect`: bring the runs of all members here in the end, where they do not share a file system. Raises
-    RequestError where another driver has the sweep, or where model and data refuse a point.
+    RequestError where another driver has the sweep, or where model and data refuse a point, and RunFailed
+    where run after run fails.
     """
     leases = _leases_of(question)
     with directory.lock(shared=leases is not None):
@@ -227,6 +228,9 @@ def _drive(
             state.status = ended
             write_state(directory, state)
             study.close()
+    if driver.complaint is not None:
+        directory.append_log(driver.complaint)
+        raise RunFailed(driver.complaint)
     return state
 
 

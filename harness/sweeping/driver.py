@@ -31,6 +31,7 @@ from harness.sweeping.messages import (
 )
 from harness.sweeping.pool import END_SECONDS, Died, Pool, WorkerProcess
 from harness.sweeping.state import DeviceLine
+from harness.sweeping.streak import Streak
 from harness.sweeping.trials import Trials
 from harness.training.stop import StopRequest
 
@@ -68,19 +69,24 @@ class Driver:
         self._max_slots = trials.question.resources.cohort or (
             MAX_SLOTS_ADAPTIVE if self._adaptive else MAX_SLOTS
         )
+        self._streak = Streak(trials.ledger, adaptive=self._adaptive)
+        self.complaint: str | None = None
+        """Why it has ended early though nobody asked for it."""
 
     # The loop ------------------------------------------------------------------------------------
 
     def drive(self) -> Iterator[None]:
         """Train everything with the workers of the pool; yields a few times a second, to show progress.
 
-        Ends early when a stop is asked for: then every run in flight has a checkpoint.
+        Ends early when a stop is asked for, or when run after run fails: then every run in flight has a
+        checkpoint.
         """
         for worker in self._pool.workers:
             self._adopt(worker)
         self.trials.resume()
         while not self.trials.is_done():
-            if self._stop:
+            self.complaint = self._streak.complaint
+            if self._stop or self.complaint is not None:
                 yield from self._stop_workers()
                 return
             self.trials.keep_up(self.device_lines())
@@ -221,7 +227,11 @@ class Driver:
         if news.status is RunStatus.interrupted:
             run.state = RunState.waiting  # goes on with the next driver
             return
-        self.trials.ended(run, self._record_of(run))
+        self._has_ended(run, self._record_of(run))
+
+    def _has_ended(self, run: Run, record: Record) -> None:
+        self._streak.add(run, record)
+        self.trials.ended(run, record)
 
     def _record_of(self, run: Run) -> Record:
         """Return the record on disk, or an empty one of a run that never got so far."""
@@ -258,7 +268,7 @@ class Driver:
         run.request.directory.path.mkdir(parents=True, exist_ok=True)
         record.status, record.error = RunStatus.failed, reason
         write_record(run.request.directory.record, record)
-        self.trials.ended(run, record)
+        self._has_ended(run, record)
 
 
 def _device_line(desk: Desk) -> DeviceLine:

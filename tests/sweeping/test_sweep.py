@@ -10,6 +10,7 @@ from harness.cli import dispatch
 from harness.record import MeasuredIn, Record, RunStatus, read_records
 from harness.sweeping import pool
 from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, read_state
+from harness.sweeping.streak import MOST_IN_A_ROW
 from tests.sweeping import faulty_worker
 from tests.sweeping.conftest import STEPS
 
@@ -174,6 +175,35 @@ def test_whatever_goes_wrong_in_a_worker_gets_its_status_and_the_sweep_finishes(
     for record in found.values():
         if record.status is not RunStatus.completed:
             assert f"{record.run_id}: {record.status.value}" in shown
+
+
+def test_a_sweep_in_which_every_run_fails_stops_and_goes_on_once_that_is_mended(
+    ask, capsys, monkeypatch
+):
+    rates = ",".join(str(1e-4 * number) for number in range(1, 15))
+    file = ask(
+        space={"optim.lr": f"choice({rates})"},
+        base=(f"lora.rank={faulty_worker.RAISES}",),
+        resources={"cohort": 2},
+    )
+    with monkeypatch.context() as broken:
+        broken.setattr(pool, "WORKER", faulty_worker.__name__)
+        assert dispatch(["sweep", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert "runs have failed one after another" in said
+    assert "made to raise" in said
+    failed = [record for record in records_of(file) if record.status is RunStatus.failed]
+    assert MOST_IN_A_ROW <= len(failed) <= MOST_IN_A_ROW + 3  # those in flight, and one ahead
+    assert state_of(file).status is SweepStatus.interrupted
+
+    assert dispatch(["sweep", str(file)]) == 0
+    found = Counter(record.status for record in records_of(file))
+    assert found == {RunStatus.failed: len(failed), RunStatus.completed: 14 - len(failed)}
+    assert state_of(file).status is SweepStatus.finished
+
+    assert dispatch(["sweep", str(file), "name=again"]) == 0
+    sweeps = Counter(record.provenance["sweep"]["name"] for record in records_of(file))
+    assert sweeps == {"again": len(failed), "small": 14 - len(failed)}
 
 
 def test_a_finished_sweep_is_not_mixed_with_another_question_of_its_name(ask, capsys):
