@@ -4,7 +4,7 @@
     python -m bench.replay GRID --trials 48 --pruner asha --every 10 --seeds 12
 
 The study, sampler and pruner are the real ones; a run's reports and its end are read from the grid's
-records, for eight runs side by side that make a step each at a time. A search is as good as the grid where
+records, for some runs side by side that make a step each at a time. A search is as good as the grid where
 its best cell, by the grid's confirmation, is (`bench.peers.ratios.is_as_good`); a cell that the grid has not
 confirmed counts as worse. Nothing is trained, so a dozen searches take seconds. Made to choose how
 `bench.peers.search` searches; sampler seeds that were replayed are not measured there.
@@ -21,9 +21,9 @@ from harness.record import read_metrics
 from harness.search.points import Point
 from harness.search.question import Method, PrunerName, Question, load_question
 from harness.search.study import Study
+from harness.sweeping.driver import MAX_SLOTS_ADAPTIVE, ROUNDS_ADAPTIVE
 from harness.sweeping.state import SweepDirectory, SweepState, read_state
 
-SLOTS = 8
 Cell = tuple[tuple[str, str], ...]
 
 
@@ -73,8 +73,8 @@ def recorded(out: Path, state: SweepState) -> Grid:
     return Grid(curves, confirmed, max(map(max, curves.values())))
 
 
-def replay(question: Question, grid: Grid, every: int) -> Replayed:
-    """Search as `question` asks, on recorded curves."""
+def replay(question: Question, grid: Grid, every: int, slots: int) -> Replayed:
+    """Search as `question` asks, on recorded curves, with at most `slots` trials in flight."""
     done = Replayed()
     live: dict[int, tuple[Cell, int]] = {}
     also: dict[Cell, list[int]] = {}
@@ -88,11 +88,11 @@ def replay(question: Question, grid: Grid, every: int) -> Replayed:
         )
         trials = question.search.trials or len(grid.curves)
         while True:
-            while len(live) < SLOTS and len(study.trials) < trials:
+            while len(live) < slots and len(study.trials) < trials:
                 trial = study.ask()
                 cell = cell_of(trial.point)
                 if cell in done.ended:
-                    _tell(study, trial.number, cell, done, grid, every)
+                    _tell(study, trial.number, cell, done, grid)
                 elif cell in {known for known, _ in live.values()}:
                     also.setdefault(cell, []).append(trial.number)
                 else:
@@ -106,7 +106,7 @@ def replay(question: Question, grid: Grid, every: int) -> Replayed:
                     del live[number]
                     done.ended[cell] = step + 1, step + 1 < grid.steps
                     for each in [number, *also.pop(cell, [])]:
-                        _tell(study, each, cell, done, grid, every)
+                        _tell(study, each, cell, done, grid)
         best = study.best(1)
         done.found = cell_of(best[0].point) if best else None
         study.close()
@@ -121,12 +121,9 @@ def _is_over(
     return step % every == 0 and study.report(number, step, curve[step])
 
 
-def _tell(study: Study, number: int, cell: Cell, done: Replayed, grid: Grid, every: int) -> None:
-    """Tell how a cell has ended, with its reports, as the driver does for a cell that is known."""
-    end, is_pruned = done.ended[cell]
-    for step in range(every, end + 1, every):
-        if step < grid.steps:
-            study.report(number, step, grid.curves[cell][step])
+def _tell(study: Study, number: int, cell: Cell, done: Replayed, grid: Grid) -> None:
+    """Tell how a cell has ended, as the driver does also for a cell that is known."""
+    _, is_pruned = done.ended[cell]
     if is_pruned:
         study.prune(number)
     else:
@@ -142,26 +139,33 @@ def main() -> None:
     parser.add_argument("--pruner", choices=[each.value for each in PrunerName], default="asha")
     parser.add_argument("--trials", type=int, default=48)
     parser.add_argument("--every", type=int, default=10, help="steps between two reports")
+    parser.add_argument("--reduction", type=int, default=3, help="search.reduction_factor")
+    parser.add_argument(
+        "--slots", type=int, help="trials in flight (default: a quarter of them, as the driver has)"
+    )
     parser.add_argument("--seeds", type=int, default=12)
     given = parser.parse_args()
     directory = SweepDirectory(given.out, given.grid)
     grid = recorded(given.out, read_state(directory))
     found = []
+    slots = given.slots or max(MAX_SLOTS_ADAPTIVE, given.trials // ROUNDS_ADAPTIVE)
     for seed in range(given.seeds):
         search = [f"search.method={given.method}", f"search.pruner={given.pruner}"]
         search += [f"search.trials={given.trials}", f"search.sampler_seed={seed}", "confirm=null"]
+        search.append(f"search.reduction_factor={given.reduction}")
         every = f"eval.every_steps={given.every}"
         question = load_question(str(directory.question), [*search, every])
-        found.append(replay(question, grid, given.every))
+        found.append(replay(question, grid, given.every, slots))
     good = sum(
         each.found in grid.confirmed and is_as_good(grid.confirmed[each.found], grid.best)
         for each in found
     )
     steps = [each.steps for each in found]
     print(
-        f"{given.method}, {given.pruner}, {given.trials} trials, reports every {given.every} steps: "
-        f"as good as the grid in {good} of {len(found)}; steps trained {statistics.fmean(steps):.0f} "
-        f"(at most {max(steps)}) of the grid's {grid.steps * len(grid.curves)}; cells "
+        f"{given.method}, {given.pruner} {given.reduction}, {given.trials} trials, {slots} in flight, every "
+        f"{given.every} steps: as good as the grid in {good} of {len(found)}; steps trained "
+        f"{statistics.fmean(steps):.0f} (at most {max(steps)}) of the grid's "
+        f"{grid.steps * len(grid.curves)}; cells "
         f"{statistics.fmean(len(each.ended) for each in found):.0f}"
     )
 

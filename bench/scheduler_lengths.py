@@ -162,7 +162,7 @@ def record(directory: Path) -> None:
     pool = ListeningPool(directory / "workers")
     began = time.perf_counter()
     try:
-        pool.start(devices_for("cpu")[0])
+        pool.start(devices_for("cpu", lambda: 1)[0])
         for _ in Driver(
             Trials(question, study, RequestMaker(question)), pool, StopRequest()
         ).drive():

@@ -31,7 +31,7 @@ TARGETS = ("all_linear", "qv")
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
 CELLS = len(TARGETS) * len(RANKS) * len(RATES)
 CONFIRM = {"top": 1, "seeds": [10, 11, 12], "split": "test"}
-STEPS, TRIALS, EVERY_STEPS = 60, 48, 10
+STEPS, TRIALS, EVERY_STEPS = 60, 64, 10
 SAMPLER_SEEDS = (100, 101, 102)
 """Trials, pruner and interval were chosen by replaying searches with sampler seeds 0 to 11 on the recorded
 curves of all 64 cells (bench/LOG.md); these seeds were not among them."""

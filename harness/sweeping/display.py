@@ -154,7 +154,7 @@ def print_state(state: SweepState, *, file: str | None = None) -> None:
             for device in state.devices:
                 line(f"  {_device_text(device)}")
         case SweepStatus.interrupted:
-            line(f"interrupted; `harness sweep {state.name}` goes on")
+            line(state.complaint or f"interrupted; `harness sweep {state.name}` goes on")
         case SweepStatus.finished:
             line("finished")
     if _leaders(state):

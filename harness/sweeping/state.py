@@ -111,6 +111,8 @@ class SweepState:
     trials: list[TrialLine] = field(default_factory=list)
     runs: list[RunLine] = field(default_factory=list)
     confirmed: list[ConfirmedLine] = field(default_factory=list)
+    complaint: str | None = None
+    """Why the driver has stopped though nobody asked for it."""
     version: int = STATE_VERSION
 
 

@@ -5,6 +5,8 @@ from harness.sweeping.ledger import Ledger, Run, RunState
 
 MOST_IN_A_ROW = 8
 """Runs that may fail one after another, of every kind that is left."""
+MOST_OF_SOME_KINDS = 24
+"""Runs that may, in a search that learns, though other kinds might still be asked for."""
 
 
 class Streak:
@@ -37,7 +39,8 @@ class Streak:
             for run in self._ledger.runs.values()
             if self._adaptive or run.state in (RunState.waiting, RunState.assigned)
         }
-        if not may_come <= {run.cohort for run, _ in self._failed}:
+        of_every_kind = may_come <= {run.cohort for run, _ in self._failed}
+        if not of_every_kind and not (self._adaptive and len(self._failed) >= MOST_OF_SOME_KINDS):
             return None
         run, record = self._failed[-1]
         return (

@@ -238,11 +238,13 @@ class Trials:
                 assert_never(unknown)
 
     def _repeat(self, known: Trial, number: int) -> None:
-        """Tell a trial what another one of the same cell has found."""
+        """Tell a trial what another one of the same cell has found, at once.
+
+        Reports on the way are not repeated: a pruner would count the same run as several that went so far,
+        and stop others by it.
+        """
         for key in ("cell", "runs"):
             self.study.note(number, key, known.notes[key])
-        for step, value in sorted(known.reports.items()):
-            self.study.report(number, step, value)
         self._tell(
             number,
             Outcome(

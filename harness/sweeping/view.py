@@ -48,6 +48,7 @@ class View:
             )
             for trial, runs in driver.trials.confirmed
         ]
+        state.complaint = driver.complaint
         self._progress(state)
         return state
 

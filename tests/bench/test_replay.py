@@ -6,7 +6,7 @@ import yaml
 from bench.replay import Grid, cell_of, replay
 from harness.search.question import load_question
 
-STEPS, EVERY = 60, 10
+STEPS, EVERY, SLOTS = 60, 10, 8
 RANKS, RATES = (2, 4, 8, 16), ("0.001", "0.002", "0.004", "0.008")
 CURVES = {  # the larger the rank and the rate, the better, from the first step to the last
     cell_of({"lora.rank": str(rank), "optim.lr": rate}): {
@@ -37,13 +37,13 @@ def search(tmp_path):
 
 
 def test_a_grid_trains_every_step_of_every_cell_and_finds_the_best(search):
-    done = replay(search(method="grid"), GRID, EVERY)
+    done = replay(search(method="grid"), GRID, EVERY, SLOTS)
     assert done.steps == STEPS * len(CURVES)
     assert done.found == BEST
 
 
 def test_a_pruned_grid_finds_the_same_with_fewer_steps_and_ends_runs_at_reports(search):
-    done = replay(search(method="grid", pruner="asha"), GRID, EVERY)
+    done = replay(search(method="grid", pruner="asha"), GRID, EVERY, SLOTS)
     assert done.found == BEST
     assert done.steps < STEPS * len(CURVES)
     assert done.steps == sum(end for end, _ in done.ended.values())
@@ -52,6 +52,6 @@ def test_a_pruned_grid_finds_the_same_with_fewer_steps_and_ends_runs_at_reports(
 
 
 def test_a_cell_that_is_asked_for_again_is_told_and_not_trained_again(search):
-    done = replay(search(method="random", trials=40), GRID, EVERY)
+    done = replay(search(method="random", trials=40), GRID, EVERY, SLOTS)
     assert len(done.ended) <= len(CURVES)
     assert done.steps == STEPS * len(done.ended)

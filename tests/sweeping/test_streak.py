@@ -8,7 +8,7 @@ from harness.search.space import check_space
 from harness.sweeping.ledger import Ledger, RunState
 from harness.sweeping.messages import Role
 from harness.sweeping.requests import RequestMaker
-from harness.sweeping.streak import MOST_IN_A_ROW, Streak
+from harness.sweeping.streak import MOST_IN_A_ROW, MOST_OF_SOME_KINDS, Streak
 
 
 @pytest.fixture
@@ -73,3 +73,16 @@ def test_a_kind_that_has_worked_may_come_again_in_a_search_that_learns(ledger):
         end(ledger, streak, "nf4", RunStatus.completed)
         end(ledger, streak, "int4", RunStatus.failed, MOST_IN_A_ROW)
         assert (streak.complaint is None) == adaptive
+
+
+def test_a_search_that_learns_does_not_wait_for_every_kind_for_ever(ledger):
+    for adaptive in (False, True):
+        streak = Streak(ledger, adaptive=adaptive)
+        for _ in range(MOST_OF_SOME_KINDS // MOST_IN_A_ROW):
+            for run in ledger.runs.values():
+                run.state = RunState.waiting
+            assert streak.complaint is None
+            end(ledger, streak, "int4", RunStatus.failed, MOST_IN_A_ROW)
+        for run in ledger.runs.values():
+            run.state = RunState.waiting
+        assert (streak.complaint is not None) == adaptive

@@ -195,6 +195,8 @@ def test_a_sweep_in_which_every_run_fails_stops_and_goes_on_once_that_is_mended(
     failed = [record for record in records_of(file) if record.status is RunStatus.failed]
     assert MOST_IN_A_ROW <= len(failed) <= MOST_IN_A_ROW + 3  # those in flight, and one ahead
     assert state_of(file).status is SweepStatus.interrupted
+    assert dispatch(["status", file.stem, f"paths.out={file.parent / 'out'}"]) == 0
+    assert "runs have failed one after another" in capsys.readouterr().out
 
     assert dispatch(["sweep", str(file)]) == 0
     found = Counter(record.status for record in records_of(file))
