@@ -161,9 +161,8 @@ class Driver:
         free = min(more, sum(desk.slots for desk in self.desks) - here)
         if not self._adaptive or self.trials.question.resources.cohort is not None:
             return free
-        idle = (
-            len(self.desks) - here
-        )  # a worker without a run is worse than a trial that knows less
+        # A worker without a run is worse than a trial that knows less.
+        idle = len(self.desks) - here
         most = max(MAX_SLOTS_ADAPTIVE, self.trials.requested // ROUNDS_ADAPTIVE)
         return min(free, max(idle, most - self.trials.in_flight))
 
