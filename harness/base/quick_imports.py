@@ -18,7 +18,7 @@ def quick_imports() -> Iterator[None]:
     The garbage collector is off, which would walk over everything again and again while nothing becomes
     garbage, and what has been imported is not walked over later either. scipy stays unseen: transformers
     needs one function of it, for the losses of object detection. What a library compiles while it is being
-    imported (bitsandbytes does) is compiled when it is first called: torch's compiler is a second of imports.
+    imported (bitsandbytes does) is compiled when it is first called: torch's compiler was 0.7 of 2.7 s.
     """
     if "transformers.modeling_utils" in sys.modules:
         yield

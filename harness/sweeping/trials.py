@@ -120,9 +120,8 @@ class Trials:
         try:
             requests = self._requests(trial.point)
         except RequestError as error:  # a point between those that were checked
-            self._requests(
-                self._sound_point
-            )  # raises where this machine is at fault, not the point
+            # Raises where this machine is at fault, not the point.
+            self._requests(self._sound_point)
             self.study.fail(trial.number, str(error))
             return
         cell_id = requests[0].identity.cell_id
