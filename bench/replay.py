@@ -51,7 +51,8 @@ class Replayed:
     """Trained, over all runs, confirmation apart."""
     ended: dict[Cell, tuple[int, bool]] = field(default_factory=dict)
     """Of each cell that was trained: after how many steps it ended, and whether it was pruned."""
-    found: Cell | None = None
+    best: list[Cell] = field(default_factory=list)
+    """Completed cells, the best one first."""
 
 
 def cell_of(point: Point) -> Cell:
@@ -107,8 +108,7 @@ def replay(question: Question, grid: Grid, every: int, slots: int) -> Replayed:
                     done.ended[cell] = step + 1, step + 1 < grid.steps
                     for each in [number, *also.pop(cell, [])]:
                         _tell(study, each, cell, done, grid)
-        best = study.best(1)
-        done.found = cell_of(best[0].point) if best else None
+        done.best = [cell_of(trial.point) for trial in study.best(trials)]
         study.close()
     return done
 
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10, help="steps between two reports")
     parser.add_argument("--reduction", type=int, default=3, help="search.reduction_factor")
     parser.add_argument(
-        "--slots", type=int, help="trials in flight (default: a quarter of them, as the driver has)"
+        "--slots", type=int, help="trials in flight (default: as many as the driver has)"
     )
     parser.add_argument("--seeds", type=int, default=12)
     given = parser.parse_args()
@@ -157,8 +157,9 @@ def main() -> None:
         question = load_question(str(directory.question), [*search, every])
         found.append(replay(question, grid, given.every, slots))
     good = sum(
-        each.found in grid.confirmed and is_as_good(grid.confirmed[each.found], grid.best)
+        is_as_good(grid.confirmed[each.best[0]], grid.best)
         for each in found
+        if each.best and each.best[0] in grid.confirmed
     )
     steps = [each.steps for each in found]
     print(

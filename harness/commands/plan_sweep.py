@@ -141,6 +141,12 @@ def _summary(
     return lines
 
 
+def _gpus(question: Question) -> int:
+    """Return how many GPUs the sweep would have here; two workers on one GPU share it."""
+    wanted = question.resources.devices
+    return visible_cuda_devices() if isinstance(wanted, str) else len(set(wanted))
+
+
 def _time_text(question: Question, groups: Sequence[CostGroup], device: str) -> str:
     """Say how long the search takes at most, on one device and with all runs one after the other."""
     known = [group for group in groups if group.run_seconds is not None]
@@ -156,8 +162,8 @@ def _time_text(question: Question, groups: Sequence[CostGroup], device: str) -> 
     weights = sum(len(group.points) for group in known)
     mean = sum((group.run_seconds or 0) * len(group.points) for group in known) / weights
     total = mean * trials * len(question.search.seeds)
-    devices = max(1, visible_cuda_devices()) if device == "cuda" else 1
-    several = f"; {duration(total / devices)} on the {devices} GPUs here" if devices > 1 else ""
+    gpus = _gpus(question) if device == "cuda" else 1
+    several = f"; {duration(total / gpus)} on {gpus} GPUs" if gpus > 1 else ""
     missing = (
         "" if len(known) == len(groups) else f" (from {len(known)} of {len(groups)} configurations)"
     )

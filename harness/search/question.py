@@ -98,6 +98,7 @@ class Question:
                 "seeds": list(search.seeds),
                 "sampler_seed": search.sampler_seed,
                 "reduction_factor": search.reduction_factor,
+                "in_flight": search.in_flight,
                 "starts": [dict(start) for start in search.starts],
             },
             "objective": {each.metric: each.direction.value for each in self.objectives},

@@ -96,8 +96,7 @@ def finite_number(text: Any) -> float | None:
 
 def read_search(given: Any, where: str) -> SearchSettings:
     """Read `search`, but for its starting points, which need the space."""
-    keys = ("method", "trials", "pruner", "seeds", "sampler_seed", "reduction_factor", "starts")
-    section = Section("search", given, keys, where)
+    section = Section("search", given, [each.name for each in fields(SearchSettings)], where)
     method = section.choice("method", Method, Method.grid)
     pruner = section.choice("pruner", PrunerName, PrunerName.none)
     trials = section.integer("trials", None, 1)
@@ -113,6 +112,12 @@ def read_search(given: Any, where: str) -> SearchSettings:
         raise section.refuse(
             "reduction_factor", f"would be ignored by search.pruner={pruner.value}"
         )
+    in_flight = section.integer("in_flight", None, 1)
+    if in_flight is not None and method in (Method.grid, Method.random):
+        raise section.refuse(
+            "in_flight",
+            f"would be ignored by search.method={method.value}, which learns of no result",
+        )
     return SearchSettings(
         method=method,
         trials=trials,
@@ -120,6 +125,7 @@ def read_search(given: Any, where: str) -> SearchSettings:
         seeds=section.seeds("seeds", (0,)),
         sampler_seed=section.integer("sampler_seed", 0, 0),
         reduction_factor=factor,
+        in_flight=in_flight,
     )
 
 

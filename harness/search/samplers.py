@@ -32,6 +32,7 @@ from harness.errors import RequestError
 from harness.search.axes import Axis, NumberAxis
 from harness.search.parameters import rounded
 from harness.search.question import Method, PrunerName, Question
+from harness.search.warping import WarpedSampler
 
 _MEANT = (
     "Clip non-finite values",  # gp takes the worst finite value for a run that diverged: as it should
@@ -92,7 +93,7 @@ class PointSampler(BaseSampler):
 
 
 def sampler_settings(question: Question) -> dict[str, Any]:
-    """Return a method's settings, by the names of Optuna's arguments.
+    """Return a method's settings, by the names of Optuna's arguments and, for gp, of `WarpedSampler`'s.
 
     Raises:
         RequestError: the method cannot search this space.
@@ -114,7 +115,12 @@ def sampler_settings(question: Question) -> dict[str, Any]:
                 "constant_liar": True,  # other trials are running while this one is drawn
             }
         case Method.gp:
-            return {"n_startup_trials": 10, "deterministic_objective": False}
+            return {
+                "n_startup_trials": 10,
+                "deterministic_objective": False,
+                # A pruner judges one objective, and constraints are known at the end only.
+                "foresees": single and not question.constraints,
+            }
         case Method.nsga2:
             # Optuna's population of 50 would leave a usual sweep in its random first generation.
             return {
@@ -160,7 +166,9 @@ def build_sampler(method: Method, settings: Mapping[str, Any], seed: int) -> Bas
         case Method.tpe:
             return TPESampler(seed=seed, **settings)
         case Method.gp:
-            return GPSampler(seed=seed, warn_independent_sampling=False, **settings)
+            theirs = {key: value for key, value in settings.items() if key != "foresees"}
+            sampler = GPSampler(seed=seed, warn_independent_sampling=False, **theirs)
+            return WarpedSampler(sampler, foresees=settings["foresees"])
         case Method.nsga2:
             return NSGAIISampler(seed=seed, **settings)
         case Method.cmaes:

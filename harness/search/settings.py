@@ -44,6 +44,9 @@ class SearchSettings:
     """Seed of the points that are drawn."""
     reduction_factor: int = 3
     """Of the runs at one rung, one in so many goes on (asha, hyperband)."""
+    in_flight: int | None = None
+    """Trials training at once at most, where results steer the search: those know nothing of each other.
+    None: a fifth of all, at least eight."""
     starts: tuple[Point, ...] = ()
     """Points to begin with; an axis that one leaves out is drawn."""
 

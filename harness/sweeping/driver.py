@@ -38,9 +38,10 @@ from harness.training.stop import StopRequest
 MAX_SLOTS = 16
 MAX_SLOTS_ADAPTIVE = 8
 """Where results steer the search, fewer runs side by side than in a grid."""
-ROUNDS_ADAPTIVE = 4
+ROUNDS_ADAPTIVE = 5
 """In how many rounds, at the least, such a search asks for its trials, however many workers there are:
-trials that are asked for at once know nothing of each other. `resources.cohort` says otherwise."""
+trials that are asked for at once know nothing of each other. `search.in_flight` and `resources.cohort` say
+otherwise."""
 MAX_DEATHS = 1
 """Workers that may die with a run in them before it counts as failed."""
 MAX_STARTS_IN_VAIN = 2
@@ -159,7 +160,10 @@ class Driver:
             return 0
         here = self.trials.in_flight_here
         free = min(more, sum(desk.slots for desk in self.desks) - here)
-        if not self._adaptive or self.trials.question.resources.cohort is not None:
+        question = self.trials.question
+        if question.search.in_flight is not None:
+            return min(free, question.search.in_flight - self.trials.in_flight)
+        if not self._adaptive or question.resources.cohort is not None:
             return free
         # A worker without a run is worse than a trial that knows less.
         idle = len(self.desks) - here

@@ -116,6 +116,26 @@ def test_stated_tokens_per_second_give_the_time_of_a_run(
     assert "steps alone" not in planned(capsys, *words)
 
 
+@pytest.mark.parametrize(
+    ("devices", "words"), [("auto", "on 4 GPUs"), ("[0,2]", "on 2 GPUs"), ("[1,1]", "one device;")]
+)
+def test_the_time_of_a_sweep_is_shared_by_the_gpus_that_it_takes(
+    devices: str,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    given = ["plan.device=cuda", "plan.tokens_per_second=1e4", f"resources.devices={devices}"]
+    (line,) = (
+        line
+        for line in planned(capsys, "rank", f"paths.out={tmp_path}", *given).splitlines()
+        if line.startswith("time:")
+    )
+    assert words in line
+
+
 def test_what_does_not_fit_is_shown_and_counted(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

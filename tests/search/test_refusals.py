@@ -41,6 +41,8 @@ TPE = {"method": "tpe", "trials": 5}
         ({"search": {"seeds": [-1]}}, ["search.seeds=[-1]", "negative"]),
         ({"search": {"pruner": "ahsa"}}, ["search.pruner=ahsa", "asha"]),
         ({"search": {"reduction_factor": 4}}, ["reduction_factor=4", "ignored", "pruner=none"]),
+        ({"search": {"in_flight": 4}}, ["in_flight=4", "ignored", "method=grid"]),
+        ({"search": TPE | {"in_flight": 0}}, ["search.in_flight=0", "at least 1"]),
         ({"search": {"starts": [{"lora.rank": 2}]}}, ["search.starts", "grid"]),
         (
             {"search": TPE | {"starts": [{"lora.rnk": 2}]}},

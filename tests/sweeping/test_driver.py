@@ -56,8 +56,8 @@ def tpe(trials: int) -> dict[str, Any]:
     return {"method": "tpe", "trials": trials}
 
 
-def test_a_search_that_learns_asks_for_a_quarter_of_its_trials_at_once(given):
-    assert given(4, 16, search=tpe(48)) == [3, 3, 3, 3]
+def test_a_search_that_learns_asks_for_a_fifth_of_its_trials_at_once(given):
+    assert given(4, 16, search=tpe(60)) == [3, 3, 3, 3]
 
 
 def test_a_short_search_still_fills_one_workers_slots(given):
@@ -66,6 +66,13 @@ def test_a_short_search_still_fills_one_workers_slots(given):
 
 def test_no_worker_is_idle_for_the_sake_of_a_search(given):
     assert given(12, 2, search=tpe(12)) == [1] * 12
+
+
+def test_trials_in_flight_are_as_many_as_the_question_says(given):
+    assert given(2, 16, search=tpe(40) | {"in_flight": 6}) == [3, 3]
+    assert given(4, 16, search=tpe(40) | {"in_flight": 3}, name="fewer") == [1, 1, 1, 0]
+    more = {"search": tpe(40) | {"in_flight": 20}, "resources": {"cohort": 16}}
+    assert given(2, 16, name="more", **more) == [10, 10]
 
 
 def test_a_cohort_that_is_asked_for_is_filled(given):
