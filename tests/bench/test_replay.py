@@ -39,12 +39,12 @@ def search(tmp_path):
 def test_a_grid_trains_every_step_of_every_cell_and_finds_the_best(search):
     done = replay(search(method="grid"), GRID, EVERY, SLOTS)
     assert done.steps == STEPS * len(CURVES)
-    assert done.found == BEST
+    assert done.best[0] == BEST
 
 
 def test_a_pruned_grid_finds_the_same_with_fewer_steps_and_ends_runs_at_reports(search):
     done = replay(search(method="grid", pruner="asha"), GRID, EVERY, SLOTS)
-    assert done.found == BEST
+    assert done.best[0] == BEST
     assert done.steps < STEPS * len(CURVES)
     assert done.steps == sum(end for end, _ in done.ended.values())
     assert {end % EVERY for end, _ in done.ended.values()} == {0}
