@@ -32,7 +32,6 @@ from harness.errors import RequestError
 from harness.search.axes import Axis, NumberAxis
 from harness.search.parameters import rounded
 from harness.search.question import Method, PrunerName, Question
-from harness.search.warping import WarpedSampler
 
 _MEANT = (
     "Clip non-finite values",  # gp takes the worst finite value for a run that diverged: as it should
@@ -166,6 +165,8 @@ def build_sampler(method: Method, settings: Mapping[str, Any], seed: int) -> Bas
         case Method.tpe:
             return TPESampler(seed=seed, **settings)
         case Method.gp:
+            from harness.search.warping import WarpedSampler  # imports scipy.stats
+
             theirs = {key: value for key, value in settings.items() if key != "foresees"}
             sampler = GPSampler(seed=seed, warn_independent_sampling=False, **theirs)
             return WarpedSampler(sampler, foresees=settings["foresees"])
