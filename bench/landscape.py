@@ -27,7 +27,7 @@ from harness.search.axes import Axis, NumberAxis
 from harness.search.parameters import exists
 from harness.search.points import Point
 from harness.search.question import load_question
-from harness.sweeping.driver import MAX_SLOTS_ADAPTIVE, ROUNDS_ADAPTIVE
+from harness.sweeping.driver import most_in_flight
 from harness.sweeping.state import SweepDirectory, read_state
 
 COMPONENTS = 4
@@ -129,9 +129,8 @@ def _fit(
         root = torch.linalg.cholesky(matrix)
         weights = torch.cholesky_solve(y[:, None], root)[:, 0]
         likelihood = -0.5 * y @ weights - root.diagonal().log().sum()
-        loss = (
-            0.05 * (scales[:-2] ** 2).sum() - likelihood
-        )  # lengths near 1 unless the data say otherwise
+        prior = 0.05 * (scales[:-2] ** 2).sum()  # lengths near 1 unless the data say otherwise
+        loss = prior - likelihood
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -169,8 +168,7 @@ def main() -> None:
     )
     grid = Grid(curves, {}, curves.steps[-1])
     every = next(int(o.partition("=")[2]) for o in overrides if o.startswith("eval.every_steps="))
-    trials = question.search.trials or 0
-    slots = question.search.in_flight or max(MAX_SLOTS_ADAPTIVE, trials // ROUNDS_ADAPTIVE)
+    slots = most_in_flight(question.search)
     found, steps = [], []
     for seed in range(1000, 1000 + given.seeds):
         asked = replace(question, search=replace(question.search, sampler_seed=seed))

@@ -20,8 +20,9 @@ from bench.peers.ratios import is_as_good
 from harness.record import read_metrics
 from harness.search.points import Point
 from harness.search.question import Method, PrunerName, Question, load_question
+from harness.search.settings import SearchSettings
 from harness.search.study import Study
-from harness.sweeping.driver import MAX_SLOTS_ADAPTIVE, ROUNDS_ADAPTIVE
+from harness.sweeping.driver import most_in_flight
 from harness.sweeping.state import SweepDirectory, SweepState, read_state
 
 Cell = tuple[tuple[str, str], ...]
@@ -148,7 +149,7 @@ def main() -> None:
     directory = SweepDirectory(given.out, given.grid)
     grid = recorded(given.out, read_state(directory))
     found = []
-    slots = given.slots or max(MAX_SLOTS_ADAPTIVE, given.trials // ROUNDS_ADAPTIVE)
+    slots = given.slots or most_in_flight(SearchSettings(trials=given.trials))
     for seed in range(given.seeds):
         search = [f"search.method={given.method}", f"search.pruner={given.pruner}"]
         search += [f"search.trials={given.trials}", f"search.sampler_seed={seed}", "confirm=null"]

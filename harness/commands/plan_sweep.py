@@ -71,7 +71,8 @@ def plan_sweep(
 def _most_slots(question: Question) -> int:
     """Return the most runs that a worker would have side by side."""
     adaptive = question.search.method not in (Method.grid, Method.random)
-    return question.resources.cohort or (MAX_SLOTS_ADAPTIVE if adaptive else MAX_SLOTS)
+    most = question.resources.cohort or (MAX_SLOTS_ADAPTIVE if adaptive else MAX_SLOTS)
+    return min(most, question.search.in_flight or most)
 
 
 def _tree(group: CostGroup) -> dict[str, Any]:

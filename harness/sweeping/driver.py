@@ -13,6 +13,7 @@ from harness.compose import config_tree
 from harness.errors import RunFailed
 from harness.record import Record, RecordError, RunStatus, read_record, write_record
 from harness.search.question import Method
+from harness.search.settings import SearchSettings
 from harness.sweeping.desks import Allotment, Desk
 from harness.sweeping.ledger import Run, RunState
 from harness.sweeping.messages import (
@@ -49,6 +50,12 @@ TAKEN_SECONDS = 5.0
 """After how long a run is tried again that another process was training."""
 ASK_SECONDS = 0.05
 """How long the driver asks on end before it listens again."""
+
+
+def most_in_flight(search: SearchSettings) -> int:
+    """Return how many trials of a search that learns are in flight at most, by its own word or by default."""
+    trials = search.trials or 0
+    return search.in_flight or max(MAX_SLOTS_ADAPTIVE, trials // ROUNDS_ADAPTIVE)
 
 
 class Driver:
@@ -161,14 +168,13 @@ class Driver:
         here = self.trials.in_flight_here
         free = min(more, sum(desk.slots for desk in self.desks) - here)
         question = self.trials.question
+        allowed = most_in_flight(question.search) - self.trials.in_flight
         if question.search.in_flight is not None:
-            return min(free, question.search.in_flight - self.trials.in_flight)
+            return min(free, allowed)
         if not self._adaptive or question.resources.cohort is not None:
             return free
         # A worker without a run is worse than a trial that knows less.
-        idle = len(self.desks) - here
-        most = max(MAX_SLOTS_ADAPTIVE, self.trials.requested // ROUNDS_ADAPTIVE)
-        return min(free, max(idle, most - self.trials.in_flight))
+        return min(free, max(len(self.desks) - here, allowed))
 
     def _give(self, desk: Desk, run: Run) -> None:
         desk.began_at = desk.began_at or time.monotonic()

@@ -23,6 +23,17 @@ def _no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
+def test_joint_begins_with_what_a_run_has_by_default():
+    question = load_question("joint", [])
+    (start,) = question.search.starts
+    usual = compose_run(["model=embedded", "data=rule"])
+    recipe = compose_run(
+        [*question.base, *(f"{k}={v}" for k, v in start.items() if k != "lora"), "lora=all_linear"]
+    )
+    assert start["lora"] == "all_linear"
+    assert (recipe.lora, recipe.quant, recipe.optim.lr) == (usual.lora, usual.quant, usual.optim.lr)
+
+
 def runs_of(question: Question) -> int:
     """Return how many runs a question asks for at most."""
     trials = question.search.trials or question.space.num_points
