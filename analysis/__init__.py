@@ -1,1 +1,1 @@
-"""Records into tables and figures. Imports harness.record and harness.metrics, never torch or wandb."""
+"""Records into tables and figures. Imports only `harness.records`, never torch or wandb."""

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from analysis.cells import Cell, Column, ColumnKind, Table
 from analysis.frame import PREDICTED, Row
-from harness.metrics import MEMORY_PARTS, METRICS, format_bytes, memory_part_name
-from harness.record import MeasuredIn, RunStatus
+from harness.records.metrics import MEMORY_PARTS, METRICS, format_bytes, memory_part_name
+from harness.records.record import MeasuredIn, RunStatus
 
 _METRICS = (*map(memory_part_name, MEMORY_PARTS), "memory/peak_bytes")
 _COLUMNS = [

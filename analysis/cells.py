@@ -6,7 +6,7 @@ from enum import Enum
 from typing import assert_never
 
 from analysis.statistics import Interval
-from harness.metrics import Direction
+from harness.records.metrics import Direction
 
 MISSING = "—"
 TIED = "≈"

@@ -17,7 +17,7 @@ from analysis.statistics import (
     paired_difference,
     pareto_front,
 )
-from harness.metrics import METRICS, Direction
+from harness.records.metrics import METRICS, Direction
 
 P_DIGITS = 3
 

@@ -9,8 +9,8 @@ from analysis.figures.factors import Factor, is_numeric, levels, printed, varyin
 from analysis.frame import Row
 from analysis.printing import Scale, scale_of
 from analysis.statistics import Effect, holm, marginal_effects
-from harness.metrics import METRICS
-from harness.record import RunStatus
+from harness.records.metrics import METRICS
+from harness.records.record import RunStatus
 
 P_DIGITS = 3
 

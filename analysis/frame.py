@@ -11,7 +11,7 @@ from enum import Enum
 from sys import intern
 from typing import Any
 
-from harness.record import Record
+from harness.records.record import Record
 
 Row = dict[str, Any]
 

@@ -10,8 +10,8 @@ from analysis.frame import Role, Row, config_keys, is_config_key, metric_key, va
 from analysis.printing import is_exact
 from analysis.spec import Spec
 from harness.errors import near_names
-from harness.metrics import COHORT_SHARES, METRICS, Direction
-from harness.record import MeasuredIn, RunStatus
+from harness.records.metrics import COHORT_SHARES, METRICS, Direction
+from harness.records.record import MeasuredIn, RunStatus
 
 PHASES = ("before", "after")
 _SEED = "seed"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.record import read_metrics
+from harness.records.record import read_metrics
 
 CACHE_VERSION = 1
 

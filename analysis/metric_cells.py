@@ -11,7 +11,7 @@ from analysis.groups import Group, counted, metric_name
 from analysis.printing import Scale, is_exact, scale_of, status_label, with_separators
 from analysis.spec import Spec, Spread
 from analysis.statistics import Interval, mean_interval
-from harness.metrics import COHORT_SHARES, METRICS, Direction
+from harness.records.metrics import COHORT_SHARES, METRICS, Direction
 
 COHORT_MARK = "†"
 NOT_FINITE = "not finite"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.cells import MISSING
-from harness.metrics import METRICS, Metric
-from harness.record import RunStatus
+from harness.records.metrics import METRICS, Metric
+from harness.records.record import RunStatus
 
 _BYTES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _BYTE_DIGITS = 2

@@ -9,7 +9,7 @@ from typing import Any
 from analysis.cells import MISSING, Cell, Column, ColumnKind
 from analysis.frame import Row, value_of
 from harness.errors import near_names
-from harness.metrics import Direction
+from harness.records.metrics import Direction
 
 DIRECTORY = Path(__file__).parent / "published"
 

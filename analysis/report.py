@@ -24,8 +24,8 @@ from analysis.page.writer import ReportWriter, Written
 from analysis.sources import SweepData, load_runs, load_sweep
 from analysis.spec import Spec
 from analysis.specs import specs_for
-from harness.metrics import METRICS
-from harness.record import RunStatus
+from harness.records.metrics import METRICS
+from harness.records.record import RunStatus
 
 CURVES = ("train/loss", "eval/loss")
 SCORES = ("eval/exact_match", "eval/choice_accuracy", "eval/rouge_l")

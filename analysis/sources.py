@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.frame import PLACE_KEYS, Role, Row, flat_row
 from harness.errors import RequestError, near_names
-from harness.record import RecordError, RunDirectory, read_record
+from harness.records.record import RecordError, RunDirectory, read_record
 
 _STATE_VERSION = 1
 _NOT_RESULTS = frozenset((*PLACE_KEYS, "wall_seconds", "started_at", "notes", "error"))

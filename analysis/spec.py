@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Any
 
 from analysis.frame import Role
-from harness.metrics import Direction
+from harness.records.metrics import Direction
 
 
 class Spread(Enum):

@@ -20,7 +20,7 @@ from analysis.intervals import (
     mean_interval,
     t_quantile,
 )
-from harness.metrics import Direction
+from harness.records.metrics import Direction
 
 __all__ = [
     "Effect",

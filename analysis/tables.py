@@ -13,8 +13,8 @@ from analysis.metric_cells import BySeed, metric_column
 from analysis.printing import printed, status_label
 from analysis.published import published_columns
 from analysis.spec import Spec, Spread
-from harness.metrics import Direction
-from harness.record import RunStatus
+from harness.records.metrics import Direction
+from harness.records.record import RunStatus
 
 __all__ = [
     "Cell",

@@ -11,9 +11,9 @@ from typing import Any
 from analysis.frame import PREDICTED, Role, Row, flat_row
 from analysis.sources import unique_rows
 from harness.errors import RequestError
-from harness.metrics import METRICS
-from harness.record import MeasuredIn, Record, RunStatus
-from harness.wandb_file import read_wandb_run
+from harness.records.metrics import METRICS
+from harness.records.record import MeasuredIn, Record, RunStatus
+from harness.tracking.wandb_file import read_wandb_run
 
 
 def load_wandb_files(directory: Path) -> tuple[list[Row], list[str]]:

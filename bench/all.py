@@ -30,8 +30,8 @@ import psutil
 from bench.peers.arms import Setting
 from bench.peers.environment import ready_python, versions
 from bench.peers.table import lines_of, markdown
-from harness.provenance import collect_provenance
-from harness.run_directory import utc_now, write_text
+from harness.records.provenance import collect_provenance
+from harness.records.run_directory import utc_now, write_text
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 QUICK_RESULTS = Path(__file__).parent / ".work" / "peers_quick.json"

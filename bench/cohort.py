@@ -23,10 +23,10 @@ import psutil
 import torch
 
 from bench.step import FORMATS, Setting, Step, Times, harness_step, random_base, setting_of
-from harness.adapters.shared import SharedBase
 from harness.data.prepare import PreparedData
-from harness.provenance import collect_provenance
-from harness.run_directory import RunDirectory, utc_now
+from harness.engine.shared_base import SharedBase
+from harness.records.provenance import collect_provenance
+from harness.records.run_directory import RunDirectory, utc_now
 from harness.training.heap import keep_freed_memory
 from harness.training.job import Job
 from harness.training.slot import Slot

@@ -23,13 +23,9 @@ from pathlib import Path
 import optuna
 import psutil
 
-from harness.metrics import Direction
-from harness.provenance import collect_provenance
-from harness.run_directory import utc_now
-from harness.search.axes import CaseAxis, ChoiceAxis, Condition, NumberAxis
-from harness.search.leases import Leases
-from harness.search.points import Point, Space
-from harness.search.question import (
+from harness.question.axes import CaseAxis, ChoiceAxis, Condition, NumberAxis
+from harness.question.points import Point, Space
+from harness.question.question import (
     Constraint,
     Method,
     Objective,
@@ -39,15 +35,19 @@ from harness.search.question import (
     StudySettings,
     WorkerSettings,
 )
-from harness.search.samplers import (
+from harness.records.metrics import Direction
+from harness.records.provenance import collect_provenance
+from harness.records.run_directory import utc_now
+from harness.study.leases import Leases
+from harness.study.samplers import (
     build_pruner,
     build_sampler,
     pruner_settings,
     sampler_settings,
     without_optuna_warnings,
 )
-from harness.search.storage import open_engine
-from harness.search.study import Study, Trial
+from harness.study.storage import open_engine
+from harness.study.study import Study, Trial
 from harness.sweeping.sharing import RECENT_SECONDS
 
 TARGET_SECONDS = 60.0  # of 1,000 trials with tpe

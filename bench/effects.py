@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from scipy import stats
 
 from harness.commands.together import run_together
-from harness.compose import compose_run
-from harness.config import QuantConfig, QuantFormat, RunConfig
-from harness.record import Record, RunStatus
+from harness.config.compose import compose_run
+from harness.config.schema import QuantConfig, QuantFormat, RunConfig
+from harness.records.record import Record, RunStatus
 
 if TYPE_CHECKING:
     from harness.evals.result import EvalResult
@@ -60,10 +60,10 @@ def rounding() -> tuple[Table, object]:
     from harness.base.build import build_base
     from harness.base.library_faults import cure_bitsandbytes
     from harness.base.source import find_model, model_fingerprint
-    from harness.config import ModelConfig
-    from harness.embedded.measure import held_out_rows, token_losses
-    from harness.embedded.rows import TokenKind
+    from harness.config.schema import ModelConfig
     from harness.evals.result import ratio_result
+    from pretraining.measure import held_out_rows, token_losses
+    from pretraining.rows import TokenKind
 
     cure_bitsandbytes()
     config, cpu = ModelConfig(), torch.device("cpu")
@@ -238,7 +238,7 @@ def targets() -> tuple[Table, object]:
     from harness.base.build import inspect_model
     from harness.base.layout import adapted_layers
     from harness.base.source import find_model
-    from harness.config import ModelConfig
+    from harness.config.schema import ModelConfig
 
     linears = inspect_model(find_model(ModelConfig()), ModelConfig()).linears
 

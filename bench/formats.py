@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.commands.run import run
-from harness.compose import compose_run
-from harness.metrics import METRICS, format_value
-from harness.record import Record
+from harness.config.compose import compose_run
+from harness.records.metrics import METRICS, format_value
+from harness.records.record import Record
 
 FORMATS = (
     *("none", "int8", "nf4", "nf4_dq", "fp4", "fp4_dq"),

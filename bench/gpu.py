@@ -31,13 +31,13 @@ from bench.gpu_floor import floor_ms, machine_rates
 from bench.gpu_models import SHAPES, Shape, random_base, random_rows, run_config
 from bench.gpu_peers import plain_step, trainer_steps
 from bench.step import FORMATS, Step, harness_step
-from harness.adapters.shared import SharedBase
-from harness.config import QuantConfig
+from harness.config.schema import QuantConfig
 from harness.data.prepare import PreparedData
+from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
 from harness.measure.memory import is_out_of_memory
-from harness.provenance import collect_provenance
-from harness.run_directory import RunDirectory, utc_now, write_text
+from harness.records.provenance import collect_provenance
+from harness.records.run_directory import RunDirectory, utc_now, write_text
 from harness.training.job import Job
 from harness.training.slot import Slot
 

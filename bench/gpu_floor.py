@@ -12,7 +12,7 @@ import torch
 
 from harness.base.build import Base
 from harness.base.formats import TORCH_DTYPES
-from harness.config import QuantFormat
+from harness.config.schema import QuantFormat
 from harness.measure.memory import base_size
 
 _REPEATS = 5

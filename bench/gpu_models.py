@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness.base.build import Base, freeze
-from harness.config import FloatType, LoraConfig, OptimConfig, QuantConfig, RunConfig
+from harness.config.schema import FloatType, LoraConfig, OptimConfig, QuantConfig, RunConfig
 from harness.data.rows import NO_LOSS, TokenRows
 
 RANK, ALPHA, LEARNING_RATE, MAX_GRAD_NORM = 16, 32.0, 1e-4, 0.3

@@ -19,7 +19,7 @@ from bench.gpu_models import (
 )
 from bench.step import Step
 from bench.trainer import train
-from harness.config import QuantConfig
+from harness.config.schema import QuantConfig
 from harness.data.order import batch_rows
 from harness.data.rows import Batch
 

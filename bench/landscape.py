@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from bench.replay import Cell, Grid, recorded, replay
-from harness.search.axes import Axis, NumberAxis
-from harness.search.parameters import exists
-from harness.search.points import Point
-from harness.search.question import load_question
+from harness.question.axes import Axis, NumberAxis
+from harness.question.points import Point
+from harness.question.question import load_question
+from harness.study.parameters import exists
 from harness.sweeping.driver import most_in_flight
 from harness.sweeping.state import SweepDirectory, read_state
 

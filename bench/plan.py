@@ -18,8 +18,8 @@ from harness.commands.plan import planned_config
 from harness.plan.prediction import Prediction
 from harness.plan.settings import split_settings
 from harness.plan.subject import subject_of
-from harness.provenance import collect_provenance
-from harness.record import utc_now
+from harness.records.provenance import collect_provenance
+from harness.records.record import utc_now
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 GB = 1e9

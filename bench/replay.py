@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.peers.ratios import is_as_good
-from harness.record import read_metrics
-from harness.search.points import Point
-from harness.search.question import Method, PrunerName, Question, load_question
-from harness.search.settings import SearchSettings
-from harness.search.study import Study
+from harness.question.points import Point
+from harness.question.question import Method, PrunerName, Question, load_question
+from harness.question.settings import SearchSettings
+from harness.records.record import read_metrics
+from harness.study.study import Study
 from harness.sweeping.driver import most_in_flight
 from harness.sweeping.state import SweepDirectory, SweepState, read_state
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.compose import compose_run, config_tree
-from harness.provenance import collect_provenance
-from harness.record import Estimate, MeasuredIn, Record, RunStatus, write_record
+from harness.config.compose import compose_run, config_tree
+from harness.records.provenance import collect_provenance
+from harness.records.record import Estimate, MeasuredIn, Record, RunStatus, write_record
 from harness.sweeping.state import (
     ConfirmedLine,
     RunLine,

@@ -35,10 +35,10 @@ from bench.scheduler_arm import HEADING, Arm, Case, Shares, line
 from bench.scheduler_lengths import BASE, EVERY, STEPS, RunLengths, load_lengths, record
 from bench.scheduler_pool import SimulatedPool, SkippingClock
 from harness.commands.drive import DRAW_SECONDS, STATE_SECONDS
-from harness.provenance import collect_provenance
-from harness.record import utc_now
-from harness.search.question import load_question
-from harness.search.study import Study, TrialStatus
+from harness.question.question import load_question
+from harness.records.provenance import collect_provenance
+from harness.records.record import utc_now
+from harness.study.study import Study, TrialStatus
 from harness.sweeping.display import progress_text
 from harness.sweeping.driver import Driver
 from harness.sweeping.pool import Device

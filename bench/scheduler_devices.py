@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from bench.scheduler_lengths import RunLengths
-from harness.compose import config_tree
-from harness.provenance import collect_provenance
-from harness.record import Estimate, Record, RunStatus, write_record
+from harness.config.compose import config_tree
+from harness.records.provenance import collect_provenance
+from harness.records.record import Estimate, Record, RunStatus, write_record
 from harness.sweeping.messages import (
     Busy,
     Ended,

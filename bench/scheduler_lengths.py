@@ -17,11 +17,11 @@ import numpy
 import psutil
 import yaml
 
-from harness.provenance import collect_provenance
-from harness.record import read_record, utc_now
-from harness.run_directory import RunDirectory
-from harness.search.question import load_question
-from harness.search.study import Study
+from harness.question.question import load_question
+from harness.records.provenance import collect_provenance
+from harness.records.record import read_record, utc_now
+from harness.records.run_directory import RunDirectory
+from harness.study.study import Study
 from harness.sweeping.driver import Driver
 from harness.sweeping.messages import Busy, Ended, News, Ready, Stepped
 from harness.sweeping.pool import Died, Pool, WorkerProcess, devices_for

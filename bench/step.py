@@ -34,16 +34,16 @@ import torch
 import torch.nn.functional as F
 
 from bench.trainer import train
-from harness.adapters.quick import quick_passes
-from harness.adapters.shared import SharedBase
 from harness.base.build import Base, freeze
-from harness.config import LoraConfig, OptimConfig, QuantConfig, QuantFormat, RunConfig
+from harness.config.schema import LoraConfig, OptimConfig, QuantConfig, QuantFormat, RunConfig
 from harness.data.order import batch_rows
 from harness.data.prepare import PreparedData
 from harness.data.rows import NO_LOSS, TokenRows
-from harness.provenance import collect_provenance
-from harness.run_directory import RunDirectory, utc_now
-from harness.training.cohort import packed_gradients
+from harness.engine.cpu.backend import quick_passes
+from harness.engine.micro_step import packed_gradients
+from harness.engine.shared_base import SharedBase
+from harness.records.provenance import collect_provenance
+from harness.records.run_directory import RunDirectory, utc_now
 from harness.training.job import Job
 from harness.training.slot import Slot, clip
 

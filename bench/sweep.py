@@ -29,8 +29,8 @@ from pathlib import Path
 
 import psutil
 
-from harness.provenance import collect_provenance
-from harness.record import utc_now
+from harness.records.provenance import collect_provenance
+from harness.records.record import utc_now
 
 RESULTS = Path(__file__).parent / "results" / "sweep.json"
 RANKS = (2, 4, 8, 16)

@@ -28,9 +28,9 @@ from typing import Any
 import psutil
 import torch
 
-from harness.config import TrackerConfig, TrackerName
-from harness.provenance import collect_provenance
-from harness.record import MetricsLog, RunStatus, utc_now
+from harness.config.schema import TrackerConfig, TrackerName
+from harness.records.provenance import collect_provenance
+from harness.records.record import MetricsLog, RunStatus, utc_now
 from harness.tracking import Tracker, open_tracker
 
 STEP_SECONDS = 0.050

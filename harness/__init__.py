@@ -1,7 +1,7 @@
 """QLoRA Harness: many LoRA adapters trained, measured and compared on one frozen 4-bit base.
 
-This package's top level imports nothing, so that `harness.config`, `harness.record` and
-`harness.metrics` stay usable without torch, transformers or wandb.
+This package's top level imports nothing, so that `harness.config.schema`, `harness.records.record` and
+`harness.records.metrics` stay usable without torch, transformers or wandb.
 """
 
 __version__ = "0.1.0"

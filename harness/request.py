@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.base.source import ModelSource, find_model, model_fingerprint
-from harness.config import PathsConfig, RunConfig
+from harness.config.identity import Identity, identify
+from harness.config.schema import PathsConfig, RunConfig
+from harness.config.validate import validate
 from harness.data.check import check_data, data_fingerprint
 from harness.errors import RequestError
 from harness.evals.choices import check_choices
-from harness.identity import Identity, identify
-from harness.record import Record, RecordError, RunStatus, read_record
-from harness.run_directory import RunDirectory
+from harness.records.record import Record, RecordError, RunStatus, read_record
+from harness.records.run_directory import RunDirectory
 from harness.tracking import check_tracker
-from harness.validate import validate
 
 _SETTLED = (RunStatus.completed, RunStatus.diverged)
 """Ends that training again would only repeat. Failed, interrupted and out-of-memory runs go on; a run that a

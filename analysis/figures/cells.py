@@ -12,8 +12,8 @@ from typing import Any
 from analysis.figures.factors import WITHOUT_EFFECT, Factor, varying_factors
 from analysis.frame import Row, config_keys
 from analysis.statistics import Interval, mean_interval
-from harness.metrics import COHORT_SHARES, METRICS, Direction
-from harness.record import MeasuredIn, RunStatus
+from harness.records.metrics import COHORT_SHARES, METRICS, Direction
+from harness.records.record import MeasuredIn, RunStatus
 
 COSTS_NOTHING = frozenset(
     {

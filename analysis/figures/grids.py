@@ -13,7 +13,7 @@ from analysis.figures.factors import Factor, levels, printed
 from analysis.figures.over import how_chosen, other_factors, stem_of
 from analysis.figures.style import COLOUR_MAP, GREY, Width, figure_style, new_figure
 from analysis.frame import Row
-from harness.metrics import METRICS, format_value
+from harness.records.metrics import METRICS, format_value
 
 MAX_LEVELS = 12
 LABELS_INCHES = 0.75

@@ -14,7 +14,7 @@ from analysis.figures.over import stem_of
 from analysis.figures.style import Width, figure_style, line_look, new_figure
 from analysis.frame import Row
 from analysis.histories import History
-from harness.metrics import METRICS
+from harness.records.metrics import METRICS
 
 MAX_LINES = 6
 SMOOTH_OVER = 50

@@ -8,7 +8,7 @@ from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.factors import Factor, levels, printed, varying_factors
 from analysis.figures.style import COLOURS, HATCHES, MARKERS, Width, figure_style, new_figure
 from analysis.frame import PREDICTED, Row
-from harness.metrics import MEMORY_PARTS, METRICS, memory_part_name
+from harness.records.metrics import MEMORY_PARTS, METRICS, memory_part_name
 
 MAX_BARS = 16
 

@@ -20,7 +20,7 @@ from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.factors import Factor, is_numeric, levels, printed, varying_factors
 from analysis.figures.style import Width, figure_style, line_look, new_figure
 from analysis.frame import Row
-from harness.metrics import METRICS
+from harness.records.metrics import METRICS
 
 MAX_LINES = 8
 MAX_INSIDE = 4

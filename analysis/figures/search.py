@@ -17,7 +17,7 @@ from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.memory import bytes_unit
 from analysis.figures.over import stem_of
 from analysis.figures.style import COLOUR_MAP, COLOURS, GREY, Width, figure_style, new_figure
-from harness.metrics import METRICS, Direction
+from harness.records.metrics import METRICS, Direction
 
 MIN_TRIALS = 4
 TICK_DISTANCE = 0.045

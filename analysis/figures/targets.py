@@ -8,7 +8,7 @@ from analysis.figures.factors import TARGETS, printed
 from analysis.figures.over import how_chosen, other_factors, stem_of
 from analysis.figures.style import COLOURS, GREY, Width, figure_style, new_figure
 from analysis.frame import Row
-from harness.metrics import METRICS
+from harness.records.metrics import METRICS
 
 BUDGET_TOLERANCE = 0.1
 """Relative spread of trainable parameters within which sets count as spending the same: ranks are whole

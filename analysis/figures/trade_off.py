@@ -10,7 +10,7 @@ from analysis.figures.over import stem_of
 from analysis.figures.style import COLOURS, MARKERS, Width, figure_style, new_figure
 from analysis.frame import Row
 from analysis.statistics import pareto_front
-from harness.metrics import MEMORY_PARTS, METRICS, memory_part_name
+from harness.records.metrics import MEMORY_PARTS, METRICS, memory_part_name
 
 MAX_GROUPS = 8
 PEAK = "memory/peak_bytes"

@@ -10,7 +10,7 @@ from analysis.figures.cells import value_of
 from analysis.figures.factors import MISSING
 from analysis.frame import Row
 from analysis.sources import SweepData
-from harness.metrics import METRICS, format_value
+from harness.records.metrics import METRICS, format_value
 
 PROVENANCE = (
     ("commit", "provenance.commit"),

@@ -6,8 +6,8 @@ from analysis.frame import Role, Row, metric_key
 from analysis.groups import COST_NOTHING
 from analysis.sources import SweepData
 from analysis.spec import Spec
-from harness.metrics import COHORT_SHARES, Direction
-from harness.record import MeasuredIn
+from harness.records.metrics import COHORT_SHARES, Direction
+from harness.records.record import MeasuredIn
 
 SEARCH_LINES = 20
 """Lines of a search that is no grid; a grid is shown whole."""

@@ -9,8 +9,8 @@ from bench.peers.processes import environment
 from bench.peers.ratios import Agreement, agreement
 from bench.peers.rows import Work, make_work
 from bench.peers.task import Task
-from harness.record import Record, read_metrics, read_record
-from harness.run_directory import RunDirectory
+from harness.records.record import Record, read_metrics, read_record
+from harness.records.run_directory import RunDirectory
 
 SCRIPTS = Path(__file__).parent
 ROOT = SCRIPTS.parents[1]

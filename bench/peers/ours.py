@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING, Self
 
 from bench.peers.channel import Channel
-from harness import cli
+from harness.cli import main as cli
 from harness.commands import run
 
 if TYPE_CHECKING:

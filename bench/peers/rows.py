@@ -12,8 +12,8 @@ import torch
 
 from harness.base.layout import adapted_layers, shortest_names
 from harness.base.source import find_model
-from harness.compose import compose_run
-from harness.config import LoraConfig, RunConfig, Schedule
+from harness.config.compose import compose_run
+from harness.config.schema import LoraConfig, RunConfig, Schedule
 from harness.data.order import batch_rows
 from harness.data.prepare import PreparedData
 from harness.data.rows import NO_LOSS, TokenRows

@@ -8,7 +8,7 @@ from torch import nn
 
 from harness.base.formats import TORCH_DTYPES, moved_layer, quantise_linear
 from harness.base.layout import LinearSpec, in_block
-from harness.config import QuantConfig
+from harness.config.schema import QuantConfig
 
 
 def _weight_and_bias(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -14,7 +14,7 @@ from harness.base.cache import cache_entry, load_entry, save_entry
 from harness.base.layout import LinearSpec
 from harness.base.library_faults import cure_bitsandbytes
 from harness.base.source import ModelSource
-from harness.config import ModelConfig, QuantConfig, QuantFormat
+from harness.config.schema import ModelConfig, QuantConfig, QuantFormat
 from harness.errors import RequestError
 
 

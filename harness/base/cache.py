@@ -13,7 +13,7 @@ from torch import nn
 
 from harness.base.blocks import block_linears, linear_modules
 from harness.base.formats import TORCH_DTYPES, layer_from_tensors, layer_tensors
-from harness.config import QuantConfig, QuantFormat
+from harness.config.schema import QuantConfig, QuantFormat
 
 CACHE_VERSION = 1
 """Raised whenever the stored tensors change meaning."""

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import torch
 
-from harness.config import QuantFormat
+from harness.config.schema import QuantFormat
 
 
 class Normalisation(Enum):

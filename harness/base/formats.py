@@ -19,7 +19,7 @@ from harness.base.layers import (
     PlainConstants,
     dynamic_table,
 )
-from harness.config import FloatType, QuantConfig, QuantFormat
+from harness.config.schema import FloatType, QuantConfig, QuantFormat
 
 TORCH_DTYPES = {FloatType.float32: torch.float32, FloatType.bfloat16: torch.bfloat16}
 

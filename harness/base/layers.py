@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from harness.base.code_books import CODE_BOOKS, CodeBook, decode, encode
-from harness.config import QuantConfig
+from harness.config.schema import QuantConfig
 
 DOUBLE_QUANT_BLOCK = 256
 """Constants per block of the second quantisation (QLoRA, section 3)."""

@@ -7,7 +7,7 @@ The rule for quantisation stands here too: every linear layer inside the blocks,
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.config import LoraConfig
+from harness.config.schema import LoraConfig
 from harness.errors import RequestError, near_names
 
 TARGET_SETS = ("all_linear", "attention", "mlp")

@@ -19,7 +19,7 @@ from harness.base.code_books import CODE_BOOKS, nibble_tables
 from harness.base.formats import dense_from_tensors, layer_tensors
 from harness.base.layers import FrozenLinear, dynamic_table
 from harness.base.layout import LinearSpec, block_name
-from harness.config import QuantConfig, QuantFormat
+from harness.config.schema import QuantConfig, QuantFormat
 
 
 class ShardedLinear(FrozenLinear):

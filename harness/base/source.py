@@ -11,7 +11,7 @@ from pathlib import Path
 
 import harness
 from harness.base.hub import resolve_hub_model
-from harness.config import ModelConfig
+from harness.config.schema import ModelConfig
 from harness.errors import RequestError
 
 EMBEDDED = "embedded"

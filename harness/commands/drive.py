@@ -10,14 +10,14 @@ import yaml
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.errors import RequestError, RunFailed
-from harness.run_directory import write_text
-from harness.search.leases import Leases
-from harness.search.question import Question
-from harness.search.space import Point
-from harness.search.storage import open_engine
-from harness.search.study import Study
+from harness.question.check_space import Point
+from harness.question.question import Question
+from harness.records.run_directory import write_text
+from harness.study.leases import Leases
+from harness.study.storage import open_engine
+from harness.study.study import Study
 from harness.sweeping.check import check_without_device, refuse_what_does_not_fit
 from harness.sweeping.cores import workers_on_cpu
 from harness.sweeping.display import SweepDisplay

@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from harness.commands.sweep import sweep_command
-from harness.compose import compose_run
+from harness.config.compose import compose_run
 from harness.errors import RequestError
-from harness.run_directory import write_text
-from harness.search.question import question_of
+from harness.question.question import question_of
+from harness.records.run_directory import write_text
 
 _ASKED = ("base", "space", "search", "objective", "constraints", "confirm")
 """The parts of a question that make it another one."""

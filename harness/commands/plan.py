@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.base.quick_imports import quick_imports
-from harness.compose import compose_run
-from harness.config import RunConfig
+from harness.config.compose import compose_run
+from harness.config.resources import Shard
+from harness.config.schema import RunConfig
 from harness.errors import RequestError
-from harness.metrics import format_bytes
 from harness.plan.settings import PlanSettings, parse_bytes, split_settings
-from harness.resources import Shard
+from harness.records.metrics import format_bytes
 
 if TYPE_CHECKING:
     from harness.plan.costs import CostGroup

@@ -11,17 +11,17 @@ from harness.commands.plan import (
     with_device_defaults,
 )
 from harness.commands.sweep import plan_text
-from harness.compose import compose_run
-from harness.devices import device_memory, visible_cuda_devices
+from harness.config.compose import compose_run
+from harness.config.devices import device_memory, visible_cuda_devices
 from harness.errors import RequestError
-from harness.metrics import format_bytes
 from harness.plan.costs import CostGroup, cost_groups, distinguishing_keys
 from harness.plan.measured import find_measured
 from harness.plan.settings import PlanSettings
 from harness.plan.subject import MARGIN, planned_device
 from harness.plan.text import aligned, duration
-from harness.search.question import Method, Question, load_question
-from harness.search.space import check_space
+from harness.question.check_space import check_space
+from harness.question.question import Method, Question, load_question
+from harness.records.metrics import format_bytes
 from harness.sweeping.driver import MAX_SLOTS, MAX_SLOTS_ADAPTIVE
 from harness.sweeping.requests import base_of
 

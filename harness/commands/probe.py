@@ -4,8 +4,8 @@ import json
 import sys
 
 from harness.commands.run import train_request
-from harness.compose import config_of_tree
-from harness.record import RunStatus
+from harness.config.compose import config_of_tree
+from harness.records.record import RunStatus
 from harness.request import make_request
 
 _MEASURED = (RunStatus.completed, RunStatus.out_of_memory)

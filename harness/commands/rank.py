@@ -8,10 +8,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from harness.config.resources import Shard
 from harness.errors import RequestError
 from harness.parallel.meeting import NO_MEMORY, REFUSED, STOPPED, Meeting, rank_log
 from harness.request import Request
-from harness.resources import Shard
 
 
 def main(directory: Path) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.compose import compose_run
+from harness.config.compose import compose_run
 from harness.errors import RequestError
 from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
 

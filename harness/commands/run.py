@@ -6,12 +6,12 @@ Torch is imported only when everything that can be refused without it has been.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from harness.compose import compose_run
-from harness.config import RunConfig
-from harness.console import RunDisplay, print_result
-from harness.record import Record, RunStatus
+from harness.commands.console import RunDisplay, print_result
+from harness.config.compose import compose_run
+from harness.config.schema import RunConfig
+from harness.records.record import Record, RunStatus
+from harness.records.run_directory import RunDirectory
 from harness.request import Request, make_request, settled_record
-from harness.run_directory import RunDirectory
 from harness.training.libraries import import_libraries
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """`harness run --help`: groups, options and keys with what they mean. Imports no torch.
 
-A key's text is its docstring in `harness.config`, so that it stands once.
+A key's text is its docstring in `harness.config.schema`, so that it stands once.
 """
 
 import ast
@@ -11,9 +11,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import harness.config
-from harness.compose import FREE_GROUP, compose_run, group_options
-from harness.config import RunConfig
+import harness.config.schema
+from harness.config.compose import FREE_GROUP, compose_run, group_options
+from harness.config.schema import RunConfig
 
 _HEADER = """\
 usage: harness run [override…] [--json]
@@ -99,7 +99,7 @@ def _spelt(value: Any) -> str:
 
 def _field_docstrings() -> dict[tuple[str, str], str]:
     """Return the string under each field of the configuration's classes, by (class, field)."""
-    source = ast.parse(Path(harness.config.__file__).read_text(encoding="utf-8"))
+    source = ast.parse(Path(harness.config.schema.__file__).read_text(encoding="utf-8"))
     found: dict[tuple[str, str], str] = {}
     for node in source.body:
         if not isinstance(node, ast.ClassDef):

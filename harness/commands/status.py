@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.compose import compose_run
+from harness.config.compose import compose_run
 from harness.errors import RequestError
 from harness.launch.jobs import job_lines
 from harness.sweeping.display import print_state, progress_text

@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 
 from harness.commands.drive import begin_sweep, question_text, train_sweep
-from harness.compose import compose_run
-from harness.config import RunConfig
+from harness.config.compose import compose_run
+from harness.config.schema import RunConfig
 from harness.errors import RequestError
-from harness.redact import redact
-from harness.search.keys import ANYWHERE
-from harness.search.question import Method, PrunerName, Question, load_question
-from harness.search.space import Point, check_space
+from harness.question.check_space import Point, check_space
+from harness.question.keys import ANYWHERE
+from harness.question.question import Method, PrunerName, Question, load_question
+from harness.records.redact import redact
 from harness.sweeping.check import check_without_device
 from harness.sweeping.display import print_state
 from harness.sweeping.requests import base_of

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from harness.config import RunConfig
-from harness.record import Record
+from harness.config.schema import RunConfig
+from harness.records.record import Record
 from harness.request import Request, make_request, settled_record
 
 

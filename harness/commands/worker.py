@@ -7,13 +7,13 @@ from pathlib import Path
 import yaml
 
 from harness.commands.drive import train_sweep
-from harness.compose import compose_run
+from harness.config.compose import compose_run
 from harness.errors import RequestError
-from harness.search.asked import question_in
-from harness.search.keys import key_of
-from harness.search.question import Question, question_of
-from harness.search.space import check_space
-from harness.search.storage import open_database
+from harness.question.check_space import check_space
+from harness.question.keys import key_of
+from harness.question.question import Question, question_of
+from harness.study.same_question import question_in
+from harness.study.storage import open_database
 from harness.sweeping.display import progress_text
 from harness.sweeping.requests import base_of
 from harness.sweeping.state import SweepDirectory, SweepStatus

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.config import DataConfig, DataForm, Template
+from harness.config.schema import DataConfig, DataForm, Template
 from harness.data.files import file_digest, read_file, resolved_file
 from harness.data.records import RecordForm
 from harness.data.sources import read_splits

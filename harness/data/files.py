@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from harness.config import DataForm
+from harness.config.schema import DataForm
 from harness.data.example import Example
 from harness.data.records import ReadRows, Record, RecordForm, read_records
 from harness.errors import DataError, near_names

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from harness.config import DataConfig, Split
+from harness.config.schema import DataConfig, Split
 from harness.data.check import data_fingerprint
 from harness.data.rows import NO_LOSS, TokenRows
 from harness.data.sources import SourceReport, Splits, empty_split_message, read_splits

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from harness.config import DataConfig, DataForm
+from harness.config.schema import DataConfig, DataForm
 from harness.data.example import Example, Role, Turn, pair
 from harness.errors import DataError, near_names
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import assert_never
 
-from harness.config import DataConfig, Split
+from harness.config.schema import DataConfig, Split
 from harness.data.example import Example, examples_digest, pair
 from harness.data.files import read_file
 from harness.data.records import ReadRows, Record, RecordForm, read_records

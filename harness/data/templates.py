@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
-from harness.config import DataConfig, LossOn, Template
+from harness.config.schema import DataConfig, LossOn, Template
 from harness.data.example import Example, Role, Turn
 from harness.errors import DataError
 

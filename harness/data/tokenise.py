@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from harness.config import DataConfig
+from harness.config.schema import DataConfig
 from harness.data.example import Example
 from harness.data.packing import pack
 from harness.data.rows import NO_LOSS, TokenRows

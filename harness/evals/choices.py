@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, assert_never
 
-from harness.config import EvalConfig
+from harness.config.schema import EvalConfig
 from harness.errors import DataError, RequestError, near_names
 
 _LETTERS = string.ascii_uppercase

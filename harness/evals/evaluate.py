@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.config import DataConfig, EvalConfig
+from harness.config.schema import DataConfig, EvalConfig
 from harness.data.templates import prompt_ids
 from harness.evals.choices import evenly_spaced, load_questions
 from harness.evals.context import evaluating
@@ -15,7 +15,7 @@ from harness.evals.copies import ALONE, Copies
 from harness.evals.generation import Decoding, generate_copies
 from harness.evals.result import EvalResult
 from harness.evals.token_loss import loss_results, score_copies
-from harness.metrics import METRICS
+from harness.records.metrics import METRICS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ LOSS_METRICS = ("eval/loss", "eval/perplexity", "eval/token_accuracy")
 """What every evaluation gives, and one with `loss_only` nothing else."""
 
 Results = dict[str, EvalResult]
-"""Each metric's result, by its name in `harness.metrics`."""
+"""Each metric's result, by its name in `harness.records.metrics`."""
 
 
 def evaluate_model(

@@ -8,7 +8,7 @@ came from. Why rows (or clusters of them) and not tokens: Miller 2024, "Adding E
 import math
 from collections.abc import Sequence
 
-from harness.record import Estimate
+from harness.records.record import Estimate
 
 EvalResult = Estimate
 """What one evaluation measures is what the record keeps: value, standard error (None if n = 1), n."""

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from harness.base.forward import loss_positions, target_logits
 from harness.data.compact import trimmed
 from harness.data.rows import Batch, TokenRows
+from harness.engine.forward import loss_positions, target_logits
 from harness.evals.copies import ALONE, Copies
 from harness.evals.result import EvalResult, token_loss_results
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.errors import RequestError
-from harness.run_directory import write_text
+from harness.records.run_directory import write_text
 from harness.sweeping.state import SweepDirectory
 
 _ASK_SECONDS = 30

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
-from harness.devices import visible_cuda_devices
+from harness.config.devices import visible_cuda_devices
 from harness.errors import RequestError
 from harness.launch.job import MemberJob
 from harness.launch.jobs import Submitted, cluster_name, keep_jobs, logs_of
-from harness.run_directory import utc_now
-from harness.search.question import LauncherKind, LauncherSettings, Question
+from harness.question.question import LauncherKind, LauncherSettings, Question
+from harness.records.run_directory import utc_now
 
 if TYPE_CHECKING:
     from submitit import Executor

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from harness.base.build import Base
 from harness.base.formats import constant_tensors
 from harness.base.sharding import ShardedLinear, held_here, shared_tables
-from harness.devices import workers_on_device
+from harness.config.devices import workers_on_device
 
 
 def distinct_bytes(tensors: Iterable[torch.Tensor]) -> int:

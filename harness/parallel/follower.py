@@ -7,14 +7,14 @@ from typing import assert_never
 
 import torch
 
-from harness.adapters.adapter import Adapter
-from harness.adapters.quick import quick_passes
-from harness.adapters.shared import SharedBase
+from harness.engine.adapter import Adapter
+from harness.engine.cpu.backend import quick_passes
+from harness.engine.micro_step import Gradient
+from harness.engine.shared_base import SharedBase
 from harness.parallel.group import Group
 from harness.parallel.leader import digest
 from harness.parallel.orders import Assist, Divide, Drop, End, Fault, Hold, Order, Pass, Reply
 from harness.parallel.shares import added_up, computed, fault_of
-from harness.training.cohort import Gradient
 
 
 class Follower:

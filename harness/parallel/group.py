@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from harness.config import ResourcesConfig
-from harness.devices import resolved_device, threads_per_process
+from harness.config.devices import resolved_device, threads_per_process
+from harness.config.schema import ResourcesConfig
 from harness.errors import RunFailed
 from harness.parallel.orders import Order
 from harness.training.ranks import check_size

@@ -15,11 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from harness.compose import config_tree
+from harness.config.compose import config_tree
 from harness.errors import RequestError
 from harness.parallel.meeting import NO_MEMORY, REFUSED, STOPPED, Meeting, rank_log
-from harness.provenance import collect_provenance
-from harness.record import Record, RecordError, RunStatus, read_record, write_record
+from harness.records.provenance import collect_provenance
+from harness.records.record import Record, RecordError, RunStatus, read_record, write_record
 from harness.request import Request, settled_record
 
 RANK_MODULE = "harness.commands.rank"

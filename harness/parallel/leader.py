@@ -12,15 +12,15 @@ from typing import Self
 
 import torch
 
-from harness.adapters.adapter import Adapter
-from harness.adapters.shared import SharedBase
 from harness.base.build import Base
+from harness.engine.adapter import Adapter
+from harness.engine.micro_step import Gradient, Work
+from harness.engine.shared_base import SharedBase
 from harness.errors import RunFailed
 from harness.parallel.group import Group, RankLost
 from harness.parallel.orders import Divide, Drop, End, Fault, Hold, Order, Pass, Reply, Share
 from harness.parallel.shares import added_up, computed, divided, fault_of
 from harness.parallel.sharing import AssistedForwards, shared_out
-from harness.training.cohort import Gradient, Work
 from harness.training.slot import Slot
 
 

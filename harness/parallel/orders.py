@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from harness.adapters.rows import MaskRows
-from harness.config import LoraConfig
+from harness.config.schema import LoraConfig
 from harness.data.rows import Batch
+from harness.engine.rows import MaskRows
 
 
 @dataclass(frozen=True, slots=True)

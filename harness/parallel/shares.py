@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.adapters.adapter import Adapter, FlatGradient
-from harness.adapters.rows import MaskRows
-from harness.adapters.shared import SharedBase
 from harness.data.rows import Batch
+from harness.engine.adapter import Adapter, FlatGradient
+from harness.engine.micro_step import Gradient, Work, packed_gradients
+from harness.engine.rows import MaskRows
+from harness.engine.shared_base import SharedBase
 from harness.measure.memory import is_out_of_memory
 from harness.parallel.group import Group
 from harness.parallel.orders import Fault, Share
-from harness.training.cohort import Gradient, Work, packed_gradients
 from harness.training.slot import Slot
 
 

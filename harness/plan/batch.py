@@ -1,6 +1,6 @@
 """The largest micro-batch of a run: from its rows, or as stated where there are none."""
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.data.compact import folded
 from harness.data.order import batch_rows
 from harness.data.rows import Batch, TokenRows

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.data.order import steps_for
 from harness.errors import RequestError
 from harness.plan.prediction import Prediction

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 from harness.base.layout import LinearSpec, adapted_layers
-from harness.config import QuantConfig, QuantFormat, RunConfig
-from harness.metrics import format_bytes
+from harness.config.schema import QuantConfig, QuantFormat, RunConfig
 from harness.plan.prediction import BatchSize, Prediction
+from harness.records.metrics import format_bytes
 
 BYTES_OF_FULL_FINE_TUNING = 16
 """Bytes a parameter: 16-bit weight and gradient, 32-bit master copy and Adam's two moments."""

@@ -6,14 +6,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from harness.compose import config_tree
-from harness.config import RunConfig
+from harness.config.compose import config_tree
+from harness.config.resources import Shard
+from harness.config.schema import RunConfig
 from harness.errors import RequestError, RunFailed
 from harness.plan.costs import CostGroup
 from harness.plan.probe import probe_config
-from harness.record import MeasuredIn, Record, RecordError, RunStatus, read_record
+from harness.records.record import MeasuredIn, Record, RecordError, RunStatus, read_record
 from harness.request import Request, make_request
-from harness.resources import Shard
 
 PROBE = "harness.commands.probe"
 """The module that a probe's process runs; it reads a configuration's tree from standard input."""

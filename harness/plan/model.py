@@ -10,7 +10,6 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from harness.adapters.shared import SharedBase
 from harness.base.blocks import block_linears
 from harness.base.build import Base
 from harness.base.formats import TORCH_DTYPES
@@ -18,7 +17,8 @@ from harness.base.layout import LinearSpec
 from harness.base.library_faults import quiet_libraries
 from harness.base.quick_imports import quick_imports
 from harness.base.source import ModelSource
-from harness.config import Attention, ModelConfig, QuantConfig
+from harness.config.schema import Attention, ModelConfig, QuantConfig
+from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
 from harness.plan.outline import find_blocks, module_outlines, per_block_fields
 from harness.plan.planned_layer import AdaptedLayer, PlannedLinear, PlannedStorage

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from harness.base.layout import LinearSpec
-from harness.config import OptimizerName
+from harness.config.schema import OptimizerName
 
 _FLOAT_BYTES = 4
 _EIGHT_BIT_FROM = 4096

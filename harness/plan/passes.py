@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.adapters.adapter import Adapter, Layout
-from harness.adapters.rows import Segment
-from harness.adapters.shared import lora_alpha
 from harness.base.layout import adapted_layers
-from harness.config import LoraConfig, OptimConfig
+from harness.config.schema import LoraConfig, OptimConfig
 from harness.data.rows import Batch
+from harness.engine.adapter import Adapter, Layout
+from harness.engine.micro_step import Work, packed_gradients
+from harness.engine.rows import Segment
+from harness.engine.shared_base import lora_alpha
 from harness.errors import RequestError
 from harness.plan.attention import planned_attention
 from harness.plan.model import META, PlannedModel
 from harness.plan.prediction import BatchSize
 from harness.plan.tracing import LiveBytes, SavedOnMeta
-from harness.training.cohort import Work, packed_gradients
 
 
 @dataclass(frozen=True, slots=True)

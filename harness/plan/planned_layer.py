@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from harness.adapters.packed import PackedLora
-from harness.adapters.rows import RowPlan
 from harness.base.layers import FrozenLinear
 from harness.base.layout import LinearSpec
-from harness.config import QuantConfig, QuantFormat
+from harness.config.schema import QuantConfig, QuantFormat
+from harness.engine.reference.grouped_lora import PackedLora
+from harness.engine.rows import RowPlan
 from harness.plan.storage import has_offset
 
 

@@ -7,14 +7,14 @@ a pass come from the engine's own forward and backward, run on the meta device (
 from collections.abc import Sequence
 
 from harness.base.layout import LinearSpec, adapted_layers
-from harness.config import LoraConfig, RunConfig
-from harness.metrics import MEMORY_PARTS
+from harness.config.resources import Shard
+from harness.config.schema import LoraConfig, RunConfig
 from harness.plan.model import PlannedModel
 from harness.plan.optimizer_state import optimizer_bytes
 from harness.plan.passes import PlannedRun, pass_bytes
 from harness.plan.prediction import SHARED_PARTS, STATIC_PARTS, BatchSize, Prediction
 from harness.plan.storage import base_bytes, gathered_bytes
-from harness.resources import Shard
+from harness.records.metrics import MEMORY_PARTS
 
 _FLOAT_BYTES = 4
 """Adapters and their gradients are float32 on every base."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from harness.metrics import MEMORY_PARTS, memory_part_name
+from harness.records.metrics import MEMORY_PARTS, memory_part_name
 
 STATIC_PARTS = tuple(part for part in MEMORY_PARTS if part != "activation")
 SHARED_PARTS = ("base", "quant_constants")
@@ -74,7 +74,7 @@ class Prediction:
         return sum(self.cohort_parts[part] for part in STATIC_PARTS)
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics that this predicts, by the names of `harness.metrics`."""
+        """Return the metrics that this predicts, by the names of `harness.records.metrics`."""
         return {
             "memory/peak_bytes": self.peak_bytes,
             **{memory_part_name(part): value for part, value in self.parts.items()},

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from harness.compose import config_tree
-from harness.config import (
+from harness.config.compose import config_tree
+from harness.config.resources import Shard
+from harness.config.schema import (
     CheckpointConfig,
     EvalConfig,
     OptimConfig,
@@ -14,7 +15,6 @@ from harness.config import (
     TrackerConfig,
     TrackerName,
 )
-from harness.resources import Shard
 
 PROBE_STEPS = 12
 """Steps of a probe: the warm-up that is not counted, and enough for a median."""

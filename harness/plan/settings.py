@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from harness.errors import RequestError, near_names
-from harness.search.goals import BYTE_UNITS
+from harness.question.goals import BYTE_UNITS
 
 PREFIX = "plan."
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")

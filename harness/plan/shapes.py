@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from harness.compose import NOT_A_GROUP, conf_directory
+from harness.config.compose import NOT_A_GROUP, conf_directory
 from harness.errors import RequestError, near_names
 
 

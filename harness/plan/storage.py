@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from harness.base.code_books import CODE_BOOKS, Normalisation
 from harness.base.layers import DOUBLE_QUANT_BLOCK
 from harness.base.layout import LinearSpec, block_name, in_block
-from harness.config import FloatType, QuantConfig, QuantFormat
+from harness.config.schema import FloatType, QuantConfig, QuantFormat
 from harness.plan.prediction import ModuleSize
 
 FLOAT_BYTES = {FloatType.float32: 4, FloatType.bfloat16: 2}

@@ -5,18 +5,18 @@ from functools import lru_cache
 from pathlib import Path
 
 from harness.base.source import ModelSource, find_model, model_fingerprint
-from harness.config import DataConfig, ModelConfig, OptimizerName, RunConfig
+from harness.config.devices import resolved_device
+from harness.config.schema import DataConfig, ModelConfig, OptimizerName, RunConfig
+from harness.config.validate import validate
 from harness.data.check import check_data
 from harness.data.prepare import PreparedData, prepare_data
 from harness.data.rows import TokenRows
-from harness.devices import resolved_device
 from harness.errors import DataError, RequestError
 from harness.plan.batch import largest_micro_batch, stated_micro_batch
 from harness.plan.model import PlannedModel
 from harness.plan.predict import predict
 from harness.plan.prediction import BatchSize, Prediction
 from harness.plan.settings import PlanSettings
-from harness.validate import validate
 
 MARGIN = 0.05
 """What a prediction may be off, as share of it: a configuration fits if it does with this much more."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from harness.metrics import MEMORY_PARTS, METRICS, format_bytes, memory_part_name
 from harness.plan.prediction import ModuleSize, Prediction
+from harness.records.metrics import MEMORY_PARTS, METRICS, format_bytes, memory_part_name
 
 
 def prediction_text(

@@ -18,9 +18,9 @@ from optuna.artifacts import (
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from harness.errors import RequestError
-from harness.record import RecordError, RunStatus, read_record
-from harness.run_directory import RunDirectory
-from harness.search.study import Study
+from harness.records.record import RecordError, RunStatus, read_record
+from harness.records.run_directory import RunDirectory
+from harness.study.study import Study
 
 _SUFFIX = ".tar.gz"
 _NAME = re.compile(r"(\w[\w.+-]*)" + re.escape(_SUFFIX), re.ASCII)

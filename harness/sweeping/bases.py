@@ -1,6 +1,6 @@
 """The bases that a worker keeps loaded between cohorts."""
 
-from harness.adapters.shared import SharedBase
+from harness.engine.shared_base import SharedBase
 from harness.measure.memory import device_memory_bytes
 from harness.sweeping.messages import Role, Train
 from harness.training.launch import open_base

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.errors import RequestError, RunFailed
-from harness.search.space import Point
+from harness.question.check_space import Point
 from harness.sweeping.messages import Check, Checked, Ready
 from harness.sweeping.pool import Device, Died, Pool
 from harness.sweeping.state import SweepDirectory

@@ -1,6 +1,6 @@
 """Which cells of a search are confirmed: the best, each once. Pure."""
 
-from harness.search.study import Study, Trial
+from harness.study.study import Study, Trial
 
 
 def chosen_for_confirmation(study: Study, count: int) -> list[Trial]:

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import psutil
 
 from harness.base.source import find_model, weights_bytes
-from harness.config import ModelConfig, RunConfig
-from harness.devices import usable_cores
+from harness.config.devices import usable_cores
+from harness.config.schema import ModelConfig, RunConfig
 
 SMALL_BYTES = 2**25
 """A base is small if its weights have at most so many bytes on disk: 32 MiB."""

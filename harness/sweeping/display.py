@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.metrics import METRICS, Direction, format_value
+from harness.records.metrics import METRICS, Direction, format_value
 from harness.sweeping.state import UNENDED, DeviceLine, SweepState, SweepStatus, TrialLine
 
 PLAIN_SECONDS = 10.0

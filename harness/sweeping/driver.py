@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import assert_never
 
-from harness.compose import config_tree
+from harness.config.compose import config_tree
 from harness.errors import RunFailed
-from harness.record import Record, RecordError, RunStatus, read_record, write_record
-from harness.search.question import Method
-from harness.search.settings import SearchSettings
+from harness.question.question import Method
+from harness.question.settings import SearchSettings
+from harness.records.record import Record, RecordError, RunStatus, read_record, write_record
 from harness.sweeping.desks import Allotment, Desk
 from harness.sweeping.ledger import Run, RunState
 from harness.sweeping.messages import (

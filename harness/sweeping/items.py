@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from harness.errors import RequestError
-from harness.search.study import Trial
+from harness.study.study import Trial
 from harness.sweeping.ledger import Cell, Run, RunState
 
 

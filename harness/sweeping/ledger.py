@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
-from harness.record import Record, RecordError, RunStatus, read_record
+from harness.question.check_space import Point
+from harness.records.record import Record, RecordError, RunStatus, read_record
 from harness.request import Request
-from harness.search.space import Point
 from harness.sweeping.messages import Role, cohort_of
 
 _ENDED_FOR_ALL = (RunStatus.completed, RunStatus.diverged)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from harness.config import LoraInit, RunConfig
-from harness.record import RunStatus
+from harness.config.schema import LoraInit, RunConfig
+from harness.records.record import RunStatus
 from harness.request import Request
 
 

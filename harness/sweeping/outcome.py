@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.metrics import COHORT_SHARES, Direction
-from harness.record import Record, RunStatus
-from harness.search.question import Objective, Question
-from harness.search.study import TrialStatus
+from harness.question.question import Objective, Question
+from harness.records.metrics import COHORT_SHARES, Direction
+from harness.records.record import Record, RunStatus
+from harness.study.study import TrialStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

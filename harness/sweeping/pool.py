@@ -15,7 +15,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from harness.devices import WORKERS_VARIABLE, usable_cores, visible_cuda_devices
+from harness.config.devices import WORKERS_VARIABLE, usable_cores, visible_cuda_devices
 from harness.errors import RequestError
 from harness.sweeping.messages import News, Order, Stop
 

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from harness.base.source import ModelSource, find_model, model_fingerprint
-from harness.config import DataConfig, ModelConfig, PathsConfig, RunConfig
+from harness.config.identity import identify
+from harness.config.schema import DataConfig, ModelConfig, PathsConfig, RunConfig
 from harness.data.check import data_fingerprint
-from harness.identity import identify
 from harness.plan.probe import probe_config
+from harness.question.check_space import Point
+from harness.question.composer import Composer, check_cell
+from harness.question.question import Question
+from harness.records.run_directory import RunDirectory
 from harness.request import Request, check_writable
-from harness.run_directory import RunDirectory
-from harness.search.composer import Composer, check_cell
-from harness.search.question import Question
-from harness.search.space import Point
 from harness.sweeping.messages import Role
 
 T = TypeVar("T")

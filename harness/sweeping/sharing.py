@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from harness.record import Record, RunStatus
-from harness.search.leases import Lease, Leases, LeaseState, host_of
-from harness.search.question import Question
-from harness.search.study import Study, Trial, TrialStatus
+from harness.question.question import Question
+from harness.records.record import Record, RunStatus
+from harness.study.leases import Lease, Leases, LeaseState, host_of
+from harness.study.study import Study, Trial, TrialStatus
 from harness.sweeping.artifacts import RunArtifacts
 from harness.sweeping.items import in_training, item_of_cell, item_of_run, refuse_another_run
 from harness.sweeping.ledger import Cell, Run, RunState

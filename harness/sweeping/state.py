@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RequestError, near_names
-from harness.metrics_log import spell_not_finite
-from harness.redact import redact
-from harness.run_directory import utc_now, write_text
+from harness.records.metrics_log import spell_not_finite
+from harness.records.redact import redact
+from harness.records.run_directory import utc_now, write_text
 
 STATE_VERSION = 1
 LOCK_SECONDS = 0.3

@@ -1,6 +1,6 @@
 """When so many runs fail in a row that something else than a run is at fault. Must not import torch."""
 
-from harness.record import Record, RunStatus
+from harness.records.record import Record, RunStatus
 from harness.sweeping.ledger import Ledger, Run, RunState
 
 MOST_IN_A_ROW = 8

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import assert_never
 
 from harness.errors import RequestError
-from harness.record import Record
+from harness.question.check_space import Point, check_space
+from harness.question.question import Method, PrunerName, Question
+from harness.records.record import Record
 from harness.request import Request
-from harness.search.question import Method, PrunerName, Question
-from harness.search.space import Point, check_space
-from harness.search.study import Study, Trial, TrialStatus
+from harness.study.study import Study, Trial, TrialStatus
 from harness.sweeping.confirmation import chosen_for_confirmation
 from harness.sweeping.ledger import Cell, Ledger, Run, RunState
 from harness.sweeping.messages import Role

@@ -3,8 +3,8 @@
 import math
 import time
 
-from harness.record import RunStatus
-from harness.search.study import Trial, TrialStatus
+from harness.records.record import RunStatus
+from harness.study.study import Trial, TrialStatus
 from harness.sweeping.driver import Driver
 from harness.sweeping.ledger import Run, RunState
 from harness.sweeping.outcome import measure

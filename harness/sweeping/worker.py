@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, assert_never
 
 from harness.errors import RequestError
-from harness.record import Record, RunLocked, RunStatus, write_record
+from harness.records.record import Record, RunLocked, RunStatus, write_record
 from harness.request import settled_record
 from harness.sweeping.bases import Bases
 from harness.sweeping.mailbox import Mailbox
@@ -237,7 +237,7 @@ def _lock_patiently(held: ExitStack, task: Train) -> None:
 
 def _record_of_failure(task: Train, error: Exception) -> Record:
     """Write and return the record of a run that cannot begin."""
-    from harness.compose import config_tree
+    from harness.config.compose import config_tree
 
     record = Record(
         run_id=task.request.identity.run_id,
@@ -279,7 +279,7 @@ def check_against_model(check: Check) -> tuple[str | None, ...]:
 def main(descriptor: int) -> None:
     """Serve one driver until it says stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the driver decides
-    from harness.devices import resolved_device
+    from harness.config.devices import resolved_device
     from harness.training.libraries import import_libraries
 
     import_libraries()

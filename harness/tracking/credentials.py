@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import assert_never
 from urllib.parse import urlsplit
 
-from harness.config import TrackerConfig, TrackerName
+from harness.config.schema import TrackerConfig, TrackerName
 from harness.errors import RequestError
 
 _DEFAULT_URL = "https://api.wandb.ai"

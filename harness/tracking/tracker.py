@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, assert_never
 
-from harness.config import TrackerConfig, TrackerName
-from harness.record import RunStatus
+from harness.config.schema import TrackerConfig, TrackerName
+from harness.records.record import RunStatus
 from harness.tracking.wandb_tracker import WandbTracker
 
 

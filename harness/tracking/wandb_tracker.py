@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
-from harness.config import TrackerConfig, TrackerName
-from harness.metrics_log import check_metric_names, plain_number, spell_not_finite
-from harness.record import RunStatus
-from harness.redact import redact, redact_tree
-from harness.wandb_file import has_ended
+from harness.config.schema import TrackerConfig, TrackerName
+from harness.records.metrics_log import check_metric_names, plain_number, spell_not_finite
+from harness.records.record import RunStatus
+from harness.records.redact import redact, redact_tree
+from harness.tracking.wandb_file import has_ended
 
 if TYPE_CHECKING:
     from wandb import Run, Settings

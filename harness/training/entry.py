@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.adapters.shared import SharedBase
-from harness.compose import config_tree
-from harness.devices import resolved_device
+from harness.config.compose import config_tree
+from harness.config.devices import resolved_device
+from harness.engine.shared_base import SharedBase
 from harness.measure.memory import PhasePeak, distinct_bytes, process_peak_bytes
-from harness.metrics import MEMORY_PARTS, memory_part_name
-from harness.metrics_log import MetricsLog
 from harness.plan.batch import WINDOW_STEPS
 from harness.plan.subject import predicted_run
-from harness.record import Estimate, MeasuredIn, Record, RunStatus, write_record
+from harness.records.metrics import MEMORY_PARTS, memory_part_name
+from harness.records.metrics_log import MetricsLog
+from harness.records.record import Estimate, MeasuredIn, Record, RunStatus, write_record
 from harness.tracking import open_tracker
 from harness.training.checkpoint import (
     load_newest_checkpoint,

@@ -6,8 +6,8 @@ A run's results are those that it would have alone: the same batches, each row w
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
-from harness.adapters.quick import quick_passes
-from harness.adapters.shared import SharedBase, rewrites_base
+from harness.engine.cpu.backend import quick_passes
+from harness.engine.shared_base import SharedBase, rewrites_base
 from harness.evals.copies import Copies
 from harness.evals.evaluate import Results, evaluate_copies
 from harness.measure.memory import is_out_of_memory

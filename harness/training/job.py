@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.data.prepare import PreparedData
-from harness.run_directory import RunDirectory
+from harness.records.run_directory import RunDirectory
 
 
 @dataclass(kw_only=True, slots=True)

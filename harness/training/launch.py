@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from harness.adapters.shared import SharedBase
 from harness.base.build import Base, ModelOutline, build_base, inspect_model, load_tokenizer
 from harness.base.layout import adapted_layers
 from harness.base.library_faults import cure_bitsandbytes
 from harness.base.source import ModelSource
-from harness.config import ModelConfig, RunConfig
+from harness.config.devices import resolved_device, threads_per_process
+from harness.config.resources import Shard
+from harness.config.schema import ModelConfig, RunConfig
 from harness.data.prepare import PreparedData, prepare_data
-from harness.devices import resolved_device, threads_per_process
+from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
 from harness.measure.memory import PhasePeak
-from harness.provenance import collect_provenance, write_code_diff
+from harness.records.provenance import collect_provenance, write_code_diff
 from harness.request import Request
-from harness.resources import Shard
 from harness.training.job import Job
 
 

@@ -3,11 +3,11 @@
 import torch
 import torch.nn.functional as F
 
-from harness.adapters.shared import SharedBase
-from harness.base.forward import target_logits
-from harness.config import FloatType
+from harness.config.schema import FloatType
 from harness.data.compact import folded, trimmed
 from harness.data.rows import Batch
+from harness.engine.forward import target_logits
+from harness.engine.shared_base import SharedBase
 
 _TOLERANCE = {FloatType.float32: 1e-4, FloatType.bfloat16: 5e-2}
 """Mean difference of a token's loss, in nats, that rounding explains; an example that sees its neighbour

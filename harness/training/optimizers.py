@@ -7,8 +7,8 @@ from typing import Any, assert_never
 import torch
 from torch import nn
 
-from harness.adapters.adapter import Adapter, FlatGradient
-from harness.config import OptimConfig, OptimizerName, Schedule
+from harness.config.schema import OptimConfig, OptimizerName, Schedule
+from harness.engine.adapter import Adapter, FlatGradient
 
 
 class AdapterOptimizer:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import psutil
 import torch
 
-from harness.devices import workers_on_device
+from harness.config.devices import workers_on_device
 from harness.measure.memory import device_memory_bytes
 from harness.training.entry import RunEntry
 

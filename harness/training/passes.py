@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
-from harness.adapters.shared import SharedBase
+from harness.engine.micro_step import Gradient, Work, packed_gradients
+from harness.engine.shared_base import SharedBase
 from harness.measure.memory import PhasePeak, SavedBytes, is_out_of_memory
-from harness.training.cohort import Gradient, Work, packed_gradients
 from harness.training.entry import RunEntry
 from harness.training.packing import Packing
 from harness.training.ranks import Ranks

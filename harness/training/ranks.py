@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from harness.adapters.shared import SharedBase
+from harness.engine.micro_step import Gradient, Work
+from harness.engine.shared_base import SharedBase
 from harness.errors import RunFailed
-from harness.training.cohort import Gradient, Work
 from harness.training.slot import Slot
 
 

@@ -13,12 +13,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from harness.adapters.quick import quick_passes
-from harness.adapters.shared import SharedBase
+from harness.engine.cpu.backend import quick_passes
+from harness.engine.shared_base import SharedBase
 from harness.errors import RunFailed
 from harness.evals.evaluate import LOSS_METRICS
 from harness.measure.memory import is_out_of_memory
-from harness.record import Record, RunStatus
+from harness.records.record import Record, RunStatus
 from harness.training.entry import RunEntry
 from harness.training.evaluation import evaluate_together, evaluate_untouched
 from harness.training.heap import keep_freed_memory

@@ -11,15 +11,15 @@ from itertools import pairwise
 
 import torch
 
-from harness.adapters.adapter import Adapter, FlatGradient
-from harness.adapters.rows import dropout_key
-from harness.adapters.shared import SharedBase
 from harness.data.order import batch_rows, steps_for
 from harness.data.rows import Batch
+from harness.engine.adapter import Adapter, FlatGradient
+from harness.engine.micro_step import Gradient, Work
+from harness.engine.rows import dropout_key
+from harness.engine.shared_base import SharedBase
 from harness.measure.throughput import WARMUP_STEPS, StepClock
 from harness.plan.batch import largest_micro_batch
 from harness.training.checkpoint import Checkpoint, Progress
-from harness.training.cohort import Gradient, Work
 from harness.training.job import Job
 from harness.training.layout import without_padding
 from harness.training.optimizers import (

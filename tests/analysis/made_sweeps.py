@@ -5,10 +5,17 @@ import itertools
 from pathlib import Path
 
 from harness.commands.sweep import question_text
-from harness.compose import config_tree
-from harness.record import Estimate, MeasuredIn, Record, RunDirectory, RunStatus, write_record
-from harness.search.question import Question, load_question
-from harness.search.space import Point, sample_points
+from harness.config.compose import config_tree
+from harness.question.check_space import Point, sample_points
+from harness.question.question import Question, load_question
+from harness.records.record import (
+    Estimate,
+    MeasuredIn,
+    Record,
+    RunDirectory,
+    RunStatus,
+    write_record,
+)
 from harness.sweeping.messages import Role
 from harness.sweeping.requests import Request, RequestMaker
 from harness.sweeping.state import (

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from analysis.frame import Row, flat_rows
-from harness.record import Estimate, MeasuredIn, Record, RunDirectory, RunStatus, write_record
+from harness.records.record import (
+    Estimate,
+    MeasuredIn,
+    Record,
+    RunDirectory,
+    RunStatus,
+    write_record,
+)
 
 PROVENANCE: dict[str, Any] = {
     "git": {"commit": "0123456789abcdef", "dirty": False},

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.frame import Row, flat_rows
-from harness.record import Estimate, MeasuredIn, Record, RunStatus
+from harness.records.record import Estimate, MeasuredIn, Record, RunStatus
 
 PARTS = ("base", "quant_constants", "adapter", "gradient", "optimizer", "activation")
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from analysis.calibration import calibration_table
 from analysis.frame import flat_rows
-from harness.record import MeasuredIn, Record, RunStatus
+from harness.records.record import MeasuredIn, Record, RunStatus
 
 
 def record(name: str, *, predicted: float, measured: float) -> Record:

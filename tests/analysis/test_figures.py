@@ -31,7 +31,7 @@ from analysis.figures.style import Width, svg_text, write_figure
 from analysis.figures.targets import targets_at_equal_budget
 from analysis.figures.trade_off import quality_against_memory
 from analysis.histories import History
-from harness.record import MeasuredIn, RunStatus
+from harness.records.record import MeasuredIn, RunStatus
 from tests.analysis.rows_for_figures import Run, rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from analysis.frame import config_keys, flat_row, flat_rows
-from harness.record import Estimate, MeasuredIn, Record, RunStatus
+from harness.records.record import Estimate, MeasuredIn, Record, RunStatus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

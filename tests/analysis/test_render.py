@@ -11,7 +11,7 @@ import pytest
 
 from analysis.render import csv, html, latex, latex_document, markdown
 from analysis.tables import Spec, Table, build_table
-from harness.record import MeasuredIn, RunStatus
+from harness.records.record import MeasuredIn, RunStatus
 from tests.analysis.records_for_tables import Run, rows, seeds
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -16,7 +16,7 @@ import harness.commands.report as command
 from analysis.report import report_runs, report_sweep
 from harness.commands.report import report_command
 from harness.errors import RequestError
-from harness.record import MeasuredIn, RunDirectory, RunStatus, write_record
+from harness.records.record import MeasuredIn, RunDirectory, RunStatus, write_record
 from harness.sweeping.state import (
     ConfirmedLine,
     RunLine,

@@ -14,9 +14,9 @@ from analysis.render import csv, latex, markdown
 from analysis.sources import load_runs, load_sweep, unique_rows
 from analysis.tables import Spec, build_table
 from analysis.wandb_runs import load_wandb_files, load_wandb_project
-from harness.config import TrackerConfig, TrackerName
+from harness.config.schema import TrackerConfig, TrackerName
 from harness.errors import RequestError
-from harness.record import MeasuredIn, Record, RunStatus
+from harness.records.record import MeasuredIn, Record, RunStatus
 from harness.tracking import open_tracker
 from tests.analysis.records_for_tables import Run, rows, seeds
 

@@ -18,7 +18,7 @@ from analysis.statistics import (
     proportion_standard_error,
     sign_flip_p_value,
 )
-from harness.metrics import Direction
+from harness.records.metrics import Direction
 
 VALUES = [2.31, 2.28, 2.44, 2.39, 2.30]
 

@@ -7,8 +7,8 @@ import pytest
 
 from analysis.frame import Role
 from analysis.tables import Cell, Spec, Spread, Table, TableRefused, build_table
-from harness.metrics import Direction
-from harness.record import MeasuredIn, RunStatus
+from harness.records.metrics import Direction
+from harness.records.record import MeasuredIn, RunStatus
 from tests.analysis.records_for_tables import Run, rows, seeds
 
 

@@ -5,7 +5,7 @@ import torch
 
 from harness.base.code_books import CODE_BOOKS, CodeBook, Normalisation, decode, encode, pack_halves
 from harness.base.library_faults import cure_bitsandbytes
-from harness.config import QuantFormat
+from harness.config.schema import QuantFormat
 
 INT4, INT4_ASYM = CODE_BOOKS[QuantFormat.int4], CODE_BOOKS[QuantFormat.int4_asym]
 
@@ -54,7 +54,7 @@ def test_int4_asym_equals_hand_written_min_max_grid(block_size: int) -> None:
 
 
 def test_every_four_bit_format_is_bitsandbytes_or_has_a_table() -> None:
-    from harness.validate import FOUR_BIT
+    from harness.config.validate import FOUR_BIT
 
     assert set(FOUR_BIT) == {QuantFormat.nf4, QuantFormat.fp4, *CODE_BOOKS}
 

@@ -13,7 +13,7 @@ from harness.base.formats import (
     quantise_linear,
 )
 from harness.base.library_faults import cure_bitsandbytes
-from harness.config import FloatType, QuantConfig, QuantFormat
+from harness.config.schema import FloatType, QuantConfig, QuantFormat
 from harness.measure.memory import SavedBytes, distinct_bytes
 
 ALL = [

@@ -12,7 +12,7 @@ from harness.base.library_faults import cure_bitsandbytes
 
 def nf4_layer(inner: int, outer: int, block_size: int) -> tuple[torch.nn.Linear, torch.Tensor]:
     from harness.base.formats import quantise_linear
-    from harness.config import QuantConfig, QuantFormat
+    from harness.config.schema import QuantConfig, QuantFormat
 
     weight = torch.randn(outer, inner, generator=torch.Generator().manual_seed(0))
     quant = QuantConfig(format=QuantFormat.nf4, block_size=block_size)

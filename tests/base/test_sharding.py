@@ -8,7 +8,7 @@ from harness.base.formats import moved_layer, quantise_linear
 from harness.base.layout import block_name
 from harness.base.library_faults import cure_bitsandbytes
 from harness.base.sharding import ShardedLinear
-from harness.config import FloatType, QuantConfig, QuantFormat
+from harness.config.schema import FloatType, QuantConfig, QuantFormat
 
 CPU = torch.device("cpu")
 FORMATS = [

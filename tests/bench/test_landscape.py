@@ -9,8 +9,8 @@ import yaml
 
 from bench.landscape import ROUGHNESS, Curves
 from bench.replay import Cell, Grid, cell_of, replay
-from harness.search.points import Point
-from harness.search.question import Question, load_question
+from harness.question.points import Point
+from harness.question.question import Question, load_question
 
 STEPS = (20, 40, 60)
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from bench.replay import Grid, cell_of, replay
-from harness.search.question import load_question
+from harness.question.question import load_question
 
 STEPS, EVERY, SLOTS = 60, 10, 8
 RANKS, RATES = (2, 4, 8, 16), ("0.001", "0.002", "0.004", "0.008")

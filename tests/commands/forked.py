@@ -71,7 +71,7 @@ class Command:
 def _harness(
     arguments: list[str], directory: str, environment: dict[str, str], targets: tuple[str, str]
 ) -> None:
-    from harness.cli import main
+    from harness.cli.main import main
 
     os.chdir(directory)
     os.environ.update(environment)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import dispatch
-from harness.record import RunStatus, read_records
+from harness.cli.main import dispatch
+from harness.records.record import RunStatus, read_records
 from tests.random_models import LLAMA, save_random_model
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import dispatch
+from harness.cli.main import dispatch
 from harness.plan.shapes import shape_names
 
 SHAPE = ("plan.shape=qwen2.5_0.5b", "plan.device=cuda", "optim.micro_batch_size=1")
@@ -172,7 +172,7 @@ def test_help_names_every_shape(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_planning_a_shape_loads_no_library_that_it_does_not_need() -> None:
     program = (
-        "import sys; from harness.cli import dispatch; "
+        "import sys; from harness.cli.main import dispatch; "
         f"dispatch(['plan', *{SHAPE!r}]); "
         "print([name for name in ('peft', 'bitsandbytes', 'datasets', 'wandb', 'optuna') "
         "if name in sys.modules])"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from harness.record import RunStatus, read_metrics, read_record
-from harness.wandb_file import read_wandb_run
+from harness.records.record import RunStatus, read_metrics, read_record
+from harness.tracking.wandb_file import read_wandb_run
 from tests.commands.forked import Command, Done, real_harness
 from tests.random_models import LLAMA, save_random_model
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import DataConfig, DataForm, Template
+from harness.config.schema import DataConfig, DataForm, Template
 from harness.data.check import check_data, data_fingerprint
 from harness.data.sources import read_splits
 from harness.errors import DataError
@@ -120,7 +120,7 @@ def test_checking_and_reading_parse_once(path, monkeypatch):
 def test_checking_imports_nothing_heavy(path):
     code = (
         "import sys\n"
-        "from harness.config import DataConfig\n"
+        "from harness.config.schema import DataConfig\n"
         "from harness.data.check import check_data, data_fingerprint\n"
         f"for config in (DataConfig(path={path!r}), DataConfig(task='rule'), DataConfig(hub='a/b')):\n"
         "    check_data(config); data_fingerprint(config)\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from harness.config import DataConfig
+from harness.config.schema import DataConfig
 from harness.data.check import check_data
 from harness.data.example import Example
 from harness.data.sources import read_splits

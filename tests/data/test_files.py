@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import DataConfig, DataForm
+from harness.config.schema import DataConfig, DataForm
 from harness.data.example import Example, Role, Turn, pair
 from harness.data.files import read_file, text_examples
 from harness.data.records import RecordForm

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.config import DataConfig, LossOn, Split, Template
+from harness.config.schema import DataConfig, LossOn, Split, Template
 from harness.data import prepare
 from harness.data.check import data_fingerprint
 from harness.data.prepare import PreparedData, prepare_data

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.config import DataConfig, DataForm, Split
+from harness.config.schema import DataConfig, DataForm, Split
 from harness.data.example import pair
 from harness.data.sources import read_splits
 from harness.errors import DataError

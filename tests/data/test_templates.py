@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.config import DataConfig, DataForm, LossOn, Template
+from harness.config.schema import DataConfig, DataForm, LossOn, Template
 from harness.data.example import Example, Role, Turn, pair
 from harness.data.files import read_file
 from harness.data.records import RecordForm

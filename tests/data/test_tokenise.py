@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from harness.base.forward import target_logits
-from harness.config import DataConfig, DataForm, LossOn
+from harness.config.schema import DataConfig, DataForm, LossOn
 from harness.data.example import Example, pair
 from harness.data.files import text_examples
 from harness.data.rows import NO_LOSS, TokenRows
 from harness.data.tokenise import encode, padded_length, tokenise
+from harness.engine.forward import target_logits
 
 TEXT = DataConfig(form=DataForm.text)
 PAIRS = [pair(f"Count to {n}.", " ".join(map(str, range(n)))) for n in (3, 30, 1, 12, 5, 20, 2)]

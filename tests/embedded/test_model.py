@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from harness.embedded.corpus import Part, documents, skill_pairs
-from harness.embedded.measure import (
+from harness.embedded.tasks import TASKS, make_task
+from harness.embedded.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCABULARY_SIZE, load_tokenizer
+from pretraining.measure import (
     MODEL_FOLDER,
     exact_match,
     greedy_responses,
@@ -16,7 +18,7 @@ from harness.embedded.measure import (
     load_model,
     token_losses,
 )
-from harness.embedded.pretrain import (
+from pretraining.pretrain import (
     CURVE_FILE,
     Recipe,
     build_model,
@@ -28,9 +30,7 @@ from harness.embedded.pretrain import (
     step_batch,
     train_step,
 )
-from harness.embedded.rows import TokenKind
-from harness.embedded.tasks import TASKS, make_task
-from harness.embedded.tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCABULARY_SIZE, load_tokenizer
+from pretraining.rows import TokenKind
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -179,7 +179,7 @@ def test_a_resumed_pretraining_equals_an_uninterrupted_one(
         return train_step(model, optimizers, batch, recipe, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr("harness.embedded.pretrain.train_step", interrupted)
+        patch.setattr("pretraining.pretrain.train_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pretrain(recipe, tokenizer, tmp_path / "2.pt", held_out, log_every=2)
     assert torch.load(tmp_path / "2.pt", weights_only=True)["step"] == 2

@@ -9,8 +9,8 @@ from itertools import islice
 import pytest
 
 from harness.embedded.corpus import Part, documents
-from harness.embedded.pretrain import Recipe
 from harness.embedded.tasks import TASKS, TaskSplits, facts_information_bits, in_dialect, make_task
+from pretraining.pretrain import Recipe
 
 SIZES = {"train_rows": 2048, "validation_rows": 256, "test_rows": 256}
 PINNED = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.config import EvalConfig
+from harness.config.schema import EvalConfig
 from harness.errors import DataError, RequestError
 from harness.evals.choices import (
     ChoiceForm,

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from harness.config import DataConfig, DataForm, EvalConfig, Split  # noqa: E402
+from harness.config.schema import DataConfig, DataForm, EvalConfig, Split  # noqa: E402
 from harness.data.prepare import prepare_data  # noqa: E402
 from harness.evals.evaluate import evaluate_model  # noqa: E402
 

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.adapters.shared import SharedBase
 from harness.base.build import build_base
 from harness.base.formats import quantise_linear
 from harness.base.library_faults import cure_bitsandbytes
 from harness.base.source import find_model, model_fingerprint
-from harness.config import (
+from harness.config.schema import (
     FloatType,
     LoraConfig,
     ModelConfig,
@@ -21,8 +20,9 @@ from harness.config import (
     QuantFormat,
     RunConfig,
 )
+from harness.engine.micro_step import packed_gradients
+from harness.engine.shared_base import SharedBase
 from harness.measure.memory import SavedBytes
-from harness.training.cohort import packed_gradients
 from harness.training.slot import Slot, clip
 from tests.base.test_formats import ALL, PACKED, name
 from tests.random_models import LLAMA, save_random_model

@@ -16,7 +16,7 @@ from harness.launch.jobs import Submitted, job_lines, read_jobs
 from harness.launch.submit import launch
 from harness.sweeping.state import SweepDirectory
 from tests.launch import counting_member
-from tests.search import asking
+from tests.question import asking
 from tests.slurm.one_node import missing, running_slurm
 from tests.sweeping.conftest import ask, world
 

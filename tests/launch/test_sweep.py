@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import read_metrics
+from harness.records.record import read_metrics
 from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
 from tests.launch.conftest import Launched, Slurm, eventually
 from tests.sweeping.test_crash import lines_of, losses

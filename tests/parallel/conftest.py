@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from harness.adapters.shared import SharedBase
-from harness.config import ModelConfig, PathsConfig, QuantConfig, ResourcesConfig, RunConfig
+from harness.config.resources import Shard
+from harness.config.schema import ModelConfig, PathsConfig, QuantConfig, ResourcesConfig, RunConfig
+from harness.engine.shared_base import SharedBase
 from harness.parallel.group import join
 from harness.parallel.leader import Leader
-from harness.resources import Shard
 from tests.parallel.following import Harm, follow, opened
 from tests.training.conftest import make_base, make_job, sums  # noqa: F401  fixtures
 

@@ -9,17 +9,17 @@ from unittest.mock import patch
 
 import torch
 
-from harness.adapters.adapter import Adapter
-from harness.adapters.shared import SharedBase
 from harness.base.build import Base
 from harness.base.library_faults import cure_bitsandbytes
 from harness.base.source import find_model, model_fingerprint
-from harness.config import LoraConfig, RunConfig
+from harness.config.resources import Shard
+from harness.config.schema import LoraConfig, RunConfig
+from harness.engine.adapter import Adapter
+from harness.engine.shared_base import SharedBase
 from harness.parallel import shares
 from harness.parallel.follower import Follower
 from harness.parallel.group import join
 from harness.parallel.sharing import share_out
-from harness.resources import Shard
 from harness.training.launch import cache_directory, open_base
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.record import RunStatus, read_metrics, read_record
+from harness.records.record import RunStatus, read_metrics, read_record
 from tests.commands.forked import Command
 from tests.random_models import LLAMA, save_random_model
 

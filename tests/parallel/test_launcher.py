@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import compose_run
+from harness.config.compose import compose_run
 from harness.errors import RequestError
 from harness.parallel import launcher
 from harness.parallel.launcher import train_in_ranks
-from harness.record import Record, RunStatus, read_record, write_record
+from harness.records.record import Record, RunStatus, read_record, write_record
 from harness.request import Request, make_request
 
 SECONDS = 10.0

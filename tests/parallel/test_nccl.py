@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from harness.commands.run import run
-from harness.compose import compose_run
-from harness.record import RunStatus, read_metrics
+from harness.config.compose import compose_run
+from harness.records.record import RunStatus, read_metrics
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from harness.cli import dispatch
-from harness.metrics import MEMORY_PARTS
+from harness.cli.main import dispatch
+from harness.records.metrics import MEMORY_PARTS
 
 SHAPE = ("plan.shape=qwen2.5_0.5b", "plan.device=cuda", "data.max_length=64", "optim.batch_size=4")
 TWO = "resources.data_parallel=2"

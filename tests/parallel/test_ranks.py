@@ -5,10 +5,7 @@ from typing import Any
 
 import pytest
 
-from harness.adapters.packed import _of_whole_micro_batch
-from harness.adapters.rows import MaskRows
-from harness.adapters.shared import SharedBase
-from harness.config import (
+from harness.config.schema import (
     CheckpointConfig,
     LoraConfig,
     OptimizerName,
@@ -16,10 +13,13 @@ from harness.config import (
     QuantFormat,
     ResourcesConfig,
 )
+from harness.engine.reference.grouped_lora import _of_whole_micro_batch
+from harness.engine.rows import MaskRows
+from harness.engine.shared_base import SharedBase
 from harness.errors import RunFailed
-from harness.metrics_log import read_metrics
 from harness.parallel.group import join
-from harness.record import Record, RunStatus, read_record
+from harness.records.metrics_log import read_metrics
+from harness.records.record import Record, RunStatus, read_record
 from harness.training.checkpoint import load_newest_checkpoint
 from harness.training.job import Job
 from harness.training.passes import ALONE

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import compose_run
-from harness.config import ResourcesConfig
-from harness.devices import threads_per_process
+from harness.config.compose import compose_run
+from harness.config.devices import threads_per_process
+from harness.config.schema import ResourcesConfig
+from harness.config.validate import validate
 from harness.errors import RequestError
 from harness.request import make_request
-from harness.validate import validate
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from harness.adapters.shared import SharedBase
-from harness.config import (
+from harness.config.schema import (
     LoraConfig,
     ModelConfig,
     OptimizerName,
     QuantConfig,
     QuantFormat,
 )
+from harness.engine.shared_base import SharedBase
 from harness.measure.memory import base_size
 from harness.plan.model import PlannedModel
 from harness.plan.storage import base_bytes
-from harness.record import Record, RunStatus, read_record
+from harness.records.record import Record, RunStatus, read_record
 from tests.parallel.conftest import Lead, Sharding
 from tests.parallel.test_ranks import assert_same, run_all
 from tests.random_models import SHAPES, save_random_model

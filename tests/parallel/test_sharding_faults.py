@@ -10,11 +10,11 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from harness.config import QuantConfig, RunConfig
+from harness.config.schema import QuantConfig, RunConfig
 from harness.parallel import shares
 from harness.parallel.group import join
 from harness.parallel.leader import Leader
-from harness.record import RunStatus, read_record
+from harness.records.record import RunStatus, read_record
 from harness.training.job import Job
 from tests.parallel.conftest import Sharding, asked, free_port
 from tests.parallel.following import Harm, follow, opened

@@ -23,7 +23,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory, stories: Path) -> Bases:
 @pytest.fixture(scope="session")
 def llama() -> PlannedModel:
     """Llama-2-7B, which is LLaMA-7B in its dimensions."""
-    from harness.config import ModelConfig
+    from harness.config.schema import ModelConfig
 
     return PlannedModel.from_shape("llama2_7b", ModelConfig())
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from harness.adapters.shared import SharedBase
 from harness.base.build import build_base
 from harness.base.source import find_model, model_fingerprint
-from harness.config import Attention, LoraConfig, ModelConfig, OptimConfig, QuantConfig
+from harness.config.schema import Attention, LoraConfig, ModelConfig, OptimConfig, QuantConfig
 from harness.data.rows import NO_LOSS, Batch
+from harness.engine.micro_step import Work, packed_gradients
+from harness.engine.shared_base import SharedBase
 from harness.measure.memory import SavedBytes, distinct_bytes
 from harness.plan.model import PlannedModel
 from harness.plan.prediction import BatchSize
 from harness.plan.tracing import LiveBytes
-from harness.training.cohort import Work, packed_gradients
 from harness.training.optimizers import AdapterOptimizer
 
 

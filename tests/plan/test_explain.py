@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from harness.compose import compose_run
-from harness.config import QuantConfig, QuantFormat
+from harness.config.compose import compose_run
+from harness.config.schema import QuantConfig, QuantFormat
 from harness.plan.explain import (
     constant_bits,
     explanation,

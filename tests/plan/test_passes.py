@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from harness.config import (
+from harness.config.schema import (
     Attention,
     FloatType,
     LoraConfig,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import (
+from harness.config.schema import (
     FloatType,
     LoraConfig,
     OptimConfig,
@@ -18,10 +18,10 @@ from harness.config import (
     RunConfig,
 )
 from harness.errors import RequestError
-from harness.metrics import MEMORY_PARTS, METRICS
 from harness.plan.model import PlannedModel
 from harness.plan.predict import predict
 from harness.plan.prediction import STATIC_PARTS, BatchSize
+from harness.records.metrics import MEMORY_PARTS, METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -120,7 +120,7 @@ def test_an_answer_needs_neither_peft_nor_bitsandbytes_and_names_need_no_torch()
         "from harness.plan import prediction, shapes\n"
         "shapes.shape_config('llama2_7b')\n"
         "light = [name for name in ('torch', 'transformers') if name in sys.modules]\n"
-        "from harness.config import LoraConfig, ModelConfig, OptimConfig, RunConfig\n"
+        "from harness.config.schema import LoraConfig, ModelConfig, OptimConfig, RunConfig\n"
         "from harness.plan.model import PlannedModel\n"
         "from harness.plan.predict import predict\n"
         "model = PlannedModel.from_shape('pythia_160m', ModelConfig())\n"

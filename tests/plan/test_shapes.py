@@ -3,7 +3,14 @@
 import pytest
 
 from harness.base.layout import adapted_layers
-from harness.config import Attention, FloatType, LoraConfig, ModelConfig, QuantConfig, QuantFormat
+from harness.config.schema import (
+    Attention,
+    FloatType,
+    LoraConfig,
+    ModelConfig,
+    QuantConfig,
+    QuantFormat,
+)
 from harness.errors import RequestError
 from harness.plan.model import PlannedModel
 from harness.plan.predict import adapter_params

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.base.layout import adapted_layers
-from harness.config import (
+from harness.config.schema import (
     Attention,
     FloatType,
     LoraConfig,
@@ -12,10 +12,10 @@ from harness.config import (
     QuantConfig,
     QuantFormat,
 )
+from harness.config.validate import FOUR_BIT
 from harness.measure.memory import BaseSize, base_size
 from harness.plan.optimizer_state import optimizer_bytes
 from harness.plan.storage import base_bytes
-from harness.validate import FOUR_BIT
 from tests.plan.engine import Bases, optimizer_state_bytes
 
 MODELS = ("embedded", "stories", "gpt2", "gpt_neox", "qwen2")

@@ -7,8 +7,8 @@ import time
 
 import torch
 
+from harness.engine.micro_step import Work
 from harness.sweeping import worker
-from harness.training.cohort import Work
 from harness.training.slot import Slot
 
 RAISES, OUT_OF_MEMORY, NOT_A_NUMBER, HANGS, DIES, BEHAVES = 1, 2, 3, 4, 5, 6

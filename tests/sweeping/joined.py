@@ -2,12 +2,12 @@
 
 import sqlalchemy
 
-from harness.compose import config_tree
-from harness.record import Estimate, Record, RunStatus, write_record
-from harness.search.leases import Leases
-from harness.search.question import Question
-from harness.search.storage import open_engine
-from harness.search.study import Study
+from harness.config.compose import config_tree
+from harness.question.question import Question
+from harness.records.record import Estimate, Record, RunStatus, write_record
+from harness.study.leases import Leases
+from harness.study.storage import open_engine
+from harness.study.study import Study
 from harness.sweeping.ledger import Run, RunState
 from harness.sweeping.requests import RequestMaker
 from harness.sweeping.sharing import SharedTrials

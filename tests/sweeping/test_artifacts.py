@@ -3,9 +3,9 @@
 import pytest
 
 from harness.errors import RequestError
-from harness.record import read_metrics, read_records
-from harness.search.question import load_question
-from harness.search.study import Study
+from harness.question.question import load_question
+from harness.records.record import read_metrics, read_records
+from harness.study.study import Study
 from harness.sweeping.artifacts import RunArtifacts
 from tests.sweeping.test_crash import lines_of
 from tests.sweeping.test_members import SECONDS, member, shared, state_of, wait_until

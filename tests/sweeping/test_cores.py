@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from harness import devices
-from harness.config import ModelConfig, RunConfig
-from harness.devices import usable_cores
-from harness.search.question import load_question
-from harness.search.space import check_space
+from harness.config import devices
+from harness.config.devices import usable_cores
+from harness.config.schema import ModelConfig, RunConfig
+from harness.question.check_space import check_space
+from harness.question.question import load_question
 from harness.sweeping import cores
 from harness.sweeping.cores import SMALL_BYTES, WORKER_BYTES, workers_on_cpu
 

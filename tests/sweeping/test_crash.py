@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.record import RunStatus, read_metrics, read_records
+from harness.records.record import RunStatus, read_metrics, read_records
 from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
 
 STEPS = 25

@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
-from harness.search.question import load_question
-from harness.search.space import check_space
+from harness.question.check_space import check_space
+from harness.question.question import load_question
 from harness.sweeping.desks import Allotment, Desk
 from harness.sweeping.ledger import Ledger, RunState
 from harness.sweeping.messages import Role

@@ -5,8 +5,8 @@ from typing import Any, cast
 import pytest
 
 from harness.commands.drive import open_study
-from harness.search.question import load_question
-from harness.search.space import check_space
+from harness.question.check_space import check_space
+from harness.question.question import load_question
 from harness.sweeping.desks import Desk
 from harness.sweeping.driver import Driver
 from harness.sweeping.messages import Order

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from harness.record import read_metrics, read_records
+from harness.records.record import read_metrics, read_records
 from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, read_state
 from tests.sweeping.test_crash import completed, lines_of, losses
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from harness.record import Estimate, Record, RunStatus
-from harness.search.question import Question, load_question
-from harness.search.study import TrialStatus
+from harness.question.question import Question, load_question
+from harness.records.record import Estimate, Record, RunStatus
+from harness.study.study import TrialStatus
 from harness.sweeping.outcome import outcome_of
 
 

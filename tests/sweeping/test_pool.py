@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.devices import WORKERS_VARIABLE
+from harness.config.devices import WORKERS_VARIABLE
 from harness.errors import RequestError
 from harness.sweeping import pool
 from harness.sweeping.pool import devices_for

@@ -1,9 +1,9 @@
 """Two members in one process on a real PostgreSQL: who may claim, who may tell, what a late one hears."""
 
-from harness.compose import config_tree
-from harness.record import Estimate, Record, RunStatus, write_record
-from harness.search.leases import LEASE_HEARTBEATS
-from harness.search.study import TrialStatus
+from harness.config.compose import config_tree
+from harness.records.record import Estimate, Record, RunStatus, write_record
+from harness.study.leases import LEASE_HEARTBEATS
+from harness.study.study import TrialStatus
 from harness.sweeping.ledger import RunState
 from harness.sweeping.messages import Role
 from harness.sweeping.sharing import LOOKS

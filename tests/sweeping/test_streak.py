@@ -2,9 +2,9 @@
 
 import pytest
 
-from harness.record import Record, RunStatus
-from harness.search.question import load_question
-from harness.search.space import check_space
+from harness.question.check_space import check_space
+from harness.question.question import load_question
+from harness.records.record import Record, RunStatus
 from harness.sweeping.ledger import Ledger, RunState
 from harness.sweeping.messages import Role
 from harness.sweeping.requests import RequestMaker

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import dispatch
-from harness.record import MeasuredIn, Record, RunStatus, read_records
+from harness.cli.main import dispatch
+from harness.records.record import MeasuredIn, Record, RunStatus, read_records
 from harness.sweeping import pool
 from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, read_state
 from harness.sweeping.streak import MOST_IN_A_ROW

@@ -3,10 +3,10 @@
 import pytest
 
 from harness.commands.drive import open_study
-from harness.record import Estimate, Record, RunStatus
-from harness.search.question import load_question
-from harness.search.space import check_space
-from harness.search.study import TrialStatus
+from harness.question.check_space import check_space
+from harness.question.question import load_question
+from harness.records.record import Estimate, Record, RunStatus
+from harness.study.study import TrialStatus
 from harness.sweeping.requests import RequestMaker
 from harness.sweeping.state import SweepDirectory
 from harness.sweeping.trials import Trials

@@ -8,7 +8,7 @@ from textwrap import dedent
 
 import pytest
 
-from harness.config import TrackerConfig, TrackerName
+from harness.config.schema import TrackerConfig, TrackerName
 from harness.errors import RequestError
 from harness.tracking import check_tracker
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from harness.config import TrackerConfig, TrackerName
-from harness.metrics_log import MetricsLog, read_metrics
-from harness.record import RunStatus
+from harness.config.schema import TrackerConfig, TrackerName
+from harness.records.metrics_log import MetricsLog, read_metrics
+from harness.records.record import RunStatus
 from harness.tracking import open_tracker
-from harness.wandb_file import read_wandb_run
+from harness.tracking.wandb_file import read_wandb_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OFFLINE = TrackerConfig(
@@ -38,7 +38,7 @@ def run_python(
 
 
 def record_of_kind(directory: Path, kind: str) -> Any:
-    from harness.wandb_file import _records
+    from harness.tracking.wandb_file import _records
 
     (file,) = directory.rglob("*.wandb")
     return next(r for r in _records(file, []) if r.WhichOneof("record_type") == kind)
@@ -150,8 +150,8 @@ def test_no_secret_reaches_any_file_or_the_terminal(tmp_path: Path) -> None:
         """
         import sys
         from pathlib import Path
-        from harness.config import TrackerConfig, TrackerName
-        from harness.record import RunStatus
+        from harness.config.schema import TrackerConfig, TrackerName
+        from harness.records.record import RunStatus
         from harness.tracking import open_tracker
         planted = "planted5wordfish7" + "phrase"
         tree = {"data": {"path": f"https://me:{planted}@host/x"}, "api_key": planted, "note": planted}
@@ -205,8 +205,8 @@ def test_wandb_failing_in_mid_run_is_noted_once(tmp_path: Path) -> None:
         import os, signal, sys, time
         from pathlib import Path
         import psutil
-        from harness.config import TrackerConfig, TrackerName
-        from harness.record import RunStatus
+        from harness.config.schema import TrackerConfig, TrackerName
+        from harness.records.record import RunStatus
         from harness.tracking import open_tracker
         config = TrackerConfig(name=TrackerName.wandb_offline)
         tracker = open_tracker(config, run_id="a", directory=Path(sys.argv[1]), config_tree={})
@@ -234,7 +234,7 @@ def test_a_process_that_dies_without_finish_does_not_hang(tmp_path: Path) -> Non
         """
         import sys
         from pathlib import Path
-        from harness.config import TrackerConfig, TrackerName
+        from harness.config.schema import TrackerConfig, TrackerName
         from harness.tracking import open_tracker
         config = TrackerConfig(name=TrackerName.wandb_offline)
         tracker = open_tracker(config, run_id="a", directory=Path(sys.argv[1]), config_tree={})
@@ -255,8 +255,8 @@ def test_opening_and_logging_do_not_wait_for_wandb(tmp_path: Path) -> None:
         """
         import json, sys, time
         from pathlib import Path
-        from harness.config import TrackerConfig, TrackerName
-        from harness.record import RunStatus
+        from harness.config.schema import TrackerConfig, TrackerName
+        from harness.records.record import RunStatus
         from harness.tracking import open_tracker
         assert "wandb" not in sys.modules
         config = TrackerConfig(name=TrackerName.wandb_offline)

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness.adapters.shared import SharedBase
 from harness.base.build import build_base
 from harness.base.source import find_model, model_fingerprint
-from harness.config import (
+from harness.config.schema import (
     DataConfig,
     EvalConfig,
     LoraConfig,
@@ -24,7 +23,8 @@ from harness.config import (
     TrackerName,
 )
 from harness.data.prepare import prepare_data
-from harness.run_directory import RunDirectory
+from harness.engine.shared_base import SharedBase
+from harness.records.run_directory import RunDirectory
 from harness.training.job import Job
 
 MakeBase = Callable[..., SharedBase]

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import torch
 
-from harness.config import RunConfig
+from harness.config.schema import RunConfig
 from harness.data.rows import NO_LOSS, TokenRows
 from harness.training.job import Job
 

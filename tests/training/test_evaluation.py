@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 
-from harness.adapters.adapter import Adapter
-from harness.adapters.shared import SharedBase
-from harness.config import LoraConfig
+from harness.config.schema import LoraConfig
+from harness.engine.adapter import Adapter
+from harness.engine.shared_base import SharedBase
 from harness.evals import generation
 from harness.evals.copies import Copies
 from harness.evals.generation import Decoding, Generated, generate_copies

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.adapters.shared import SharedBase
-from harness.config import LoraConfig, OptimConfig, RunConfig
+from harness.config.schema import LoraConfig, OptimConfig, RunConfig
 from harness.data.compact import folded, trimmed
 from harness.data.rows import NO_LOSS, Batch
+from harness.engine.micro_step import Gradient, Work, packed_gradients
+from harness.engine.shared_base import SharedBase
 from harness.training import layout
-from harness.training.cohort import Gradient, Work, packed_gradients
 from harness.training.layout import without_padding
 from harness.training.slot import Slot
 from tests.training.conftest import MakeBase, MakeJob

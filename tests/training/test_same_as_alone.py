@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.adapters.shared import SharedBase
-from harness.config import LoraConfig, LoraInit, QuantConfig, QuantFormat
+from harness.config.schema import LoraConfig, LoraInit, QuantConfig, QuantFormat
 from harness.data.order import batch_rows
-from harness.metrics_log import read_metrics
-from harness.record import Record, RunStatus
+from harness.engine.shared_base import SharedBase
+from harness.records.metrics_log import read_metrics
+from harness.records.record import Record, RunStatus
 from harness.training import passes, session
 from harness.training.job import Job
 from harness.training.session import Queue, RunEnded, train

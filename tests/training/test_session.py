@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.adapters.shared import SharedBase
-from harness.config import CheckpointConfig, LoraConfig, OptimizerName, QuantConfig, QuantFormat
-from harness.metrics_log import read_metrics
-from harness.record import Record, RunStatus, read_record
+from harness.config.schema import (
+    CheckpointConfig,
+    LoraConfig,
+    OptimizerName,
+    QuantConfig,
+    QuantFormat,
+)
+from harness.engine.shared_base import SharedBase
+from harness.records.metrics_log import read_metrics
+from harness.records.record import Record, RunStatus, read_record
 from harness.training.checkpoint import load_newest_checkpoint
 from harness.training.job import Job
 from harness.training.session import Queue, RunEnded, StepDone, train

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.adapters.shared import SharedBase
-from harness.config import CheckpointConfig, LoraConfig, QuantConfig, QuantFormat
-from harness.metrics_log import read_metrics
-from harness.record import MeasuredIn, Record, RunStatus, read_record
+from harness.config.schema import CheckpointConfig, LoraConfig, QuantConfig, QuantFormat
+from harness.engine.shared_base import SharedBase
+from harness.records.metrics_log import read_metrics
+from harness.records.record import MeasuredIn, Record, RunStatus, read_record
 from harness.training import evaluation, passes, session
 from harness.training.job import Job
 from harness.training.packing import Packing

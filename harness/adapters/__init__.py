@@ -1,1 +1,0 @@
-"""Adapters: PEFT makes and saves them; the packed forward over many of them is ours."""

@@ -1,0 +1,272 @@
+"""The console script: fixed words first, then Hydra's override grammar.
+
+Must import nothing heavy: `harness --help` answers in well under a second.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from harness.cli.options import (
+    CFG,
+    COMMANDS,
+    INFO,
+    PLAN_FLAGS,
+    REPORT_FLAGS,
+    RUN_FLAGS,
+    STATUS_FLAGS,
+    SWEEP_FLAGS,
+    WORKER_FLAGS,
+)
+from harness.errors import RequestError, RunFailed, near_names
+
+USAGE = """\
+usage: harness run    [-m] [override…] [--json]
+       harness sweep  NAME|FILE [override…] [--dry-run] [--json]
+       harness worker NAME [override…]
+       harness plan   [NAME|FILE] [override…] [--budget 24GiB] [--explain] [--probe] [--json]
+       harness status [NAME] [--json]
+       harness report [NAME…] [--watch] [--json]
+
+commands:
+{commands}
+
+  harness run --help           groups, options and keys of a run
+  harness run --cfg job        the composed configuration
+  harness run lora.rank=4      any key of the configuration; quant=int4 picks an option of a group
+  harness run -m lora.rank=2,8 every combination of the values given, as a sweep
+  harness sweep                the questions that are ready in sweeps/
+  harness sweep --help         axes, search, confirmation
+  harness -sc install=bash     shell completion: eval "$(harness -sc install=bash)"
+
+exit codes: 0 done; 1 the work failed; 2 the request was wrong and nothing was touched;
+130 interrupted, the same command resumes
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with the documented code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(dispatch(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """End as Ctrl-C does. While a run trains, `harness.training.stop` has a politer handler."""
+    raise KeyboardInterrupt
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Return the exit code of one command line."""
+    return exit_code_of(lambda: _dispatch(arguments))
+
+
+def exit_code_of(action: Callable[[], int]) -> int:
+    """Do `action`, say on standard error what went wrong, and return the documented exit code."""
+    try:
+        return action()
+    except RequestError as error:
+        for line in str(error).splitlines():
+            print(f"harness: {line}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"harness: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "harness: stopped at once; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        print(_usage(), end="", file=sys.stderr)
+        return 2
+    command, rest = arguments[0], arguments[1:]
+    match command:
+        case "-h" | "--help" | "help":
+            print(_usage(), end="")
+            return 0
+        case "--version":
+            from harness import __version__
+
+            print(__version__)
+            return 0
+        case "-sc" | "--shell-completion":
+            from harness.cli.completion import complete
+
+            return complete(rest)
+        case _ if command not in COMMANDS:
+            known = (*COMMANDS, "--help", "--version", "-sc")
+            raise RequestError(
+                f"unknown command {command!r}{near_names(command, known)}; "
+                f"commands: {', '.join(COMMANDS)}"
+            )
+    match command:
+        case "sweep":
+            return _sweep(rest)
+        case "worker":
+            return _worker(rest)
+        case "plan":
+            return _plan(rest)
+        case "status":
+            return _status(rest)
+        case "report":
+            return _report(rest)
+        case _:
+            return _run(command, rest)
+
+
+def _run(command: str, rest: list[str]) -> int:
+    flags, overrides = _split(command, rest, RUN_FLAGS)
+    names = [flag[0] for flag in flags]
+    if "--help" in names or "-h" in names:
+        from harness.commands.run_help import run_help
+
+        print(run_help(overrides), end="")
+        return 0
+    if "-m" in names or "--multirun" in names:
+        return _multirun(names, overrides)
+    if any(name != "--json" for name in names):
+        return _hydra_flags(command, flags, overrides)
+    from harness.commands.run import run_command
+
+    return run_command(overrides, as_json="--json" in names)
+
+
+def _multirun(names: list[str], overrides: list[str]) -> int:
+    others = [name for name in names if name not in ("-m", "--multirun", "--json")]
+    if others:
+        raise RequestError(f"-m goes with --json only, got {', '.join(others)} as well")
+    from harness.commands.multirun import multirun_command
+
+    return multirun_command(overrides, as_json="--json" in names)
+
+
+def _sweep(rest: list[str]) -> int:
+    flags, words = _split("sweep", rest, SWEEP_FLAGS)
+    names = [flag[0] for flag in flags]
+    if "--help" in names or "-h" in names or not words:
+        from harness.commands.sweep_help import sweep_help
+
+        print(sweep_help(), end="")
+        return 0
+    from harness.commands.sweep import sweep_command
+
+    return sweep_command(
+        words[0], words[1:], dry_run="--dry-run" in names, as_json="--json" in names
+    )
+
+
+def _worker(rest: list[str]) -> int:
+    flags, words = _split("worker", rest, WORKER_FLAGS)
+    if flags:
+        from harness.commands.worker import WORKER_HELP
+
+        print(WORKER_HELP, end="")
+        return 0
+    if not words or "=" in words[0]:
+        raise RequestError(
+            "harness worker needs the name of a sweep first; see harness worker --help"
+        )
+    from harness.commands.worker import worker_command
+
+    return worker_command(words[0], words[1:])
+
+
+def _plan(rest: list[str]) -> int:
+    flags, words = _split("plan", rest, PLAN_FLAGS)
+    values = {flag[0]: flag[1] if len(flag) > 1 else "" for flag in flags}
+    if "--help" in values or "-h" in values:
+        from harness.commands.plan_help import plan_help
+
+        print(plan_help(), end="")
+        return 0
+    from harness.commands.plan import plan_command
+
+    return plan_command(
+        words,
+        budget=values.get("--budget"),
+        explain="--explain" in values,
+        probe="--probe" in values,
+        as_json="--json" in values,
+    )
+
+
+def _status(rest: list[str]) -> int:
+    flags, words = _split("status", rest, STATUS_FLAGS)
+    names = [flag[0] for flag in flags]
+    if "--help" in names or "-h" in names:
+        print("usage: harness status [NAME] [paths.out=DIRECTORY] [--json]")
+        return 0
+    from harness.commands.status import status_command
+
+    return status_command(words, as_json="--json" in names)
+
+
+def _report(rest: list[str]) -> int:
+    flags, words = _split("report", rest, REPORT_FLAGS)
+    names = [flag[0] for flag in flags]
+    if "--help" in names or "-h" in names:
+        print("usage: harness report [NAME…] [paths.out=DIRECTORY] [--watch] [--json]")
+        return 0
+    from harness.commands.report import report_command
+
+    return report_command(words, watch="--watch" in names, as_json="--json" in names)
+
+
+def _usage() -> str:
+    return USAGE.format(commands="\n".join(f"  {n:<8} {what}" for n, what in COMMANDS.items()))
+
+
+# Options -----------------------------------------------------------------------------------------
+
+
+def _split(
+    command: str, arguments: list[str], known: dict[str, int]
+) -> tuple[list[list[str]], list[str]]:
+    """Return the options, each with its value if it has one, and the overrides."""
+    flags: list[list[str]] = []
+    overrides: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        name, equals, value = argument.partition("=")
+        if name not in known or (equals and not known[name]):
+            raise RequestError(
+                f"unknown option {argument!r}{near_names(name, known)}; `harness {command}` takes "
+                f"key=value overrides and {', '.join(known)}"
+            )
+        flag = [name]
+        if known[name]:
+            flag.append(value if equals else next(waiting, ""))
+        flags.append(flag)
+    return flags, overrides
+
+
+def _hydra_flags(command: str, flags: list[list[str]], overrides: list[str]) -> int:
+    """Let Hydra answer its own options (--cfg, --info, --hydra-help); nothing is trained."""
+    from harness.cli.completion import run_hydra
+    from harness.config.compose import compose_run, prepare_overrides
+
+    for name, *value in flags:
+        for names, choices in ((("--cfg", "-c"), CFG), (("--info", "-i"), INFO)):
+            if name in names and value[0] not in choices:
+                got = value[0] or "nothing"
+                raise RequestError(f"{name} takes one of {', '.join(choices)}, got {got}")
+    compose_run(overrides)  # refuses what is wrong in our words
+    words = [word for flag in flags if flag[0] != "--json" for word in flag]
+    shows_job = any(flag in (["--cfg", "job"], ["-c", "job"]) for flag in flags)
+    if shows_job and "--resolve" not in words:
+        words.append("--resolve")  # what would run, not how it is derived
+    run_hydra([f"harness {command}", *words, *prepare_overrides(overrides)])
+    return 0

@@ -1,0 +1,1 @@
+"""What one run is: its typed configuration, composed, checked and identified; nothing here imports torch."""

@@ -1,0 +1,284 @@
+"""From Hydra overrides to a typed RunConfig, with errors that name what would have worked.
+
+Must not import torch, transformers or wandb.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import harness
+from harness.config.devices import resolved_device
+from harness.config.schema import FloatType, PathsConfig, RunConfig
+from harness.errors import RequestError, near_names
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
+EXCLUSIVE = (("lora.alpha", "lora.alpha_over_rank"), ("optim.steps", "optim.epochs"))
+"""Pairs of which exactly one is given; one on the command line takes the place of the other's default."""
+
+FREE_GROUP = "model"
+"""The group whose value may be any directory or Hugging Face id."""
+
+
+def conf_directory() -> Path:
+    """Return the Hydra tree, which lies beside the package: the harness runs from its checkout."""
+    directory = Path(harness.__file__).parent.parent / "conf"
+    if not directory.is_dir():
+        raise RequestError(
+            f"{directory} is missing: conf/ lies beside the package in a checkout; install with "
+            "`pip install -e .` from there, as `make install` does"
+        )
+    return directory
+
+
+NOT_A_GROUP = "shape"
+"""A directory beside the groups: published dimensions for `harness plan`, no part of a run."""
+
+
+def group_options() -> dict[str, list[str]]:
+    """Return the options of every config group."""
+    return {
+        directory.name: sorted(path.stem for path in directory.glob("*.yaml"))
+        for directory in sorted(conf_directory().iterdir())
+        if directory.is_dir() and directory.name != NOT_A_GROUP
+    }
+
+
+def known_keys(config_type: type = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every field of the configuration."""
+    for field in fields(config_type):
+        name = f"{prefix}{field.name}"
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            yield from known_keys(field.type, f"{name}.")
+        else:
+            yield name
+
+
+def register_schema() -> None:
+    """Tell Hydra the typed root schema and the resolvers of conf/config.yaml; may be called again."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    OmegaConf.register_new_resolver("compute_dtype_for", compute_dtype_for, replace=True)
+
+
+def compute_dtype_for(device: str) -> str:
+    """Return the default compute type: bfloat16 on a GPU, float32 on a CPU."""
+    on_gpu = resolved_device(device).startswith("cuda")
+    return (FloatType.bfloat16 if on_gpu else FloatType.float32).value
+
+
+def compose_run(overrides: Sequence[str]) -> RunConfig:
+    """Return the configuration of one run.
+
+    Raises RequestError for an override that cannot be read, an unknown key, group or option (with near
+    names), a value of the wrong type, or several values where one is meant.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    prepared = prepare_overrides(overrides)
+    try:
+        return run_config(compose_tree(prepared))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(_first_lines(error)) from error
+
+
+def compose_tree(prepared: Sequence[str]) -> "DictConfig":
+    """Return the typed tree that Hydra composes from `prepare_overrides`' result, not yet resolved.
+
+    Raises Hydra's and OmegaConf's own exceptions.
+    """
+    import hydra
+
+    register_schema()
+    with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        return hydra.compose("config", overrides=list(prepared))
+
+
+def run_config(tree: "DictConfig") -> RunConfig:
+    """Return the configuration that a composed tree describes. Raises OmegaConf's own exceptions."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue
+
+    try:
+        config: Any = OmegaConf.to_object(tree)
+    except MissingMandatoryValue:
+        missing = sorted(OmegaConf.missing_keys(tree))
+        raise RequestError(f"{', '.join(missing)} must be given") from None
+    assert isinstance(config, RunConfig)
+    _expand_home(config.paths)
+    return config
+
+
+def _expand_home(paths: PathsConfig) -> None:
+    """Write `~` out: a shell expands it only at the start of a word, not in `paths.out=~/runs`."""
+    paths.out = str(Path(paths.out).expanduser())
+    if paths.cache is not None:
+        paths.cache = str(Path(paths.cache).expanduser())
+
+
+def config_tree(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as plain mappings, lists and scalars, enums by name."""
+    return _plain(config)
+
+
+def _plain(value: Any) -> Any:
+    """Return what `OmegaConf.to_container` would, without building its containers: sweeps ask thousands."""
+    if isinstance(value, Enum):
+        return value.name
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
+
+
+def config_of_tree(tree: dict[str, Any]) -> RunConfig:
+    """Return the configuration that `config_tree` wrote. Raises RequestError for what is none."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged: Any = OmegaConf.merge(OmegaConf.structured(RunConfig), tree)
+        return run_config(merged)
+    except OmegaConfBaseException as error:
+        raise RequestError(_first_lines(error)) from error
+
+
+def prepare_overrides(overrides: Sequence[str]) -> list[str]:
+    """Check the keys and options of `overrides` and write our two short forms out in full."""
+    options = group_options()
+    prepared: list[str] = []
+    given: set[str] = set()
+    for given_text in overrides:
+        text, override = parse_override(given_text)
+        key = override.key_or_group
+        given.add(key)
+        if key.split(".")[0].split("/")[0] == "hydra":
+            prepared.append(text)
+            continue
+        if override.is_sweep_override():
+            raise RequestError(
+                f"{text} gives several values; a run takes one, a sweep takes several"
+            )
+        _check_key(key, options)
+        value = override.value()
+        if key in _LIST_KEYS and isinstance(value, str):
+            raise RequestError(f"{text} must be a list; write {key}=[{value}]")
+        if key in options and not override.is_delete():
+            prepared += _group_override(text, key, value, options[key])
+        else:
+            prepared.append(text)
+    return prepared + _dropped_defaults(given)
+
+
+@lru_cache(maxsize=4096)  # a sweep parses the same few hundred again and again
+def parse_override(text: str) -> tuple[str, "Override"]:
+    """Return an override and its text, with a name or path that the grammar cannot take quoted.
+
+    The grammar wants quotes inside quotes around `model='/models/a (b)'`, which a shell makes hard to type.
+    Raises RequestError, from Hydra's own exception, for what is no override.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    try:
+        return text, parser.parse_override(text)
+    except HydraException as error:
+        key, equals, value = text.partition("=")
+        if equals and key.lstrip("+") in _TEXT_KEYS:
+            quoted = f"{key}={_quoted(value)}"
+            return quoted, parser.parse_override(quoted)
+        raise RequestError(
+            f"{text!r} is no override; write key=value, group=option, +key=value or ~key"
+        ) from error
+
+
+_TEXT_KEYS = (
+    FREE_GROUP,
+    "model.name",
+    "data.path",
+    "data.validation_path",
+    "data.test_path",
+    "data.hub",
+    "eval.choice_path",
+    "eval.choice_shots_path",
+    "paths.out",
+    "paths.cache",
+)
+"""Keys whose value is a path or a name, never a list or a choice."""
+
+_LIST_KEYS = ("lora.target_modules", "tracker.tags")
+
+
+def _quoted(value: str) -> str:
+    """Return `value` as a string of Hydra's grammar, where only a backslash before a quote escapes."""
+    return "'" + re.sub(r"(\\*)('|$)", _escaped, value) + "'"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[1] * 2 + ("\\'" if match[2] else "")
+
+
+def _check_key(key: str, options: dict[str, list[str]]) -> None:
+    known = _all_keys()
+    if key not in known and key not in _sections() and key not in options:
+        raise RequestError(
+            f"unknown key {key!r}{near_names(key, known | set(options))}; "
+            "`harness run --help` lists all"
+        )
+
+
+@cache
+def _all_keys() -> frozenset[str]:
+    return frozenset(known_keys())
+
+
+@cache
+def _sections() -> frozenset[str]:
+    return frozenset(name.rsplit(".", 1)[0] for name in _all_keys() if "." in name)
+
+
+def _group_override(text: str, group: str, value: Any, options: list[str]) -> list[str]:
+    if value in options:
+        return [text]
+    if group == FREE_GROUP and isinstance(value, str) and value.strip():
+        return [f"{group}.name={_quoted(value)}"]
+    shown = text.partition("=")[2]
+    free = ", a directory or a Hugging Face id" if group == FREE_GROUP else ""
+    raise RequestError(
+        f"{group}={shown} is no option of {group}{near_names(shown, options)}; "
+        f"give one of {', '.join(options)}{free}"
+    )
+
+
+def _dropped_defaults(given: set[str]) -> list[str]:
+    dropped = []
+    for first, second in EXCLUSIVE:
+        for this, other in ((first, second), (second, first)):
+            if this in given and other not in given:
+                dropped.append(f"{other}=null")
+    return dropped
+
+
+def _first_lines(error: Exception) -> str:
+    """Return the useful part of a Hydra or OmegaConf message on one line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    useful = [line for line in lines if line and not line.startswith(("object_type=", "full_key:"))]
+    cause = error.__cause__
+    if cause is not None and str(cause) and len(useful) == 1:
+        useful.append(str(cause).splitlines()[0])
+    keys = [line for line in lines if line.startswith("full_key:")]
+    return "; ".join([*useful[:3], *(f"key {key.split(':', 1)[1].strip()}" for key in keys[:1])])

@@ -1,0 +1,95 @@
+"""Which accelerators and processors this machine shows, without importing torch."""
+
+import functools
+import os
+from pathlib import Path
+
+from harness.config.schema import ResourcesConfig
+
+
+def visible_cuda_devices() -> int:
+    """Return how many CUDA devices a process started here would see."""
+    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if mask is not None:
+        return len([part for part in mask.split(",") if part.strip() not in ("", "-1")])
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetCount()
+    except Exception:  # no driver: NVML raises its own hierarchy of errors
+        return 0
+
+
+def resolved_device(wanted: str) -> str:
+    """Return `cpu` or `cuda[:N]` for a value of `resources.device`."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if visible_cuda_devices() else "cpu"
+
+
+def usable_threads() -> int:
+    """Return how many threads of the machine this process may run on at once."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; a job scheduler may grant less than there is
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def physical_cores() -> int | None:
+    """Return how many cores the machine has; None where the system does not say."""
+    import psutil
+
+    return psutil.cpu_count(logical=False)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process should keep busy.
+
+    OMP_NUM_THREADS says it; or else those behind the threads it may run on, at most a container's quota.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    granted = min(usable_threads(), physical_cores() or usable_threads())
+    return max(1, int(min(granted, _quota())))
+
+
+def _quota() -> float:
+    """Return the processor seconds per second that this process's control group has (cgroup v2, cpu.max)."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # no such file, or no limit: "max 100000"
+        return float("inf")
+
+
+def threads_per_process(resources: ResourcesConfig, all_threads: int | None = None) -> int:
+    """Return each process's share of a run's CPU threads: `resources.threads`, or else `all_threads`."""
+    threads = resources.threads or all_threads or os.cpu_count() or 1
+    return max(1, threads // resources.data_parallel)
+
+
+def device_memory(kind: str) -> int | None:
+    """Return the bytes of memory of the smallest visible GPU (for `cuda`) or of this machine (for `cpu`)."""
+    if kind == "cpu":
+        import psutil
+
+        return psutil.virtual_memory().total
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)
+    except Exception:  # no driver: NVML raises its own hierarchy of errors
+        return None
+
+
+WORKERS_VARIABLE = "HARNESS_WORKERS_ON_DEVICE"
+"""Environment variable in which a worker finds how many share its device."""
+
+
+def workers_on_device() -> int:
+    """Return how many workers of a sweep share this process's GPU, or this machine's processor."""
+    return int(os.environ.get(WORKERS_VARIABLE, "1"))

@@ -1,0 +1,95 @@
+"""The identity of a run: a readable slug and a hash of everything that can change its result.
+
+Must not import torch. Tracker, paths, resources and checkpoints do not change a result and are left out;
+files count by their contents, not by where they lie.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config.compose import config_tree
+from harness.config.schema import RunConfig
+
+NUMERICS_VERSION = 1
+"""Raised when a change of the harness changes the numbers of a run (and named in CHANGELOG.md)."""
+
+_NOT_RESULT = ("tracker", "checkpoint", "resources", "paths")
+_BY_CONTENT = {
+    "model": ("name", "revision", "trust_remote_code"),
+    "data": ("path", "validation_path", "test_path", "hub", "hub_config", "hub_split", "revision"),
+}
+_EVAL_FILES = ("choice_path", "choice_shots_path")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who a run is."""
+
+    run_id: str
+    cell_id: str
+    """Hash of the configuration without the seed: replicates share it."""
+
+
+def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str) -> Identity:
+    """Return the identity of `config` on a model and data of these contents.
+
+    Reads the files of multiple-choice questions, which belong to the result like the data; `check_choices`
+    has seen that they are there.
+    """
+    tree = config_tree(config)
+    for section in _NOT_RESULT:
+        del tree[section]
+    for section, keys in _BY_CONTENT.items():
+        for key in keys:
+            tree[section].pop(key)
+    lora = tree["lora"]
+    over_rank = lora.pop("alpha_over_rank")
+    lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
+    lora["target_modules"] = sorted(lora["target_modules"])
+    optim = tree["optim"]
+    optim["micro_batch_size"] = optim["micro_batch_size"] or optim["batch_size"]
+    for key in _EVAL_FILES:
+        if (file := tree["eval"][key]) is not None:
+            content = Path(file).expanduser().read_bytes()
+            tree["eval"][key] = hashlib.sha256(content).hexdigest()
+    seed = tree.pop("seed")
+    tree |= {
+        "numerics": NUMERICS_VERSION,
+        "model_fingerprint": model_fingerprint,
+        "data_fingerprint": data_fingerprint,
+    }
+    cell = _digest(tree)
+    return Identity(run_id=f"{_slug(config)}-{_digest({**tree, 'seed': seed})}", cell_id=cell)
+
+
+def _digest(tree: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _slug(config: RunConfig) -> str:
+    """Return words for a person who reads a directory listing; nothing ever parses them."""
+    data = config.data
+    source = data.task or _last_part(data.path, suffix=False) or _last_part(data.hub) or "data"
+    quant = config.quant.format.value + ("_dq" if config.quant.double_quant else "")
+    words = [
+        _last_part(config.model.name) or "model",
+        source,
+        quant,
+        "+".join(sorted(config.lora.target_modules)),
+        f"r{config.lora.rank}",
+        f"s{config.seed}",
+    ]
+    return re.sub(r"[^\w.+-]", "_", "-".join(words))[:100]
+
+
+def _last_part(name: str | None, *, suffix: bool = True) -> str | None:
+    """Return the last part of a path or id as it is called on disk, however the path is spelt."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    path = path.resolve() if path.exists() else path
+    return path.name if suffix else path.stem

@@ -1,0 +1,290 @@
+"""The typed configuration of one run: plain data with a unit in each name or docstring.
+
+Must not import torch, transformers, wandb or hydra: `harness --help` and every reader of records
+import this. Composition stands in `harness.config.compose`, judgement in `harness.config.validate`.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from harness.config.resources import ResourcesConfig
+
+
+class QuantFormat(Enum):
+    """How the linear weights of the frozen base are stored."""
+
+    none = "none"
+    nf4 = "nf4"
+    fp4 = "fp4"
+    int4 = "int4"
+    int4_asym = "int4_asym"
+    int8 = "int8"
+
+
+class FloatType(Enum):
+    """A floating-point type by its torch name."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Attention(Enum):
+    """Which attention implementation of transformers the base runs."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+
+
+class LoraInit(Enum):
+    """How PEFT initialises the adapter; `pissa` and `olora` rewrite the base."""
+
+    default = "default"
+    gaussian = "gaussian"
+    pissa = "pissa"
+    olora = "olora"
+
+
+class OptimizerName(Enum):
+    """The optimizer of one adapter: torch's fused AdamW or bitsandbytes' 8-bit and paged ones."""
+
+    adamw = "adamw"
+    adamw_8bit = "adamw_8bit"
+    paged_adamw_8bit = "paged_adamw_8bit"
+    paged_adamw_32bit = "paged_adamw_32bit"
+
+
+class Schedule(Enum):
+    """Learning rate after the warm-up: constant, or down to zero at the last step."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class DataForm(Enum):
+    """How one record of a data source becomes prompt and response."""
+
+    pairs = "pairs"
+    messages = "messages"
+    text = "text"
+
+
+class Template(Enum):
+    """The text around prompt and response; `tokenizer` is the model's own chat template."""
+
+    plain = "plain"
+    alpaca = "alpaca"
+    chatml = "chatml"
+    tokenizer = "tokenizer"
+
+
+class LossOn(Enum):
+    """Which positions carry loss."""
+
+    response = "response"
+    all = "all"
+
+
+class Split(Enum):
+    """A part of a data source."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+class TrackerName(Enum):
+    """Where metrics go besides the record on disk."""
+
+    none = "none"
+    wandb_offline = "wandb_offline"
+    wandb_online = "wandb_online"
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The frozen base: a causal language model built of linear layers."""
+
+    name: str = "embedded"
+    """`embedded`, a local directory, or a Hugging Face id. Nothing is downloaded for `embedded`."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face id; refused for a directory."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off: a model that needs it is refused."""
+    attention: Attention = Attention.sdpa
+
+
+@dataclass(kw_only=True, slots=True)
+class QuantConfig:
+    """Storage of the linear layers of the blocks; embeddings, norms and head are never quantised."""
+
+    format: QuantFormat = QuantFormat.nf4
+    double_quant: bool = False
+    """Quantise the per-block constants too, to 8 bits in blocks of 256 (QLoRA, section 3)."""
+    block_size: int = 64
+    """Weights per block of one scale, 32 to 4096, a power of two; 4-bit formats only."""
+    compute_dtype: FloatType = FloatType.float32
+    """Type of activations and of everything that is not quantised."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """One adapter. Exactly one of `alpha` and `alpha_over_rank` is given."""
+
+    target_modules: list[str] = field(default_factory=lambda: ["all_linear"])
+    """Sets (`all_linear`, `attention`, `mlp`) or names of linear layers, each of which must match."""
+    rank: int = 8
+    alpha: float | None = None
+    """LoRA's scale numerator: updates are scaled by alpha/rank, or alpha/sqrt(rank) with rslora."""
+    alpha_over_rank: float | None = None
+    """alpha as a multiple of the rank, so that a sweep over ranks keeps the scale."""
+    dropout: float = 0.0
+    """Probability in [0, 1) of dropping an input of the adapter while training."""
+    rslora: bool = False
+    """Scale by alpha/sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)."""
+    init: LoraInit = LoraInit.default
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """What the adapter is trained and scored on. Exactly one of `task`, `path` and `hub` is given."""
+
+    task: str | None = None
+    """An embedded procedural task: facts, rule, dialect."""
+    path: str | None = None
+    """A .jsonl, .json or .txt file with the training rows."""
+    hub: str | None = None
+    """A Hugging Face data set id, or a local directory that `datasets` can load."""
+    hub_config: str | None = None
+    hub_split: str = "train"
+    revision: str | None = None
+    """Branch, tag or commit of the hub data set."""
+    validation_path: str | None = None
+    """A file of validation rows; without it they are split off the training rows."""
+    test_path: str | None = None
+    """A file of test rows; without it they are split off the training rows."""
+    train_rows: int | None = None
+    """Training rows at most (an embedded task makes exactly this many); none: all there are."""
+    validation_rows: int = 200
+    test_rows: int = 200
+    """Rows split off (at most a quarter of the source each), or read at most from the given file."""
+    split_seed: int = 0
+    """Seed of the split and of an embedded task's rows; the same for every run of a sweep."""
+    form: DataForm = DataForm.pairs
+    prompt_column: str = "prompt"
+    response_column: str = "response"
+    input_column: str | None = None
+    """Optional second part of the prompt, as Alpaca's `input`."""
+    messages_column: str = "messages"
+    text_column: str = "text"
+    template: Template = Template.plain
+    system: str | None = None
+    """System message for the chatml and tokenizer templates."""
+    loss_on: LossOn = LossOn.response
+    max_length: int = 256
+    """Tokens per row at most; longer rows are cut at the end, counted and reported."""
+    packing: bool = False
+    """Put several examples into one row, without attention between them."""
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """How one adapter is trained. Exactly one of `steps` and `epochs` is given."""
+
+    name: OptimizerName = OptimizerName.adamw
+    lr: float = 2e-4
+    loraplus_lr_ratio: float = 1.0
+    """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354)."""
+    schedule: Schedule = Schedule.constant
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    max_grad_norm: float | None = 0.3
+    """L2 norm that this adapter's gradient is clipped to; none: no clipping."""
+    batch_size: int = 16
+    """Rows per optimizer step."""
+    micro_batch_size: int | None = None
+    """Rows per forward pass; divides batch_size. None: the whole batch."""
+    steps: int | None = None
+    epochs: float | None = None
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward: less memory, about a third more time."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """What is measured on held-out rows, before training, every so often, and at the end."""
+
+    split: Split = Split.validation
+    every_steps: int | None = None
+    """Evaluate the loss after every so many steps; none: only before and after."""
+    before: bool = True
+    """Evaluate the untouched base first."""
+    batch_size: int = 32
+    """Rows per forward pass."""
+    generate: bool = True
+    """Score greedily generated answers by exact match and ROUGE-L (rows with a prompt only)."""
+    generate_rows: int | None = 100
+    """Rows to generate answers for at most; none: all."""
+    max_new_tokens: int = 64
+    keep_best: bool = False
+    """Keep the adapter of the evaluation with the lowest loss instead of the last."""
+    choice_path: str | None = None
+    """A file of multiple-choice questions (MMLU or ARC form) to score by likelihood."""
+    choice_shots_path: str | None = None
+    """Questions to take the k solved examples of a prompt from (of the same subject, where given)."""
+    choice_shots: int = 0
+    choice_rows: int | None = None
+    """Questions at most; none: all."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackerConfig:
+    """Where metrics are mirrored. Does not change the result."""
+
+    name: TrackerName = TrackerName.wandb_offline
+    project: str = "qlora-harness"
+    entity: str | None = None
+    group: str | None = None
+    """The sweep's name."""
+    job_type: str = "run"
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """When a run can be resumed from. Does not change the result."""
+
+    every_steps: int | None = None
+    every_seconds: float | None = 60.0
+    keep: int = 2
+    """Newest checkpoints kept; at least 2, so that a damaged one has one before it."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PathsConfig:
+    """Where things are written. Does not change the result."""
+
+    out: str = "out"
+    cache: str | None = None
+    """Quantised bases and tokenised data; none: `<out>/cache`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """Everything that one run is."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = 0
+    """Seed of the adapter's initialisation, data order and dropout."""

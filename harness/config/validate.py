@@ -1,0 +1,241 @@
+"""Judge a RunConfig as far as it shows without a model: ranges, contradictions, keys without effect.
+
+Must not import torch, transformers or wandb. Validators judge; they never edit.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+
+from harness.config.devices import resolved_device, visible_cuda_devices
+from harness.config.resources import Shard
+from harness.config.schema import (
+    EvalConfig,
+    LoraConfig,
+    LoraInit,
+    OptimConfig,
+    QuantConfig,
+    QuantFormat,
+    RunConfig,
+)
+from harness.errors import RequestError
+
+FOUR_BIT = tuple(f for f in QuantFormat if f not in (QuantFormat.none, QuantFormat.int8))
+BLOCK_SIZES = tuple(2**power for power in range(5, 13))  # 32 … 4096, what bitsandbytes takes
+
+
+def validate(config: RunConfig) -> None:
+    """Raise RequestError with one line for everything that is wrong with `config`."""
+    problems = [
+        *_quant_problems(config.quant),
+        *_lora_problems(config.lora, config.quant),
+        *_optim_problems(config.optim),
+        *_eval_problems(config.eval, config.optim),
+        *_machine_problems(config),
+        *_parallel_problems(config),
+    ]
+    if problems:
+        raise RequestError("\n".join(problems))
+
+
+def _quant_problems(quant: QuantConfig) -> Iterator[str]:
+    default = QuantConfig()
+    if quant.format not in FOUR_BIT:
+        if quant.double_quant:
+            yield (
+                f"quant.double_quant=true needs 4-bit storage with per-block constants, got "
+                f"quant.format={quant.format.value}; use one of {_names(FOUR_BIT)}"
+            )
+        if quant.block_size != default.block_size:
+            yield (
+                f"quant.block_size={quant.block_size} would be ignored by quant.format="
+                f"{quant.format.value}; it belongs to {_names(FOUR_BIT)}"
+            )
+    elif quant.block_size not in BLOCK_SIZES:
+        yield (
+            f"quant.block_size={quant.block_size} must be a power of two from {BLOCK_SIZES[0]} to "
+            f"{BLOCK_SIZES[-1]}"
+        )
+
+
+def _lora_problems(lora: LoraConfig, quant: QuantConfig) -> Iterator[str]:
+    if lora.rank < 1:
+        yield f"lora.rank={lora.rank} must be at least 1"
+    given = {
+        name: value
+        for name, value in (
+            ("lora.alpha", lora.alpha),
+            ("lora.alpha_over_rank", lora.alpha_over_rank),
+        )
+        if value is not None
+    }
+    if len(given) != 1:
+        got = " and ".join(f"{name}={value}" for name, value in given.items()) or "neither"
+        yield f"exactly one of lora.alpha and lora.alpha_over_rank must be given, got {got}"
+    for name, value in given.items():
+        if not (math.isfinite(value) and value > 0):
+            yield f"{name}={value} must be a positive finite number"
+    if not 0 <= lora.dropout < 1:
+        yield f"lora.dropout={lora.dropout} must be at least 0 and below 1"
+    if not lora.target_modules:
+        yield "lora.target_modules=[] adapts nothing; name sets (all_linear, attention, mlp) or layers"
+    if len(set(lora.target_modules)) != len(lora.target_modules):
+        yield f"lora.target_modules={lora.target_modules} names a layer twice"
+    yield from _init_problems(lora, quant)
+
+
+def _init_problems(lora: LoraConfig, quant: QuantConfig) -> Iterator[str]:
+    match lora.init:
+        case LoraInit.default | LoraInit.gaussian:
+            return
+        case LoraInit.pissa:
+            works = quant.format is QuantFormat.none
+            where = "quant=none (PEFT needs the dense weights)"
+        case LoraInit.olora:
+            works = quant.format is QuantFormat.none or (
+                quant.format in (QuantFormat.nf4, QuantFormat.fp4) and quant.block_size == 64
+            )
+            where = "quant=none, or nf4 and fp4 with block size 64 (to which PEFT quantises again)"
+    if not works:
+        yield (
+            f"lora.init={lora.init.value} rewrites the base and works on {where}, got quant.format="
+            f"{quant.format.value}, quant.block_size={quant.block_size}"
+        )
+
+
+def _optim_problems(optim: OptimConfig) -> Iterator[str]:
+    for name in ("lr", "loraplus_lr_ratio", "epsilon"):
+        value = getattr(optim, name)
+        if not (math.isfinite(value) and value > 0):
+            yield f"optim.{name}={value} must be a positive finite number"
+    if not (math.isfinite(optim.weight_decay) and optim.weight_decay >= 0):
+        yield f"optim.weight_decay={optim.weight_decay} must be a finite number of at least 0"
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(optim, name) < 1:
+            yield f"optim.{name}={getattr(optim, name)} must be at least 0 and below 1"
+    clip = optim.max_grad_norm
+    if clip is not None and not (math.isfinite(clip) and clip > 0):
+        yield f"optim.max_grad_norm={clip} must be a positive finite number, or null for no clipping"
+    if (optim.steps is None) == (optim.epochs is None):
+        got = "neither" if optim.steps is None else f"steps={optim.steps} and epochs={optim.epochs}"
+        yield f"exactly one of optim.steps and optim.epochs must be given, got {got}"
+    if optim.steps is not None and optim.steps < 1:
+        yield f"optim.steps={optim.steps} must be at least 1"
+    if optim.epochs is not None and not (math.isfinite(optim.epochs) and optim.epochs > 0):
+        yield f"optim.epochs={optim.epochs} must be a positive finite number"
+    if optim.warmup_steps < 0 or (optim.steps is not None and optim.warmup_steps >= optim.steps):
+        yield f"optim.warmup_steps={optim.warmup_steps} must be at least 0 and below optim.steps"
+    yield from _batch_problems(optim)
+
+
+def _batch_problems(optim: OptimConfig) -> Iterator[str]:
+    if optim.batch_size < 1:
+        yield f"optim.batch_size={optim.batch_size} must be at least 1"
+        return
+    micro = optim.micro_batch_size
+    if micro is not None and (micro < 1 or optim.batch_size % micro):
+        divisors = [n for n in range(1, optim.batch_size + 1) if optim.batch_size % n == 0]
+        yield (
+            f"optim.micro_batch_size={micro} must divide optim.batch_size={optim.batch_size}; "
+            f"{', '.join(map(str, divisors))} do"
+        )
+
+
+def _eval_problems(config: EvalConfig, optim: OptimConfig) -> Iterator[str]:
+    default = EvalConfig()
+    for name in ("every_steps", "batch_size", "generate_rows", "max_new_tokens"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            yield f"eval.{name}={value} must be at least 1"
+    if not config.generate:
+        for name in ("generate_rows", "max_new_tokens"):
+            if getattr(config, name) != getattr(default, name):
+                yield f"eval.{name} would be ignored: eval.generate=false"
+    if config.keep_best and config.every_steps is None:
+        yield "eval.keep_best=true needs eval.every_steps: with one evaluation the last is the best"
+    too_late = (
+        config.every_steps is not None
+        and optim.steps is not None
+        and config.every_steps > optim.steps
+    )
+    if too_late:
+        yield f"eval.every_steps={config.every_steps} is above optim.steps={optim.steps}: it never comes"
+
+
+def _machine_problems(config: RunConfig) -> Iterator[str]:
+    device = config.resources.device
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        yield f"resources.device={device} must be auto, cpu, cuda or cuda:N"
+        return
+    wants_cuda = device.startswith("cuda")
+    if wants_cuda and not visible_cuda_devices():
+        yield f"resources.device={device} asks for a GPU, but none is visible; use cpu or auto"
+    if config.optim.name.value.startswith("paged") and resolved_device(device) == "cpu":
+        unpaged = "adamw_8bit" if "8bit" in config.optim.name.value else "adamw"
+        yield (
+            f"optim={config.optim.name.value} pages its state between GPU and host, and this run is on "
+            f"the CPU, where it would silently be {unpaged}; ask for optim={unpaged}"
+        )
+    threads = config.resources.threads
+    if threads is not None and threads < 1:
+        yield f"resources.threads={threads} must be at least 1"
+    checkpoint = config.checkpoint
+    for field in fields(checkpoint):
+        value = getattr(checkpoint, field.name)
+        if value is not None and value <= 0:
+            yield f"checkpoint.{field.name}={value} must be positive"
+    if checkpoint.keep == 1:
+        yield "checkpoint.keep=1 leaves nothing to fall back to when the newest is damaged; use 2 or more"
+
+
+def _parallel_problems(config: RunConfig) -> Iterator[str]:
+    processes, device = config.resources.data_parallel, config.resources.device
+    yield from _shard_problems(config)
+    if processes < 1:
+        yield f"resources.data_parallel={processes} must be at least 1"
+    if processes <= 1:
+        return
+    optim = config.optim
+    key = "batch_size" if optim.micro_batch_size is None else "micro_batch_size"
+    rows = optim.micro_batch_size or optim.batch_size
+    if rows >= 1 and rows % processes:
+        divisors = [str(n) for n in range(1, rows + 1) if rows % n == 0]
+        yield (
+            f"optim.{key}={rows} must be a multiple of resources.data_parallel={processes}, so that each "
+            f"process has as many rows; with {rows} rows resources.data_parallel can be "
+            f"{', '.join(divisors)}, with {processes} processes they can be {processes}, {2 * processes}, …"
+        )
+    if re.fullmatch(r"cuda:\d+", device):
+        yield (
+            f"resources.device={device} names one GPU, and resources.data_parallel={processes} takes "
+            f"{processes}; use resources.device=cuda, and CUDA_VISIBLE_DEVICES to say which"
+        )
+        return
+    visible = visible_cuda_devices()
+    if device in ("auto", "cuda") and 0 < visible < processes:
+        yield (
+            f"resources.data_parallel={processes} needs a GPU for each process, and {visible} "
+            f"{'is' if visible == 1 else 'are'} visible; use at most {visible}, or resources.device=cpu"
+        )
+
+
+def _shard_problems(config: RunConfig) -> Iterator[str]:
+    shard, processes = config.resources.shard, config.resources.data_parallel
+    if shard is Shard.none:
+        return
+    if processes <= 1:
+        yield (
+            f"resources.shard={shard.value} divides the base among the processes of a run, and "
+            f"resources.data_parallel={processes} is one; ask for resources.data_parallel=2 or more"
+        )
+    init = config.lora.init
+    if init in (LoraInit.pissa, LoraInit.olora):
+        yield (
+            f"lora.init={init.value} rewrites the base, of which no process has a whole layer with "
+            f"resources.shard={shard.value}; use lora.init=default or gaussian, or resources.shard=none"
+        )
+
+
+def _names(formats: tuple[QuantFormat, ...]) -> str:
+    return ", ".join(quant_format.value for quant_format in formats)

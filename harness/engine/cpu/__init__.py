@@ -1,0 +1,1 @@
+"""Quick passes over small bases on a CPU, the same bits as the reference."""

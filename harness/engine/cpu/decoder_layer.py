@@ -1,0 +1,163 @@
+"""Decoder layers of transformers replaced by `Block`, and the passes for which it stands in."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend
+
+from harness.engine.cpu.fused_linears import all_parts
+from harness.engine.cpu.llama_block import Block, BlockInput, Kept
+from harness.engine.cpu.matmul import FrozenWeight
+from harness.engine.rows import RowPlan
+from harness.engine.shared_base import SharedBase
+
+_KNOWN = (
+    "transformers.models.llama.modeling_llama.LlamaDecoderLayer",
+    "transformers.models.mistral.modeling_mistral.MistralDecoderLayer",
+    "transformers.models.qwen2.modeling_qwen2.Qwen2DecoderLayer",
+)
+_LINEARS_OF_BLOCK = 7
+
+
+@contextmanager
+def replaced(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Let `module` compute `forward` within this context."""
+    # An attribute of the instance comes before the method of its class.
+    object.__setattr__(module, "forward", forward)
+    try:
+        yield
+    finally:
+        object.__delattr__(module, "forward")
+
+
+def enter_blocks(stack: ExitStack, shared: SharedBase, weights: Mapping[str, FrozenWeight]) -> None:
+    """Replace the decoder layers, if all are of one known kind without a peculiarity."""
+    index = {spec.name: number for number, spec in enumerate(shared.base.linears)}
+    blocks = [
+        (name, module)
+        for name, module in shared.model.named_modules()
+        if f"{type(module).__module__}.{type(module).__qualname__}" in _KNOWN
+    ]
+    if len(blocks) * _LINEARS_OF_BLOCK != len(index) or not _is_plain(shared.model.config, blocks):
+        return
+    masks = _Masks()
+    for name, module in blocks:
+        inside = {full.rpartition(".")[2]: full for full in index if full.startswith(f"{name}.")}
+        block = Block(
+            module,
+            {own: weights[full] for own, full in inside.items()},
+            {own: index[full] for own, full in inside.items()},
+        )
+        stack.enter_context(replaced(module, QuickBlock(module, block, shared.plan, masks)))
+
+
+def _is_plain(config: Any, blocks: Sequence[tuple[str, Any]]) -> bool:
+    """Say whether attention is the CPU's flash kernel, and the activation SiLU."""
+    if config._attn_implementation != "sdpa" or config.hidden_act != "silu" or not blocks:
+        return False
+    size = blocks[0][1].self_attn.head_dim
+    query, mask = torch.zeros(1, 1, 2, size), torch.zeros(1, 1, 2, 2)
+    kernels = {
+        torch._fused_sdp_choice(query, query, query, given, 0.0, given is None)
+        for given in (None, mask)
+    }
+    return kernels == {SDPBackend.FLASH_ATTENTION.value}
+
+
+class QuickBlock:
+    """The forward that takes the place of a decoder layer's."""
+
+    def __init__(self, module: nn.Module, block: Block, plan: RowPlan, masks: "_Masks") -> None:
+        self.module = module
+        self.block = block
+        self.plan = plan
+        self.masks = masks
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = False,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **others: Any,
+    ) -> torch.Tensor:
+        """Return the block's output, as the decoder layer would."""
+        has_dropout = any(b.dropout and b.dropout_key is not None for b in self.plan.present)
+        if past_key_values is not None or position_embeddings is None or has_dropout:
+            return type(self.module).forward(  # pyright: ignore[reportReturnType]
+                self.module,
+                hidden_states,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                position_embeddings=position_embeddings,
+                **others,
+            )
+        cos_BTD, sin_BTD = position_embeddings
+        parts = all_parts(self.plan, hidden_states.shape[0] * hidden_states.shape[1])
+        given = BlockInput(parts, cos_BTD, sin_BTD, self.masks.added(attention_mask))
+        if torch.is_grad_enabled() and (
+            hidden_states.requires_grad or self.block.is_adapted(parts)
+        ):
+            return _AsNode.apply(hidden_states, self.plan.anchor, self.block, given)  # pyright: ignore[reportReturnType]
+        return _forward(hidden_states, self.block, given)[0]
+
+
+class _Masks:
+    """The mask of the pass in flight as attention adds it; all blocks are given the same one."""
+
+    def __init__(self) -> None:
+        self._given: torch.Tensor | None = None
+        self._added: torch.Tensor | None = None
+
+    def added(self, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Return a boolean mask as numbers: 0 where it is true, minus infinity elsewhere."""
+        if mask is None or mask.dtype is not torch.bool:
+            return mask
+        if mask is not self._given:
+            added = torch.zeros(mask.shape, device=mask.device)
+            self._given, self._added = mask, added.masked_fill_(~mask, -torch.inf)
+        return self._added
+
+
+def _forward(
+    hidden_BTH: torch.Tensor, block: Block, given: BlockInput
+) -> tuple[torch.Tensor, Kept]:
+    out_NH, kept = block.forward(hidden_BTH.reshape(-1, hidden_BTH.shape[-1]), given)
+    return torch.ops.aten._unsafe_view(out_NH, hidden_BTH.shape), kept
+
+
+class _AsNode(torch.autograd.Function):
+    """A block as one node of the graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, anchor: torch.Tensor, block: Block, given: BlockInput
+    ) -> torch.Tensor:
+        out, kept = _forward(x, block, given)
+        tensors, ctx.counts = kept.flattened()
+        ctx.block, ctx.given = block, given
+        ctx.save_for_backward(x, *tensors)
+        return out
+
+    @staticmethod
+    def backward(
+        ctx: Any, *grad_outputs: torch.Tensor
+    ) -> tuple[torch.Tensor | None, None, None, None]:
+        (grad,) = grad_outputs
+        x, *tensors = ctx.saved_tensors
+        width = x.shape[-1]
+        grad_x = ctx.block.backward(
+            grad.reshape(-1, width),
+            x.reshape(-1, width),
+            ctx.given,
+            Kept.of(tensors, ctx.counts),
+            grad_x_wanted=ctx.needs_input_grad[0],
+        )
+        return None if grad_x is None else grad_x.view(x.shape), None, None, None

@@ -1,0 +1,105 @@
+"""Frozen layers that see one input (queries, keys and values of a block, say) with their adapters, outside
+autograd, but with its numbers: every product and every sum is taken as PEFT and autograd take it.
+
+Shape suffixes: N rows (positions), R rank, I inputs, O outputs; stacked adapters have one dimension more.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from harness.engine.cpu.matmul import FrozenWeight
+from harness.engine.reference.grouped_lora import add_product, add_update
+from harness.engine.rows import Bundle, RowPlan
+
+
+class Part(NamedTuple):
+    """Neighbouring positions that belong to the adapters of one bundle, equally many to each."""
+
+    bundle: Bundle
+    start: int
+    stop: int
+
+    def rows(self, of: torch.Tensor) -> torch.Tensor:
+        """Return these positions of `of`, as [K, N, …] where K adapters are stacked."""
+        chosen = of[self.start : self.stop]
+        return chosen if self.bundle.count == 1 else chosen.unflatten(0, (self.bundle.count, -1))
+
+
+def all_parts(plan: RowPlan, positions: int) -> list[Part]:
+    """Return whose the positions of the batch in flight are."""
+    if plan.num_rows == 0:
+        return [Part(bundle, 0, positions) for bundle in plan.present]
+    width = positions // plan.num_rows
+    return [Part(b, b.start * width, b.stop * width) for b in plan.present]
+
+
+class JointLayers:
+    """Layers with the same input."""
+
+    def __init__(self, weights: Sequence[FrozenWeight], layers: Sequence[int]) -> None:
+        """`layers`: their indices in the model, ascending."""
+        self.layers = tuple(layers)
+        self.weights = tuple(weights)
+
+    def forward(
+        self, x_NI: torch.Tensor, parts: Sequence[Part]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return the output of each layer, and A x of all adapters, for backward."""
+        ys_NO, kept = [], []
+        for layer, weight in zip(self.layers, self.weights, strict=True):
+            y_NO = weight.forward.times(x_NI, weight.bias_O)
+            for part in parts:
+                if layer in part.bundle.layout:
+                    adapter = part.bundle.weights(layer)
+                    kept.append(add_update(part.bundle, adapter, part.rows(x_NI), part.rows(y_NO)))
+            ys_NO.append(y_NO)
+        return ys_NO, kept
+
+    def backward(
+        self,
+        grads_NO: Sequence[torch.Tensor],
+        x_NI: torch.Tensor,
+        parts: Sequence[Part],
+        kept: Sequence[torch.Tensor],
+        *,
+        grad_x_wanted: bool = True,
+    ) -> torch.Tensor | None:
+        """Write the gradients of A and B where the bundles keep them; return that of x, if it is wanted.
+
+        `grads_NO`: of each layer's output. Terms are added in autograd's order: last layer first, and in
+        each the adapters before the base.
+        """
+        remaining = list(kept)
+        grad_x_NI: torch.Tensor | None = None
+        for layer, weight, grad_NO in reversed(
+            list(zip(self.layers, self.weights, grads_NO, strict=True))
+        ):
+            adapted = [part for part in parts if layer in part.bundle.layout]
+            if adapted and grad_x_wanted and grad_x_NI is None:
+                grad_x_NI = torch.zeros_like(x_NI)
+            for part in reversed(adapted):
+                bundle, x_rows = part.bundle, part.rows(x_NI)
+                grad_h = _of_adapters(bundle, layer, part.rows(grad_NO), x_rows, remaining.pop())
+                if grad_x_NI is not None:
+                    add_product(part.rows(grad_x_NI), grad_h, bundle.weights(layer).a)
+            if grad_x_wanted:
+                grad_x_NI = weight.backward.times(grad_NO, added=grad_x_NI)
+        return grad_x_NI
+
+
+def _of_adapters(
+    bundle: Bundle, layer: int, grad_NO: torch.Tensor, x_NI: torch.Tensor, h_NR: torch.Tensor
+) -> torch.Tensor:
+    """Write the gradients of a bundle in one layer; return that of A x."""
+    weights, targets = bundle.weights(layer), bundle.targets(layer)
+    if not bundle.scaling_is_exact:
+        grad_NO = grad_NO * bundle.scaling
+    torch.matmul(grad_NO.mT, h_NR, out=targets.b)
+    grad_h_NR = torch.matmul(grad_NO, weights.b)
+    if bundle.scaling_is_exact:
+        grad_h_NR.mul_(bundle.scaling)
+    torch.matmul(grad_h_NR.mT, x_NI, out=targets.a)
+    bundle.written.add(layer)
+    return grad_h_NR

@@ -1,0 +1,1 @@
+"""The plain packed pass, never optimised: what the other backends must equal."""

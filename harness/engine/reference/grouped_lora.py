@@ -1,0 +1,211 @@
+"""The packed forward: the frozen layer sees the rows of all runs once, each adapter its own rows.
+
+PEFT refuses mixed batches while training, so its layers get this forward instead. For one adapter its
+numbers and gradients are PEFT's, bit for bit (dropout masks aside). Autograd sees one node for a layer,
+whatever the number of adapters, and the adapters' gradients do not pass through it: with two leaves per
+adapter and layer, and a slice of the batch for each, autograd would cost more than the products.
+
+Dropout is stateless: its mask is drawn from a generator seeded by (run, micro-batch, layer), so that it
+does not depend on the other runs, survives recomputation in gradient checkpointing, and leaves no
+generator state to save.
+
+Shape suffixes: N rows (B·T) of one adapter or of the batch, K stacked adapters, R rank, I inputs, O outputs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from harness.engine.rows import Bundle, MaskRows, RowPlan, Weights
+
+
+class PackedLora:
+    """The forward of one PEFT LoRA layer for rows of several adapters.
+
+    y[rows k] = base(x)[rows k] + s_k B_k A_k dropout_k(x[rows k])   (Hu et al. 2021, section 4.1)
+    """
+
+    def __init__(self, layer: Any, layer_index: int, plan: RowPlan) -> None:
+        self.layer = layer
+        self.layer_index = layer_index
+        self.plan = plan
+
+    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        y = self.layer.base_layer(x, *args, **kwargs)
+        bundles = self.plan.bundles(self.layer_index)
+        if not bundles:
+            return y
+        x = x.contiguous()
+        if (
+            y._is_view()
+        ):  # of a layer with bias, in bitsandbytes: autograd lets nobody write into it
+            y = y.clone()
+        update = _Update(self.plan, self.layer_index, bundles, self._width(x))
+        if torch.is_grad_enabled():
+            return _Adapted.apply(x, y, self.plan.anchor, update)  # pyright: ignore[reportReturnType]
+        update.add_to(x, y)
+        return y
+
+    def _width(self, x: torch.Tensor) -> int:
+        """Return how many rows x_NI has for a row of the batch: T, or 0 where all belong to one adapter."""
+        batch_rows, rows = self.plan.num_rows, x.numel() // x.shape[-1]
+        if batch_rows == 0:
+            return 0
+        if rows % batch_rows:
+            raise NotImplementedError(
+                f"a layer of this model sees {rows} rows for a batch of {batch_rows} (routed "
+                "experts?): its runs cannot share a forward pass; train them one at a time"
+            )
+        return rows // batch_rows
+
+
+class _Update:
+    """What the adapters add to one layer's output in one pass, forwards and backwards."""
+
+    def __init__(
+        self, plan: RowPlan, layer_index: int, bundles: Sequence[Bundle], width: int
+    ) -> None:
+        self.plan = plan
+        self.layer_index = layer_index
+        self.bundles = bundles
+        self.width = width
+
+    def add_to(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor | None]:
+        """Add the updates to y in place; return A x and the dropout mask of each bundle, for backward."""
+        saved: list[torch.Tensor | None] = []
+        for bundle in self.bundles:
+            weights = bundle.weights(self.layer_index)
+            x_rows, y_rows = self._rows(x, bundle), self._rows(y, bundle)
+            x_rows = x_rows.to(weights.a.dtype)
+            kept = self._kept(bundle, x_rows)
+            if kept is not None:
+                x_rows = x_rows * kept
+            saved += [add_update(bundle, weights, x_rows, y_rows), kept]
+        return saved
+
+    def gradients(
+        self,
+        grad_y: torch.Tensor,
+        x: torch.Tensor,
+        saved: Sequence[torch.Tensor | None],
+        *,
+        grad_x_wanted: bool,
+    ) -> torch.Tensor | None:
+        """Write the gradients of A and B where the bundles keep them; return that of x, if it is wanted."""
+        grad_x = self._empty_gradient(x) if grad_x_wanted else None
+        for bundle, h, kept in zip(self.bundles, saved[::2], saved[1::2], strict=True):
+            assert h is not None
+            weights, target = bundle.weights(self.layer_index), bundle.targets(self.layer_index)
+            x_rows = self._rows(x, bundle).to(weights.a.dtype)
+            if kept is not None:
+                x_rows = x_rows * kept
+            grad = self._rows(grad_y, bundle).to(weights.a.dtype)
+            if not bundle.scaling_is_exact:
+                grad = grad * bundle.scaling
+            self._write(bundle, target.b, grad.mT, h)
+            grad_h = torch.matmul(grad, weights.b)
+            if bundle.scaling_is_exact:
+                grad_h.mul_(bundle.scaling)
+            self._write(bundle, target.a, grad_h.mT, x_rows)
+            bundle.written.add(self.layer_index)
+            if grad_x is not None:
+                grad_rows = self._rows(grad_x, bundle)
+                if kept is None and grad_rows.dtype is grad_h.dtype:
+                    torch.matmul(grad_h, weights.a, out=grad_rows)
+                else:
+                    through = torch.matmul(grad_h, weights.a)
+                    grad_rows.copy_(through if kept is None else through.mul_(kept))
+        return grad_x
+
+    def _write(
+        self, bundle: Bundle, target: torch.Tensor, left: torch.Tensor, right: torch.Tensor
+    ) -> None:
+        """Set `target` to a product, or add it where the layer was called before in this pass."""
+        if self.layer_index in bundle.written:
+            target.add_(torch.matmul(left, right))
+        else:
+            torch.matmul(left, right, out=target)
+
+    def _rows(self, tensor: torch.Tensor, bundle: Bundle) -> torch.Tensor:
+        """Return the bundle's rows as [N, …], or [K, N, …] for stacked adapters."""
+        flat = tensor.view(-1, tensor.shape[-1])
+        if self.width:
+            flat = flat[bundle.start * self.width : bundle.stop * self.width]
+        return flat if bundle.count == 1 else flat.view(bundle.count, -1, flat.shape[-1])
+
+    def _empty_gradient(self, x: torch.Tensor) -> torch.Tensor:
+        """Return a tensor like x, zero where no adapter of this layer has rows."""
+        covered = sum(bundle.stop - bundle.start for bundle in self.bundles)
+        complete = self.width == 0 or covered == self.plan.num_rows
+        return torch.empty_like(x) if complete else torch.zeros_like(x)
+
+    def _kept(self, bundle: Bundle, x_rows: torch.Tensor) -> torch.Tensor | None:
+        """Return the dropout mask of a bundle, which is then of one adapter; None without dropout."""
+        if bundle.dropout == 0 or bundle.dropout_key is None:
+            return None
+        device = x_rows.device
+        generator = self.plan.generator(device, bundle.dropout_key, self.layer_index)
+        count, inputs = x_rows.shape
+        begin, drawn = 0, count
+        if bundle.mask_rows is not None:
+            begin, drawn = _of_whole_micro_batch(
+                bundle.mask_rows, bundle.stop - bundle.start, count
+            )
+        mask = torch.rand((drawn, inputs), generator=generator, device=device)
+        return mask[begin : begin + count] >= bundle.dropout
+
+
+def _of_whole_micro_batch(place: MaskRows, rows: int, count: int) -> tuple[int, int]:
+    """Return where the `count` inputs of some rows begin among those of the whole micro-batch, and how many
+    these are: a run's masks are the same however many processes share its rows."""
+    width, rest = divmod(count, rows)
+    if rest:
+        raise NotImplementedError(
+            f"a layer of this model sees {count} rows for a batch of {rows} (routed experts?): which "
+            "dropout masks they have in one process is not known; use lora.dropout=0 or "
+            "resources.data_parallel=1"
+        )
+    return place.first * width, place.of * width
+
+
+def add_update(
+    bundle: Bundle, weights: Weights, x_rows: torch.Tensor, y_rows: torch.Tensor
+) -> torch.Tensor:
+    """Add s B A x to y in place; return A x, times s where that is exact. Rounds as PEFT does."""
+    h = torch.matmul(x_rows, weights.a.mT)
+    if not bundle.scaling_is_exact:
+        y_rows.add_(torch.matmul(h, weights.b.mT).mul_(bundle.scaling))
+    elif y_rows.dtype is h.dtype:
+        add_product(y_rows, h.mul_(bundle.scaling), weights.b.mT)
+    else:
+        y_rows.add_(torch.matmul(h.mul_(bundle.scaling), weights.b.mT))
+    return h
+
+
+def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add a matrix product to `target`, or a batched one, without a tensor in between."""
+    (torch.Tensor.addmm_ if target.dim() == 2 else torch.Tensor.baddbmm_)(target, left, right)
+
+
+class _Adapted(torch.autograd.Function):
+    """y + updates, in place, as one node of the graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, update: _Update
+    ) -> torch.Tensor:
+        ctx.update = update
+        ctx.save_for_backward(x, *update.add_to(x, y))
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(
+        ctx: Any, *grad_outputs: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor, None, None]:
+        (grad_y,) = grad_outputs
+        x, *saved = ctx.saved_tensors
+        grad_y = grad_y.contiguous()
+        grad_x = ctx.update.gradients(grad_y, x, saved, grad_x_wanted=ctx.needs_input_grad[0])
+        return grad_x, grad_y, None, None

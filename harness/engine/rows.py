@@ -1,0 +1,253 @@
+"""Which rows of the batch in flight belong to which adapter, and which adapters are computed as one.
+
+Adapters of one layout with equally many rows can be stacked: one batched product takes the place of one
+product for each. Gradients are written where they belong by the layers themselves, not by autograd.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from harness.engine.adapter import Adapter, FlatGradient, is_power_of_two
+
+
+class MaskRows(NamedTuple):
+    """Which rows of a micro-batch are here, where the others are computed elsewhere."""
+
+    first: int
+    of: int
+    """Rows of the whole micro-batch: masks are drawn for all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Rows [start, stop) of the joint batch belong to `adapter`; all rows, if both are 0."""
+
+    adapter: str
+    start: int
+    stop: int
+    dropout_key: int | None
+    """Seed of this micro-batch's dropout masks; None while evaluating."""
+    mask_rows: MaskRows | None = None
+    """None: the whole micro-batch is here."""
+
+
+def dropout_key(seed: int, micro_batch: int) -> int:
+    """Return the seed of the masks of one run's micro-batch (counted over its whole training)."""
+    text = f"dropout {seed} {micro_batch}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+class Weights(NamedTuple):
+    """A and B of one layer, or their gradients: [R, I] and [O, R], or [K, …] for stacked adapters."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+class Bundle:
+    """Adapters whose rows lie side by side and whose products are taken as one."""
+
+    def __init__(self, adapters: Sequence[Adapter], segments: Sequence[Segment]) -> None:
+        first = adapters[0]
+        self.adapters = tuple(adapters)
+        self.count = len(adapters)
+        self.start, self.stop = segments[0].start, segments[-1].stop
+        self.layout = first.layout
+        self.dropout = first.dropout if segments[0].dropout_key is not None else 0.0
+        self.dropout_key: int | None = None
+        self.mask_rows: MaskRows | None = None
+        self._flat_KP = (
+            first.flat_P.unsqueeze(0)
+            if self.count == 1
+            else torch.stack([adapter.flat_P for adapter in adapters])
+        )
+        self._gradients_KP: torch.Tensor | None = None
+        self.written: set[int] = set()
+        """Layers whose gradients have been written since `begin`."""
+        self.scaling_is_exact = is_power_of_two(first.scaling / (1 - self.dropout))
+        self.scaling = self._joint_scaling()
+        self._weights: dict[int, Weights] = {}
+        self._targets: dict[int, Weights] = {}
+        self._finished: list[FlatGradient] = []
+
+    def _joint_scaling(self) -> float | torch.Tensor:
+        """Return one number, or for adapters that differ a tensor [K, 1, 1]."""
+        values = [adapter.scaling / (1 - self.dropout) for adapter in self.adapters]
+        if len(set(values)) == 1:
+            return values[0]
+        return self._flat_KP.new_tensor(values).view(-1, 1, 1)
+
+    def begin(self, segments: Sequence[Segment]) -> None:
+        """Take the adapters as they are now, for one pass."""
+        self.dropout_key = segments[0].dropout_key
+        self.mask_rows = segments[0].mask_rows
+        self.written.clear()
+        if self.count > 1:
+            torch.stack([adapter.flat_P for adapter in self.adapters], out=self._flat_KP)
+
+    @property
+    def _gradients(self) -> torch.Tensor:
+        """The gradients of all adapters; an evaluation never asks."""
+        if self._gradients_KP is None:
+            self._gradients_KP = torch.empty_like(self._flat_KP)
+        return self._gradients_KP
+
+    def weights(self, layer: int) -> Weights:
+        """Return A and B of one layer."""
+        found = self._weights.get(layer)
+        if found is None:
+            found = self._weights[layer] = self._views(self._flat_KP, layer)
+        return found
+
+    def targets(self, layer: int) -> Weights:
+        """Return where the gradients of one layer's A and B are written."""
+        found = self._targets.get(layer)
+        if found is None:
+            found = self._targets[layer] = self._views(self._gradients, layer)
+        return found
+
+    def _views(self, flat_KP: torch.Tensor, layer: int) -> Weights:
+        a, b = self.layout.a(flat_KP, layer), self.layout.b(flat_KP, layer)
+        return Weights(a[0], b[0]) if self.count == 1 else Weights(a, b)
+
+    def finished_gradients(self) -> list[FlatGradient]:
+        """Return the adapters' gradients; those of a layer that the pass has not reached are zero."""
+        for layer in self.layout.layers:
+            if layer not in self.written:
+                for target in self.targets(layer):
+                    target.zero_()  # an expert without tokens, say
+        if not self._finished:
+            self._finished = [
+                FlatGradient.of(adapter, gradient_P)
+                for adapter, gradient_P in zip(self.adapters, self._gradients, strict=True)
+            ]
+        return self._finished
+
+
+def may_be_stacked(one: Adapter, other: Adapter) -> bool:
+    """Say whether two adapters can be one tensor; dropout draws its masks adapter by adapter."""
+    return (
+        one.layout is other.layout
+        and one.dropout == other.dropout == 0
+        and is_power_of_two(one.scaling) == is_power_of_two(other.scaling)
+    )
+
+
+@dataclass(slots=True)
+class _Composition:
+    """The bundles of one sequence of segments, and which of them adapt a layer."""
+
+    bundles: list[tuple[Bundle, list[Segment]]]
+    of_layer: dict[int, list[Bundle]] = field(default_factory=dict)
+
+
+_Key = tuple[bool, tuple[tuple[str, int, int, bool], ...]]
+_KEPT = 4
+
+
+class RowPlan:
+    """Which rows of the batch in flight belong to which adapters; shared by all layers of a model."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.adapters: dict[str, Adapter] = {}
+        self.stacks = True
+        """Whether adapters that may be stacked are; bench.cohort compares."""
+        self.num_rows = 0
+        """Rows of the batch in flight; 0 where all belong to one adapter, or to the base alone."""
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        """Makes autograd visit the adapters of a layer that sees no gradient otherwise."""
+        self._kept: OrderedDict[_Key, _Composition] = OrderedDict()
+        self._now = _Composition([])
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def add(self, adapter: Adapter) -> None:
+        """Take an adapter into account."""
+        self.adapters[adapter.name] = adapter
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter and everything that holds its tensors."""
+        del self.adapters[name]
+        self._kept.clear()
+
+    @contextmanager
+    def rows(self, segments: Sequence[Segment]) -> Iterator[None]:
+        """Run the forward passes (and recomputations) inside with these rows."""
+        before = self._now, self.num_rows
+        self._now = self._composition(segments)
+        self.num_rows = segments[-1].stop if len(segments) > 1 else 0
+        for bundle, of_bundle in self._now.bundles:
+            bundle.begin(of_bundle)
+        try:
+            yield
+        finally:
+            self._now, self.num_rows = before
+
+    def bundles(self, layer: int) -> list[Bundle]:
+        """Return the bundles that adapt one layer."""
+        found = self._now.of_layer.get(layer)
+        if found is None:
+            found = [bundle for bundle, _ in self._now.bundles if layer in bundle.layout]
+            self._now.of_layer[layer] = found
+        return found
+
+    @property
+    def present(self) -> list[Bundle]:
+        """The bundles of the batch in flight."""
+        return [bundle for bundle, _ in self._now.bundles]
+
+    def gradients(self) -> dict[str, FlatGradient]:
+        """Return the gradient of each adapter after the backward pass, good until the next one."""
+        return {
+            adapter.name: gradient
+            for bundle, _ in self._now.bundles
+            for adapter, gradient in zip(bundle.adapters, bundle.finished_gradients(), strict=True)
+        }
+
+    def generator(self, device: torch.device, key: int, layer: int) -> torch.Generator | None:
+        """Return a generator for one layer's mask of one micro-batch; the meta device has none."""
+        if device.type == "meta":
+            return None
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device)
+        # Weyl steps keep the seeds of neighbouring layers far apart.
+        seed = (key + layer * 0x9E3779B97F4A7C15) & 0x7FFFFFFFFFFFFFFF
+        return self._generators[device].manual_seed(seed)
+
+    def _composition(self, segments: Sequence[Segment]) -> _Composition:
+        rows = ((s.adapter, s.start, s.stop, s.dropout_key is None) for s in segments)
+        key = (self.stacks, tuple(rows))
+        found = self._kept.pop(key, None)
+        if found is None:
+            found = _Composition([])
+            for part in self._parts(segments):
+                bundle = Bundle([self.adapters[s.adapter] for s in part], part)
+                found.bundles.append((bundle, part))
+        else:
+            parts = self._parts(segments)
+            found.bundles = [(b, p) for (b, _), p in zip(found.bundles, parts, strict=True)]
+        self._kept[key] = found
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return found
+
+    def _parts(self, segments: Sequence[Segment]) -> list[list[Segment]]:
+        """Cut the segments into runs of neighbours that are stacked."""
+        parts: list[list[Segment]] = []
+        for segment in segments:
+            if self.stacks and parts and self._belongs(parts[-1][-1], segment):
+                parts[-1].append(segment)
+            else:
+                parts.append([segment])
+        return parts
+
+    def _belongs(self, one: Segment, other: Segment) -> bool:
+        same_size = one.stop - one.start == other.stop - other.start
+        return same_size and may_be_stacked(
+            self.adapters[one.adapter], self.adapters[other.adapter]
+        )

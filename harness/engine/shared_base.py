@@ -1,0 +1,230 @@
+"""One frozen base with any number of PEFT adapters on it, attached and detached while it stays loaded."""
+
+import itertools
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.base.build import Base
+from harness.base.formats import redecode_in_compute_type
+from harness.base.layout import adapted_layers, shortest_names
+from harness.config.schema import LoraConfig, LoraInit
+from harness.engine.adapter import Adapter, Layout
+from harness.engine.reference.grouped_lora import PackedLora
+from harness.engine.rows import RowPlan, Segment
+from harness.measure.memory import BaseSize, base_size
+from harness.records.record import Estimate
+
+_PEFT_INIT: dict[LoraInit, bool | str] = {
+    LoraInit.default: True,
+    LoraInit.gaussian: "gaussian",
+    LoraInit.pissa: "pissa",
+    LoraInit.olora: "olora",
+}
+
+
+def rewrites_base(lora: LoraConfig) -> bool:
+    """Say whether this adapter's initialisation changes the base, so that it must train alone."""
+    return lora.init in (LoraInit.pissa, LoraInit.olora)
+
+
+def lora_alpha(lora: LoraConfig) -> float:
+    """Return alpha, given as itself or as a multiple of the rank."""
+    if lora.alpha is not None:
+        return lora.alpha
+    assert lora.alpha_over_rank is not None
+    return lora.alpha_over_rank * lora.rank
+
+
+class SharedBase:
+    """A base and the adapters on it."""
+
+    def __init__(self, base: Base, load_peak_bytes: int | None = None) -> None:
+        self.base = base
+        self.load_peak_bytes = load_peak_bytes
+        self.plan = RowPlan(base.device)
+        self._peft: Any = None
+        self._count = itertools.count()
+        self._index = {spec.name: index for index, spec in enumerate(base.linears)}
+        self._lora_layers: dict[str, Any] = {}
+        """PEFT's layers by full name; a layer becomes one with the first adapter that wants it."""
+        self._layouts: dict[tuple[int, tuple[str, ...]], Layout] = {}
+        self.is_rewritten = False
+        """Whether PiSSA or OLoRA has changed the weights for an adapter: no other can use them."""
+        self.untouched_results: dict[str, dict[str, Estimate]] = {}
+        """Evaluations of the base without an adapter, by what was evaluated."""
+        self.keeps_examples_apart: bool | None = None
+        """Whether the model obeys a mask between examples in one row; None until it has been tried."""
+        self._can_recompute = False
+
+    @cached_property
+    def size(self) -> BaseSize:
+        """What the base weighs; measured once, before an initialisation can rewrite it."""
+        return base_size(self.base)
+
+    @property
+    def model(self) -> Any:
+        """The transformers model itself; adapters act on the rows named by `rows`."""
+        return self.base.model
+
+    def attach(self, lora: LoraConfig, seed: int) -> Adapter:
+        """Add an adapter initialised by PEFT from `seed`, exactly as it would be on an untouched base."""
+        from peft import LoraConfig as PeftLoraConfig
+        from peft import PeftModel
+
+        assert not self.is_rewritten, (
+            "this base was rewritten by PiSSA or OLoRA for another adapter"
+        )
+        name = f"run{next(self._count)}"
+        adapted = adapted_layers(lora, self.base.linears)
+        config = PeftLoraConfig(
+            r=lora.rank,
+            lora_alpha=lora_alpha(lora),  # pyright: ignore[reportArgumentType]  PEFT takes floats
+            lora_dropout=lora.dropout,
+            target_modules=shortest_names(adapted, self.base.linears),
+            use_rslora=lora.rslora,
+            init_lora_weights=_PEFT_INIT[lora.init],  # pyright: ignore[reportArgumentType]
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.base.source.location,
+        )
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            if self._peft is None:
+                self._peft = PeftModel(self.model, config, adapter_name=name)
+            else:
+                self._add(name, config)
+        if rewrites_base(lora):
+            self.is_rewritten = True
+            redecode_in_compute_type(self.model, self.base.quant)
+        self._pack_layers()
+        adapter = self._flattened(name, lora)
+        self.plan.add(adapter)
+        return adapter
+
+    def _add(self, name: str, config: Any) -> None:
+        """Let PEFT add an adapter, or nothing of it if there is no memory for all."""
+        try:
+            self._peft.add_adapter(name, config)
+        except BaseException:
+            if name in self._peft.peft_config:
+                self._peft.delete_adapter(name)
+            raise
+
+    def detach(self, adapter: Adapter) -> None:
+        """Remove an adapter; the others are not touched."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._peft.delete_adapter(adapter.name)
+        self.plan.remove(adapter.name)
+
+    @contextmanager
+    def rows(self, segments: Sequence[Segment]) -> Iterator[None]:
+        """Within this context the model's rows belong to the adapters of `segments`."""
+        with self.plan.rows(segments):
+            yield
+
+    @contextmanager
+    def only(self, adapter: Adapter | None) -> Iterator[None]:
+        """Within this context all rows belong to one adapter without dropout, or to the base alone."""
+        one = () if adapter is None else (_all_rows(adapter.name),)
+        with self.plan.rows(one):
+            yield
+
+    @contextmanager
+    def side_by_side(self, adapters: Sequence[Adapter], rows: int) -> Iterator[None]:
+        """Within this context each adapter has so many rows of a batch, in their order, without dropout."""
+        segments = [
+            Segment(adapter=a.name, start=i * rows, stop=(i + 1) * rows, dropout_key=None)
+            for i, a in enumerate(adapters)
+        ]
+        with self.plan.rows(segments):
+            yield
+
+    def recompute_activations(self, wanted: bool) -> None:
+        """Switch gradient checkpointing for the forward passes to come.
+
+        transformers' layers recompute only in training mode, in which nothing else differs: the base's
+        dropouts are off and the adapters' are ours.
+        """
+        if wanted and not self._can_recompute:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self._can_recompute = True
+        if self.model.training != wanted:
+            self.model.train(wanted)
+
+    def state(self, adapter: Adapter) -> dict[str, torch.Tensor]:
+        """Return the adapter's tensors under PEFT's file names (without the adapter's own name)."""
+        from peft import get_peft_model_state_dict
+
+        return get_peft_model_state_dict(
+            self._peft, adapter_name=adapter.name, save_embedding_layers=False
+        )
+
+    def save(self, adapter: Adapter, directory: Path) -> None:
+        """Write the adapter so that `PeftModel.from_pretrained(base, directory)` loads it."""
+        from safetensors.torch import save_file
+
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {key: t.detach().cpu().contiguous() for key, t in self.state(adapter).items()}
+        save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+        self._peft.peft_config[adapter.name].save_pretrained(str(directory))
+
+    def _flattened(self, name: str, lora: LoraConfig) -> Adapter:
+        """Move the parameters that PEFT has just initialised into one flat tensor."""
+        layers = {
+            spec.name: self._lora_layers[spec.name]
+            for spec in adapted_layers(lora, self.base.linears)
+        }
+        key = (lora.rank, tuple(layers))
+        if key not in self._layouts:
+            dimensions = {
+                self._index[spec.name]: (spec.in_features, spec.out_features)
+                for spec in self.base.linears
+                if spec.name in layers
+            }
+            self._layouts[key] = Layout(lora.rank, dimensions)
+        layout = self._layouts[key]
+        flat_P = torch.empty(layout.size, device=self.base.device)
+        parameters: dict[str, nn.Parameter] = {}
+        for layer_name, layer in layers.items():
+            index = self._index[layer_name]
+            for part, view in (("lora_A", layout.a), ("lora_B", layout.b)):
+                parameter = getattr(layer, part)[name].weight
+                target = view(flat_P.unsqueeze(0), index)[0]
+                parameter.data = target.copy_(parameter.data)
+                parameters[f"{layer_name}.{part}.{name}.weight"] = parameter
+        scaling = {layer.scaling[name] for layer in layers.values()}
+        assert len(scaling) == 1, scaling
+        return Adapter(
+            name=name,
+            layout=layout,
+            flat_P=flat_P,
+            parameters=parameters,
+            scaling=scaling.pop(),
+            dropout=lora.dropout,
+        )
+
+    def _pack_layers(self) -> None:
+        """Give layers that PEFT has just made our forward."""
+        from peft.tuners.lora import LoraLayer
+
+        for spec in self.base.linears:
+            if spec.name in self._lora_layers:
+                continue
+            module: Any = self.model.get_submodule(spec.name)
+            if isinstance(module, LoraLayer):
+                # An attribute of the instance comes before the method of PEFT's class.
+                packed: Any = PackedLora(module, self._index[spec.name], self.plan)
+                object.__setattr__(module, "forward", packed)
+                self._lora_layers[spec.name] = module
+
+
+def _all_rows(adapter: str) -> Segment:
+    return Segment(adapter=adapter, start=0, stop=0, dropout_key=None)

@@ -1,0 +1,1 @@
+"""A sweep's file made into a checked question; nothing here imports Optuna."""

@@ -1,0 +1,195 @@
+"""Whether the parts of a question go together. Must not import torch or optuna."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from harness.config.compose import EXCLUSIVE, compose_run
+from harness.errors import RequestError
+from harness.question.axes import Axis, CaseAxis, ChoiceAxis, NumberAxis
+from harness.question.draft import Draft
+from harness.question.keys import is_group, key_of
+from harness.question.launcher import launcher_problems
+from harness.question.points import Space
+from harness.question.settings import Method, PrunerName, SearchSettings
+
+if TYPE_CHECKING:
+    from harness.question.question import Question
+
+EVALUATIONS = 10
+"""Evaluations of a run that a pruner judges, where eval.every_steps is not given."""
+
+REPORTED = ("eval/loss", "eval/perplexity", "eval/token_accuracy")
+"""What a run measures while it trains, and a pruner can judge by."""
+
+
+def check_question(question: "Question", draft: Draft) -> None:
+    """Raise RequestError for parts that contradict each other or would do nothing."""
+    problems = itertools.chain(
+        _search_problems(question),
+        _confirm_problems(question),
+        launcher_problems(question.launcher, question.study),
+    )
+    for part, text in problems:
+        raise RequestError(f"{draft.place(part)}{text}")
+    _check_overlaps(question.space, question.base, draft.place("base"))
+
+
+def with_evaluations(
+    base: Sequence[str], space: Space, search: SearchSettings, where: str
+) -> list[str]:
+    """Return `base`, with `eval.every_steps` for a pruner that would otherwise have nothing to judge by.
+
+    Raises RequestError where the number of steps is not known.
+    """
+    keys = {key_of(override) for override in base} | set(_keys_of_space(space))
+    pruner = search.pruner
+    if "seed" in keys:
+        raise RequestError(f"{where}base: seed would be ignored; give search.seeds=[0, 1]")
+    if pruner is PrunerName.none or "eval.every_steps" in keys:
+        return list(base)
+    in_space = {"optim.steps", "optim.epochs"} & set(_keys_of_space(space))
+    steps = None if in_space else compose_run(base).optim.steps
+    if steps is None:
+        raise RequestError(
+            f"{where}search.pruner={pruner.value} judges runs by evaluations while they train, and with "
+            f"{'optim.epochs' if not in_space else 'an axis over ' + min(in_space)} it is not known here "
+            "after how many steps these should be; give eval.every_steps=N in base"
+        )
+    return [*base, f"eval.every_steps={max(1, steps // EVALUATIONS)}"]
+
+
+# Search ------------------------------------------------------------------------------------------
+
+
+def _search_problems(question: "Question") -> Iterator[tuple[str, str]]:
+    """Yield the part of the file and the problem."""
+    search, space = question.search, question.space
+    metrics = [objective.metric for objective in question.objectives]
+    without_grid = [axis for axis in space.axes if axis.choices is None]
+    if search.method is Method.grid and without_grid:
+        yield (
+            "search",
+            f"search.method=grid, and {without_grid[0].described} has no grid; write choice(a, b) or "
+            "range(start, stop, step) there, or take search.method=random, tpe, gp, nsga2 or cmaes "
+            "with search.trials",
+        )
+    if search.method is not Method.grid and not space.axes:
+        yield (
+            "search",
+            f"search.method={search.method.value} has no axis to search; give one in space",
+        )
+    if search.method is Method.cmaes:
+        yield from _cmaes_problems(question)
+    if search.pruner is PrunerName.none:
+        return
+    if len(metrics) > 1:
+        yield (
+            "search",
+            f"search.pruner={search.pruner.value} compares runs by one objective, and there are "
+            f"{len(metrics)}: {', '.join(metrics)}; take search.pruner=none, or one of them as a constraint",
+        )
+    elif metrics[0] not in REPORTED:
+        yield (
+            "search",
+            f"search.pruner={search.pruner.value} judges runs while they train, and {metrics[0]} is only "
+            f"measured at the end; take an objective of {', '.join(REPORTED)}, or search.pruner=none",
+        )
+
+
+def _cmaes_problems(question: "Question") -> Iterator[tuple[str, str]]:
+    """Yield what CMA-ES cannot do: several objectives, and a space without numbers."""
+    if len(question.objectives) > 1:
+        yield (
+            "search",
+            f"search.method=cmaes has one objective, and there are {len(question.objectives)}; take "
+            "search.method=tpe, gp or nsga2",
+        )
+    axes = question.space.axes
+    if not any(isinstance(axis, NumberAxis) and axis.condition is None for axis in axes):
+        yield (
+            "search",
+            "search.method=cmaes learns of numbers only, and the space has no interval or range that is "
+            "there at every point; take search.method=tpe, gp or nsga2",
+        )
+
+
+def _confirm_problems(question: "Question") -> Iterator[tuple[str, str]]:
+    confirm = question.confirm
+    if confirm is None:
+        return
+    both = sorted(set(confirm.seeds) & set(question.search.seeds))
+    if both:
+        fresh = max(*question.search.seeds, 9) + 1
+        yield (
+            "confirm",
+            f"confirm.seeds={list(confirm.seeds)} has {', '.join(map(str, both))} of "
+            f"search.seeds={list(question.search.seeds)}: what a seed has chosen it cannot confirm; "
+            f"take fresh ones, such as {list(range(fresh, fresh + len(confirm.seeds)))}",
+        )
+
+
+# Overlaps ----------------------------------------------------------------------------------------
+
+
+def _check_overlaps(space: Space, base: Sequence[str], where: str) -> None:
+    """Refuse two givers of one key (or of a pair of which one is given) that meet in some point."""
+    for first, second in itertools.combinations(space.axes, 2):
+        for key, other in _clashes(_keys_beside(first, second), _keys_beside(second, first)):
+            if _can_meet(first, second):
+                raise RequestError(
+                    f"{where}space: {first.key} and {second.key} both give {_pair(key, other)} at some "
+                    "points; put them under conditions that exclude each other (when, unless), or leave "
+                    "one out"
+                )
+    in_base = [key_of(override) for override in base]
+    for axis in space.axes:
+        for key, other in _clashes(in_base, _keys(axis)):
+            allowed = key == other and not is_group(key)
+            if allowed and (isinstance(axis, CaseAxis) or axis.condition is not None):
+                continue  # what holds at the points where the axis gives nothing
+            raise RequestError(
+                f"{where}base and the axis {axis.key} both give {_pair(key, other)}; leave it out of one"
+            )
+
+
+def _keys_of_space(space: Space) -> Iterator[str]:
+    for axis in space.axes:
+        yield from _keys(axis)
+
+
+def _keys(axis: Axis, labels: frozenset[str] | None = None) -> list[str]:
+    """Return the keys that an axis gives, of cases those of some labels."""
+    match axis:
+        case ChoiceAxis() | NumberAxis():
+            return [axis.key]
+        case CaseAxis():
+            chosen = [o for label, o in axis.cases.items() if labels is None or label in labels]
+            return [key_of(override) for overrides in chosen for override in overrides]
+
+
+def _keys_beside(axis: Axis, other: Axis) -> list[str]:
+    """Return the keys that an axis gives where the other one exists."""
+    condition = other.condition
+    on_axis = condition is not None and condition.key == axis.key
+    return _keys(axis, condition.values if condition is not None and on_axis else None)
+
+
+def _can_meet(first: Axis, second: Axis) -> bool:
+    one, other = first.condition, second.condition
+    if one is None or other is None or one.key != other.key:
+        return True
+    return bool(one.values & other.values)
+
+
+def _clashes(first: Sequence[str], second: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield pairs of keys, one of each side, that are the same or exclude each other."""
+    partners: Mapping[str, str] = dict((*EXCLUSIVE, *((b, a) for a, b in EXCLUSIVE)))
+    for key in first:
+        for other in second:
+            if key == other or partners.get(key) == other:
+                yield key, other
+
+
+def _pair(key: str, other: str) -> str:
+    return key if key == other else f"one of {key} and {other}, of which a run has one,"

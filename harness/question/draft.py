@@ -1,0 +1,97 @@
+"""A question while it is being put together: the parts of its file, as they were written.
+
+Must not import torch. Nothing is judged here that can be judged when the question is whole.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.errors import RequestError, near_names
+from harness.question.entries import Entries
+from harness.question.grammar import is_sweep
+from harness.question.keys import QUESTION_KEYS, QUESTION_SECTIONS
+
+FILE_KEYS = (*QUESTION_KEYS, "base", "space", *QUESTION_SECTIONS, "resources")
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """A question's parts as plain values."""
+
+    where: str
+    """What a message about the file begins with."""
+    parts: dict[str, Any]
+    """Everything but base and space, by its key in the file."""
+    base: list[str]
+    entries: Entries
+    touched: set[str] = field(default_factory=set)
+    """Parts that the command line has changed: messages about them do not name the file."""
+    given: set[str] = field(default_factory=set)
+    """Keys of runs that the command line has given."""
+
+    def place(self, part: str) -> str:
+        """Return what a message about a part begins with."""
+        return "" if part in self.touched else self.where
+
+
+def read_draft(file: Path, shown: str) -> Draft:
+    """Read a sweep's file. Raises RequestError if it is no mapping with the keys of a question."""
+    where = f"{shown}: "
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(f"{where}cannot be read as YAML: {reason}") from error
+    return draft_of(tree, where, file.stem)
+
+
+def draft_of(tree: Any, where: str, name: str) -> Draft:
+    """Take a question's parts from plain values; `name` is its name where they give none."""
+    if not isinstance(tree, dict):
+        raise RequestError(f"{where}a question is a mapping with {', '.join(FILE_KEYS)}")
+    for key in tree:
+        if key not in FILE_KEYS:
+            raise RequestError(
+                f"{where}unknown key {key!r}{near_names(str(key), FILE_KEYS)}; a question has "
+                f"{', '.join(FILE_KEYS)}"
+            )
+    parts = {key: value for key, value in tree.items() if key not in ("base", "space")}
+    space = tree.get("space")
+    if not isinstance(space, dict) or not all(isinstance(key, str) for key in space):
+        raise RequestError(
+            f"{where}space must be a mapping such as {{lora.rank: 'choice(2, 8)'}}, got {space!r}"
+        )
+    return Draft(
+        where=where,
+        parts={"name": name} | parts,
+        base=_base(tree.get("base"), where),
+        entries=Entries(axes=dict(space), where=where),
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as it is, but for a key that is given twice: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key!r} is given twice {node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def _base(given: Any, where: str) -> list[str]:
+    if given is None:
+        return []
+    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+        raise RequestError(
+            f"{where}base must be a list of overrides such as [model=embedded, data=facts], got {given!r}"
+        )
+    for text in given:
+        key, _, value = text.partition("=")
+        if is_sweep(value) and not key.startswith("hydra"):
+            raise RequestError(f"{where}base: {text} gives several values; an axis stands in space")
+    return list(given)

@@ -1,0 +1,204 @@
+"""What is known about one run: its record, `run.json`, and the other files of its directory.
+
+Must not import torch, transformers or wandb: every reader of records imports this.
+
+NaN and infinities stand in the files as the strings "NaN", "Infinity" and "-Infinity", because JSON has
+no such numbers; wherever a number belongs they are read back as numbers. A missing value is null.
+"""
+
+import json
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from harness.records.metrics_log import (
+    MetricsHistory,
+    MetricsLog,
+    check_metric_names,
+    optional_number,
+    parsed_number,
+    plain_number,
+    read_metrics,
+    spell_not_finite,
+)
+from harness.records.redact import redact, redact_tree
+from harness.records.run_directory import RunDirectory, RunLocked, utc_now, write_text
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Estimate",
+    "MeasuredIn",
+    "MetricsHistory",
+    "MetricsLog",
+    "Record",
+    "RecordError",
+    "RunDirectory",
+    "RunLocked",
+    "RunStatus",
+    "check_metric_names",
+    "read_metrics",
+    "read_record",
+    "read_records",
+    "utc_now",
+    "write_record",
+]
+
+SCHEMA_VERSION = 1
+
+
+class RunStatus(Enum):
+    """How a run stands. Out of memory and divergence are results, not accidents."""
+
+    running = "running"
+    completed = "completed"
+    pruned = "pruned"
+    out_of_memory = "out_of_memory"
+    diverged = "diverged"
+    failed = "failed"
+    interrupted = "interrupted"
+
+
+class MeasuredIn(Enum):
+    """Where the memory and throughput of a record were measured; a cohort shares both."""
+
+    solo = "solo"
+    cohort = "cohort"
+    probe = "probe"
+
+
+class RecordError(ValueError):
+    """A file of a run that cannot be used; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """One evaluation result over `n` samples, in the metric's unit."""
+
+    value: float
+    standard_error: float | None
+    """None where it is not defined, as for a single sample."""
+    n: int
+
+
+@dataclass(kw_only=True, slots=True)
+class Record:
+    """Everything that is known about one run; `run.json` in memory."""
+
+    run_id: str
+    status: RunStatus
+    config: dict[str, Any]
+    """The composed configuration as a tree of mappings, lists and scalars."""
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    """Cost and the last training values by metric name; None: asked for and not measured."""
+    predicted: dict[str, float | None] = field(default_factory=dict)
+    """What the planner says of a run that measures its own cost, by metric name."""
+    evals: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    """Phase (`before`, `after`) -> metric name -> result."""
+    measured_in: MeasuredIn = MeasuredIn.solo
+    provenance: dict[str, Any] = field(default_factory=dict)
+    started_at: str = field(default_factory=utc_now)
+    """ISO 8601, UTC."""
+    wall_seconds: float | None = None
+    """Seconds of all processes that worked on the run; None until it has ended once."""
+    error: str | None = None
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the numbers should know: substitutions, rows cut, a tracker that failed."""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        check_metric_names(self.metrics)
+        check_metric_names(self.predicted)
+        for results in self.evals.values():
+            check_metric_names(results)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write `run.json` atomically and without secrets in configuration, provenance, error or notes."""
+    check_metric_names(record.metrics)
+    tree = {
+        "schema_version": record.schema_version,
+        "run_id": record.run_id,
+        "status": record.status.value,
+        "config": redact_tree(record.config),
+        "metrics": {name: plain_number(value) for name, value in record.metrics.items()},
+        "predicted": {name: plain_number(value) for name, value in record.predicted.items()},
+        "evals": {
+            phase: {name: _estimate_tree(result) for name, result in results.items()}
+            for phase, results in record.evals.items()
+        },
+        "measured_in": record.measured_in.value,
+        "provenance": redact_tree(record.provenance),
+        "started_at": record.started_at,
+        "wall_seconds": plain_number(record.wall_seconds),
+        "error": None if record.error is None else redact(record.error),
+        "notes": [redact(note) for note in record.notes],
+    }
+    write_text(path, json.dumps(spell_not_finite(tree), indent=2, allow_nan=False) + "\n")
+
+
+def read_record(path: Path) -> Record:
+    """Read `run.json`; raises RecordError for one that is missing, torn, or of another schema."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path} is torn or no JSON: {error}") from error
+    version = tree.get("schema_version") if isinstance(tree, dict) else None
+    if version != SCHEMA_VERSION:
+        raise RecordError(
+            f"{path} has schema_version {version}; this harness reads {SCHEMA_VERSION}"
+        )
+    tree.setdefault("predicted", {})  # of a run from before there was a planner
+    known = {entry.name for entry in fields(Record)}
+    if known != set(tree):
+        missing, unknown = sorted(known - set(tree)), sorted(set(tree) - known)
+        raise RecordError(f"{path} lacks the keys {missing} and has the unknown keys {unknown}")
+    try:
+        return _record(tree)
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{path} holds a value that no run writes: {error}") from error
+
+
+def read_records(out: Path) -> tuple[list[Record], list[str]]:
+    """Return the records under `<out>/runs`, by run id, and a message for each that cannot be read."""
+    records, problems = [], []
+    for directory in sorted((out / "runs").glob("*/")):
+        try:
+            records.append(read_record(RunDirectory(directory).record))
+        except RecordError as error:
+            problems.append(str(error))
+    return records, problems
+
+
+def _record(tree: dict[str, Any]) -> Record:
+    values = dict(tree)
+    values["status"] = RunStatus(tree["status"])
+    values["measured_in"] = MeasuredIn(tree["measured_in"])
+    values["metrics"] = {name: optional_number(value) for name, value in tree["metrics"].items()}
+    values["predicted"] = {
+        name: optional_number(value) for name, value in tree["predicted"].items()
+    }
+    values["wall_seconds"] = optional_number(tree["wall_seconds"])
+    values["evals"] = {
+        phase: {
+            name: Estimate(
+                value=parsed_number(result["value"]),
+                standard_error=optional_number(result["standard_error"]),
+                n=int(result["n"]),
+            )
+            for name, result in results.items()
+        }
+        for phase, results in tree["evals"].items()
+    }
+    return Record(**values)
+
+
+def _estimate_tree(result: Estimate) -> dict[str, float | None]:
+    error = result.standard_error
+    return {
+        "value": plain_number(result.value),
+        "standard_error": plain_number(error),
+        "n": int(result.n),
+    }

@@ -1,0 +1,128 @@
+"""Where the files of one run lie, and the lock that keeps two processes from training it at once.
+
+Must not import torch, transformers or wandb.
+"""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.errors import RequestError
+from harness.records.redact import redact, redact_tree
+
+
+class RunLocked(RequestError):
+    """Another process trains this run."""
+
+
+def utc_now() -> str:
+    """Return the time of day in UTC as ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The layout of `out/runs/<run_id>/`."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def code_diff(self) -> Path:
+        return self.path / "code.diff"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def wandb(self) -> Path:
+        return self.path / "wandb"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process, creating its directory; free when the process ends, however.
+
+        Raises RunLocked, naming the holder, when a process (this one included) already holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = self.path / ".lock"  # never deleted: a lock on a deleted file excludes nobody
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock_or_refuse(descriptor, lock)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)  # frees the lock, if it was ours
+
+    def write_config(self, tree: Mapping[str, Any]) -> None:
+        """Write config.yaml without secrets."""
+        import yaml  # 20 ms that readers of records need not spend
+
+        write_text(self.config, yaml.safe_dump(redact_tree(tree), sort_keys=False))
+
+    def append_log(self, line: str) -> None:
+        """Append one line to log.txt, with the time in front and without secrets."""
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(f"{utc_now()} {redact(line)}\n")
+
+
+def _lock_or_refuse(descriptor: int, lock: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 1000, 0).decode(errors="replace") or "unknown process"
+        raise RunLocked(
+            f"{lock.parent} is being trained by another process ({holder}); "
+            "wait for it, stop it, or choose another paths.out"
+        ) from None
+    except OSError as error:  # some network file systems
+        raise RequestError(
+            f"{lock.parent} lies on a file system without file locks ({error.strerror}); "
+            "choose a paths.out on one that has them"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a machine that fails, sees the old or the new one, never half."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the rename itself
+    finally:
+        os.close(directory)

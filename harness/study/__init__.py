@@ -1,0 +1,1 @@
+"""Optuna and its storage: which trials a question has, and what they came to."""

@@ -1,0 +1,272 @@
+"""Where a study is kept: a database that any reader may open, mirrored in the memory of who writes it.
+
+Samplers and pruners read all trials again and again; the mirror makes that free, and lets a trial reach the
+database whole, in one transaction, when its point is complete. Several members of one sweep write in turn
+(`harness.study.leases`), each after it has read what the others wrote.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+import sqlalchemy.exc
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from harness.errors import RequestError, RunFailed
+from harness.records.redact import redact
+from harness.study.leases import lock_of
+
+_BUSY_SECONDS = 60  # how long to wait for a reader that writes, as optuna-dashboard does for a note
+
+_FIRST_TABLES = {
+    "studies",
+    "version_info",
+}  # of Optuna's, also when it was killed while making them
+
+_SERVER_SETTINGS = {
+    "pool_pre_ping": True,  # a sweep may say nothing for longer than a server waits
+    # whoever stops in the middle of a transaction keeps its locks for 10 s
+    "connect_args": {"options": "-c idle_in_transaction_session_timeout=10000"},
+    "pool_size": 1,  # a server has a hundred connections, unless it is told otherwise
+    "max_overflow": 3,
+}
+
+_TRANSIENT = ("tpe:relative_params", "gp:relative_params")
+"""What samplers leave for other processes that ask at the same time; there are none."""
+
+
+class MirroredStorage(InMemoryStorage):
+    """One study of a database, read once; then every change goes to the database and to memory.
+
+    The newest trial is a draft, in memory only, until `keep_draft` writes it.
+    """
+
+    def __init__(self, database: RDBStorage, study_row: int) -> None:
+        super().__init__()
+        self._database = database
+        self._study_row = study_row
+        self._rows: dict[int, int] = {}
+        """The database's id of each trial, by the one in memory; a draft has none."""
+        name = database.get_study_name_from_id(study_row)
+        self.study_id = super().create_new_study(database.get_study_directions(study_row), name)
+        for key, value in database.get_study_user_attrs(study_row).items():
+            super().set_study_user_attr(self.study_id, key, value)
+        self.refresh()
+
+    def refresh(self) -> list[int]:
+        """Read what other processes have written since; returns the numbers of the trials that differ."""
+        for key, value in self._database.get_study_system_attrs(self._study_row).items():
+            super().set_study_system_attr(self.study_id, key, value)
+        newest = max(self._rows.values(), default=-1)
+        running = {
+            row for here, row in self._rows.items() if not self.get_trial(here).state.is_finished()
+        }
+        found = self._database._get_trials(self._study_row, None, running, newest)
+        changed = []
+        for trial in sorted(found, key=lambda each: each.number):
+            number = trial.number
+            if number >= len(self._rows):
+                here = super().create_new_trial(self.study_id, trial)
+                self._rows[here] = trial._trial_id
+                changed.append(number)
+            elif self._take_over(
+                self.get_trial_id_from_study_id_trial_number(self.study_id, number), trial
+            ):
+                changed.append(number)
+        return changed
+
+    def _take_over(self, here: int, there: FrozenTrial) -> bool:
+        """Bring the mirror of a running trial up to what the database says; returns whether it differed."""
+        known = self.get_trial(here)
+        for key, value in there.user_attrs.items():
+            if known.user_attrs.get(key) != value:
+                super().set_trial_user_attr(here, key, value)
+        for key, value in there.system_attrs.items():
+            if known.system_attrs.get(key) != value:
+                super().set_trial_system_attr(here, key, value)
+        for step, value in there.intermediate_values.items():
+            if known.intermediate_values.get(step) != value:
+                super().set_trial_intermediate_value(here, step, value)
+        if there.state != known.state:
+            super().set_trial_state_values(here, there.state, there.values)
+        return self.get_trial(here) != known
+
+    def keep_draft(self, trial_id: int) -> None:
+        """Write a new trial with everything it has, in one transaction.
+
+        Raises:
+            RunFailed: another process has written trials into the study.
+        """
+        draft = self.get_trial(trial_id)
+        row = self._database.create_new_trial(self._study_row, draft)
+        number = draft.number
+        if row != self._database.get_trial_id_from_study_id_trial_number(self._study_row, number):
+            raise RunFailed(
+                f"another process has written a trial {number} into the study"
+                f" {self.get_study_name_from_id(self.study_id)}; stop it and run this command again"
+            )
+        self._rows[trial_id] = row
+
+    def close(self) -> None:
+        """Close the database; SQLite folds its write-ahead log into the file."""
+        self._database.remove_session()
+        self._database.engine.dispose()
+
+    # What Optuna, its samplers and its pruners write. ---------------------------------------------
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Keep an attribute of the study."""
+        self._database.set_study_user_attr(self._study_row, key, value)
+        super().set_study_user_attr(study_id, key, value)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Keep what a sampler remembers."""
+        self._database.set_study_system_attr(self._study_row, key, value)
+        super().set_study_system_attr(study_id, key, value)
+
+    def set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+    ) -> None:
+        """Keep a parameter of a draft; a trial that is written has all of them."""
+        assert trial_id not in self._rows, trial_id
+        super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """End a trial, in one transaction."""
+        self._database.set_trial_state_values(self._rows[trial_id], state, values)
+        return super().set_trial_state_values(trial_id, state, values)
+
+    def set_trial_intermediate_value(
+        self, trial_id: int, step: int, intermediate_value: float
+    ) -> None:
+        """Keep a report."""
+        row = self._rows[trial_id]
+        self._database.set_trial_intermediate_value(row, step, intermediate_value)
+        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Keep a note."""
+        self._database.set_trial_user_attr(self._rows[trial_id], key, value)
+        super().set_trial_user_attr(trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Keep what a sampler or pruner remembers of a trial."""
+        if key.startswith(_TRANSIENT):
+            return
+        if trial_id in self._rows:
+            self._database.set_trial_system_attr(self._rows[trial_id], key, value)
+        super().set_trial_system_attr(trial_id, key, value)
+
+
+def open_database(url: str) -> RDBStorage:
+    """Open the database at a SQLAlchemy url, with Optuna's tables made where there are none.
+
+    Raises:
+        RequestError: there is no database, or one that Optuna did not make.
+    """
+    parsed = _parsed(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        _refuse_foreign_file(Path(parsed.database))
+    with _opening(parsed), _making_tables(parsed):
+        return RDBStorage(url, engine_kwargs=_engine_settings(parsed))
+
+
+@contextmanager
+def _making_tables(parsed: sqlalchemy.engine.URL) -> Iterator[None]:
+    """Let one process at a time make tables in a server's database: two at once break each other."""
+    if parsed.get_backend_name() != "postgresql":
+        yield
+        return
+    engine = sqlalchemy.create_engine(parsed, **_engine_settings(parsed))
+    try:
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.select(lock_of("harness tables")))
+            yield
+    finally:
+        engine.dispose()
+
+
+def open_engine(url: str) -> sqlalchemy.Engine:
+    """Open a server's database, beside Optuna's own connections. Raises RequestError as `open_database`."""
+    parsed = _parsed(url)
+    with _opening(parsed):
+        engine = sqlalchemy.create_engine(parsed, **_engine_settings(parsed))
+        engine.connect().close()
+        return engine
+
+
+def _parsed(url: str) -> sqlalchemy.engine.URL:
+    try:
+        return sqlalchemy.engine.make_url(url)
+    except sqlalchemy.exc.ArgumentError:
+        raise RequestError(
+            f"study.storage={redact(url)} is no database url; such as sqlite:////path/study.db or"
+            " postgresql://user@host/database"
+        ) from None
+
+
+@contextmanager
+def _opening(parsed: sqlalchemy.engine.URL) -> Iterator[None]:
+    """Say what is wrong with a database that cannot be opened."""
+    try:
+        yield
+    except ImportError as error:
+        raise RequestError(
+            f"no driver for {parsed.drivername} is installed ({error.__cause__ or error}); for"
+            " PostgreSQL: pip install 'psycopg[binary]'"
+        ) from None
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+        where = parsed.render_as_string(hide_password=True)
+        said = str(error.__cause__ or error).splitlines()[0]
+        raise RequestError(f"the study's database {where} cannot be opened: {said}") from error
+
+
+def _refuse_foreign_file(path: Path) -> None:
+    """Touch no file that is not a study's."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    advice = "move it away, or give the sweep another name"
+    try:
+        connection = sqlite3.connect(path, timeout=_BUSY_SECONDS)
+        try:
+            query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+            tables = {name for (name,) in connection.execute(query)}
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        raise RequestError(f"{path} is no SQLite database ({error}); {advice}") from None
+    if tables and not tables & _FIRST_TABLES:
+        raise RequestError(
+            f"{path} is a database of something else (tables {', '.join(sorted(tables)[:3])}); {advice}"
+        )
+
+
+def _engine_settings(url: sqlalchemy.engine.URL) -> dict[str, Any]:
+    if url.get_backend_name() != "sqlite":
+        return dict(_SERVER_SETTINGS)
+    return {
+        "connect_args": {"timeout": _BUSY_SECONDS},
+        "pool_events": [(_set_journal, "connect")],
+    }
+
+
+def _set_journal(connection: sqlite3.Connection, _record: object) -> None:
+    """Let readers read while the writer writes, and write without waiting for the disk.
+
+    What is committed survives the death of the process at any instruction. When the machine loses its
+    power, the last commits may be missing, but the file is whole.
+    """
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")

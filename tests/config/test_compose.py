@@ -1,0 +1,140 @@
+"""Composition: every file in conf/ becomes a valid configuration; what cannot be one is refused by name."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.config.compose import (
+    compose_run,
+    conf_directory,
+    config_tree,
+    group_options,
+    known_keys,
+)
+from harness.config.schema import LoraConfig, QuantFormat, RunConfig
+from harness.config.validate import validate
+from harness.errors import RequestError
+
+OPTIONS = [(group, option) for group, names in group_options().items() for option in names]
+ON_GPU_ONLY = ("paged_adamw_8bit", "paged_adamw_32bit")
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
+def test_every_option_composes_to_what_its_file_says_and_is_valid(group, option, monkeypatch):
+    if option in ON_GPU_ONLY:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    config = compose_run([f"{group}={option}"])
+    validate(config)
+    section = config_tree(config)[group]
+    said = yaml.safe_load((conf_directory() / group / f"{option}.yaml").read_text())
+    assert {key: section[key] for key in said} == said
+
+
+def test_a_run_without_overrides_is_valid_and_complete():
+    config = compose_run([])
+    validate(config)
+    assert isinstance(config, RunConfig)
+    assert isinstance(config.lora, LoraConfig)
+    assert config.quant.format is QuantFormat.nf4
+    assert config.quant.compute_dtype.value == "float32"
+
+
+def test_the_compute_type_follows_the_device(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert compose_run([]).quant.compute_dtype.value == "bfloat16"
+    assert compose_run(["resources.device=cpu"]).quant.compute_dtype.value == "float32"
+    assert compose_run(["quant.compute_dtype=float32"]).quant.compute_dtype.value == "float32"
+
+
+def test_the_known_keys_are_those_of_the_composed_tree():
+    def leaves(tree, prefix=""):
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key
+
+    assert set(known_keys()) == set(leaves(config_tree(compose_run([]))))
+
+
+@pytest.mark.parametrize(
+    ("override", "gone"),
+    [
+        ("lora.alpha=16", "alpha_over_rank"),
+        ("optim.epochs=2", "steps"),
+    ],
+)
+def test_one_of_a_pair_takes_the_place_of_the_others_default(override, gone):
+    section, key = override.split("=")[0].split(".")
+    config = getattr(compose_run([override]), section)
+    assert getattr(config, gone) is None
+    assert getattr(config, key) is not None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/models/my llama",
+        "/models/a (b)",
+        "it's here",
+        "a=b/c",
+        "back\\slash",
+        "ends\\",
+        "~/llama",
+        "org/Llama-3.2-1B",
+    ],
+)
+def test_any_path_can_be_a_model_or_a_file(name):
+    assert compose_run([f"model={name}"]).model.name == name
+    assert compose_run([f"data.path={name}"]).data.path == name
+
+
+def test_home_is_written_out_where_output_goes(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = compose_run(["paths.out=~/runs", "paths.cache=~/cache"])
+    assert (config.paths.out, config.paths.cache) == ("/home/ada/runs", "/home/ada/cache")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("lora.rnk=4", ["lora.rnk", "lora.rank"]),
+        ("lora.learning_rate=1", ["lora.learning_rate"]),
+        ("lr=0.1", ["'lr'", "optim.lr"]),
+        ("+optim.bogus=1", ["optim.bogus"]),
+        ("optm=adamw", ["optm", "optim"]),
+        ("quant=nf5", ["quant=nf5", "nf4", "int4_asym_dq"]),
+        ("lora=[qv,mlp]", ["lora=[qv,mlp]", "all_linear"]),
+        ("model=null", ["model=null", "embedded", "Hugging Face"]),
+        ("model=", ["model=", "embedded"]),
+        ("data=null", ["data=null", "alpaca"]),
+        ("quant.format=nf5", ["quant.format=nf5", "int4_asym"]),
+        ("lora.rank=abc", ["lora.rank=abc", "Integer"]),
+        ("lora.rank=2.5", ["lora.rank=2.5", "Integer"]),
+        ("lora.target_modules=q_proj", ["lora.target_modules=[q_proj]"]),
+        ("checkpoint=5", ["checkpoint=5"]),
+        ("~lora.rank", ["~lora.rank"]),
+        ("lora.rank=2,4", ["lora.rank=2,4", "sweep"]),
+        ("lora.rank=choice(2,4)", ["choice(2,4)", "sweep"]),
+        ("nonsense", ["nonsense", "key=value"]),
+        ("lora.rank=(", ["lora.rank=(", "key=value"]),
+    ],
+)
+def test_what_is_no_configuration_is_refused_with_what_would_work(override, words):
+    with pytest.raises(RequestError) as refused:
+        compose_run([override])
+    message = str(refused.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_the_tree_in_conf_is_data_only():
+    for file in conf_directory().rglob("*"):
+        assert file.is_dir() or file.suffix == ".yaml", file
+        assert file.is_dir() or "_target_" not in Path(file).read_text()
