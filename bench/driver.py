@@ -60,12 +60,12 @@ SHARES = {Method.gp: 0.1}
 
 RESULTS = Path(__file__).parent / "results" / "driver.json"
 
-_QUANTISED = Condition(key="quant", values=frozenset({"nf4", "int4"}))
+_QUANTIZED = Condition(key="quant", values=frozenset({"nf4", "int4"}))
 _SEARCHED = Space(
     (
         ChoiceAxis(key="quant", values=("none", "nf4", "int4")),
-        ChoiceAxis(key="quant.double_quant", values=("true", "false"), condition=_QUANTISED),
-        ChoiceAxis(key="quant.block_size", values=("32", "64", "128"), condition=_QUANTISED),
+        ChoiceAxis(key="quant.double_quant", values=("true", "false"), condition=_QUANTIZED),
+        ChoiceAxis(key="quant.block_size", values=("32", "64", "128"), condition=_QUANTIZED),
         ChoiceAxis(key="lora.rank", values=("2", "8", "32")),
         CaseAxis(key="scale", cases={"one": ("lora.alpha=8",), "two": ("lora.alpha=16",)}),
         NumberAxis(key="optim.lr", low=1e-4, high=3e-2, log=True),

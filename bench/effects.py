@@ -5,7 +5,7 @@ table. Runs are kept under bench/.work, so a study that was stopped goes on wher
 bench.effects card` puts the tables of all results into the card of the embedded base.
 
 Intervals are 95 % t-intervals over seeds for fine-tuning; for rounding they are normal intervals of the
-paired difference to the unquantised base over held-out rows.
+paired difference to the unquantized base over held-out rows.
 """
 
 import json
@@ -81,7 +81,7 @@ def rounding() -> tuple[Table, object]:
             "weights' squared error",
         ]
     ]
-    unquantised: list[float] = []
+    unquantized: list[float] = []
     of_nf4: list[float] = []
     found = []
     for quant in _rounded():
@@ -98,11 +98,11 @@ def rounding() -> tuple[Table, object]:
                 scored = part.kinds_RT[:, 1:] != TokenKind.UNSCORED
                 sums += (losses * scored).sum(dim=1).tolist()
                 counts += scored.sum(dim=1).tolist()
-        unquantised = unquantised or sums
+        unquantized = unquantized or sums
         if quant.format is QuantFormat.nf4 and not quant.double_quant:
             of_nf4 = sums
         loss = ratio_result(sums, counts)
-        added = _paired(sums, unquantised, counts)
+        added = _paired(sums, unquantized, counts)
         above = _paired(sums, of_nf4, counts) if of_nf4 not in ([], sums) else None
         error = total = 0.0
         for name, module in linear_modules(base.model):

@@ -32,7 +32,7 @@ _LITGPT_DIFFERS = (
 _QLORA = ("plan.length=512", "lora.rank=64", "optim=paged_adamw_32bit")
 _QLORA_DIFFERS = (
     "QLoRA's memory figure, batch 1, length 512, activations recomputed: its base of 5.05 GB for 7B does not "
-    "follow from NF4 with double quantisation and bfloat16 embeddings (3.87 GB)"
+    "follow from NF4 with double quantization and bfloat16 embeddings (3.87 GB)"
 )
 
 

@@ -67,7 +67,7 @@ interval (`python -m pretraining.measure`):
 ## What it cannot do
 
 It knows about 440 words and nothing of the world. It speaks no language but that of its corpus: text
-outside it is tokenised without loss but continued with noise. A token that the corpus never shows
+outside it is tokenized without loss but continued with noise. A token that the corpus never shows
 cannot be taught by LoRA: the output embedding is tied and frozen, and such tokens came out of the
 pretraining with equal embeddings. Lists beyond nine items, numbers beyond 198 and stories beyond
 seven events were not trained.

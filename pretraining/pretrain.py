@@ -96,7 +96,7 @@ class Curve:
 
 
 def build_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A freshly initialised model: Llama, about 1.3 million parameters, tied embeddings."""
+    """A freshly initialized model: Llama, about 1.3 million parameters, tied embeddings."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

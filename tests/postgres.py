@@ -48,7 +48,7 @@ def running_server(programs: Path) -> Iterator[str]:
         if user is not None:
             shutil.chown(directory, user)
         data = directory / "data"
-        _initialise(programs, data, user)
+        _initialize(programs, data, user)
         process, port = _start(programs, data, user)
         try:
             yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
@@ -58,7 +58,7 @@ def running_server(programs: Path) -> Iterator[str]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _initialise(programs: Path, data: Path, user: str | None) -> None:
+def _initialize(programs: Path, data: Path, user: str | None) -> None:
     command = [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
     done = subprocess.run(
         [*command, "--no-locale", "--no-sync"],

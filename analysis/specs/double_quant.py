@@ -1,4 +1,4 @@
-"""double_quant: each format with double quantisation against the same format without."""
+"""double_quant: each format with double quantization against the same format without."""
 
 from analysis.frame import Role
 from analysis.spec import Spec
@@ -6,7 +6,7 @@ from analysis.spec import Spec
 SPECS = (
     Spec(
         name="double_quant",
-        title="Double quantisation against none, format by format",
+        title="Double quantization against none, format by format",
         rows=("quant.format", "quant.double_quant"),
         columns=("eval/loss", "eval/exact_match", "base/bits_per_param"),
         role=Role.search,

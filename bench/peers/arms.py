@@ -35,7 +35,7 @@ class Setting:
 
     @property
     def cache(self) -> Path:
-        """Our cache of packed bases and tokenised data, shared by all of our processes."""
+        """Our cache of packed bases and tokenized data, shared by all of our processes."""
         return self.directory / "cache"
 
     @property

@@ -1,7 +1,7 @@
 """What the two peers' scripts share: the base, the adapter, the arguments. Runs in the peers' environment.
 
 As the libraries' documentation shows it, with these exceptions, each of which helps the peers or makes the
-work the same: rows come tokenised and ordered, nothing is saved but the adapter, no progress bar, no tracker,
+work the same: rows come tokenized and ordered, nothing is saved but the adapter, no progress bar, no tracker,
 no gradient checkpointing, float32. `cure_bitsandbytes` is the harness's own: without it the CPU path of
 bitsandbytes ruins gradients after an evaluation and mis-decodes layers whose inputs are no whole number of
 blocks, and the losses would be void.
@@ -39,7 +39,7 @@ class Marks(TrainerCallback):
 
 
 def load_base(task: Task) -> Any:
-    """Return the base in NF4 with double quantisation, computing in float32."""
+    """Return the base in NF4 with double quantization, computing in float32."""
     cure_bitsandbytes()
     return AutoModelForCausalLM.from_pretrained(
         task.model,

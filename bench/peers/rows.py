@@ -1,4 +1,4 @@
-"""The same work for the peers: our tokenised rows in the order in which we train them, and the task file.
+"""The same work for the peers: our tokenized rows in the order in which we train them, and the task file.
 
 The rows come without padding: each side lays out a batch in its own way, and tokens are counted without it.
 """
@@ -35,7 +35,7 @@ class Work:
 
 
 def make_work(overrides: Sequence[str], out: Path, cache: Path, directory: Path) -> Work:
-    """Tokenise the data as `harness run` does and write the peers' rows and task into `directory`."""
+    """Tokenize the data as `harness run` does and write the peers' rows and task into `directory`."""
     from harness.training.launch import prepare
 
     request = make_request(compose_run([*overrides, f"paths.out={out}", f"paths.cache={cache}"]))

@@ -188,7 +188,7 @@ def multirun(setting: Setting, work: Work, measured: Measured) -> dict[str, Any]
 
 
 def warm_caches(setting: Setting) -> None:
-    """Pack the base and tokenise the data once, as on a machine where the harness has been used."""
+    """Pack the base and tokenize the data once, as on a machine where the harness has been used."""
     command = [sys.executable, "-m", "harness", "run", *SAME, "optim.steps=1"]
     command += [f"paths.out={setting.directory / 'warm'}", f"paths.cache={setting.cache}"]
     run(command, setting.our_environment, setting.log("warm"))

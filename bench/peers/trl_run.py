@@ -30,7 +30,7 @@ def train(task: Task, channel: Channel) -> None:
         processing_class=load_tokenizer(task),
         callbacks=[Marks(channel)],
     )
-    # SFTTrainer has rounded the adapter of a quantised base to bfloat16; all arms train it in float32.
+    # SFTTrainer has rounded the adapter of a quantized base to bfloat16; all arms train it in float32.
     for name, parameter in model.named_parameters():
         if name in adapter:
             parameter.data = adapter[name]

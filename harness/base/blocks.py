@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.base.formats import TORCH_DTYPES, moved_layer, quantise_linear
+from harness.base.formats import TORCH_DTYPES, moved_layer, quantize_linear
 from harness.base.layout import LinearSpec, in_block
 from harness.config.schema import QuantConfig
 
@@ -44,18 +44,18 @@ def pack_blocks(
     model: nn.Module,
     quant: QuantConfig,
     device: torch.device,
-    quantised_on: torch.device | None = None,
+    quantized_on: torch.device | None = None,
 ) -> None:
     """Replace the linear layers of the blocks one by one, so that one dense layer at a time is extra.
 
-    They are kept on `device` and quantised there, unless another place is given for that.
+    They are kept on `device` and quantized there, unless another place is given for that.
     """
-    quantised_on = quantised_on or device
+    quantized_on = quantized_on or device
     for name, module in linear_modules(model):
         weight, bias = _weight_and_bias(module)
         with torch.no_grad():
-            layer = quantise_linear(weight, bias, quant, quantised_on)
-            if quantised_on != device:
+            layer = quantize_linear(weight, bias, quant, quantized_on)
+            if quantized_on != device:
                 layer = moved_layer(layer, quant, device)
             model.set_submodule(name, layer)
 

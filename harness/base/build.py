@@ -59,11 +59,11 @@ def build_base(
     fingerprint: str,
     device: torch.device,
     cache: Path,
-    quantised_on: torch.device | None = None,
+    quantized_on: torch.device | None = None,
 ) -> Base:
     """Return the base in `quant`'s storage on `device`, from the cache if it is there.
 
-    `quantised_on`: where the weights that no cache has are quantised, layer by layer; none: on `device`.
+    `quantized_on`: where the weights that no cache has are quantized, layer by layer; none: on `device`.
     """
     cure_bitsandbytes()
     entry = cache_entry(cache, fingerprint, quant)
@@ -71,7 +71,7 @@ def build_base(
     from_cache = model is not None
     if model is None:
         model = _load_dense(source, config)
-        pack_blocks(model, quant, device, quantised_on)
+        pack_blocks(model, quant, device, quantized_on)
         if quant.format is not QuantFormat.none:
             save_entry(entry, model, fingerprint, quant)
     finish_base(model, quant, device)

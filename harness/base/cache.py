@@ -1,4 +1,4 @@
-"""Quantised bases on disk: one directory for each model, format, block size and double quantisation."""
+"""Quantized bases on disk: one directory for each model, format, block size and double quantization."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ CACHE_VERSION = 1
 
 
 def cache_entry(cache: Path, fingerprint: str, quant: QuantConfig) -> Path:
-    """Return where the base of (model fingerprint, format, block size, double quantisation) is kept."""
+    """Return where the base of (model fingerprint, format, block size, double quantization) is kept."""
     parts = [CACHE_VERSION, fingerprint, quant.format.value, quant.block_size, quant.double_quant]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     suffix = "_dq" if quant.double_quant else ""

@@ -1,4 +1,4 @@
-"""4-bit code books: 16 values, how a block is normalised onto them, encoding and packed decoding.
+"""4-bit code books: 16 values, how a block is normalized onto them, encoding and packed decoding.
 
 A further code book is one entry of `CODE_BOOKS`, one member of `QuantFormat` and one YAML file.
 
@@ -17,7 +17,7 @@ import torch
 from harness.config.schema import QuantFormat
 
 
-class Normalisation(Enum):
+class Normalization(Enum):
     """How the weights of a block are mapped onto the code book's range."""
 
     absmax = "absmax"
@@ -31,17 +31,17 @@ class CodeBook:
     """At most 16 ascending values; a weight is stored as the index of the nearest one."""
 
     values: tuple[float, ...]
-    normalisation: Normalisation
+    normalization: Normalization
 
 
 CODE_BOOKS: dict[QuantFormat, CodeBook] = {
     # Symmetric round-to-nearest with absmax/7: 15 levels, the "Int4" of the QLoRA paper's Table 2.
     QuantFormat.int4: CodeBook(
-        values=tuple(k / 7 for k in range(-7, 8)), normalisation=Normalisation.absmax
+        values=tuple(k / 7 for k in range(-7, 8)), normalization=Normalization.absmax
     ),
-    # 16 levels between the block's minimum and maximum, as GPTQ- and HQQ-style quantisers use.
+    # 16 levels between the block's minimum and maximum, as GPTQ- and HQQ-style quantizers use.
     QuantFormat.int4_asym: CodeBook(
-        values=tuple(k / 15 for k in range(16)), normalisation=Normalisation.minmax
+        values=tuple(k / 15 for k in range(16)), normalization=Normalization.minmax
     ),
 }
 
@@ -62,12 +62,12 @@ def encode(weight: torch.Tensor, book: CodeBook, block_size: int) -> Encoded:
     # The last block may be short: filling it with its own last value leaves its extremes alone.
     filled = torch.cat([flat, flat[-1:].expand(blocks * block_size - flat.numel())])
     by_block = filled.view(blocks, block_size)
-    match book.normalisation:
-        case Normalisation.absmax:
+    match book.normalization:
+        case Normalization.absmax:
             offset = None
             scale = by_block.abs().amax(dim=1)
             shifted = by_block
-        case Normalisation.minmax:
+        case Normalization.minmax:
             offset = by_block.amin(dim=1)
             scale = by_block.amax(dim=1) - offset
             shifted = by_block - offset.unsqueeze(1)
@@ -76,11 +76,11 @@ def encode(weight: torch.Tensor, book: CodeBook, block_size: int) -> Encoded:
     return Encoded(packed=pack_halves(codes), scale=scale, offset=offset)
 
 
-def nearest(normalised: torch.Tensor, book: CodeBook) -> torch.Tensor:
-    """Return the uint8 indices of the values nearest to `normalised`, elementwise."""
-    values = torch.tensor(book.values, dtype=torch.float64, device=normalised.device)
-    midpoints = ((values[1:] + values[:-1]) / 2).to(normalised.dtype)
-    return torch.bucketize(normalised, midpoints).to(torch.uint8)
+def nearest(normalized: torch.Tensor, book: CodeBook) -> torch.Tensor:
+    """Return the uint8 indices of the values nearest to `normalized`, elementwise."""
+    values = torch.tensor(book.values, dtype=torch.float64, device=normalized.device)
+    midpoints = ((values[1:] + values[:-1]) / 2).to(normalized.dtype)
+    return torch.bucketize(normalized, midpoints).to(torch.uint8)
 
 
 def pack_halves(codes: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from harness.base.layers import (
     DOUBLE_QUANT_BLOCK,
     CodeBookLinear,
     Constants,
-    DoubleQuantised,
+    DoubleQuantized,
     FrozenLinear,
     Int8Linear,
     PlainConstants,
@@ -24,7 +24,7 @@ from harness.config.schema import FloatType, QuantConfig, QuantFormat
 TORCH_DTYPES = {FloatType.float32: torch.float32, FloatType.bfloat16: torch.bfloat16}
 
 
-def quantise_linear(
+def quantize_linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     quant: QuantConfig,
@@ -32,7 +32,7 @@ def quantise_linear(
 ) -> nn.Linear:
     """Return the frozen layer that stores `weight` [out_features, in_features] as `quant` says.
 
-    The dense weight is quantised from float32 on `device`, whatever type it was stored in, so that every
+    The dense weight is quantized from float32 on `device`, whatever type it was stored in, so that every
     format starts from the same numbers. The bias is kept in the compute type.
     """
     dtype = TORCH_DTYPES[quant.compute_dtype]
@@ -44,9 +44,9 @@ def quantise_linear(
         case QuantFormat.nf4 | QuantFormat.fp4:
             return _bitsandbytes_linear(weight.detach().float(), bias, quant, device)
         case QuantFormat.int8:
-            return Int8Linear.quantise(weight.detach().to(device), bias)
+            return Int8Linear.quantize(weight.detach().to(device), bias)
         case _:  # a code book of ours: an entry of CODE_BOOKS is all that a further one needs
-            return CodeBookLinear.quantise(weight.detach().to(device).float(), bias, quant)
+            return CodeBookLinear.quantize(weight.detach().to(device).float(), bias, quant)
 
 
 def _dense_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
@@ -120,7 +120,7 @@ def _shared_code(code: torch.Tensor, quant_format: QuantFormat) -> torch.Tensor:
 
 
 def layer_tensors(layer: nn.Linear) -> dict[str, torch.Tensor]:
-    """Return everything a quantised layer must keep to be rebuilt by `layer_from_tensors`, but its bias."""
+    """Return everything a quantized layer must keep to be rebuilt by `layer_from_tensors`, but its bias."""
     state: Any = getattr(layer.weight, "quant_state", None)
     if state is not None:
         tensors = {"packed": layer.weight.data, "absmax": state.absmax}
@@ -137,7 +137,7 @@ def layer_tensors(layer: nn.Linear) -> dict[str, torch.Tensor]:
         case Int8Linear():
             return {"packed": layer.weight.data, "row_scale": layer.row_scale}
         case _:
-            raise TypeError(f"{type(layer).__name__} is not a quantised layer of ours")
+            raise TypeError(f"{type(layer).__name__} is not a quantized layer of ours")
 
 
 def layer_from_tensors(
@@ -156,7 +156,7 @@ def layer_from_tensors(
                 in_features, out_features, tensors["packed"], bias, row_scale=tensors["row_scale"]
             )
         case QuantFormat.none:
-            raise ValueError("an unquantised layer has no packed tensors")
+            raise ValueError("an unquantized layer has no packed tensors")
         case _:
             return CodeBookLinear(
                 in_features,
@@ -173,7 +173,7 @@ def layer_from_tensors(
 
 
 def moved_layer(layer: nn.Linear, quant: QuantConfig, device: torch.device) -> nn.Linear:
-    """Return a layer that `quantise_linear` has made, on another device."""
+    """Return a layer that `quantize_linear` has made, on another device."""
     if quant.format is QuantFormat.none:
         return layer.to(device)
     tensors = {key: tensor.to(device) for key, tensor in layer_tensors(layer).items()}
@@ -209,13 +209,13 @@ def _bitsandbytes_scale(tensors: dict[str, torch.Tensor], quant: QuantConfig) ->
     if not quant.double_quant:
         return tensors["absmax"]
     parts = (tensors["absmax"], tensors["nested_absmax"], tensors["nested_offset"])
-    return DoubleQuantised(*parts).values()
+    return DoubleQuantized(*parts).values()
 
 
 def _restore_constants(tensors: dict[str, torch.Tensor], name: str) -> Constants:
     if f"{name}.stored" in tensors:
         return PlainConstants(tensors[f"{name}.stored"])
-    return DoubleQuantised(*(tensors[f"{name}.{part}"] for part in ("codes", "scale", "mean")))
+    return DoubleQuantized(*(tensors[f"{name}.{part}"] for part in ("codes", "scale", "mean")))
 
 
 def _restore_bitsandbytes(
@@ -263,7 +263,7 @@ def _restore_bitsandbytes(
 
 
 def redecode_in_compute_type(model: nn.Module, quant: QuantConfig) -> None:
-    """Restore the compute type of bitsandbytes layers whose weights PEFT has quantised again (OLoRA)."""
+    """Restore the compute type of bitsandbytes layers whose weights PEFT has quantized again (OLoRA)."""
     for module in model.modules():
         state: Any = getattr(getattr(module, "weight", None), "quant_state", None)
         if isinstance(module, nn.Linear) and state is not None:
@@ -277,7 +277,7 @@ def constant_tensors(layer: nn.Linear) -> list[torch.Tensor]:
         nested = [state.state2.absmax, state.state2.code, state.offset] if state.nested else []
         return [state.absmax, state.code, *nested]
     if isinstance(layer, CodeBookLinear):
-        double = isinstance(layer.scale, DoubleQuantised)
+        double = isinstance(layer.scale, DoubleQuantized)
         tables = [*nibble_tables(layer.book, layer.weight.device)]
         return [
             *layer.buffers(),

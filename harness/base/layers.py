@@ -13,7 +13,7 @@ from harness.base.code_books import CODE_BOOKS, CodeBook, decode, encode
 from harness.config.schema import QuantConfig
 
 DOUBLE_QUANT_BLOCK = 256
-"""Constants per block of the second quantisation (QLoRA, section 3)."""
+"""Constants per block of the second quantization (QLoRA, section 3)."""
 
 
 class FrozenLinear(nn.Linear):
@@ -62,7 +62,7 @@ class _FrozenMatmul(torch.autograd.Function):
         return grad @ ctx.layer.dense_weight(grad.dtype), None
 
 
-class DoubleQuantised(nn.Module):
+class DoubleQuantized(nn.Module):
     """Per-block constants in 8 bits: code·scale + mean in blocks of 256 (QLoRA, section 3)."""
 
     codes: torch.Tensor
@@ -76,8 +76,8 @@ class DoubleQuantised(nn.Module):
         self.register_buffer("mean", mean)
 
     @classmethod
-    def of(cls, constants: torch.Tensor) -> "DoubleQuantised":
-        """Quantise float32 `constants` [blocks] around their mean."""
+    def of(cls, constants: torch.Tensor) -> "DoubleQuantized":
+        """Quantize float32 `constants` [blocks] around their mean."""
         from bitsandbytes.functional import quantize_blockwise
 
         mean = constants.mean()
@@ -112,7 +112,7 @@ class PlainConstants(nn.Module):
         return self.stored
 
 
-Constants = DoubleQuantised | PlainConstants
+Constants = DoubleQuantized | PlainConstants
 
 _dynamic_tables: dict[torch.device, torch.Tensor] = {}
 
@@ -148,13 +148,13 @@ class CodeBookLinear(FrozenLinear):
         self.block_size = block_size
 
     @classmethod
-    def quantise(
+    def quantize(
         cls, weight: torch.Tensor, bias: torch.Tensor | None, quant: QuantConfig
     ) -> "CodeBookLinear":
-        """Quantise a dense `weight` [out_features, in_features] on the device where it lies."""
+        """Quantize a dense `weight` [out_features, in_features] on the device where it lies."""
         book = CODE_BOOKS[quant.format]
         encoded = encode(weight, book, quant.block_size)
-        keep = DoubleQuantised.of if quant.double_quant else PlainConstants
+        keep = DoubleQuantized.of if quant.double_quant else PlainConstants
         return cls(
             weight.shape[1],
             weight.shape[0],
@@ -181,7 +181,7 @@ class CodeBookLinear(FrozenLinear):
 class Int8Linear(FrozenLinear):
     """A linear layer stored in bitsandbytes' row-wise int8 (LLM.int8 weights), decoded for each product.
 
-    LLM.int8's own product also quantises the activations, and chooses outlier columns over all rows
+    LLM.int8's own product also quantizes the activations, and chooses outlier columns over all rows
     of the batch: a run would then depend on its neighbours in the cohort, training and evaluation on
     the CPU would use different numbers, and so would CPU and CUDA. Storage is the same; the product is exact.
     """
@@ -201,8 +201,8 @@ class Int8Linear(FrozenLinear):
         self.register_buffer("row_scale", row_scale)
 
     @classmethod
-    def quantise(cls, weight: torch.Tensor, bias: torch.Tensor | None) -> "Int8Linear":
-        """Quantise a dense `weight` [out_features, in_features] by absmax/127 of each row."""
+    def quantize(cls, weight: torch.Tensor, bias: torch.Tensor | None) -> "Int8Linear":
+        """Quantize a dense `weight` [out_features, in_features] by absmax/127 of each row."""
         from bitsandbytes.functional import int8_vectorwise_quant
 
         codes, absmax, _ = int8_vectorwise_quant(weight.detach().to(torch.float16))

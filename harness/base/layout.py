@@ -1,6 +1,6 @@
 """Which linear layers a model has, and which of them a list of targets means. Imports no torch.
 
-The rule for quantisation stands here too: every linear layer inside the blocks, nothing outside them
+The rule for quantization stands here too: every linear layer inside the blocks, nothing outside them
 (embeddings, head), whatever the adapter targets; otherwise a sweep over targets would change the base.
 """
 

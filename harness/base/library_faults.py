@@ -56,7 +56,7 @@ def _no_avx512bf16() -> bool:
 def _correct_decoding_of_unaligned_rows() -> None:
     """Decode NF4 and FP4 correctly where a row of the weight is not a whole number of blocks.
 
-    Quantisation blocks run over the flat weight, but the CPU kernel of `dequantize_4bit` in 0.50.2 begins
+    Quantization blocks run over the flat weight, but the CPU kernel of `dequantize_4bit` in 0.50.2 begins
     a new block with every row: for a [128, 96] weight in blocks of 64 the mean squared error on N(0, 1) is
     0.070 instead of 0.0086, for [128, 64] in blocks of 128 it is 0.13 instead of 0.0090. Where
     in_features is no multiple of the block size, the blockwise kernel decodes each nibble instead.

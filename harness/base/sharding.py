@@ -26,7 +26,7 @@ class ShardedLinear(FrozenLinear):
     """A frozen linear layer in any storage, whose constants are parameters too: these are what is sharded."""
 
     def __init__(self, layer: nn.Linear, quant: QuantConfig) -> None:
-        """Take over the tensors of a layer that `quantise_linear` has made."""
+        """Take over the tensors of a layer that `quantize_linear` has made."""
         dense = quant.format is QuantFormat.none
         tensors = {"packed": layer.weight.data} if dense else layer_tensors(layer)
         bias = None if layer.bias is None else layer.bias.data

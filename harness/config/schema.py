@@ -36,7 +36,7 @@ class Attention(Enum):
 
 
 class LoraInit(Enum):
-    """How PEFT initialises the adapter; `pissa` and `olora` rewrite the base."""
+    """How PEFT initializes the adapter; `pissa` and `olora` rewrite the base."""
 
     default = "default"
     gaussian = "gaussian"
@@ -116,15 +116,15 @@ class ModelConfig:
 
 @dataclass(kw_only=True, slots=True)
 class QuantConfig:
-    """Storage of the linear layers of the blocks; embeddings, norms and head are never quantised."""
+    """Storage of the linear layers of the blocks; embeddings, norms and head are never quantized."""
 
     format: QuantFormat = QuantFormat.nf4
     double_quant: bool = False
-    """Quantise the per-block constants too, to 8 bits in blocks of 256 (QLoRA, section 3)."""
+    """Quantize the per-block constants too, to 8 bits in blocks of 256 (QLoRA, section 3)."""
     block_size: int = 64
     """Weights per block of one scale, 32 to 4096, a power of two; 4-bit formats only."""
     compute_dtype: FloatType = FloatType.float32
-    """Type of activations and of everything that is not quantised."""
+    """Type of activations and of everything that is not quantized."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -269,7 +269,7 @@ class PathsConfig:
 
     out: str = "out"
     cache: str | None = None
-    """Quantised bases and tokenised data; none: `<out>/cache`."""
+    """Quantized bases and tokenized data; none: `<out>/cache`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -287,4 +287,4 @@ class RunConfig:
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = 0
-    """Seed of the adapter's initialisation, data order and dropout."""
+    """Seed of the adapter's initialization, data order and dropout."""

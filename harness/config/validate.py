@@ -96,7 +96,7 @@ def _init_problems(lora: LoraConfig, quant: QuantConfig) -> Iterator[str]:
             works = quant.format is QuantFormat.none or (
                 quant.format in (QuantFormat.nf4, QuantFormat.fp4) and quant.block_size == 64
             )
-            where = "quant=none, or nf4 and fp4 with block size 64 (to which PEFT quantises again)"
+            where = "quant=none, or nf4 and fp4 with block size 64 (to which PEFT quantizes again)"
     if not works:
         yield (
             f"lora.init={lora.init.value} rewrites the base and works on {where}, got quant.format="

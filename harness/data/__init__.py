@@ -1,1 +1,1 @@
-"""Data: sources, templates, tokenised rows, packing and batch order. Imports no model code."""
+"""Data: sources, templates, tokenized rows, packing and batch order. Imports no model code."""

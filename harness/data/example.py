@@ -1,4 +1,4 @@
-"""One example before it is tokenised: a conversation or plain text. Imports nothing heavy."""
+"""One example before it is tokenized: a conversation or plain text. Imports nothing heavy."""
 
 import hashlib
 import json

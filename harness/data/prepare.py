@@ -1,4 +1,4 @@
-"""The data of a run, tokenised once: read, rendered, tokenised, laid out in rows, and cached on disk."""
+"""The data of a run, tokenized once: read, rendered, tokenized, laid out in rows, and cached on disk."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from harness.config.schema import DataConfig, Split
 from harness.data.check import data_fingerprint
 from harness.data.rows import NO_LOSS, TokenRows
 from harness.data.sources import SourceReport, Splits, empty_split_message, read_splits
-from harness.data.tokenise import (
+from harness.data.tokenize import (
     EncodedRows,
     encode,
     packed_rows,
@@ -74,7 +74,7 @@ class DataReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedData:
-    """Tokenised splits, the examples that they come from, and what is to be reported of them."""
+    """Tokenized splits, the examples that they come from, and what is to be reported of them."""
 
     train: TokenRows
     validation: TokenRows
@@ -106,7 +106,7 @@ def prepare_data(
     tokenizer_fingerprint: str,
     cache_dir: Path,
 ) -> PreparedData:
-    """Read the data and return its rows, from `cache_dir` where this form of it has been tokenised before.
+    """Read the data and return its rows, from `cache_dir` where this form of it has been tokenized before.
 
     `tokenizer_fingerprint` covers everything that changes what the tokenizer does, its chat template
     included. Training rows are packed where `data.packing`; validation and test rows are padded, one
@@ -121,7 +121,7 @@ def prepare_data(
     file = cache_dir / f"{key}.safetensors"
     cached = _load(file)
     if cached is None:
-        cached = _tokenised(config, splits, tokenizer)
+        cached = _tokenized(config, splits, tokenizer)
         _store(file, *cached)
     rows, reports = cached
     prepared = PreparedData(
@@ -147,12 +147,12 @@ def _no_rows_message(split: Split, report: DataReport) -> str:
     )
 
 
-_Tokenised = tuple[dict[Split, TokenRows], dict[Split, SplitReport]]
+_Tokenized = tuple[dict[Split, TokenRows], dict[Split, SplitReport]]
 
 
-def _tokenised(
+def _tokenized(
     config: DataConfig, splits: Splits, tokenizer: "PreTrainedTokenizerBase"
-) -> _Tokenised:
+) -> _Tokenized:
     examples = {
         Split.train: splits.train,
         Split.validation: splits.validation,
@@ -194,7 +194,7 @@ def _report(num_examples: int, encoded: EncodedRows, rows: TokenRows) -> SplitRe
 def _cache_key(
     config: DataConfig, splits: Splits, data_fingerprint: str, tokenizer_fingerprint: str
 ) -> str:
-    """Return the name of a tokenised form: its examples themselves, and all that renders them.
+    """Return the name of a tokenized form: its examples themselves, and all that renders them.
 
     The examples stand for every key that selects or divides them (columns, sizes, `split_seed`), also
     where a hub data set has changed behind its name.
@@ -236,7 +236,7 @@ def _store(
             raise
 
 
-def _load(file: Path) -> _Tokenised | None:
+def _load(file: Path) -> _Tokenized | None:
     """Return what `_store` wrote; None where there is nothing, or nothing whole."""
     if not file.exists():
         return None
@@ -256,7 +256,7 @@ def _load(file: Path) -> _Tokenised | None:
         }
         return rows, {split: SplitReport(**described[split.value]) for split in Split}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("tokenised data in %s is damaged (%s) and is made again", file, error)
+        logger.warning("tokenized data in %s is damaged (%s) and is made again", file, error)
         return None
 
 

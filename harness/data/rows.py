@@ -1,4 +1,4 @@
-"""Tokenised rows of fixed length and the batches cut from them. Imports torch, nothing of ours.
+"""Tokenized rows of fixed length and the batches cut from them. Imports torch, nothing of ours.
 
 Shape suffixes: N rows of a set, B rows of a batch, T positions of a row.
 """
@@ -46,7 +46,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRows:
-    """A tokenised split: int32 tensors [N, T] in the layout of `Batch`, all rows of one length T.
+    """A tokenized split: int32 tensors [N, T] in the layout of `Batch`, all rows of one length T.
 
     `lengths_N` counts the positions of each row that are not padding; `source_N` is the index of the
     (first) example of each row in its split.

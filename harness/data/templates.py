@@ -1,13 +1,13 @@
 """The text around prompt and response, and which of it carries loss. Imports no torch of its own.
 
-A row is a list of pieces, and each piece is tokenised on its own. That makes the boundary between prompt
+A row is a list of pieces, and each piece is tokenized on its own. That makes the boundary between prompt
 and response a token boundary with any tokenizer, so the tokens of a prompt at generation time
 (`prompt_ids`) are the first tokens of its training row. The price, with tokenizers that put a space in
 front of what they encode (SentencePiece and its like): a response starts with that space, whatever the
 prompt ends with. Training and generation agree on it, and decoding the generated tokens gives the
 response back after `strip()`. Byte-level tokenizers add nothing.
 
-Text of the data is tokenised as it is: where it spells a special token, it becomes that token, as with
+Text of the data is tokenized as it is: where it spells a special token, it becomes that token, as with
 `transformers` and TRL.
 """
 
@@ -36,7 +36,7 @@ _CHATML_START, _CHATML_END = "<|im_start|>", "<|im_end|>"
 
 
 class Piece(NamedTuple):
-    """A stretch of text that is tokenised on its own."""
+    """A stretch of text that is tokenized on its own."""
 
     text: str
     carries_loss: bool

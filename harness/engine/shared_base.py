@@ -30,7 +30,7 @@ _PEFT_INIT: dict[LoraInit, bool | str] = {
 
 
 def rewrites_base(lora: LoraConfig) -> bool:
-    """Say whether this adapter's initialisation changes the base, so that it must train alone."""
+    """Say whether this adapter's initialization changes the base, so that it must train alone."""
     return lora.init in (LoraInit.pissa, LoraInit.olora)
 
 
@@ -65,7 +65,7 @@ class SharedBase:
 
     @cached_property
     def size(self) -> BaseSize:
-        """What the base weighs; measured once, before an initialisation can rewrite it."""
+        """What the base weighs; measured once, before an initialization can rewrite it."""
         return base_size(self.base)
 
     @property
@@ -74,7 +74,7 @@ class SharedBase:
         return self.base.model
 
     def attach(self, lora: LoraConfig, seed: int) -> Adapter:
-        """Add an adapter initialised by PEFT from `seed`, exactly as it would be on an untouched base."""
+        """Add an adapter initialized by PEFT from `seed`, exactly as it would be on an untouched base."""
         from peft import LoraConfig as PeftLoraConfig
         from peft import PeftModel
 
@@ -177,7 +177,7 @@ class SharedBase:
         self._peft.peft_config[adapter.name].save_pretrained(str(directory))
 
     def _flattened(self, name: str, lora: LoraConfig) -> Adapter:
-        """Move the parameters that PEFT has just initialised into one flat tensor."""
+        """Move the parameters that PEFT has just initialized into one flat tensor."""
         layers = {
             spec.name: self._lora_layers[spec.name]
             for spec in adapted_layers(lora, self.base.linears)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _QUESTIONS_AT_A_TIME = 512
-"""Tokenised together: enough to sort rows by length, and little memory whatever the file's size."""
+"""Tokenized together: enough to sort rows by length, and little memory whatever the file's size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ def _ending(row: ChoiceRow, length: int) -> ChoiceRow:
 def _rows(
     question: Question, shots: Sequence[Question], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[ChoiceRow]:
-    """Return one row per choice, tokenised as one text: prompt and choice may share a token.
+    """Return one row per choice, tokenized as one text: prompt and choice may share a token.
 
     All choices start behind what the prompt and every row have in common, so that they are compared
     given the same tokens.

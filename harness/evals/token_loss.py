@@ -1,4 +1,4 @@
-"""Loss and token accuracy of a model over tokenised rows.
+"""Loss and token accuracy of a model over tokenized rows.
 
 Shape suffixes: N rows of a set, B rows of a batch, T positions of a row, M positions of a batch that carry
 loss, V vocabulary, C clusters.
@@ -46,7 +46,7 @@ def score_copies(
     Rows of similar length share a batch, which is cut to the longest of them: padding at the end changes
     no logit before it, and often is most of the positions. Copies share a forward pass as far as it then
     has no more positions than an uncut batch. `no_grad` rather than `inference_mode`: what a model caches
-    during an evaluation (quantisation state, rotary tables) must stay usable by autograd.
+    during an evaluation (quantization state, rotary tables) must stay usable by autograd.
     """
     order_N = torch.argsort(rows.lengths_N, stable=True)
     parts: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in range(copies.count)]

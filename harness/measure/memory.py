@@ -38,7 +38,7 @@ class BaseSize:
     """What a frozen base weighs."""
 
     weight_bytes: int
-    """Packed and unpacked weights and buffers, without quantisation constants; of a sharded base, this
+    """Packed and unpacked weights and buffers, without quantization constants; of a sharded base, this
     process's share."""
     constant_bytes: int
     """As little of a sharded base."""

@@ -13,7 +13,7 @@ BYTES_OF_FULL_FINE_TUNING = 16
 BYTES_WITHOUT_MASTER = 12
 """The same without the master copy: 780 GB for 65B parameters, the QLoRA paper's figure."""
 SECOND_BLOCK = 256
-"""Constants that share one scale in double quantisation (QLoRA, section 3)."""
+"""Constants that share one scale in double quantization (QLoRA, section 3)."""
 _GB = 1e9
 
 
@@ -30,8 +30,8 @@ def constant_bits(quant: QuantConfig) -> float:
     return each * (2 if quant.format is QuantFormat.int4_asym else 1)
 
 
-def saved_by_double_quantisation(weights: int, block_size: int) -> float:
-    """Return the bytes that double quantisation saves on so many weights."""
+def saved_by_double_quantization(weights: int, block_size: int) -> float:
+    """Return the bytes that double quantization saves on so many weights."""
     plain = 32 / block_size
     doubled = 8 / block_size + 32 / (block_size * SECOND_BLOCK)
     return weights * (plain - doubled) / 8
@@ -101,15 +101,15 @@ def _base(
             f"  4 + {bits} = {4 + constant_bits(quant):.3f} bits a weight, "
             f"{prediction.bits_per_param:.3f} with tables and incomplete blocks   (QLoRA, section 3)"
         )
-        saved = saved_by_double_quantisation(weights, block) / _GB
+        saved = saved_by_double_quantization(weights, block) / _GB
         constants = 2 if quant.format is QuantFormat.int4_asym else 1
         verb = "saves" if quant.double_quant else "would save"
         yield (
-            f"  double quantisation {verb} {constants * (32 - 8 - 32 / SECOND_BLOCK) / block:.3f} bits a "
+            f"  double quantization {verb} {constants * (32 - 8 - 32 / SECOND_BLOCK) / block:.3f} bits a "
             f"weight = {constants * saved:.3f} GB"
         )
     stay = sum(module.weight_bytes + module.constant_bytes for module in others)
-    yield f"  not quantised (embeddings, head, norms, biases, buffers) and tables: {format_bytes(stay)}"
+    yield f"  not quantized (embeddings, head, norms, biases, buffers) and tables: {format_bytes(stay)}"
 
 
 def _adapter(

@@ -65,7 +65,7 @@ class PlannedLinear(FrozenLinear):
         return -(-self.in_features * self.out_features // quant.block_size)
 
     def _decoded_constants(self, quant: QuantConfig) -> torch.Tensor | None:
-        """Allocate the float32 constants that double quantisation brings back for a moment."""
+        """Allocate the float32 constants that double quantization brings back for a moment."""
         if not quant.double_quant:
             return None
         return _empty(self._blocks(quant), dtype=torch.float32).add(0)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.base.code_books import CODE_BOOKS, Normalisation
+from harness.base.code_books import CODE_BOOKS, Normalization
 from harness.base.layers import DOUBLE_QUANT_BLOCK
 from harness.base.layout import LinearSpec, block_name, in_block
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
@@ -43,7 +43,7 @@ class BaseBytes:
 
     @property
     def constant_bytes(self) -> int:
-        """Quantisation constants and tables."""
+        """Quantization constants and tables."""
         return sum(module.constant_bytes for module in self.modules)
 
 
@@ -63,7 +63,7 @@ def packed_bytes(spec: LinearSpec, quant: QuantConfig, processes: int = 1) -> in
 
 
 def constant_bytes(spec: LinearSpec, quant: QuantConfig, processes: int = 1) -> int:
-    """Return the bytes of one layer's own constants; with double quantisation 8 + 32/256 bits each.
+    """Return the bytes of one layer's own constants; with double quantization 8 + 32/256 bits each.
 
     QLoRA (Dettmers et al. 2023), section 3: constants are coded in blocks of 256 around their mean.
     """
@@ -88,7 +88,7 @@ def _share(length: int, processes: int) -> int:
 def has_offset(quant_format: QuantFormat) -> bool:
     """Say whether a format keeps two constants for each block."""
     book = CODE_BOOKS.get(quant_format)
-    return book is not None and book.normalisation is Normalisation.minmax
+    return book is not None and book.normalization is Normalization.minmax
 
 
 def table_bytes(quant: QuantConfig, processes: int = 1) -> int:

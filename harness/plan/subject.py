@@ -136,7 +136,7 @@ _prepared: dict[tuple[str, str], PreparedData] = {}
 
 
 def _data(source: ModelSource, config: RunConfig) -> PreparedData:
-    """Tokenise the data, or take it from the cache of runs."""
+    """Tokenize the data, or take it from the cache of runs."""
     from harness.base.build import load_tokenizer
 
     data: DataConfig = config.data

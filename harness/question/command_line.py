@@ -18,7 +18,7 @@ from harness.question.keys import (
 )
 from harness.question.launcher import LAUNCHER_KEYS, TEXT_KEYS, with_launcher
 from harness.question.settings import SearchSettings, StudySettings, WorkerSettings
-from harness.question.values import from_text, normalised
+from harness.question.values import from_text, normalized
 
 WORKER_KEYS = tuple(f"resources.{each.name}" for each in fields(WorkerSettings))
 _SECTION_KEYS = {
@@ -111,13 +111,13 @@ def _fix_axis(draft: Draft, key: str, value: str) -> None:
     entries = draft.entries
     entry = entries.axes[key]
     if isinstance(entry, dict) and "cases" in entry:
-        label = normalised(value)
+        label = normalized(value)
         only = Entries(axes={key: {"cases": entry["cases"], "values": f"choice({label})"}})
         (axis,) = read_axes(only)
         assert isinstance(axis, CaseAxis)
         overrides = list(axis.cases[label])
     else:
-        label = value if key == FREE_GROUP else normalised(value)
+        label = value if key == FREE_GROUP else normalized(value)
         overrides = [f"{key}={value}"]
     del entries.axes[key]
     entries.fixed[key] = label

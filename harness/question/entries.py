@@ -16,7 +16,7 @@ from harness.errors import RequestError, near_names
 from harness.question.axes import Axis, CaseAxis, Condition, NumberAxis
 from harness.question.grammar import FORMS, axis_from_text, cases_of
 from harness.question.keys import check_axis_key, check_label
-from harness.question.values import normalised
+from harness.question.values import normalized
 
 _PARTS = ("values", "cases", "when", "unless")
 
@@ -61,7 +61,7 @@ def _axis(key: str, entry: Any, labels: Sequence[str]) -> Axis:
         return axis_from_text(key, entry)
     if not isinstance(entry, dict):
         raise RequestError(
-            f"{key}: {normalised(entry)} is no axis; write a text such as {FORMS}, or a mapping with "
+            f"{key}: {normalized(entry)} is no axis; write a text such as {FORMS}, or a mapping with "
             f"{', '.join(_PARTS)}"
         )
     for part in entry:
@@ -80,7 +80,7 @@ def _axis(key: str, entry: Any, labels: Sequence[str]) -> Axis:
 
 def _text(key: str, values: Any) -> str:
     if not isinstance(values, str):
-        given = "nothing" if values is None else normalised(values)
+        given = "nothing" if values is None else normalized(values)
         raise RequestError(f"{key}: values must be a text such as {FORMS}, got {given}")
     return values
 
@@ -104,7 +104,7 @@ def _case_label(key: str, label: Any) -> str:
     if isinstance(label, bool) or not isinstance(label, (str, int, float)):
         raise RequestError(f"{key}: the case {label!r} must be a name; put it in quotes")
     text = str(label)
-    if normalised(text) != text:
+    if normalized(text) != text:
         raise RequestError(f"{key}: the case {text!r} must be a plain word, such as fixed_alpha")
     return text
 
@@ -146,7 +146,7 @@ def _condition(
             f"{_shown(given)}: a condition names one earlier axis and some of its values"
         )
     ((key, values),) = condition.items()
-    named = [normalised(value) for value in (values if isinstance(values, list) else [values])]
+    named = [normalized(value) for value in (values if isinstance(values, list) else [values])]
     if key in entries.fixed:
         return None if (entries.fixed[key] in named) == (word == "when") else _NEVER
     choices = _choices(key, entries, earlier)

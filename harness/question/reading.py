@@ -22,7 +22,7 @@ from harness.question.settings import (
     StudySettings,
     WorkerSettings,
 )
-from harness.question.values import from_text, normalised
+from harness.question.values import from_text, normalized
 
 E = TypeVar("E", bound=Enum)
 
@@ -228,7 +228,7 @@ def read_starts(
 
 def _start_value(space: Space, key: str, value: Any) -> str:
     """Return how a value is spelled in a point; numbers of an interval in one way only."""
-    text = normalised(value)
+    text = normalized(value)
     axis = next((axis for axis in space.axes if axis.key == key), None)
     if isinstance(axis, NumberAxis) and isinstance(number := from_text(text), (int, float)):
         exact = axis.integer and number != int(number)

@@ -51,10 +51,10 @@ def from_text(text: str) -> Any:
     return override.value()
 
 
-def normalised(value: Any) -> str:
+def normalized(value: Any) -> str:
     """Return how a scalar or list of a YAML file is spelled; a text in it is read in Hydra's grammar."""
     if isinstance(value, list):
-        return f"[{','.join(map(normalised, value))}]"
+        return f"[{','.join(map(normalized, value))}]"
     return spelled(_element(value) if isinstance(value, str) else value)
 
 

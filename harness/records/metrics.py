@@ -147,15 +147,15 @@ _ALL = (
         "bytes",
         _DOWN,
         0,
-        "Frozen weights and buffers as stored (packed where quantised), without constants.",
+        "Frozen weights and buffers as stored (packed where quantized), without constants.",
     ),
     _metric(
         "memory/quant_constants_bytes",
-        "quantisation constants",
+        "quantization constants",
         "bytes",
         _DOWN,
         0,
-        "Scales, offsets, code tables and second-level constants of the quantised weights.",
+        "Scales, offsets, code tables and second-level constants of the quantized weights.",
     ),
     _metric("memory/adapter_bytes", "adapter", "bytes", _DOWN, 0, "This adapter's parameters."),
     _metric("memory/gradient_bytes", "gradients", "bytes", _DOWN, 0, "This adapter's gradients."),
@@ -223,7 +223,7 @@ _ALL = (
         "bits",
         _DOWN,
         2,
-        "Packed weights and every constant of the quantised linear layers, over logical weights.",
+        "Packed weights and every constant of the quantized linear layers, over logical weights.",
     ),
 )
 

@@ -29,7 +29,7 @@ class Bases:
         return shared
 
     def drop_rewritten(self) -> None:
-        """Forget bases that an adapter's initialisation has changed."""
+        """Forget bases that an adapter's initialization has changed."""
         self._kept = {key: base for key, base in self._kept.items() if not base.is_rewritten}
 
     def _evict(self, newest: SharedBase) -> None:

@@ -25,7 +25,7 @@ from harness.training.job import Job
 
 
 def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> PreparedData:
-    """Check targets and rank against the model, tokenise the data, check the rows against the context.
+    """Check targets and rank against the model, tokenize the data, check the rows against the context.
 
     Raises RequestError or DataError; no weight has been read.
     """
@@ -88,7 +88,7 @@ def open_base(
         fingerprint=fingerprint,
         device=device if shard is None else torch.device("cpu"),
         cache=cache_directory(config),
-        quantised_on=device,
+        quantized_on=device,
     )
     if shard is not None:
         shard(base)
@@ -96,7 +96,7 @@ def open_base(
 
 
 def cache_directory(config: RunConfig) -> Path:
-    """Return where quantised bases and tokenised data are kept."""
+    """Return where quantized bases and tokenized data are kept."""
     return Path(config.paths.cache or Path(config.paths.out) / "cache")
 
 

@@ -31,7 +31,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return save_random_model(directory, request.param, **SHAPES[request.param])
 
 
-def test_unquantised_base_gives_the_logits_of_transformers(model: Path, tmp_path: Path) -> None:
+def test_unquantized_base_gives_the_logits_of_transformers(model: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     ids = torch.randint(3, 259, (2, 17))
@@ -42,7 +42,7 @@ def test_unquantised_base_gives_the_logits_of_transformers(model: Path, tmp_path
 
 
 @pytest.mark.parametrize("quant_format", [QuantFormat.nf4, QuantFormat.int4, QuantFormat.int8])
-def test_the_cache_gives_the_same_base_without_quantising_again(
+def test_the_cache_gives_the_same_base_without_quantizing_again(
     model: Path, tmp_path: Path, quant_format: QuantFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quant = QuantConfig(format=quant_format)
@@ -50,9 +50,9 @@ def test_the_cache_gives_the_same_base_without_quantising_again(
     first = build(model, tmp_path, quant)
 
     def never(*_: object) -> None:
-        raise AssertionError("quantised again")
+        raise AssertionError("quantized again")
 
-    monkeypatch.setattr("harness.base.blocks.quantise_linear", never)
+    monkeypatch.setattr("harness.base.blocks.quantize_linear", never)
     second = build(model, tmp_path, quant)
     assert (first.from_cache, second.from_cache) == (False, True)
     with torch.no_grad():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.base.code_books import CODE_BOOKS, CodeBook, Normalisation, decode, encode, pack_halves
+from harness.base.code_books import CODE_BOOKS, CodeBook, Normalization, decode, encode, pack_halves
 from harness.base.library_faults import cure_bitsandbytes
 from harness.config.schema import QuantFormat
 
@@ -73,7 +73,7 @@ def test_decoder_on_bitsandbytes_nf4_bytes_equals_dequantize_4bit() -> None:
     high, low = packed.reshape(-1) >> 4, packed.reshape(-1) & 15  # theirs: pairs within a byte
     codes = torch.stack([high, low], dim=1).reshape(-1)
     assert state.code is not None
-    book = CodeBook(values=tuple(state.code.tolist()), normalisation=Normalisation.absmax)
+    book = CodeBook(values=tuple(state.code.tolist()), normalization=Normalization.absmax)
     decoded = decode(
         pack_halves(codes),
         state.absmax,

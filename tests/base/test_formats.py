@@ -10,7 +10,7 @@ from harness.base.formats import (
     constant_tensors,
     layer_from_tensors,
     layer_tensors,
-    quantise_linear,
+    quantize_linear,
 )
 from harness.base.library_faults import cure_bitsandbytes
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
@@ -39,7 +39,7 @@ def make(quant: QuantConfig, inner: int = 128, outer: int = 64) -> tuple[nn.Line
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(outer, inner, generator=generator) / inner**0.5
     bias = torch.randn(outer, generator=generator)
-    return quantise_linear(weight, bias, quant, CPU), weight
+    return quantize_linear(weight, bias, quant, CPU), weight
 
 
 def dense(layer: nn.Linear) -> torch.Tensor:
@@ -87,7 +87,7 @@ def test_a_layer_comes_back_from_its_tensors_exactly(quant: QuantConfig) -> None
 
 @pytest.mark.parametrize("quant", PACKED, ids=name)
 @pytest.mark.parametrize("compute", [FloatType.float32, FloatType.bfloat16])
-def test_backward_keeps_no_more_than_an_unquantised_layer(
+def test_backward_keeps_no_more_than_an_unquantized_layer(
     quant: QuantConfig, compute: FloatType
 ) -> None:
     dtype = getattr(torch, compute.value)

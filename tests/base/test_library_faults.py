@@ -11,12 +11,12 @@ from harness.base.library_faults import cure_bitsandbytes
 
 
 def nf4_layer(inner: int, outer: int, block_size: int) -> tuple[torch.nn.Linear, torch.Tensor]:
-    from harness.base.formats import quantise_linear
+    from harness.base.formats import quantize_linear
     from harness.config.schema import QuantConfig, QuantFormat
 
     weight = torch.randn(outer, inner, generator=torch.Generator().manual_seed(0))
     quant = QuantConfig(format=QuantFormat.nf4, block_size=block_size)
-    return quantise_linear(weight, None, quant, torch.device("cpu")), weight
+    return quantize_linear(weight, None, quant, torch.device("cpu")), weight
 
 
 def test_training_after_evaluation_has_the_gradients_of_training_alone() -> None:

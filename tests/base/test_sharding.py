@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.base.formats import moved_layer, quantise_linear
+from harness.base.formats import moved_layer, quantize_linear
 from harness.base.layout import block_name
 from harness.base.library_faults import cure_bitsandbytes
 from harness.base.sharding import ShardedLinear
@@ -29,7 +29,7 @@ def layer_of(quant: QuantConfig, in_features: int) -> nn.Linear:
     cure_bitsandbytes()
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(48, in_features, generator=generator)
-    return quantise_linear(weight, torch.randn(48, generator=generator), quant, CPU)
+    return quantize_linear(weight, torch.randn(48, generator=generator), quant, CPU)
 
 
 def products(layer: nn.Linear, quant: QuantConfig, in_features: int) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from harness.data.check import data_fingerprint
 from harness.data.prepare import PreparedData, prepare_data
 from harness.data.rows import NO_LOSS
 from harness.data.sources import read_splits
-from harness.data.tokenise import encode
+from harness.data.tokenize import encode
 from harness.errors import DataError
 
 ROWS: list[object] = [
@@ -82,10 +82,10 @@ def test_training_rows_are_packed_and_held_out_rows_padded(config, byte_tokenize
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_a_second_time_nothing_is_tokenised(config, byte_tokenizer, tmp_path, monkeypatch, packing):
+def test_a_second_time_nothing_is_tokenized(config, byte_tokenizer, tmp_path, monkeypatch, packing):
     config = replace(config, packing=packing)
     first = prepare_data(config, byte_tokenizer, "t", tmp_path)
-    monkeypatch.setattr(prepare, "encode", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr(prepare, "encode", lambda *_: pytest.fail("tokenized again"))
     _assert_same(prepare_data(config, byte_tokenizer, "t", tmp_path), first)
 
 
@@ -104,7 +104,7 @@ def test_a_second_time_nothing_is_tokenised(config, byte_tokenizer, tmp_path, mo
     ],
     ids=lambda changes: ",".join(changes),
 )
-def test_whatever_changes_the_rows_is_tokenised_anew(config, byte_tokenizer, tmp_path, changes):
+def test_whatever_changes_the_rows_is_tokenized_anew(config, byte_tokenizer, tmp_path, changes):
     changed = replace(config, **changes)
     prepare_data(config, byte_tokenizer, "t", tmp_path / "used")
     prepare_data(replace(config, template=Template.chatml), byte_tokenizer, "t", tmp_path / "used")

@@ -10,7 +10,7 @@ from harness.data.example import Example, Role, Turn, pair
 from harness.data.files import read_file
 from harness.data.records import RecordForm
 from harness.data.templates import Piece, prompt_ids, render
-from harness.data.tokenise import encode
+from harness.data.tokenize import encode
 from harness.errors import DataError
 
 QUESTION = pair("What is the colour of the sky?", "The sky is blue.")

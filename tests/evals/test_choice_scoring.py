@@ -26,7 +26,7 @@ def _choose(model, tokenizer, items, batch_size=8):
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_arc_choices_equal_a_computation_by_hand(model, tokenizer, shared, batch_size):
     questions = read_choices(str(shared / "eval" / "ai2_arc_ARC_Easy_validation.jsonl"))[:12]
-    expected, unnormalised = [], []
+    expected, unnormalized = [], []
     for question in questions:
         sums = [
             _log_likelihood(model, tokenizer, prompt_text(question, []), answer)
@@ -34,10 +34,10 @@ def test_arc_choices_equal_a_computation_by_hand(model, tokenizer, shared, batch
         ]
         per_char = [total / len(text) for total, text in zip(sums, question.choices, strict=True)]
         expected.append(per_char.index(max(per_char)))
-        unnormalised.append(sums.index(max(sums)))
+        unnormalized.append(sums.index(max(sums)))
     items = [ShotQuestion(question=question, shots=()) for question in questions]
     assert _choose(model, tokenizer, items, batch_size).chosen == expected
-    assert expected != unnormalised  # so that the test sees the normalisation
+    assert expected != unnormalized  # so that the test sees the normalization
 
 
 def test_mmlu_choices_with_shots_equal_a_computation_by_hand(model, tokenizer, shared):

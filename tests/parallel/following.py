@@ -32,7 +32,7 @@ class Harm(Enum):
     base_does_not_fit = "base_does_not_fit"
     second_pass_fails = "second_pass_fails"
     begins_otherwise = "begins_otherwise"
-    """Adapters are initialised from another seed."""
+    """Adapters are initialized from another seed."""
 
 
 class _Otherwise(SharedBase):

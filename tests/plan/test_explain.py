@@ -11,7 +11,7 @@ from harness.plan.explain import (
     explanation,
     full_fine_tuning_bytes,
     one_square_matrix_params,
-    saved_by_double_quantisation,
+    saved_by_double_quantization,
 )
 from harness.plan.model import PlannedModel
 from harness.plan.predict import predict
@@ -35,8 +35,8 @@ def test_constants_in_blocks_of_64_are_half_a_bit_and_an_eighth_doubled() -> Non
     assert constant_bits(quant("int4_asym")) == 1.0  # a scale and an offset
 
 
-def test_double_quantisation_of_llama_2_7b_saves_what_litgpt_measured() -> None:
-    saved = saved_by_double_quantisation(LINEAR_WEIGHTS_OF_LLAMA_2_7B, 64)
+def test_double_quantization_of_llama_2_7b_saves_what_litgpt_measured() -> None:
+    saved = saved_by_double_quantization(LINEAR_WEIGHTS_OF_LLAMA_2_7B, 64)
     assert saved / 1e9 == pytest.approx(0.302, abs=5e-4)
     assert saved / 1e9 == pytest.approx(14.14 - 13.84, abs=0.01)  # litgpt's two figures, 0.30 GB
 

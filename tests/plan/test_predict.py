@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def config() -> RunConfig:
-    """QLoRA as published: NF4 with double quantisation, bfloat16, rank 64 on all linear layers."""
+    """QLoRA as published: NF4 with double quantization, bfloat16, rank 64 on all linear layers."""
     return RunConfig(
         quant=QuantConfig(
             format=QuantFormat.nf4, double_quant=True, compute_dtype=FloatType.bfloat16

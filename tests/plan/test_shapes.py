@@ -85,7 +85,7 @@ def test_gpt3_has_175_billion_parameters_and_the_adapters_of_the_lora_paper() ->
     assert round(params(model, 64, "c_attn") / 1e6, 2) == 301.99
 
 
-def test_double_quantisation_saves_0_302_gigabytes_of_llama_2_7b(llama: PlannedModel) -> None:
+def test_double_quantization_saves_0_302_gigabytes_of_llama_2_7b(llama: PlannedModel) -> None:
     plain, double = (
         base_bytes(
             llama.outline,

@@ -135,7 +135,7 @@ def test_alpha_is_asked_at_a_fixed_rank_and_at_a_fixed_alpha_over_rank():
     }
 
 
-def test_double_quantisation_is_asked_only_where_there_is_quantisation():
+def test_double_quantization_is_asked_only_where_there_is_quantization():
     points = [point for point, _ in check_space(load_question("double_quant", []))]
     assert [tuple(point.values()) for point in points] == [
         ("none",),

@@ -30,10 +30,10 @@ from harness.question.question import (
 from harness.records.metrics import Direction
 from harness.study.study import Study, Trial, TrialStatus
 
-QUANTISED = Condition(key="quant", values=frozenset({"nf4", "int4"}))
+QUANTIZED = Condition(key="quant", values=frozenset({"nf4", "int4"}))
 AXES = (
     ChoiceAxis(key="quant", values=("none", "nf4", "int4")),
-    ChoiceAxis(key="quant.double_quant", values=("true", "false"), condition=QUANTISED),
+    ChoiceAxis(key="quant.double_quant", values=("true", "false"), condition=QUANTIZED),
     ChoiceAxis(key="lora.rank", values=("2", "8", "32")),
     NumberAxis(key="optim.lr", low=1e-4, high=3e-2, step=None, log=True, integer=False),
     NumberAxis(key="lora.dropout", low=0.0, high=0.3, step=0.1, log=False, integer=False),
@@ -45,7 +45,7 @@ AXES = (
         step=None,
         log=True,
         integer=True,
-        condition=QUANTISED,
+        condition=QUANTIZED,
     ),
     CaseAxis(key="scale", cases={"fixed": ("lora.alpha=16",), "ratio": ("lora.alpha=32",)}),
 )
@@ -153,10 +153,10 @@ def test_every_method_searches_a_mixed_conditional_space_with_diverged_runs_in_s
     assert capfd.readouterr() == ("", "")
     assert [trial.number for trial in trials] == list(range(count))
     for trial in trials:
-        is_quantised = trial.point["quant"] in QUANTISED.values
+        is_quantized = trial.point["quant"] in QUANTIZED.values
         conditional = {"quant.double_quant", "quant.block_size"}
         assert set(trial.point) == {axis.key for axis in AXES} - (
-            set() if is_quantised else conditional
+            set() if is_quantized else conditional
         )
         assert trial.point["quant"] in ("none", "nf4", "int4")
         assert trial.point["lora.dropout"] in ("0.0", "0.1", "0.2", "0.3")

@@ -259,7 +259,7 @@ def test_saved_adapter_gives_identical_logits_under_peft(
         (QuantConfig(format=QuantFormat.nf4), LoraInit.olora),
     ],
 )
-def test_initialisations_that_rewrite_the_base_train_and_load(
+def test_initializations_that_rewrite_the_base_train_and_load(
     make_base: MakeBase, make_job: MakeJob, quant: QuantConfig, init: LoraInit
 ) -> None:
     from peft import PeftModel

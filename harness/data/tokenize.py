@@ -1,4 +1,4 @@
-"""From examples to tokenised rows of one length. N rows, T positions of a row.
+"""From examples to tokenized rows of one length. N rows, T positions of a row.
 
 Where a row is longer than `max_length`, a conversation is cut at its end, and a plain text goes on in
 further rows, so that none of it is lost. A continued row starts with BOS (where there is one) and the last
@@ -51,7 +51,7 @@ class EncodedRows:
     """Rows that continue the text of the row before."""
 
 
-def tokenise(
+def tokenize(
     examples: Sequence[Example], config: DataConfig, tokenizer: "PreTrainedTokenizerBase"
 ) -> TokenRows:
     """Return the rows of one split on its own: packed if `data.packing`, else padded to its longest row."""
@@ -64,7 +64,7 @@ def tokenise(
 def encode(
     examples: Sequence[Example], config: DataConfig, tokenizer: "PreTrainedTokenizerBase"
 ) -> EncodedRows:
-    """Render and tokenise all examples of a split in one batched call, and fit them to `max_length`.
+    """Render and tokenize all examples of a split in one batched call, and fit them to `max_length`.
 
     Raises DataError as `harness.data.templates.render` does.
     """

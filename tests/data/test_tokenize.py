@@ -1,4 +1,4 @@
-"""Tokenised rows: cutting, continuing, padding, and packing that changes no loss."""
+"""Tokenized rows: cutting, continuing, padding, and packing that changes no loss."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from harness.config.schema import DataConfig, DataForm, LossOn
 from harness.data.example import Example, pair
 from harness.data.files import text_examples
 from harness.data.rows import NO_LOSS, TokenRows
-from harness.data.tokenise import encode, padded_length, tokenise
+from harness.data.tokenize import encode, padded_length, tokenize
 from harness.engine.forward import target_logits
 
 TEXT = DataConfig(form=DataForm.text)
@@ -72,7 +72,7 @@ def test_long_rows_are_cut_and_rows_without_loss_are_dropped(byte_tokenizer):
 
 
 def test_padded_rows_hold_each_example_at_the_start(stories_tokenizer):
-    rows = tokenise(PAIRS, DataConfig(), stories_tokenizer)
+    rows = tokenize(PAIRS, DataConfig(), stories_tokenizer)
     encoded = encode(PAIRS, DataConfig(), stories_tokenizer).rows
     longest = max(map(len, encoded))
     assert rows.row_length == (longest + 7) // 8 * 8
@@ -101,7 +101,7 @@ def test_the_row_length_is_common_to_splits_and_never_above_max_length(byte_toke
 @pytest.mark.parametrize("loss_on", LossOn)
 def test_packed_segments_are_the_examples(stories_tokenizer, loss_on):
     config = DataConfig(packing=True, max_length=200, loss_on=loss_on)
-    rows = tokenise(PAIRS, config, stories_tokenizer)
+    rows = tokenize(PAIRS, config, stories_tokenizer)
     assert rows.row_length == 200
     assert len(rows) < len(PAIRS)
     found = []
@@ -143,7 +143,7 @@ def test_packing_changes_no_loss_of_a_real_model(shared, stories_tokenizer):
     sums = []
     for packing in (False, True):
         config = DataConfig(packing=packing, max_length=200)
-        rows = tokenise(PAIRS, config, stories_tokenizer)
+        rows = tokenize(PAIRS, config, stories_tokenizer)
         with torch.no_grad():
             logits_NV, targets_N = target_logits(model, rows.batch(slice(None)))
         sums.append(cross_entropy(logits_NV, targets_N, reduction="sum").item())
@@ -152,5 +152,5 @@ def test_packing_changes_no_loss_of_a_real_model(shared, stories_tokenizer):
 
 def test_no_examples_make_no_rows(stories_tokenizer):
     for packing in (False, True):
-        rows = tokenise([], DataConfig(packing=packing), stories_tokenizer)
+        rows = tokenize([], DataConfig(packing=packing), stories_tokenizer)
         assert len(rows) == 0
