@@ -15,7 +15,7 @@ from harness.question.points import Point, Space
 if TYPE_CHECKING:
     from harness.question.question import Question
 
-__all__ = ["Point", "Space", "check_space", "refused_points", "sample_points"]
+__all__ = ["Point", "Space", "check_space", "sample_points"]
 
 SHOWN = 10
 """Refusals that a message gives in full."""
@@ -73,11 +73,6 @@ def check_space(question: "Question") -> list[tuple[Point, RunConfig]]:
     if refused:
         raise RequestError(_explained(question.space, refused, [point for point, _ in accepted]))
     return accepted
-
-
-def refused_points(question: "Question") -> list[tuple[Point, str]]:
-    """Return the points of `sample_points` that are refused, each with the reason."""
-    return [(point, result) for point, result in _checked(question) if isinstance(result, str)]
 
 
 def _checked(question: "Question") -> Iterator[tuple[Point, RunConfig | str]]:

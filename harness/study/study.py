@@ -140,15 +140,6 @@ class Study:
         """All trials in order of number."""
         return list(self._trials)
 
-    @property
-    def study_notes(self) -> dict[str, Any]:
-        """What was noted of the study as a whole."""
-        return dict(self._storage.get_study_user_attrs(self._storage.study_id))
-
-    def study_note(self, key: str, value: Any) -> None:
-        """Note a JSON value of the study as a whole."""
-        self._storage.set_study_user_attr(self._storage.study_id, key, as_json(value))
-
     def ask(self) -> Trial:
         """Return the next trial, running; it is in the database with its whole point, or not at all.
 
