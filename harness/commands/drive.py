@@ -12,20 +12,19 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, Operationa
 
 from harness.config.schema import RunConfig
 from harness.errors import RequestError, RunFailed
-from harness.question.check_space import Point
+from harness.question.points import Point
 from harness.question.question import Question
 from harness.records.run_directory import write_text
+from harness.study.database import open_engine
 from harness.study.leases import Leases
-from harness.study.storage import open_engine
 from harness.study.study import Study
 from harness.sweeping.check import check_without_device, refuse_what_does_not_fit
-from harness.sweeping.cores import workers_on_cpu
 from harness.sweeping.display import SweepDisplay
 from harness.sweeping.driver import Driver
+from harness.sweeping.members import SharedTrials
 from harness.sweeping.messages import Role
-from harness.sweeping.pool import Pool, devices_for
+from harness.sweeping.pool import Pool, devices_for, workers_on_cpu
 from harness.sweeping.requests import RequestMaker
-from harness.sweeping.sharing import SharedTrials
 from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, write_state
 from harness.sweeping.trials import Trials
 from harness.sweeping.view import View

@@ -16,7 +16,7 @@ import yaml
 from harness.commands.sweep import sweep_command
 from harness.config.compose import compose_run
 from harness.errors import RequestError
-from harness.question.question import question_of
+from harness.question.load import question_of
 from harness.records.run_directory import write_text
 
 _ASKED = ("base", "space", "search", "objective", "constraints", "confirm")

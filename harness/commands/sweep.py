@@ -12,9 +12,12 @@ from harness.commands.drive import begin_sweep, question_text, train_sweep
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import RequestError
-from harness.question.check_space import Point, check_space
+from harness.question.check_space import check_space
 from harness.question.keys import ANYWHERE
-from harness.question.question import Method, PrunerName, Question, load_question
+from harness.question.load import load_question
+from harness.question.points import Point
+from harness.question.question import Question
+from harness.question.settings import Method, PrunerName
 from harness.records.redact import redact
 from harness.sweeping.check import check_without_device
 from harness.sweeping.display import print_state

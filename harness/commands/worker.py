@@ -11,9 +11,10 @@ from harness.config.compose import compose_run
 from harness.errors import RequestError
 from harness.question.check_space import check_space
 from harness.question.keys import key_of
-from harness.question.question import Question, question_of
+from harness.question.load import question_of
+from harness.question.question import Question
+from harness.study.database import open_database
 from harness.study.same_question import question_in
-from harness.study.storage import open_database
 from harness.sweeping.display import progress_text
 from harness.sweeping.requests import base_of
 from harness.sweeping.state import SweepDirectory, SweepStatus

@@ -113,7 +113,7 @@ def read_search(given: Any, where: str) -> SearchSettings:
             "reduction_factor", f"would be ignored by search.pruner={pruner.value}"
         )
     in_flight = section.integer("in_flight", None, 1)
-    if in_flight is not None and method in (Method.grid, Method.random):
+    if in_flight is not None and not method.is_adaptive:
         raise section.refuse(
             "in_flight",
             f"would be ignored by search.method={method.value}, which learns of no result",

@@ -20,6 +20,11 @@ class Method(Enum):
     nsga2 = "nsga2"
     cmaes = "cmaes"
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether results decide which points come next."""
+        return self not in (Method.grid, Method.random)
+
 
 class PrunerName(Enum):
     """Which of Optuna's pruners ends hopeless runs early; `asha` is successive halving."""

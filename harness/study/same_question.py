@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 from harness.errors import RequestError, near_names
 from harness.question.keys import ANYWHERE
 from harness.question.question import Question
-from harness.study.storage import MirroredStorage
+from harness.study.database import MirroredStorage
 
 _ASKED_KEY = "asked"
 _SEARCHED_KEY = "searched_with"

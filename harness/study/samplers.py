@@ -30,7 +30,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import RequestError
 from harness.question.axes import Axis, NumberAxis
-from harness.question.question import Method, PrunerName, Question
+from harness.question.question import Question
+from harness.question.settings import Method, PrunerName
 from harness.study.parameters import rounded
 
 _MEANT = (

@@ -1,7 +1,7 @@
 """The trials of a sweep: asked of the study, trained as cells of runs, told, and in the end confirmed.
 
 Knows nothing of workers. What it holds can be lost at any moment: the study and the records on disk say all
-of it again. Here everything is this driver's own; `harness.sweeping.sharing` has the trials of a sweep that
+of it again. Here everything is this driver's own; `harness.sweeping.members` has the trials of a sweep that
 several members work on.
 """
 
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import assert_never
 
 from harness.errors import RequestError
-from harness.question.check_space import Point, check_space
-from harness.question.question import Method, PrunerName, Question
+from harness.question.check_space import check_space
+from harness.question.points import Point
+from harness.question.question import Question
+from harness.question.settings import Method, PrunerName
 from harness.records.record import Record
 from harness.request import Request
 from harness.study.study import Study, Trial, TrialStatus

@@ -8,7 +8,8 @@ import pytest
 from harness.config.compose import compose_run
 from harness.errors import RequestError
 from harness.question.axes import ChoiceAxis, Condition, NumberAxis
-from harness.question.check_space import Space, check_space, sample_points
+from harness.question.check_space import check_space, sample_points
+from harness.question.points import Space
 from tests.question.asking import QUICK, ask, space_of
 
 

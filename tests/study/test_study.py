@@ -17,12 +17,12 @@ from optuna.trial import TrialState
 from harness.errors import RequestError
 from harness.question.axes import CaseAxis, ChoiceAxis, Condition, NumberAxis
 from harness.question.points import Space
-from harness.question.question import (
+from harness.question.question import Question
+from harness.question.settings import (
     Constraint,
     Method,
     Objective,
     PrunerName,
-    Question,
     SearchSettings,
     StudySettings,
     WorkerSettings,

@@ -5,12 +5,12 @@ import sqlalchemy
 from harness.config.compose import config_tree
 from harness.question.question import Question
 from harness.records.record import Estimate, Record, RunStatus, write_record
+from harness.study.database import open_engine
 from harness.study.leases import Leases
-from harness.study.storage import open_engine
 from harness.study.study import Study
 from harness.sweeping.ledger import Run, RunState
+from harness.sweeping.members import SharedTrials
 from harness.sweeping.requests import RequestMaker
-from harness.sweeping.sharing import SharedTrials
 
 HEARTBEAT_SECONDS = 10.0
 

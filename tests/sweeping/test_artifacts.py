@@ -3,7 +3,7 @@
 import pytest
 
 from harness.errors import RequestError
-from harness.question.question import load_question
+from harness.question.load import load_question
 from harness.records.record import read_metrics, read_records
 from harness.study.study import Study
 from harness.sweeping.artifacts import RunArtifacts

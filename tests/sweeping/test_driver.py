@@ -6,8 +6,8 @@ import pytest
 
 from harness.commands.drive import open_study
 from harness.question.check_space import check_space
-from harness.question.question import load_question
-from harness.sweeping.desks import Desk
+from harness.question.load import load_question
+from harness.sweeping.assignment import WorkerView
 from harness.sweeping.driver import Driver
 from harness.sweeping.messages import Order
 from harness.sweeping.pool import Pool
@@ -43,7 +43,7 @@ def given(ask, tmp_path):
         trials = Trials(question, study, RequestMaker(question))
         driver = Driver(trials, Pool(directory.workers, 60.0), StopRequest())
         listeners = [Listener() for _ in range(workers)]
-        driver.desks = [Desk(worker=cast(Any, each), slots=slots) for each in listeners]
+        driver.views = [WorkerView(worker=cast(Any, each), slots=slots) for each in listeners]
         for _ in range(10 * workers * slots):  # it asks for so long at a time
             driver._assign()
         study.close()

@@ -5,8 +5,8 @@ from harness.records.record import Estimate, Record, RunStatus, write_record
 from harness.study.leases import LEASE_HEARTBEATS
 from harness.study.study import TrialStatus
 from harness.sweeping.ledger import RunState
+from harness.sweeping.members import LOOKS
 from harness.sweeping.messages import Role
-from harness.sweeping.sharing import LOOKS
 from tests.sweeping.joined import age
 
 

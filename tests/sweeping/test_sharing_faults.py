@@ -12,11 +12,12 @@ from sqlalchemy.exc import DBAPIError
 from harness.commands.drive import question_text
 from harness.commands.sweep import _differences
 from harness.errors import RequestError
-from harness.question.question import Question, load_question, question_of
+from harness.question.load import load_question, question_of
+from harness.question.question import Question
 from harness.study import leases as leases_module
+from harness.study.database import open_database, open_engine
 from harness.study.leases import Leases
 from harness.study.same_question import question_in
-from harness.study.storage import open_database, open_engine
 from harness.study.study import Study, TrialStatus
 from harness.sweeping.ledger import RunState
 from tests.sweeping.joined import age

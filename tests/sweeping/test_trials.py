@@ -4,7 +4,7 @@ import pytest
 
 from harness.commands.drive import open_study
 from harness.question.check_space import check_space
-from harness.question.question import load_question
+from harness.question.load import load_question
 from harness.records.record import Estimate, Record, RunStatus
 from harness.study.study import TrialStatus
 from harness.sweeping.requests import RequestMaker

@@ -6,16 +6,16 @@ What a member trains is leased to it; one that gives no sign of life loses that,
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from harness.errors import RequestError
 from harness.question.question import Question
 from harness.records.record import Record, RunStatus
 from harness.study.leases import Lease, Leases, LeaseState, host_of
 from harness.study.study import Study, Trial, TrialStatus
 from harness.sweeping.artifacts import RunArtifacts
-from harness.sweeping.items import in_training, item_of_cell, item_of_run, refuse_another_run
 from harness.sweeping.ledger import Cell, Run, RunState
 from harness.sweeping.messages import Role
 from harness.sweeping.outcome import Outcome
@@ -298,3 +298,36 @@ class SharedTrials(Trials):
             except Exception as error:  # each kind of store has errors of its own
                 self._say(f"{run.run_id} was not left in {self.question.study.artifacts}: {error}")
             self._leases.renew([])  # a large one takes its time
+
+
+# What is leased, by name: the cells of the search, and each run of the confirmation
+
+
+def item_of_cell(cell: Cell) -> str:
+    """Return what is leased of a cell: the first of its trials that nobody has told."""
+    return f"trial {min(cell.trials)}"
+
+
+def item_of_run(run: Run) -> str:
+    """Return what is leased of a confirmation."""
+    return f"run {run.run_id}"
+
+
+def in_training(
+    item: str, cells: Iterable[Cell], confirmed: Iterable[tuple[Trial, list[Run]]]
+) -> dict[str, str]:
+    """Return the runs that our workers train for an item, each with the item."""
+    runs = [r for c in cells if c.trials and item_of_cell(c) == item for r in c.everything]
+    runs += [run for _, confirming in confirmed for run in confirming if item_of_run(run) == item]
+    return {run.run_id: item for run in runs if run.state is RunState.assigned}
+
+
+def refuse_another_run(trial: Trial, runs: Sequence[str]) -> None:
+    """Raise RequestError where a trial's runs are others here than for the member that asked for it."""
+    others = trial.notes.get("runs", list(runs))
+    if others != list(runs):
+        raise RequestError(
+            f"trial {trial.number} is {', '.join(others)} for the other members, and {', '.join(runs)} "
+            "here: model, data or the harness's version differ on this machine; give it what the others "
+            "have, or begin another sweep with name=OTHER"
+        )
