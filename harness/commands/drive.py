@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import yaml
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
 from harness.config.schema import RunConfig
 from harness.errors import RequestError, RunFailed
+from harness.question.load import question_text
 from harness.question.points import Point
 from harness.question.question import Question
 from harness.records.run_directory import write_text
@@ -156,11 +156,6 @@ def begin_sweep(question: Question, points: Points, directory: SweepDirectory) -
         write_state(directory, state)
         trials.leave()
         study.close()
-
-
-def question_text(question: Question) -> str:
-    """Return a question as YAML that `harness sweep FILE` takes."""
-    return yaml.safe_dump(question.tree(), sort_keys=False, allow_unicode=True)
 
 
 def open_study(

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import harness
 from harness.errors import RequestError, near_names
 from harness.question.coherence import check_question, with_evaluations
@@ -76,6 +78,11 @@ def load_question(name_or_file: str, overrides: Sequence[str]) -> Question:
     """
     file, shown = _file_of(name_or_file)
     return _question_of_draft(read_draft(file, shown), overrides)
+
+
+def question_text(question: Question) -> str:
+    """Return a question as YAML that `harness sweep FILE` takes."""
+    return yaml.safe_dump(question.tree(), sort_keys=False, allow_unicode=True)
 
 
 def question_of(tree: Mapping[str, Any], name: str, overrides: Sequence[str]) -> Question:

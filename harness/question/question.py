@@ -1,15 +1,18 @@
 """A sweep as it is asked: one checked, typed question. Pure; `harness.question.load` reads it from files."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from harness.question.axes import Axis, CaseAxis
-from harness.question.launcher import LauncherSettings
 from harness.question.points import Space
 from harness.question.settings import (
+    APART,
     Confirmation,
     Constraint,
+    LauncherSettings,
     Objective,
     SearchSettings,
     StudySettings,
@@ -20,12 +23,15 @@ from harness.question.settings import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """Everything that a sweep is."""
+    """Everything that a sweep is.
 
-    name: str
+    `harness.question.comparable` judges by the fields, and by their metadata, whether two ask the same.
+    """
+
+    name: str = field(metadata=APART)
     """Also of its directory and its study."""
-    question: str
-    expect: str
+    question: str = field(metadata=APART)
+    expect: str = field(metadata=APART)
     """What is expected, written before anything is trained."""
     base: tuple[str, ...]
     """Overrides of every run."""
@@ -33,10 +39,10 @@ class Question:
     search: SearchSettings
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
-    confirm: Confirmation | None
-    resources: WorkerSettings
-    study: StudySettings
-    launcher: LauncherSettings | None = None
+    confirm: Confirmation | None = field(metadata=APART)
+    resources: WorkerSettings = field(metadata=APART)
+    study: StudySettings = field(metadata=APART)
+    launcher: LauncherSettings | None = field(default=None, metadata=APART)
     """Who starts the members; none: this command is the one that trains."""
 
     def tree(self) -> dict[str, Any]:
@@ -44,45 +50,43 @@ class Question:
 
         The password of a storage url is left out: PGPASSWORD and ~/.pgpass are where it belongs.
         """
-        search, confirm, resources = self.search, self.confirm, self.resources
-        devices = resources.devices
-        return {
-            "name": self.name,
-            "question": self.question,
-            "expect": self.expect,
-            "base": list(self.base),
-            "space": {axis.key: _axis_tree(axis) for axis in self.space.axes},
-            "search": {
-                "method": search.method.value,
-                "trials": search.trials,
-                "pruner": search.pruner.value,
-                "seeds": list(search.seeds),
-                "sampler_seed": search.sampler_seed,
-                "reduction_factor": search.reduction_factor,
-                "in_flight": search.in_flight,
-                "starts": [dict(start) for start in search.starts],
-            },
-            "objective": {each.metric: each.direction.value for each in self.objectives},
-            "constraints": {each.metric: _limits(each) for each in self.constraints},
-            "confirm": None
-            if confirm is None
-            else {
-                "top": confirm.top,
-                "seeds": list(confirm.seeds),
-                "split": confirm.split.value,
-            },
-            "resources": {
-                "devices": list(devices) if isinstance(devices, tuple) else devices,
-                "cohort": resources.cohort,
-                "hang_seconds": resources.hang_seconds,
-            },
-            "study": {
-                "storage": _without_password(self.study.storage),
-                "heartbeat_seconds": self.study.heartbeat_seconds,
-                "artifacts": self.study.artifacts,
-            },
-            "launcher": None if self.launcher is None else self.launcher.tree(),
-        }
+        tree = {key: _plain(value) for key, value in parts_of(self).items()}
+        tree["objective"] = {each.metric: each.direction.value for each in self.objectives}
+        tree["constraints"] = {each.metric: _limits(each) for each in self.constraints}
+        tree["study"]["storage"] = _without_password(self.study.storage)
+        return tree
+
+
+def in_file(name: str) -> str:
+    """Return the key of a sweep's file that a field of `Question` stands under."""
+    return "objective" if name == "objectives" else name
+
+
+def parts_of(question: Question) -> dict[str, Any]:
+    """Return the parts of a question by the keys of a sweep's file."""
+    return {in_file(each.name): getattr(question, each.name) for each in fields(question)}
+
+
+PARTS = tuple(in_file(each.name) for each in fields(Question))
+"""Keys of a sweep's file."""
+TEXTS = tuple(each.name for each in fields(Question) if each.type is str)
+"""Those that are said in words."""
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Space():
+            return {axis.key: _axis_tree(axis) for axis in value.axes}
+        case Enum():
+            return value.value
+        case Mapping():
+            return dict(value)
+        case tuple():
+            return [_plain(each) for each in value]
+        case _ if is_dataclass(value):
+            return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+        case _:
+            return value
 
 
 def _axis_tree(axis: Axis) -> str | dict[str, Any]:

@@ -9,10 +9,9 @@ import pytest
 import yaml
 from sqlalchemy.exc import DBAPIError
 
-from harness.commands.drive import question_text
 from harness.commands.sweep import _differences
 from harness.errors import RequestError
-from harness.question.load import load_question, question_of
+from harness.question.load import load_question, question_of, question_text
 from harness.question.question import Question
 from harness.study import leases as leases_module
 from harness.study.database import open_database, open_engine
