@@ -48,7 +48,7 @@ from harness.study.samplers import (
     without_optuna_warnings,
 )
 from harness.study.study import Study, Trial
-from harness.sweeping.members import RECENT_SECONDS
+from harness.sweeping.trials import RECENT_SECONDS
 
 TARGET_SECONDS = 60.0  # of 1,000 trials with tpe
 RUNNING = 16

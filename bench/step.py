@@ -34,6 +34,7 @@ import torch.nn.functional as F
 
 from bench.trainer import train
 from harness.base.build import Base, freeze
+from harness.config.identity import Identity
 from harness.config.schema import LoraConfig, OptimConfig, QuantConfig, QuantFormat, RunConfig
 from harness.data.order import batch_rows
 from harness.data.prepare import PreparedData
@@ -43,6 +44,7 @@ from harness.engine.micro_step import packed_gradients
 from harness.engine.shared_base import SharedBase
 from harness.records.provenance import collect_provenance
 from harness.records.run_directory import RunDirectory, utc_now
+from harness.request import Request
 from harness.training.job import Job
 from harness.training.slot import Slot, clip
 
@@ -192,10 +194,10 @@ def random_base(hidden: int, quant: QuantConfig) -> Base:
 
 def harness_slot(shared: SharedBase, config: RunConfig, rows: TokenRows, name: str) -> Slot:
     """Return one run's place in a cohort; of its data a slot reads the training rows only."""
+    base, identity = shared.base, Identity(run_id=name, cell_id=name)
+    unused = RunDirectory(Path("unused"))
     job = Job(
-        config=config,
-        run_id=name,
-        directory=RunDirectory(Path("unused")),
+        request=Request(config, base.source, base.fingerprint, identity, unused),
         data=cast(PreparedData, SimpleNamespace(train=rows)),
         provenance={},
     )

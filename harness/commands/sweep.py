@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.commands.drive import begin_sweep, train_sweep
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import RequestError
@@ -18,6 +17,7 @@ from harness.question.settings import Method, PrunerName
 from harness.records.redact import redact
 from harness.sweeping.check import check_without_device
 from harness.sweeping.display import print_state
+from harness.sweeping.member import Member, begin_sweep
 from harness.sweeping.requests import base_of
 from harness.sweeping.state import SweepDirectory, SweepStatus, state_text
 from harness.training.stop import stop_on_signals
@@ -42,7 +42,7 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
     if question.launcher is not None:
         return _launch(question, points, directory, Path(base.paths.out))
     with stop_on_signals() as stop:
-        state = train_sweep(question, points, directory, stop, collect=True)
+        state = Member(question, points, directory, stop, collect=True).run()
     if as_json:
         print(state_text(state), end="")
     else:

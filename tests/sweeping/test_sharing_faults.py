@@ -82,7 +82,7 @@ def test_a_member_that_freezes_in_a_transaction_holds_the_others_up_for_seconds(
     went_on = threading.Event()
 
     def look() -> None:
-        two.trials._leases.free_what_is_over()
+        two.tenancy._leases.free_what_is_over()
         went_on.set()
 
     with pytest.raises(DBAPIError):  # it had its row locked, and nothing was said for ten seconds
@@ -91,7 +91,7 @@ def test_a_member_that_freezes_in_a_transaction_holds_the_others_up_for_seconds(
 
 
 def _hold(member, item: str, until: threading.Event, other: threading.Thread) -> None:
-    with member.trials._leases.ending(item):
+    with member.tenancy._leases.ending(item):
         other.start()
         until.wait(30)
 
