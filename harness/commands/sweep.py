@@ -9,10 +9,9 @@ from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import RequestError
 from harness.question.check_space import check_space
-from harness.question.comparable import comparable, refuse_another
 from harness.question.load import load_question
 from harness.question.points import Point
-from harness.question.question import Question
+from harness.question.question import Question, comparable, refuse_another
 from harness.question.settings import Method, PrunerName
 from harness.records.redact import redact
 from harness.sweeping.check import check_without_device

@@ -19,8 +19,6 @@ from harness.question.values import spelled
 WITHOUT_EFFECT = ("tracker", "checkpoint", "resources", "paths")
 """Sections that change no result (the identity leaves them out): their values would be one run."""
 
-ANYWHERE = ("paths.", "tracker.", "tracker=", "resources.", "checkpoint.")
-"""Overrides that change no result, and may differ between the machines of a sweep."""
 
 QUESTION_SECTIONS = tuple(p for p in PARTS if p not in (*TEXTS, "base", "space", "resources"))
 """Parts that an override gives by their name; the keys of `resources` tell a sweep's from a run's."""
