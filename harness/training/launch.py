@@ -92,7 +92,7 @@ def open_base(
     )
     if shard is not None:
         shard(base)
-    return SharedBase(base, load_peak_bytes=peak.read() - already)
+    return SharedBase(base, backend=config.resources.backend, load_peak_bytes=peak.read() - already)
 
 
 def cache_directory(config: RunConfig) -> Path:
