@@ -11,6 +11,7 @@ import yaml
 from harness.commands.drive import begin_sweep, question_text, train_sweep
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
+from harness.config.storage import label_of
 from harness.errors import RequestError
 from harness.question.check_space import Point, check_space
 from harness.question.keys import ANYWHERE
@@ -164,5 +165,4 @@ def plan_text(
 
 def _base_text(config: RunConfig) -> str:
     quant = config.quant
-    double = "_dq" if quant.double_quant else ""
-    return f"{config.model.name} {quant.format.value}{double} block {quant.block_size}"
+    return f"{config.model.name} {label_of(quant)} block {quant.block_size}"
