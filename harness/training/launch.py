@@ -10,7 +10,7 @@ import torch
 
 from harness.base.build import Base, ModelOutline, build_base, inspect_model, load_tokenizer
 from harness.base.layout import adapted_layers
-from harness.base.library_faults import cure_bitsandbytes
+from harness.base.quick_imports import quiet_libraries
 from harness.base.source import ModelSource
 from harness.config.devices import resolved_device, threads_per_process
 from harness.config.resources import Shard
@@ -29,7 +29,7 @@ def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepare
 
     Raises RequestError or DataError; no weight has been read.
     """
-    cure_bitsandbytes()
+    quiet_libraries()
     if config.resources.threads is not None:
         torch.set_num_threads(threads_per_process(config.resources))
     outline, tokenizer = _described(_Asked(source, config.model, fingerprint))

@@ -110,7 +110,8 @@ def attend_backward(
     with torch.enable_grad():
         for q1, k1, v1, grad in _each(sequences, q, k, v, grad_NQD):
             leaves = [x.detach().requires_grad_() for x in (q1, k1, v1)]
-            grads = torch.autograd.grad(_attend_one(*leaves, heads), leaves, grad)
+            out = _attend_one(leaves[0], leaves[1], leaves[2], heads)
+            grads = torch.autograd.grad(out, leaves, grad)
             parts.append(torch.cat([each.flatten(1) for each in grads], dim=1))
     return torch.cat(parts)
 
