@@ -14,6 +14,7 @@ from torch import nn
 from harness.base.build import Base
 from harness.base.formats import redecode_in_compute_type
 from harness.base.layout import adapted_layers, shortest_names
+from harness.base.side_by_side import why_apart
 from harness.config.schema import LoraConfig, LoraInit
 from harness.engine.adapter import Adapter, Layout
 from harness.engine.reference.grouped_lora import PackedLora
@@ -59,14 +60,17 @@ class SharedBase:
         """Whether PiSSA or OLoRA has changed the weights for an adapter: no other can use them."""
         self.untouched_results: dict[str, dict[str, Estimate]] = {}
         """Evaluations of the base without an adapter, by what was evaluated."""
-        self.keeps_examples_apart: bool | None = None
-        """Whether the model obeys a mask between examples in one row; None until it has been tried."""
         self._can_recompute = False
 
     @cached_property
     def size(self) -> BaseSize:
         """What the base weighs; measured once, before an initialization can rewrite it."""
         return base_size(self.base)
+
+    @cached_property
+    def why_apart(self) -> str | None:
+        """Why each example has a row of its own; None where several may lie in one."""
+        return why_apart(self.model.config)
 
     @property
     def model(self) -> Any:
