@@ -110,6 +110,16 @@ def attends_both_ways(config: Any) -> bool:
     return is_encoder and not getattr(text, "is_decoder", True)
 
 
+def implementation_of(config: Any, wanted: str) -> str:
+    """Return the attention implementation that a model runs: eager where transformers has no sdpa for it."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if wanted == "sdpa" and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        return "sdpa" if model._supports_sdpa else "eager"
+    return wanted
+
+
 def _uses_the_interface(config: Any) -> bool:
     """Say whether the model takes its attention function from transformers' registry."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness.base.blocks import uncovered_weights
 from harness.base.build import Base
 from harness.base.formats import redecode_in_compute_type
 from harness.base.layout import adapted_layers, shortest_names
@@ -76,6 +77,11 @@ class SharedBase:
     def size(self) -> BaseSize:
         """What the base weighs; measured once, before an initialization can rewrite it."""
         return base_size(self.base)
+
+    @cached_property
+    def uncovered(self) -> dict[str, int]:
+        """Matrices of the blocks that lie in no linear layer, with their sizes."""
+        return uncovered_weights(self.model, self.base.linears)
 
     @cached_property
     def why_apart(self) -> str | None:
