@@ -70,7 +70,7 @@ def attend(qkv_NW: torch.Tensor, heads: Heads, sequences: Sequences) -> Attended
         )
         return Attended(out, (logarithms, state, unused))
     out = torch.cat(
-        [_attend_one(*each, heads) for each in _each(sequences, q, k, v)]
+        [_attend_one(each[0], each[1], each[2], heads) for each in _each(sequences, q, k, v)]
         or [q.new_empty(0, *q.shape[1:])]
     )
     return Attended(out, ())
