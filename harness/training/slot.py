@@ -112,6 +112,11 @@ class Slot:
         batch = padded if self.config.lora.dropout else without_padding(self.shared, padded)
         return _MicroBatch(padded, batch, padded.num_loss_tokens)
 
+    @property
+    def pass_tokens(self) -> int:
+        """Positions of the micro-batch in progress."""
+        return self._waiting[0].batch.num_input_tokens
+
     def counts_activations(self) -> bool:
         """Say whether the next micro-batch may keep more activations than those counted so far."""
         first = self._waiting[0]
