@@ -92,7 +92,9 @@ def open_base(
     )
     if shard is not None:
         shard(base)
-    return SharedBase(base, load_peak_bytes=meter.read() - already)
+    return SharedBase(
+        base, backend=config.resources.backend, load_peak_bytes=meter.read() - already
+    )
 
 
 def cache_directory(config: RunConfig) -> Path:

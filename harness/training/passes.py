@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from harness.engine.micro_step import Gradient, Work, packed_gradients
+from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
 from harness.measure.memory import SavedBytes, is_out_of_memory
 from harness.measure.meter import Meter, meter_of
@@ -27,7 +27,7 @@ class Alone:
         self, shared: SharedBase, slots: Sequence[Slot], work: Sequence[Work]
     ) -> list[Gradient]:
         """Return the gradients of one packed pass."""
-        return packed_gradients(shared, work)
+        return shared.backend.gradients(work)
 
 
 ALONE = Alone()

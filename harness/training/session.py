@@ -9,11 +9,9 @@ import math
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from harness.engine.cpu.backend import quick_passes
 from harness.engine.shared_base import SharedBase
 from harness.errors import RunFailed
 from harness.evals.evaluate import LOSS_METRICS
@@ -118,19 +116,18 @@ def train(
     session = _Session(shared, desk, packing, stop, ranks)
     meter_of(shared.base.device).keep_freed()
     try:
-        with ExitStack() as whole:
-            # What a run costs is told by probes and by runs alone: they keep nothing decoded.
-            whole.enter_context(quick_passes(shared, keeping=session.may_share))
-            while True:
-                yield from _admit(session)
-                yield from _give_up(session)
-                if not session.entries:
-                    return
-                if stop.signal is not None:
-                    yield from _interrupt(session, stop.signal.name)
-                    return
-                for group in packing.groups(session.entries):
-                    yield from _after_pass(session, advance(shared, packing, group, ranks))
+        # What a run costs is told by probes and by runs alone: they keep nothing decoded.
+        shared.backend.keep_decoded(session.may_share)
+        while True:
+            yield from _admit(session)
+            yield from _give_up(session)
+            if not session.entries:
+                return
+            if stop.signal is not None:
+                yield from _interrupt(session, stop.signal.name)
+                return
+            for group in packing.groups(session.entries):
+                yield from _after_pass(session, advance(shared, packing, group, ranks))
     finally:  # whoever consumes us has gone, or a second Ctrl-C: say so on disk, save nothing more
         for entry in list(session.entries):
             _end(session, entry, RunStatus.interrupted, "stopped at once")
