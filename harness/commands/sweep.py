@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from harness.commands.drive import begin_sweep, question_text, train_sweep
+from harness.commands.mirror import mirror_finished_sweep
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import RequestError
@@ -46,6 +47,10 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
         return _launch(question, points, directory, Path(base.paths.out))
     with stop_on_signals() as stop:
         state = train_sweep(question, points, directory, stop, collect=True)
+    if state.status is SweepStatus.finished:
+        for problem in mirror_finished_sweep(base.tracker, Path(base.paths.out), directory, state):
+            directory.append_log(problem)
+            print(f"harness: {redact(problem)}", file=sys.stderr)
     if as_json:
         print(state_text(state), end="")
     else:

@@ -25,7 +25,7 @@ from harness.tracking.wandb_file import has_ended
 if TYPE_CHECKING:
     from wandb import Run, Settings, Table
 
-_FINISH_SECONDS = (
+FINISH_SECONDS = (
     120.0  # an upload over a slow line may take this long; what is then missing is noted
 )
 _FILE_SECONDS = 10.0
@@ -120,9 +120,9 @@ class WandbTracker:
         self._ending.set()
         if self._waits:
             self._thread.start()
-        self._thread.join(_FINISH_SECONDS)
+        self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
-            self._problems.append(f"W&B did not finish within {_FINISH_SECONDS:.0f} s")
+            self._problems.append(f"W&B did not finish within {FINISH_SECONDS:.0f} s")
         return list(self._problems)
 
     def _put(self, work: _Row | _Finish) -> None:
@@ -135,24 +135,14 @@ class WandbTracker:
         Whatever wandb raises is caught here and nowhere else: the mirror breaks, the run goes on.
         """
         try:
-            run = self._open()
+            run = start_run(self._arguments, online=self._online)
+            for name in sorted(SERIES):
+                run.define_metric(name, summary="min,max,last")
             while self._apply(run, self._work.get()):
                 if self._work.empty():
                     self._ending.wait(_BATCH_SECONDS)
         except Exception as error:
             self._problems.append(redact(f"W&B failed: {type(error).__name__}: {error}"))
-
-    def _open(self) -> "Run":
-        with _start_lock:
-            _own_environment()
-            import wandb
-
-            settings = _settings(wandb.Settings, online=self._online)
-            wandb.setup(settings)  # silences what is printed outside any run, too
-        run = wandb.init(**self._arguments, reinit="create_new", settings=settings)
-        for name in sorted(SERIES):
-            run.define_metric(name, summary="min,max,last")
-        return run
 
     def _apply(self, run: "Run", work: _Row | _Finish) -> bool:
         """Do one piece of work; False once the run has ended."""
@@ -172,20 +162,32 @@ class WandbTracker:
                 run.summary["record"] = work.record
                 run.summary["status"] = work.status.value
                 run.finish(exit_code=_exit_code(work.status))
-                self._wait_for_file(Path(run.dir).parent)
+                wait_for_file(Path(run.dir).parent, self._problems)
                 return False
             case unknown:
                 assert_never(unknown)
         return True
 
-    def _wait_for_file(self, directory: Path) -> None:
-        """Wait until the file is whole: wandb's `finish` returns some milliseconds before it is."""
-        deadline = time.monotonic() + _FILE_SECONDS
-        while not all(has_ended(file) for file in directory.glob("*.wandb")):
-            if time.monotonic() > deadline:
-                self._problems.append(f"W&B left {directory} without an end")
-                return
-            time.sleep(0.002)
+
+def start_run(arguments: dict[str, Any], *, online: bool) -> "Run":
+    """Open a W&B run with these arguments of wandb.init, silently."""
+    with _start_lock:
+        _own_environment()
+        import wandb
+
+        settings = _settings(wandb.Settings, online=online)
+        wandb.setup(settings)  # silences what is printed outside any run, too
+    return wandb.init(**arguments, reinit="create_new", settings=settings)
+
+
+def wait_for_file(directory: Path, problems: list[str]) -> None:
+    """Wait until the file is whole: wandb's `finish` returns some milliseconds before it is."""
+    deadline = time.monotonic() + _FILE_SECONDS
+    while not all(has_ended(file) for file in directory.glob("*.wandb")):
+        if time.monotonic() > deadline:
+            problems.append(f"W&B left {directory} without an end")
+            return
+        time.sleep(0.002)
 
 
 def _own_environment() -> None:
