@@ -18,6 +18,7 @@ from harness.measure.series import StepCosts
 from harness.measure.work import Work, work_of
 from harness.plan.batch import WINDOW_STEPS
 from harness.plan.subject import predicted_run
+from harness.records.alone import take_costs
 from harness.records.answers import keep_answers, read_answers
 from harness.records.metrics import MEMORY_PARTS, memory_part_name
 from harness.records.metrics_log import MetricsLog
@@ -245,6 +246,8 @@ class RunEntry:
             self.shared.save(self.slot.adapter, self.job.directory.adapter)
         if status in (RunStatus.completed, RunStatus.pruned):
             remove_checkpoints(self.job.directory.checkpoint)
+        if self.job.probe is not None:
+            take_costs(record, self.job.probe)
         record.wall_seconds = self._wall_seconds()
         self._metrics.close()
         for note in self._tracker.finish(record, read_answers(self.job.directory.answers)):
