@@ -1,7 +1,6 @@
 """From a validated configuration to data and base; what can be refused is refused before weights load."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from harness.base.layout import adapted_layers
 from harness.base.library_faults import cure_bitsandbytes
 from harness.base.source import ModelSource
 from harness.config.devices import resolved_device, threads_per_process
+from harness.config.keyed import Keyed
 from harness.config.resources import Shard
 from harness.config.schema import ModelConfig, RunConfig
 from harness.data.prepare import PreparedData, prepare_data
@@ -32,7 +32,7 @@ def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepare
     cure_bitsandbytes()
     if config.resources.threads is not None:
         torch.set_num_threads(threads_per_process(config.resources))
-    outline, tokenizer = _described(_Asked(source, config.model, fingerprint))
+    outline, tokenizer = _described(source, Keyed(config.model), fingerprint)
     adapted_layers(config.lora, outline.linears)
     data = prepare_data(config.data, tokenizer, fingerprint, cache_directory(config) / "data")
     data.rows(config.eval.split)
@@ -45,22 +45,12 @@ def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepare
     return data
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A model, as what a worker's next runs will ask for again; equal where it prints the same."""
-
-    source: ModelSource
-    model: ModelConfig
-    fingerprint: str
-
-    def __hash__(self) -> int:
-        return hash(repr(self))
-
-
 @lru_cache(maxsize=8)
-def _described(asked: _Asked) -> tuple[ModelOutline, Any]:
+def _described(
+    source: ModelSource, model: Keyed[ModelConfig], _fingerprint: str
+) -> tuple[ModelOutline, Any]:
     """Return a model's outline and its tokenizer."""
-    return inspect_model(asked.source, asked.model), load_tokenizer(asked.source, asked.model)
+    return inspect_model(source, model.value), load_tokenizer(source, model.value)
 
 
 def open_base(
