@@ -9,6 +9,7 @@ import torch
 from harness.engine.adapter import Adapter
 from harness.engine.micro_step import Gradient
 from harness.engine.shared_base import SharedBase
+from harness.measure.meter import meter_of
 from harness.parallel.group import Group
 from harness.parallel.leader import digest
 from harness.parallel.messages import Assist, Command, Divide, Drop, End, Fault, Hold, Pass, Reply
@@ -97,8 +98,8 @@ class Follower:
         answers = self._group.exchange(Reply(fault=fault))
         if all(answer.fault is None for answer in answers):
             added_up(self._group, {name: self._adapters[name] for name in command.names}, gradients)
-        elif self._base.base.device.type == "cuda":
-            torch.cuda.empty_cache()
+        else:
+            meter_of(self._base.base.device).empty()
 
     def _computed(
         self, base: SharedBase, command: Pass

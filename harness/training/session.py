@@ -16,10 +16,10 @@ from harness.engine.shared_base import SharedBase
 from harness.errors import RunFailed
 from harness.evals.evaluate import LOSS_METRICS
 from harness.measure.memory import is_out_of_memory
+from harness.measure.meter import meter_of
 from harness.records.record import Record, RunStatus
 from harness.training.entry import RunEntry
 from harness.training.evaluation import evaluate_together, evaluate_untouched
-from harness.training.heap import keep_freed_memory
 from harness.training.job import Job
 from harness.training.packing import Packing
 from harness.training.passes import ALONE, Outcome, advance
@@ -114,8 +114,7 @@ def train(
     Ends when no run is left and the desk has none, or, with a checkpoint of each, when `stop` is asked for.
     """
     session = _Session(shared, desk, packing, stop, ranks)
-    if shared.base.device.type == "cpu":
-        keep_freed_memory()
+    meter_of(shared.base.device).keep_freed()
     try:
         # What a run costs is told by probes and by runs alone: they keep nothing decoded.
         shared.backend.keep_decoded(session.may_share)
