@@ -32,7 +32,7 @@ class Question:
     """Also of its directory and its study."""
     question: str = field(metadata=APART)
     expect: str = field(metadata=APART)
-    """What is expected, written before anything is trained."""
+    """The expected answer, written before anything is trained."""
     base: tuple[str, ...]
     """Overrides of every run."""
     space: Space
