@@ -123,7 +123,7 @@ class StudySettings:
     storage: str | None = None
     """A SQLAlchemy url; none: study.db in the sweep's directory. In PostgreSQL many machines share it."""
     heartbeat_seconds: float = field(default=20.0, metadata=at_least(1, "seconds"))
-    """Seconds between signs of life. After one and a half of them without one, a member loses its runs to others."""
+    """Heartbeat in seconds; a member that is silent for one and a half of them loses its runs to others."""
     artifacts: str | None = None
     """Where members without a shared file system leave their runs: a directory, or s3://bucket/prefix."""
 
