@@ -95,11 +95,12 @@ def _hold(member, item: str, until: threading.Event, other: threading.Thread) ->
 
 
 def test_who_has_lost_its_turn_writes_no_trial(members, monkeypatch):
-    monkeypatch.setattr(leases_module, "TURN_SECONDS", 1.0)
     one, two = members("one"), members("two")
     given = one.study._given_values
+    monkeypatch.setattr(leases_module, "TURN_SECONDS", 1.0)
 
     def slowly(number: int):
+        monkeypatch.setattr(leases_module, "TURN_SECONDS", 60.0)  # of the other one's turns
         time.sleep(2.5)
         two.ask()
         return given(number)
