@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from harness.config.overrides import read_override
 from harness.errors import RequestError
 
 if TYPE_CHECKING:
@@ -66,11 +67,10 @@ def _element(text: str) -> Any:
 
 
 def _parse(text: str) -> "Override":
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_override(f"value={text}")
+        return read_override(f"value={text}")
     except HydraException as error:
         raise RequestError(f"{text!r} cannot be read: {reason_of(error)}") from error
 
