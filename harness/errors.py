@@ -19,6 +19,34 @@ class RunFailed(RuntimeError):
     """The work itself failed after it had begun (exit code 1); the record says how."""
 
 
+_REFUSALS = (
+    "out of memory",  # CUDA's and HIP's allocators, bitsandbytes' managed memory
+    "outofmemory",
+    "not enough memory",
+    "cannot allocate memory",
+    "can't allocate memory",
+    "unable to allocate",
+    "failed to allocate",
+    "memory allocation",
+    "could not create a primitive",  # oneDNN, where its scratch space or its code cannot be had
+    "could not create a memory",
+    "could not execute a primitive",
+    "alloc_failed",  # cuBLAS, cuDNN, cuSPARSE, cuSOLVER
+    "cudnn_status_internal_error_host_allocation_failed",
+    "cudnn_status_internal_error_device_allocation_failed",
+    "bad_alloc",
+    "enforce fail at alloc_cpu",
+    "unable to mmap",
+    "mmap failed",
+)
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Whether a message is an allocator's refusal; most of them have no exception of their own."""
+    lower = text.lower()
+    return any(refusal in lower for refusal in _REFUSALS)
+
+
 def near_names(given: str, known: Iterable[str], limit: int = 4) -> str:
     """Return `"; near names: a, b"` for the known names closest to `given`, or `""` if none is near."""
     known = sorted(set(known))

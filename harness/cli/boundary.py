@@ -74,7 +74,7 @@ def exit_code_of(action: Callable[[], int], words: Sequence[str] = ()) -> int:
 
 
 def say(text: str) -> None:
-    """Print a message on standard error, a line for each of its own, without secrets or control characters."""
+    """Print a message on standard error, line by line, without secrets or control characters."""
     for line in message(text).splitlines():
         print(f"harness: {line}", file=sys.stderr)
 

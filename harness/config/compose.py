@@ -75,7 +75,13 @@ def register_schema() -> None:
 
 ENVIRONMENT = (
     *("HOME", "USER", "LOGNAME", "HOSTNAME", "TMPDIR", "SCRATCH", "WORK", "PROJECT", "DATA"),
-    *("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_TMPDIR", "SLURMD_NODENAME"),
+    *(
+        "CUDA_VISIBLE_DEVICES",
+        "SLURM_JOB_ID",
+        "SLURM_ARRAY_TASK_ID",
+        "SLURM_TMPDIR",
+        "SLURMD_NODENAME",
+    ),
     *("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME"),
 )
 """What `${oc.env:NAME}` may name: a file from elsewhere must not read the keys that others hold."""

@@ -1,4 +1,4 @@
-"""One override as Hydra's parser reads it, after what that would break on has been refused. Imports no torch."""
+"""One override as Hydra's parser reads it; what would break that is refused first. Imports no torch."""
 
 import re
 from typing import TYPE_CHECKING

@@ -5,6 +5,7 @@ the kernel lets us reset between phases; there the training peak of a run is the
 """
 
 import contextlib
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from harness.base.build import Base
 from harness.base.formats import constant_tensors
 from harness.base.sharding import ShardedLinear, held_here, shared_tables
 from harness.config.devices import workers_on_device
+from harness.errors import says_out_of_memory
 
 
 def distinct_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -27,10 +29,12 @@ def distinct_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether `error` is an allocation that failed; torch's CPU allocator has no type of its own."""
+    """Say whether `error` is an allocation that failed, whichever library's."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and says_out_of_memory(str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,8 +111,8 @@ def _size_problems(search: SearchSettings, space: Space) -> Iterator[tuple[str, 
         shown = " x ".join(f"{axis.key} {n:,}" for axis, n in zip(space.axes, counts, strict=True))
         yield (
             "search",
-            f"a grid of up to {math.prod(counts):,} points ({shown}) is more than {MOST_POINTS:,}; give fewer "
-            "values, or take search.method=random, tpe, gp, nsga2 or cmaes with search.trials",
+            f"a grid of up to {math.prod(counts):,} points ({shown}) is more than {MOST_POINTS:,}; "
+            "give fewer values, or take search.method=random, tpe, gp, nsga2 or cmaes with search.trials",
         )
 
 

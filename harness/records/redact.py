@@ -138,9 +138,12 @@ _FORMS = re.compile(
     )
 )
 _IN_CONTEXT = (
-    # scheme://user:password@host up to the last @, since a password may have one, and a long user name
-    # alone (a token) over http; ssh://git@ survives
-    re.compile(r"(?P<keep>\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^\s/@:'\"]*:[^\s'\"]+(?=@)"),
+    # scheme://user:password@host up to the last @, since a password may have one (what begins as a port is
+    # none), and a long user name alone (a token) over http; ssh://git@ survives
+    re.compile(
+        r"(?P<keep>\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^\s/@:'\"]*:"
+        r"(?!\d{1,5}/)[^\s'\"]{1,300}(?=@)"
+    ),
     re.compile(r"(?P<keep>\bhttps?://)[^\s/@:'\"]{16,}(?=@)"),
     re.compile(r"(?i)(?P<keep>[?&](?:sig|signature|x-amz-[a-z-]+|x-goog-[a-z-]+)=)[^\s&#'\"]+"),
     re.compile(r"(?i)(?P<keep>\bauthorization['\"]?\s*[:=]\s*['\"]?)(?:[a-z]+ +)?[^\s'\",;]+"),
@@ -177,13 +180,15 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
 MAX_WORD, MAX_LINE = 400, 4000
 """Characters of a word and of a line that a message shows; what is longer keeps its two ends."""
 _LONG_WORD = re.compile(rf"\S{{{MAX_WORD},}}")
-_UNPRINTABLE = re.compile(  # control characters, marks that turn the direction of text, half characters
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+_UNPRINTABLE = (
+    re.compile(  # control characters, marks that turn the direction of text, half characters
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    )
 )
 
 
 def message(text: str) -> str:
-    """Return `text` as a person may see it: no secret, no control character, no value of a thousand characters."""
+    """Return `text` as a person may see it: no secret, no control character, long values cut."""
     text = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), redact(text))
     text = _LONG_WORD.sub(lambda found: _cut(found[0], MAX_WORD), text)
     return "\n".join(_cut(line, MAX_LINE) for line in text.split("\n"))

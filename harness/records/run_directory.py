@@ -4,6 +4,7 @@ Must not import torch, transformers or wandb.
 """
 
 import fcntl
+import itertools
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -107,6 +108,18 @@ def _lock_or_refuse(descriptor: int, lock: Path) -> None:
             f"{lock.parent} lies on a file system without file locks ({error.strerror}); "
             "choose a paths.out on one that has them"
         ) from error
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or directory, so that another can take its place; return its new name."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    aside = next(
+        each
+        for number in itertools.count()
+        if not (each := path.with_name(f"{path.name}.damaged-{stamp}{number or ''}")).exists()
+    )
+    path.rename(aside)
+    return aside
 
 
 def write_text(path: Path, text: str) -> None:

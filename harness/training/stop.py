@@ -1,4 +1,7 @@
-"""A polite end: the first SIGINT, SIGTERM or SIGHUP asks for a checkpoint and a stop, a second SIGINT is final."""
+"""A polite end: the first SIGINT, SIGTERM or SIGHUP asks for a checkpoint and a stop.
+
+A second SIGINT is final.
+"""
 
 import os
 import signal
@@ -6,7 +9,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a scheduler or `kill`, and a terminal that was closed or a connection that was lost."""
