@@ -125,9 +125,11 @@ class SharedBase:
         self.plan.remove(adapter.name)
 
     @contextmanager
-    def rows(self, segments: Sequence[Segment]) -> Iterator[None]:
-        """Within this context the model's rows belong to the adapters of `segments`."""
-        with self.plan.rows(segments):
+    def rows(
+        self, segments: Sequence[Segment], places_BT: torch.Tensor | None = None
+    ) -> Iterator[None]:
+        """Within this context the model's rows belong to the adapters of `segments` (see `RowPlan.rows`)."""
+        with self.plan.rows(segments, places_BT):
             yield
 
     @contextmanager

@@ -65,8 +65,7 @@ def work_of(adapter: Adapter, seed: int, *, packed: bool, rows: int = 3, length:
     tokens = int((targets != NO_LOSS).sum())
     return Work(
         adapter=adapter,
-        batch=Batch(input_ids_BT=ids, targets_BT=targets, segments_BT=segments if packed else None),
-        batch_loss_tokens=tokens,
+        batch=Batch.of(ids, targets, segments if packed else None),
         loss_tokens=tokens,
         dropout_key=seed if adapter.dropout else None,
         recompute=False,
@@ -136,7 +135,6 @@ def test_recomputed_activations_change_nothing() -> None:
     recomputed = Work(
         adapter=work.adapter,
         batch=work.batch,
-        batch_loss_tokens=work.batch_loss_tokens,
         loss_tokens=work.loss_tokens,
         dropout_key=None,
         recompute=True,
