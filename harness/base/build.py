@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from harness.base.blocks import block_linears, finish_base, pack_blocks
 from harness.base.cache import cache_entry, load_entry, save_entry
@@ -15,7 +14,7 @@ from harness.base.layout import LinearSpec
 from harness.base.library_faults import cure_bitsandbytes
 from harness.base.source import ModelSource
 from harness.config.schema import ModelConfig, QuantConfig, QuantFormat
-from harness.errors import RequestError
+from harness.errors import RequestError, says_out_of_memory
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,7 +129,11 @@ def _refusing(source: ModelSource) -> Iterator[None]:
         yield
     except RequestError:  # by a function within, which has said it all
         raise
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    # A damaged or foreign file makes its reader raise anything: UnpicklingError, plain Exception (tokenizers),
+    # AttributeError. None of it is ours, and nothing of a model that did not load is used.
+    except Exception as error:
+        if isinstance(error, MemoryError) or says_out_of_memory(str(error)):
+            raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = source.location if source.directory else f"Hugging Face id {source.location}"
         raise RequestError(

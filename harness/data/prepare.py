@@ -31,7 +31,7 @@ from harness.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 """Raise it with every change of what rows look like: older files are then never read."""
 _TENSORS = ("input_ids_NT", "targets_NT", "segments_NT", "lengths_N", "source_N")
 
@@ -105,10 +105,12 @@ def prepare_data(
     tokenizer: "PreTrainedTokenizerBase",
     tokenizer_fingerprint: str,
     cache_dir: Path,
+    *,
+    keep: bool = True,
 ) -> PreparedData:
     """Read the data and return its rows, from `cache_dir` where this form of it has been tokenized before.
 
-    `tokenizer_fingerprint` covers everything that changes what the tokenizer does, its chat template
+    With `keep` it is left there for the next. `tokenizer_fingerprint` covers everything that changes what the tokenizer does, its chat template
     included. Training rows are packed where `data.packing`; validation and test rows are padded, one
     example each. All padded splits have one row length, so nothing depends on the batch.
 
@@ -122,7 +124,8 @@ def prepare_data(
     cached = _load(file)
     if cached is None:
         cached = _tokenized(config, splits, tokenizer)
-        _store(file, *cached)
+        if keep:
+            _store(file, *cached)
     rows, reports = cached
     prepared = PreparedData(
         train=rows[Split.train],
@@ -224,7 +227,8 @@ def _store(
         if (tensor := getattr(part, name)) is not None
     }
     described = {split.value: asdict(report) for split, report in reports.items()}
-    metadata = {"reports": json.dumps(described), "sha256": _digest(tensors)}
+    reported = json.dumps(described)
+    metadata = {"reports": reported, "sha256": _digest(tensors, reported)}
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as stream:
         try:
@@ -247,7 +251,7 @@ def _load(file: Path) -> _Tokenized | None:
                 name: stored.get_tensor(name)
                 for name in stored.keys()  # noqa: SIM118
             }
-        if metadata["sha256"] != _digest(tensors):
+        if metadata["sha256"] != _digest(tensors, metadata["reports"]):
             raise ValueError("its contents do not match their hash")
         described = json.loads(metadata["reports"])
         rows = {
@@ -255,13 +259,13 @@ def _load(file: Path) -> _Tokenized | None:
             for split in Split
         }
         return rows, {split: SplitReport(**described[split.value]) for split in Split}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         logger.warning("tokenized data in %s is damaged (%s) and is made again", file, error)
         return None
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, torch.Tensor], reported: str) -> str:
+    digest = hashlib.sha256(reported.encode())
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].numpy().data)

@@ -268,7 +268,8 @@ def check_against_model(check: Check) -> tuple[str | None, ...]:
             source = find_model(config.model)
             memo = cache_directory(config) / "fingerprints.json"
             try:
-                prepare(config, source, model_fingerprint(source, memo))
+                fingerprint = model_fingerprint(source, memo, keep=check.keep)
+                prepare(config, source, fingerprint, keep=check.keep)
                 known[key] = None
             except (RequestError, DataError) as error:
                 known[key] = str(error)

@@ -24,8 +24,12 @@ from harness.request import Request
 from harness.training.job import Job
 
 
-def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> PreparedData:
+def prepare(
+    config: RunConfig, source: ModelSource, fingerprint: str, *, keep: bool = True
+) -> PreparedData:
     """Check targets and rank against the model, tokenize the data, check the rows against the context.
+
+    With `keep` the tokenized data is left in the cache.
 
     Raises RequestError or DataError; no weight has been read.
     """
@@ -34,7 +38,7 @@ def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepare
         torch.set_num_threads(threads_per_process(config.resources))
     outline, tokenizer = _described(_Asked(source, config.model, fingerprint))
     adapted_layers(config.lora, outline.linears)
-    data = prepare_data(config.data, tokenizer, fingerprint, cache_directory(config) / "data")
+    data = prepare_data(config.data, tokenizer, fingerprint, cache_directory(config) / "data", keep=keep)
     data.rows(config.eval.split)
     longest = max(data.train.row_length, data.rows(config.eval.split).row_length)
     if outline.max_positions is not None and longest > outline.max_positions:
