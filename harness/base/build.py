@@ -129,8 +129,8 @@ def _refusing(source: ModelSource) -> Iterator[None]:
         yield
     except RequestError:  # by a function within, which has said it all
         raise
-    # A damaged or foreign file makes its reader raise anything: UnpicklingError, plain Exception (tokenizers),
-    # AttributeError. None of it is ours, and nothing of a model that did not load is used.
+    # A damaged or foreign file makes its reader raise anything: UnpicklingError, plain Exception
+    # (tokenizers), AttributeError. None of it is ours, and nothing of a model that did not load is used.
     except Exception as error:
         if isinstance(error, MemoryError) or says_out_of_memory(str(error)):
             raise

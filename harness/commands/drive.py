@@ -14,6 +14,7 @@ from harness.config.schema import RunConfig
 from harness.errors import RequestError, RunFailed
 from harness.question.check_space import Point
 from harness.question.question import Question
+from harness.records.redact import redact_tree
 from harness.records.run_directory import write_text
 from harness.study.leases import Leases
 from harness.study.storage import open_engine
@@ -147,7 +148,7 @@ def begin_sweep(question: Question, points: Points, directory: SweepDirectory) -
     """
     with directory.lock(shared=True):
         if not directory.question.exists():
-            check_without_device(points, directory)
+            check_without_device(points, directory.workers)
         write_text(directory.question, question_text(question))
         study = open_study(question, points, directory, _leases_of(question))
         trials = _trials_of(study, question, RequestMaker(question), directory.append_log)
@@ -160,8 +161,8 @@ def begin_sweep(question: Question, points: Points, directory: SweepDirectory) -
 
 
 def question_text(question: Question) -> str:
-    """Return a question as YAML that `harness sweep FILE` takes."""
-    return yaml.safe_dump(question.tree(), sort_keys=False, allow_unicode=True)
+    """Return a question as YAML that `harness sweep FILE` takes, without secrets."""
+    return yaml.safe_dump(redact_tree(question.tree()), sort_keys=False, allow_unicode=True)
 
 
 def open_study(

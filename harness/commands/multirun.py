@@ -13,9 +13,10 @@ from typing import Any
 
 import yaml
 
-from harness.commands.sweep import sweep_command
+from harness.commands.sweep import read_question_tree, sweep_command
 from harness.config.compose import compose_run
 from harness.errors import RequestError
+from harness.parsing import Unreadable
 from harness.question.question import question_of
 from harness.records.run_directory import write_text
 
@@ -70,13 +71,20 @@ def _keep(file: Path, tree: dict[str, Any]) -> bool:
     """Write the question, unless the file holds another one; returns whether there was no file."""
     is_new = not file.exists()
     if not is_new:
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+        try:
+            before = read_question_tree(file)
+        except Unreadable as error:
+            raise RequestError(
+                f"{file} cannot be read as YAML: {error}; move it away, or give name=OTHER"
+            ) from error
         different = [part for part in _ASKED if before.get(part) != tree[part]]
         if different:
             raise RequestError(
                 f"{file} asks for another {', '.join(different)}; give name=OTHER, or `harness sweep {file}`"
             )
-        tree = tree | {"space": before["space"]}  # in the order in which its trials are numbered
+        tree = tree | {
+            "space": before.get("space", tree["space"])
+        }  # in the order in which its trials are numbered
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     return is_new

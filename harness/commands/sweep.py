@@ -1,6 +1,7 @@
 """`harness sweep`: from a question to a study, run by worker processes; `--dry-run` prints what would run."""
 
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,13 @@ from harness.commands.drive import begin_sweep, question_text, train_sweep
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import RequestError
+from harness.parsing import Unreadable, read_yaml
 from harness.question.check_space import Point, check_space
 from harness.question.keys import ANYWHERE
 from harness.question.question import Method, PrunerName, Question, load_question
-from harness.records.redact import redact
+from harness.records.redact import message, redact
+from harness.records.run_directory import set_aside
+from harness.request import check_writable
 from harness.sweeping.check import check_without_device
 from harness.sweeping.display import print_state
 from harness.sweeping.requests import base_of
@@ -38,9 +42,11 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
         )
     directory = SweepDirectory(Path(base.paths.out), question.name)
     if dry_run:
-        check_without_device(points, directory)
+        with tempfile.TemporaryDirectory(prefix="harness-") as logs:
+            check_without_device(points, Path(logs), keep=False)
         print(plan_text(question, points, base), end="")
         return 0
+    check_writable(base.paths)
     _refuse_another_question(directory, question)
     if question.launcher is not None:
         return _launch(question, points, directory, Path(base.paths.out))
@@ -82,14 +88,30 @@ def _refuse_another_question(directory: SweepDirectory, question: Question) -> N
     """Refuse a question that differs from the one that this sweep has begun with."""
     if not directory.question.exists():
         return
-    before = yaml.safe_load(directory.question.read_text(encoding="utf-8"))
-    different = _differences(before, yaml.safe_load(question_text(question)))
+    try:
+        before = read_question_tree(directory.question)
+        different = _differences(before, yaml.safe_load(question_text(question)))
+    except Unreadable as error:  # the study, which is asked next, has its own word of the question
+        aside = set_aside(directory.question)
+        say = (
+            f"{directory.question} is damaged ({error}); set aside as {aside.name} and written anew"
+        )
+        print(f"harness: {message(say)}", file=sys.stderr)
+        return
     if different:
         raise RequestError(
             f"the sweep {question.name} has begun with other values of {', '.join(different)} "
             f"({directory.question}); its trials would not be comparable: ask for the same, or "
             "begin another with name=OTHER"
         )
+
+
+def read_question_tree(file: Path) -> dict[str, Any]:
+    """Return a kept question's parts as plain values. Raises Unreadable where there are none."""
+    tree = read_yaml(file.read_bytes())
+    if not isinstance(tree, dict) or not isinstance(tree.get("search"), dict):
+        raise Unreadable("it has no question")
+    return tree
 
 
 def _differences(before: dict, after: dict) -> list[str]:

@@ -4,11 +4,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from harness.commands.drive import train_sweep
+from harness.commands.sweep import read_question_tree
 from harness.config.compose import compose_run
 from harness.errors import RequestError
+from harness.parsing import Unreadable, shaped
 from harness.question.check_space import check_space
 from harness.question.keys import key_of
 from harness.question.question import Question, question_of
@@ -70,6 +70,17 @@ def worker_command(name: str, overrides: Sequence[str]) -> int:
     return int(any(run.status == "failed" for run in state.runs))
 
 
+def _storage_in(file: Path) -> str | None:
+    try:
+        study = read_question_tree(file).get("study")
+        return shaped(str | None, (study if isinstance(study, dict) else {}).get("storage"))
+    except (OSError, Unreadable) as error:
+        raise RequestError(
+            f"{file}, which says where the study is, cannot be used: {error}; give "
+            "study.storage=postgresql://user@host/database"
+        ) from error
+
+
 def _question(name: str, overrides: Sequence[str]) -> Question:
     """Return the question that the study was asked, with what this member has of its own."""
     given = [o.partition("=")[2] for o in overrides if o.startswith("study.storage=")]
@@ -78,7 +89,7 @@ def _question(name: str, overrides: Sequence[str]) -> Question:
     if given:
         storage = given[-1]
     elif file.exists():
-        storage = yaml.safe_load(file.read_text(encoding="utf-8"))["study"]["storage"]
+        storage = _storage_in(file)
     else:
         raise RequestError(
             f"harness worker {name} needs study.storage=postgresql://user@host/database: {file}, which "

@@ -160,7 +160,9 @@ def read_choices(path: str) -> tuple[Question, ...]:
             reason = "nested too deeply" if isinstance(error, RecursionError) else error
             raise DataError(f"{place}: cannot be read: {reason}") from None
         if _half_characters(row):
-            raise DataError(f"{place}: a text has half of a character (a lone \\ud8…); write the pair")
+            raise DataError(
+                f"{place}: a text has half of a character (a lone \\ud8…); write the pair"
+            )
         question = _parsed(row, place)
         if questions and question.form is not questions[0].form:
             raise DataError(

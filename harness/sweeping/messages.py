@@ -51,6 +51,8 @@ class Check:
     """Say which of these configurations do not fit their model or data, before anything is trained."""
 
     configs: tuple[RunConfig, ...]
+    keep: bool = True
+    """Whether tokenized data and fingerprints stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True)

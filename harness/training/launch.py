@@ -38,7 +38,9 @@ def prepare(
         torch.set_num_threads(threads_per_process(config.resources))
     outline, tokenizer = _described(_Asked(source, config.model, fingerprint))
     adapted_layers(config.lora, outline.linears)
-    data = prepare_data(config.data, tokenizer, fingerprint, cache_directory(config) / "data", keep=keep)
+    data = prepare_data(
+        config.data, tokenizer, fingerprint, cache_directory(config) / "data", keep=keep
+    )
     data.rows(config.eval.split)
     longest = max(data.train.row_length, data.rows(config.eval.split).row_length)
     if outline.max_positions is not None and longest > outline.max_positions:
