@@ -148,7 +148,7 @@ def shaped(kind: Any, value: Any, at: str = "") -> Any:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _expect(number and (isinstance(value, float) or abs(value) < 2**63), "a number", value, at)
         return value
-    right = type(value) is kind and (kind is not int or abs(value) < 2**63)
+    right = type(value) is kind and (not isinstance(value, int) or abs(value) < 2**63)
     _expect(right, _ARTICLES.get(kind, kind.__name__), value, at)
     return value
 

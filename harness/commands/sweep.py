@@ -5,29 +5,25 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from harness.commands.drive import begin_sweep, question_text, train_sweep
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import RequestError
-from harness.parsing import Unreadable, read_yaml
-from harness.question.check_space import Point, check_space
-from harness.question.keys import ANYWHERE
-from harness.question.question import Method, PrunerName, Question, load_question
-from harness.records.redact import message, redact
+from harness.question.check_space import check_space
+from harness.question.comparable import comparable, refuse_another
+from harness.question.load import load_question
+from harness.question.points import Point
+from harness.question.question import Question
+from harness.question.settings import Method, PrunerName
+from harness.records.redact import message
 from harness.records.run_directory import set_aside
 from harness.request import check_writable
 from harness.sweeping.check import check_without_device
 from harness.sweeping.display import print_state
+from harness.sweeping.member import Member, begin_sweep
 from harness.sweeping.requests import base_of
 from harness.sweeping.state import SweepDirectory, SweepStatus, state_text
 from harness.training.stop import stop_on_signals
-
-_MAY_CHANGE = ("question", "expect", "confirm", "resources", "study", "launcher")
-"""Parts of a question that a sweep which has begun can change; of `search`, the number of trials."""
 
 
 def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
@@ -51,7 +47,7 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
     if question.launcher is not None:
         return _launch(question, points, directory, Path(base.paths.out))
     with stop_on_signals() as stop:
-        state = train_sweep(question, points, directory, stop, collect=True)
+        state = Member(question, points, directory, stop, collect=True).run()
     if as_json:
         print(state_text(state), end="")
     else:
@@ -59,7 +55,7 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
     if state.status is SweepStatus.interrupted:
         again = " ".join(["harness sweep", name, *overrides])
         print(
-            redact(f"harness: stopped; every run in flight has a checkpoint. Go on with: {again}"),
+            message(f"harness: stopped; every run in flight has a checkpoint. Go on with: {again}"),
             file=sys.stderr,
         )
         return 130
@@ -85,56 +81,22 @@ def _launch(
 
 
 def _refuse_another_question(directory: SweepDirectory, question: Question) -> None:
-    """Refuse a question that differs from the one that this sweep has begun with."""
+    """Refuse a question whose trials cannot stand beside those that this sweep has begun with.
+
+    A kept question that is damaged is set aside: the study has its own, and is asked next.
+    """
     if not directory.question.exists():
         return
     try:
-        before = read_question_tree(directory.question)
-        different = _differences(before, yaml.safe_load(question_text(question)))
-    except Unreadable as error:  # the study, which is asked next, has its own word of the question
+        before = comparable(load_question(str(directory.question), []))
+    except RequestError as error:
         aside = set_aside(directory.question)
-        say = (
-            f"{directory.question} is damaged ({error}); set aside as {aside.name} and written anew"
-        )
-        print(f"harness: {message(say)}", file=sys.stderr)
+        said = message(f"{error}; set aside as {aside.name}, and written anew")
+        print(f"harness: {said}", file=sys.stderr)
         return
-    if different:
-        raise RequestError(
-            f"the sweep {question.name} has begun with other values of {', '.join(different)} "
-            f"({directory.question}); its trials would not be comparable: ask for the same, or "
-            "begin another with name=OTHER"
-        )
-
-
-def read_question_tree(file: Path) -> dict[str, Any]:
-    """Return a kept question's parts as plain values. Raises Unreadable where there are none."""
-    tree = read_yaml(file.read_bytes())
-    if not isinstance(tree, dict) or not isinstance(tree.get("search"), dict):
-        raise Unreadable("it has no question")
-    return tree
-
-
-def _differences(before: dict, after: dict) -> list[str]:
-    """Name the parts in which a question differs from the one that its sweep has begun with."""
-    found = [
-        key
-        for key in sorted(before.keys() | after.keys())
-        if key not in (*_MAY_CHANGE, "search")
-        and _what_counts(before.get(key)) != _what_counts(after.get(key))
-    ]
-    old, new = before.get("search", {}), after.get("search", {})
-    return found + [
-        f"search.{key}"
-        for key in sorted(old.keys() | new.keys())
-        if key != "trials" and old.get(key) != new.get(key)
-    ]
-
-
-def _what_counts(part: Any) -> Any:
-    """Leave out of a question's base what changes no result, and differs between machines."""
-    if not isinstance(part, list):
-        return part
-    return [each for each in part if not str(each).startswith(ANYWHERE)]
+    refuse_another(
+        f"the sweep {question.name} ({directory.question})", before, comparable(question)
+    )
 
 
 def plan_text(

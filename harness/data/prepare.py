@@ -110,9 +110,10 @@ def prepare_data(
 ) -> PreparedData:
     """Read the data and return its rows, from `cache_dir` where this form of it has been tokenized before.
 
-    With `keep` it is left there for the next. `tokenizer_fingerprint` covers everything that changes what the tokenizer does, its chat template
-    included. Training rows are packed where `data.packing`; validation and test rows are padded, one
-    example each. All padded splits have one row length, so nothing depends on the batch.
+    With `keep` a new form of it is left there. `tokenizer_fingerprint` covers everything that changes what
+    the tokenizer does, its chat template included. Training rows are packed where `data.packing`; validation
+    and test rows are padded, one example each. All padded splits have one row length, so nothing depends on
+    the batch.
 
     Raises:
         DataError: as `read_splits` and `render` do, or `max_length` leaves no training row.

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from harness.config.compose import EXCLUSIVE, compose_run
 from harness.errors import RequestError
@@ -12,10 +11,8 @@ from harness.question.draft import Draft
 from harness.question.keys import is_group, key_of
 from harness.question.launcher import launcher_problems
 from harness.question.points import Space
+from harness.question.question import Question
 from harness.question.settings import Method, PrunerName, SearchSettings
-
-if TYPE_CHECKING:
-    from harness.question.question import Question
 
 EVALUATIONS = 10
 """Evaluations of a run that a pruner judges, where eval.every_steps is not given."""
@@ -27,7 +24,7 @@ REPORTED = ("eval/loss", "eval/perplexity", "eval/token_accuracy")
 """What a run measures while it trains, and a pruner can judge by."""
 
 
-def check_question(question: "Question", draft: Draft) -> None:
+def check_question(question: Question, draft: Draft) -> None:
     """Raise RequestError for parts that contradict each other or would do nothing."""
     problems = itertools.chain(
         _search_problems(question),
@@ -66,7 +63,7 @@ def with_evaluations(
 # Search ------------------------------------------------------------------------------------------
 
 
-def _search_problems(question: "Question") -> Iterator[tuple[str, str]]:
+def _search_problems(question: Question) -> Iterator[tuple[str, str]]:
     """Yield the part of the file and the problem."""
     search, space = question.search, question.space
     yield from _size_problems(search, space)
@@ -116,7 +113,7 @@ def _size_problems(search: SearchSettings, space: Space) -> Iterator[tuple[str, 
         )
 
 
-def _cmaes_problems(question: "Question") -> Iterator[tuple[str, str]]:
+def _cmaes_problems(question: Question) -> Iterator[tuple[str, str]]:
     """Yield what CMA-ES cannot do: several objectives, and a space without numbers."""
     if len(question.objectives) > 1:
         yield (
@@ -133,7 +130,7 @@ def _cmaes_problems(question: "Question") -> Iterator[tuple[str, str]]:
         )
 
 
-def _confirm_problems(question: "Question") -> Iterator[tuple[str, str]]:
+def _confirm_problems(question: Question) -> Iterator[tuple[str, str]]:
     confirm = question.confirm
     if confirm is None:
         return

@@ -4,51 +4,12 @@ Must not import torch, submitit or optuna.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from enum import Enum
 from typing import Any
 
 from harness.errors import RequestError
 from harness.question.reading import Section, finite_number
-from harness.question.settings import StudySettings, has_password
+from harness.question.settings import LauncherKind, LauncherSettings, StudySettings, has_password
 
-
-class LauncherKind(Enum):
-    """Who starts the members: Slurm, or submitit's stand-in for it on this machine."""
-
-    slurm = "slurm"
-    local = "local"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LauncherSettings:
-    """What to submit: so many jobs, each of which is one member of the sweep."""
-
-    kind: LauncherKind
-    workers: int = 1
-    """Jobs, each of them one `harness worker`."""
-    time_minutes: int = 60
-    """Of each job; one whose time is over goes on as the same job again."""
-    grace_seconds: int = 120
-    """So long before its time is over a job is told, and so long its runs have to keep checkpoints."""
-    gpus: int | None = None
-    """Of each job."""
-    cpus: int | None = None
-    """Of each job; none: as many as the partition gives by default."""
-    memory_gib: float | None = None
-    """Of each job, in GiB; none: as much as the partition gives by default."""
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    setup: tuple[str, ...] = ()
-    """Lines of shell before the worker, such as `module load cuda`."""
-
-    def tree(self) -> dict[str, Any]:
-        """Return the settings as plain values; a file of them asks the same."""
-        return asdict(self) | {"kind": self.kind.value, "setup": list(self.setup)}
-
-
-LAUNCHER_KEYS = tuple(each.name for each in fields(LauncherSettings))
 TEXT_KEYS = ("partition", "account", "qos")
 """Keys whose value is a name, also where it looks like a number or a list."""
 _DEFAULT = LauncherSettings(kind=LauncherKind.slurm)
@@ -71,7 +32,7 @@ def read_launcher(given: Any, where: str) -> LauncherSettings | None:
     if given is None:
         return None
     section = Section(
-        "launcher", {"kind": given} if isinstance(given, str) else given, LAUNCHER_KEYS, where
+        "launcher", {"kind": given} if isinstance(given, str) else given, LauncherSettings, where
     )
     if section.given.get("kind") is None:
         ignored = [f"launcher.{key}" for key in section.given if key != "kind"]

@@ -32,7 +32,9 @@ _SEARCH, _WORKERS = SearchSettings(), WorkerSettings()  # the defaults
 class Section:
     """One mapping of a sweep's file, read key by key."""
 
-    def __init__(self, name: str, given: Any, keys: Sequence[str], where: str = "") -> None:
+    def __init__(self, name: str, given: Any, kind: type | Sequence[str], where: str = "") -> None:
+        """`kind`: the settings that the section becomes, or its keys."""
+        keys = [each.name for each in fields(kind)] if isinstance(kind, type) else kind
         self.name, self.where = name, where
         if not isinstance(given, Mapping):
             raise RequestError(
@@ -96,7 +98,7 @@ def finite_number(text: Any) -> float | None:
 
 def read_search(given: Any, where: str) -> SearchSettings:
     """Read `search`, but for its starting points, which need the space."""
-    section = Section("search", given, [each.name for each in fields(SearchSettings)], where)
+    section = Section("search", given, SearchSettings, where)
     method = section.choice("method", Method, Method.grid)
     pruner = section.choice("pruner", PrunerName, PrunerName.none)
     trials = section.integer("trials", None, 1)
@@ -113,7 +115,7 @@ def read_search(given: Any, where: str) -> SearchSettings:
             "reduction_factor", f"would be ignored by search.pruner={pruner.value}"
         )
     in_flight = section.integer("in_flight", None, 1)
-    if in_flight is not None and method in (Method.grid, Method.random):
+    if in_flight is not None and not method.is_adaptive:
         raise section.refuse(
             "in_flight",
             f"would be ignored by search.method={method.value}, which learns of no result",
@@ -133,7 +135,7 @@ def read_confirmation(given: Any, where: str) -> Confirmation | None:
     """Read `confirm`: null, or `{top: 3, seeds: [10, 11, 12], split: test}`."""
     if given is None:
         return None
-    section = Section("confirm", given, ("top", "seeds", "split"), where)
+    section = Section("confirm", given, Confirmation, where)
     if "seeds" not in section.given:
         raise RequestError(
             f"{where}confirm needs confirm.seeds, fresh ones such as [10, 11, 12]; confirm=null for no "
@@ -148,7 +150,7 @@ def read_confirmation(given: Any, where: str) -> Confirmation | None:
 
 def read_resources(given: Any, where: str) -> WorkerSettings:
     """Read `resources` of a sweep: devices, cohort, hang_seconds."""
-    section = Section("resources", given or {}, ("devices", "cohort", "hang_seconds"), where)
+    section = Section("resources", given or {}, WorkerSettings, where)
     seconds = finite_number(section.given.get("hang_seconds", _WORKERS.hang_seconds))
     if seconds is None or seconds <= 0:
         raise section.refuse("hang_seconds", "must be a positive number of seconds")
@@ -173,7 +175,7 @@ def _devices(section: Section) -> str | tuple[int, ...]:
 
 def read_study(given: Any, where: str) -> StudySettings:
     """Read `study`: its storage and, where that is a server, how its members share it."""
-    section = Section("study", given or {}, [each.name for each in fields(StudySettings)], where)
+    section = Section("study", given or {}, StudySettings, where)
     storage = section.given.get("storage")
     if storage is not None and not re.match(r"[a-z][a-z0-9+]*://", str(storage)):
         raise section.refuse(

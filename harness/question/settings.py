@@ -1,13 +1,16 @@
 """How a question is searched, judged, confirmed and run: the typed parts of a sweep's file. Pure data."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from urllib.parse import parse_qs, urlsplit
 
 from harness.config.schema import Split
 from harness.question.points import Point
 from harness.records.metrics import Direction
+
+APART = {"apart": True}
+"""Metadata of a field that shapes no trial: a sweep that has begun may go on with another value."""
 
 
 class Method(Enum):
@@ -19,6 +22,11 @@ class Method(Enum):
     gp = "gp"
     nsga2 = "nsga2"
     cmaes = "cmaes"
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether results decide which points come next."""
+        return self not in (Method.grid, Method.random)
 
 
 class PrunerName(Enum):
@@ -35,7 +43,7 @@ class SearchSettings:
     """How points are chosen and given up."""
 
     method: Method = Method.grid
-    trials: int | None = None
+    trials: int | None = field(default=None, metadata=APART)
     """Cells to try; none, for a grid only: every cell."""
     pruner: PrunerName = PrunerName.none
     seeds: tuple[int, ...] = (0,)
@@ -43,8 +51,8 @@ class SearchSettings:
     sampler_seed: int = 0
     """Seed of the points that are drawn."""
     reduction_factor: int = 3
-    """Of the runs at one rung, one in so many goes on (asha, hyperband)."""
-    in_flight: int | None = None
+    """At each rung the best 1/reduction_factor of the runs continue (asha, hyperband)."""
+    in_flight: int | None = field(default=None, metadata=APART)
     """Trials training at once at most, where results steer the search: those know nothing of each other.
     None: a fifth of all, at least eight."""
     starts: tuple[Point, ...] = ()
@@ -112,6 +120,37 @@ class StudySettings:
     def is_shared(self) -> bool:
         """Whether several members may work on it: in PostgreSQL they can keep each other out."""
         return re.match(r"postgres(ql)?(\+\w+)?://", self.storage or "") is not None
+
+
+class LauncherKind(Enum):
+    """Who starts the members: Slurm, or submitit's stand-in for it on this machine."""
+
+    slurm = "slurm"
+    local = "local"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LauncherSettings:
+    """What to submit: so many jobs, each of which is one member of the sweep."""
+
+    kind: LauncherKind
+    workers: int = 1
+    """Jobs, each of them one `harness worker`."""
+    time_minutes: int = 60
+    """Time limit per job, in minutes. A job that hits it is requeued."""
+    grace_seconds: int = 120
+    """Seconds before the limit at which a job is signalled; its runs must checkpoint within them."""
+    gpus: int | None = None
+    """GPUs per job; none: as many as the partition gives by default."""
+    cpus: int | None = None
+    """Cores per job; none: as many as the partition gives by default."""
+    memory_gib: float | None = None
+    """Memory per job, in GiB; none: as much as the partition gives by default."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    setup: tuple[str, ...] = ()
+    """Lines of shell before the worker, such as `module load cuda`."""
 
 
 def has_password(url: str) -> bool:

@@ -19,15 +19,13 @@ from typing import Any
 
 from harness.errors import RequestError, near_names
 from harness.parsing import Unreadable, read_json, shaped
+from harness.question.keys import NAME, NAME_WANTED
 from harness.records.metrics import METRICS
 from harness.records.metrics_log import spell_not_finite
 from harness.records.redact import redact, redact_tree
 from harness.records.run_directory import utc_now, write_text
 
 STATE_VERSION = 1
-NAME = r"[A-Za-z0-9][\w.+-]{0,99}"
-"""What names a sweep, its directory and its study."""
-NAME_WANTED = "use letters, digits, -, _, + and dots, at most 100, with a letter or digit first"
 LOCK_SECONDS = 0.3
 UNENDED = ("waiting", "training", "elsewhere")
 """What a run's line says that has not ended."""

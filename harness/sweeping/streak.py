@@ -9,7 +9,7 @@ MOST_OF_SOME_KINDS = 24
 """Runs that may, in a search that learns, though other kinds might still be asked for."""
 
 
-class Streak:
+class FailureStreak:
     """The runs that have failed since one has not.
 
     A full disk or a broken device fails every run within seconds, and a night's trials in minutes. A kind of

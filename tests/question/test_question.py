@@ -9,15 +9,8 @@ import yaml
 from harness.config.schema import Split
 from harness.errors import RequestError
 from harness.question.axes import ChoiceAxis, NumberAxis
-from harness.question.question import (
-    Confirmation,
-    Constraint,
-    Method,
-    Objective,
-    PrunerName,
-    known_sweeps,
-    load_question,
-)
+from harness.question.load import known_sweeps, load_question
+from harness.question.settings import Confirmation, Constraint, Method, Objective, PrunerName
 from harness.records.metrics import Direction
 from tests.question.asking import ask, refusal, write_question
 
