@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,11 @@ from torch import nn
 from harness.base.blocks import block_linears, linear_modules
 from harness.base.formats import TORCH_DTYPES, layer_from_tensors, layer_tensors
 from harness.config.schema import QuantConfig, QuantFormat
+from harness.parsing import Unreadable, read_json, shaped
+
+ABOUT = "about.json"
+PARTS = ("packed.safetensors", "rest.safetensors")
+logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 1
 """Raised whenever the stored tensors change meaning."""
@@ -53,12 +60,40 @@ def save_entry(entry: Path, model: Any, fingerprint: str, quant: QuantConfig) ->
     for file, tensors in (("packed", layers), ("rest", rest)):
         whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         save_file(whole, staged / f"{file}.safetensors")
-    about = {"fingerprint": fingerprint, "format": quant.format.value}
-    (staged / "about.json").write_text(json.dumps(about, indent=1))
+    about = _About(
+        fingerprint=fingerprint,
+        format=quant.format.value,
+        sha256={path.name: _sha256(path) for path in sorted(staged.iterdir())},
+    )
+    (staged / ABOUT).write_text(json.dumps(asdict(about), indent=1))
     try:
         staged.rename(entry)
     except OSError:  # another process was faster: its entry holds the same bytes
         shutil.rmtree(staged, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _About:
+    """What an entry is, and what its files were when they were written."""
+
+    fingerprint: str
+    """Of the model."""
+    format: str
+    sha256: dict[str, str]
+    """By file."""
+
+
+def _verify(entry: Path) -> None:
+    """Raise Unreadable for files that are not as they were written: a flipped bit would train as well."""
+    about: _About = shaped(_About, read_json((entry / ABOUT).read_bytes()))
+    for name in PARTS:
+        if _sha256(entry / name) != about.sha256.get(name):
+            raise Unreadable(f"{name} does not match its hash")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_entry(
@@ -71,12 +106,14 @@ def load_entry(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if quant.format is QuantFormat.none or not (entry / "about.json").exists():
+    if quant.format is QuantFormat.none or not entry.exists():
         return None
     try:
+        _verify(entry)
         layers = load_file(entry / "packed.safetensors", device=str(device))
         rest = load_file(entry / "rest.safetensors", device="cpu")
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, Unreadable) as error:
+        logger.warning("the base in %s is damaged (%s) and is made again", entry, error)
         shutil.rmtree(entry, ignore_errors=True)
         return None
     model = empty_model()
