@@ -32,9 +32,9 @@ from bench.step import (
     setting_of,
 )
 from harness.engine.shared_base import SharedBase
+from harness.measure.heap import keep_freed_memory
 from harness.records.provenance import collect_provenance
 from harness.records.run_directory import utc_now
-from harness.training.heap import keep_freed_memory
 from harness.training.slot import Slot
 
 SIZES = (1, 2, 4, 8, 16, 32)

@@ -14,14 +14,13 @@ from pathlib import Path
 from harness.commands.sweep import sweep_command
 from harness.config.compose import compose_run
 from harness.errors import RequestError
-from harness.question.comparable import comparable, refuse_another
 from harness.question.load import (
     load_question,
     question_of,
     question_text,
     refuse_secrets_with_effect,
 )
-from harness.question.question import Question
+from harness.question.question import Question, comparable, refuse_another
 from harness.records.run_directory import write_text
 
 _NO_NAME = "multirun"

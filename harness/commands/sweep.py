@@ -10,10 +10,9 @@ from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import RequestError
 from harness.question.check_space import check_space
-from harness.question.comparable import comparable, refuse_another
 from harness.question.load import load_question
 from harness.question.points import Point
-from harness.question.question import Question
+from harness.question.question import Question, comparable, refuse_another
 from harness.question.settings import Method, PrunerName
 from harness.records.redact import message
 from harness.records.run_directory import set_aside

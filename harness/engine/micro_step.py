@@ -7,6 +7,7 @@ can be repeated without trace.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,9 @@ from harness.data.rows import NO_LOSS, Batch
 from harness.engine.adapter import Adapter, FlatGradient
 from harness.engine.forward import target_logits
 from harness.engine.rows import Segment
-from harness.engine.shared_base import SharedBase
+
+if TYPE_CHECKING:
+    from harness.engine.shared_base import SharedBase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,7 @@ class Gradient:
     """Good until the next pass."""
 
 
-def packed_gradients(shared: SharedBase, work: Sequence[Work]) -> list[Gradient]:
+def packed_gradients(shared: "SharedBase", work: Sequence[Work]) -> list[Gradient]:
     """Run forward and backward for all of `work` in one pass; the result keeps its order."""
     ordered = sorted(work, key=_stacking_order)
     joint = _join(ordered, shared.base.device)

@@ -9,9 +9,9 @@ from harness.errors import RequestError
 from harness.question.axes import Axis, CaseAxis, ChoiceAxis, NumberAxis
 from harness.question.draft import Draft
 from harness.question.keys import is_group, key_of
-from harness.question.launcher import launcher_problems
 from harness.question.points import Space
 from harness.question.question import Question
+from harness.question.reading import launcher_problems
 from harness.question.settings import Method, PrunerName, SearchSettings
 
 EVALUATIONS = 10

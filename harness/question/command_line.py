@@ -15,8 +15,8 @@ from harness.question.keys import (
     is_group,
     key_of,
 )
-from harness.question.launcher import TEXT_KEYS, with_launcher
 from harness.question.question import TEXTS
+from harness.question.reading import TEXT_KEYS, with_launcher
 from harness.question.settings import (
     Confirmation,
     LauncherSettings,

@@ -23,8 +23,6 @@ NAME = r"[A-Za-z0-9][\w.+-]{0,99}"
 """What names a sweep, its directory and its study."""
 NAME_WANTED = "use letters, digits, -, _, + and dots, at most 100, with a letter or digit first"
 
-ANYWHERE = ("paths.", "tracker.", "tracker=", "resources.", "checkpoint.")
-"""Overrides that change no result, and may differ between the machines of a sweep."""
 
 QUESTION_SECTIONS = tuple(p for p in PARTS if p not in (*TEXTS, "base", "space", "resources"))
 """Parts that an override gives by their name; the keys of `resources` tell a sweep's from a run's."""

@@ -17,12 +17,12 @@ from harness.question.command_line import apply_override
 from harness.question.draft import Draft, draft_of, read_draft
 from harness.question.entries import read_axes
 from harness.question.goals import read_constraints, read_objectives
-from harness.question.keys import ANYWHERE, NAME, NAME_WANTED
-from harness.question.launcher import read_launcher
+from harness.question.keys import NAME, NAME_WANTED
 from harness.question.points import Space
 from harness.question.question import Question
 from harness.question.reading import (
     read_confirmation,
+    read_launcher,
     read_resources,
     read_search,
     read_starts,

@@ -9,8 +9,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
 from harness.errors import RequestError, near_names
-from harness.question.comparable import comparable, refuse_another
-from harness.question.question import Question
+from harness.question.question import Question, comparable, refuse_another
 from harness.study.database import MirroredStorage
 
 _ASKED_KEY = "asked"
@@ -51,8 +50,7 @@ def mark_or_compare(
 ) -> None:
     """Write what is asked, and the settings of sampler and pruner, into a new study; compare with an old one.
 
-    `harness.question.comparable` says what may change. `asks`: keep the question as it is asked now for
-    members that join.
+    `comparable` says what may change. `asks`: keep the question as it is asked now for members that join.
 
     Raises:
         RequestError: the study was asked something else.

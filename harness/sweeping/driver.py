@@ -15,7 +15,7 @@ from harness.question.question import Question
 from harness.question.settings import SearchSettings
 from harness.records.record import Record, RecordError, RunStatus, read_record, write_record
 from harness.sweeping.assignment import Assignment, WorkerView
-from harness.sweeping.ledger import Run, RunState
+from harness.sweeping.ledger import Ledger, Run, RunState
 from harness.sweeping.messages import (
     Busy,
     Checked,
@@ -32,7 +32,6 @@ from harness.sweeping.messages import (
 )
 from harness.sweeping.pool import END_SECONDS, Died, Pool, WorkerProcess
 from harness.sweeping.state import DeviceLine
-from harness.sweeping.streak import FailureStreak
 from harness.sweeping.trials import Trials
 from harness.training.stop import StopRequest
 
@@ -46,6 +45,10 @@ otherwise."""
 MAX_DEATHS = 1
 """Workers that may die with a run in them before it counts as failed."""
 MAX_STARTS_IN_VAIN = 2
+MOST_IN_A_ROW = 8
+"""Runs that may fail one after another, of every kind that is left."""
+MOST_OF_SOME_KINDS = 24
+"""Runs that may, in a search that learns, though other kinds might still be asked for."""
 TAKEN_SECONDS = 5.0
 """After how long a run is tried again that another process was training."""
 ASK_SECONDS = 0.05
@@ -292,3 +295,45 @@ def _device_line(view: WorkerView) -> DeviceLine:
         seconds=0.0 if view.began_at is None else time.monotonic() - view.began_at,
         waited_seconds=view.waited_seconds,
     )
+
+
+class FailureStreak:
+    """The runs that have failed since one has not.
+
+    A full disk or a broken device fails every run within seconds, and a night's trials in minutes. A kind of
+    run that cannot work (a format that a device lacks) is not that: other kinds still come to their ends.
+    """
+
+    def __init__(self, ledger: Ledger, *, adaptive: bool) -> None:
+        """`adaptive`: results decide what is asked for next, so that what has ended may come again."""
+        self._ledger = ledger
+        self._adaptive = adaptive
+        self._failed: list[tuple[Run, Record]] = []
+
+    def add(self, run: Run, record: Record) -> None:
+        """Take note of how a run has ended."""
+        if record.status is not RunStatus.failed:
+            self._failed.clear()
+        else:
+            self._failed.append((run, record))
+
+    @property
+    def complaint(self) -> str | None:
+        """Why nothing more should be begun; None where runs may go on."""
+        if len(self._failed) < MOST_IN_A_ROW:
+            return None
+        may_come = {
+            run.cohort
+            for run in self._ledger.runs.values()
+            if self._adaptive or run.state in (RunState.waiting, RunState.assigned)
+        }
+        of_every_kind = may_come <= {run.cohort for run, _ in self._failed}
+        if not of_every_kind and not (self._adaptive and len(self._failed) >= MOST_OF_SOME_KINDS):
+            return None
+        run, record = self._failed[-1]
+        return (
+            f"{len(self._failed)} runs have failed one after another, so nothing more is begun here. The "
+            f"last was {run.run_id}: {record.error}; its log is {run.request.directory.log}. Once that is "
+            "mended, the same command goes on with what is left; with name=OTHER it also trains those again "
+            "that have failed, and takes the results of the others"
+        )

@@ -5,9 +5,8 @@ from dataclasses import fields
 import pytest
 
 from harness.errors import RequestError
-from harness.question.comparable import comparable, refuse_another
 from harness.question.load import load_question, question_text
-from harness.question.question import Question
+from harness.question.question import Question, comparable, refuse_another
 from tests.question.asking import ask
 
 SEARCH = {"method": "tpe", "trials": 4, "starts": [{"lora.rank": 2}]}

@@ -205,7 +205,7 @@ def test_reading_and_checking_a_question_loads_nothing_heavy(tmp_path):
     file = write_question(tmp_path / "light.yaml", search={"method": "random", "trials": 2})
     code = (
         "import sys\n"
-        "from harness.question.question import load_question\n"
+        "from harness.question.load import load_question\n"
         "from harness.question.check_space import check_space\n"
         f"check_space(load_question({str(file)!r}, []))\n"
         "heavy = ('torch', 'transformers', 'wandb', 'optuna', 'datasets', 'peft')\n"

@@ -5,10 +5,10 @@ import pytest
 from harness.question.check_space import check_space
 from harness.question.load import load_question
 from harness.records.record import Record, RunStatus
+from harness.sweeping.driver import MOST_IN_A_ROW, MOST_OF_SOME_KINDS, FailureStreak
 from harness.sweeping.ledger import Ledger, RunState
 from harness.sweeping.messages import Role
 from harness.sweeping.requests import RequestMaker
-from harness.sweeping.streak import MOST_IN_A_ROW, MOST_OF_SOME_KINDS, FailureStreak
 
 
 @pytest.fixture
