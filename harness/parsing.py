@@ -145,8 +145,8 @@ def shaped(kind: Any, value: Any, at: str = "") -> Any:
     if kind is float:
         if isinstance(value, str) and value in NOT_FINITE:
             return NOT_FINITE[value]
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _expect(number and (isinstance(value, float) or abs(value) < 2**63), "a number", value, at)
+        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+        _expect(whole or isinstance(value, float), "a number", value, at)
         return value
     right = type(value) is kind and (not isinstance(value, int) or abs(value) < 2**63)
     _expect(right, _ARTICLES.get(kind, kind.__name__), value, at)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from harness.base.blocks import block_linears, linear_modules
 from harness.base.formats import TORCH_DTYPES, layer_from_tensors, layer_tensors
 from harness.config.schema import QuantConfig, QuantFormat
 from harness.parsing import Unreadable, read_json, shaped
+from harness.records.run_directory import staged, sweep_staged
 
 ABOUT = "about.json"
 PARTS = ("packed.safetensors", "rest.safetensors")
@@ -36,7 +36,7 @@ def cache_entry(cache: Path, fingerprint: str, quant: QuantConfig) -> Path:
 
 def save_entry(entry: Path, model: Any, fingerprint: str, quant: QuantConfig) -> None:
     """Write packed layers and the rest in their stored types; appear under the final name or not at all."""
-    from safetensors.torch import save_file
+    from safetensors import SafetensorError
 
     layers: dict[str, torch.Tensor] = {}
     inside: set[str] = set()
@@ -54,22 +54,36 @@ def save_entry(entry: Path, model: Any, fingerprint: str, quant: QuantConfig) ->
     }
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     rest = {key: tensor for key, tensor in rest.items() if key not in tied}
-    staged = entry.with_name(f"{entry.name}.{os.getpid()}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    for file, tensors in (("packed", layers), ("rest", rest)):
+    try:
+        _save(entry, fingerprint, quant, {"packed": layers, "rest": rest})
+    except (OSError, SafetensorError) as error:  # the cache saves time, and nothing else
+        logger.warning("the base cannot be kept in %s: %s", entry, error)
+        shutil.rmtree(staged(entry), ignore_errors=True)
+
+
+def _save(
+    entry: Path, fingerprint: str, quant: QuantConfig, parts: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    from safetensors.torch import save_file
+
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    sweep_staged(entry.parent)
+    new = staged(entry)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    for file, tensors in parts.items():
         whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(whole, staged / f"{file}.safetensors")
+        save_file(whole, new / f"{file}.safetensors")
     about = _About(
         fingerprint=fingerprint,
         format=quant.format.value,
-        sha256={path.name: _sha256(path) for path in sorted(staged.iterdir())},
+        sha256={path.name: _sha256(path) for path in sorted(new.iterdir())},
     )
-    (staged / ABOUT).write_text(json.dumps(asdict(about), indent=1))
+    (new / ABOUT).write_text(json.dumps(asdict(about), indent=1))
     try:
-        staged.rename(entry)
+        new.rename(entry)
     except OSError:  # another process was faster: its entry holds the same bytes
-        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from harness.errors import RequestError, RunFailed
+from harness.errors import DiskTrouble, RequestError, RunFailed
 from harness.records.redact import message, redact
 
 FAULT = 70
@@ -55,6 +55,9 @@ def exit_code_of(action: Callable[[], int], words: Sequence[str] = ()) -> int:
         return 2
     except RunFailed as error:
         say(str(error))
+        return 1
+    except DiskTrouble as error:
+        say(f"{error}; once that is mended, the same command goes on from the last checkpoint")
         return 1
     except KeyboardInterrupt:
         say("stopped at once; the same command goes on from the last checkpoint")

@@ -4,6 +4,7 @@ A terminal gets a progress bar; a pipe or a log file gets plain lines, at most o
 Progress goes to standard error, the result to standard output.
 """
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Self
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from harness.records.metrics import METRICS, Direction, format_value
 from harness.records.record import Estimate, Record, RunStatus
+from harness.records.redact import message
 from harness.records.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -60,10 +62,15 @@ class RunDisplay:
 
     def __exit__(self, *_: object) -> None:
         if self._interactive:  # elsewhere it would leave an empty line
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
 
     def show(self, event: "Event") -> None:
         """Show what the session has just reported."""
+        with contextlib.suppress(OSError):  # whoever watched has gone; the run goes on
+            self._show(event)
+
+    def _show(self, event: "Event") -> None:
         from harness.training.session import StepDone
 
         if not isinstance(event, StepDone):
@@ -107,14 +114,15 @@ def print_result(record: Record, directory: RunDirectory, *, as_json: bool) -> N
             RunStatus.out_of_memory,
         )
         hint = "; the same command goes on from the last checkpoint" if resumes else ""
-        print(f"harness: {record.status.value}: {record.error}{hint}", file=sys.stderr)
+        said = message(f"harness: {record.status.value}: {record.error}{hint}")
+        print(said, file=sys.stderr)
 
 
 def _print_tables(record: Record, directory: RunDirectory) -> None:
     console = Console(highlight=False)
 
     def line(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False)
+        console.print(message(text), soft_wrap=True, markup=False)
 
     line(f"{record.run_id}: {record.status.value}")
     if record.evals:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from harness.data.tokenize import (
     padding_id,
 )
 from harness.errors import DataError
+from harness.records.run_directory import staged, sweep_staged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -230,15 +230,15 @@ def _store(
     described = {split.value: asdict(report) for split, report in reports.items()}
     reported = json.dumps(described)
     metadata = {"reports": reported, "sha256": _digest(tensors, reported)}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as stream:
-        try:
-            stream.write(save(tensors, metadata))
-            stream.close()
-            os.replace(stream.name, file)
-        except BaseException:
-            Path(stream.name).unlink(missing_ok=True)
-            raise
+    new = staged(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sweep_staged(file.parent)
+        new.write_bytes(save(tensors, metadata))
+        os.replace(new, file)
+    except OSError as error:  # the cache saves time, and nothing else
+        logger.warning("the tokenized data cannot be kept in %s: %s", file, error)
+        new.unlink(missing_ok=True)
 
 
 def _load(file: Path) -> _Tokenized | None:

@@ -19,7 +19,7 @@ from harness.question.entries import read_axes
 from harness.question.goals import read_constraints, read_objectives
 from harness.question.keys import NAME, NAME_WANTED
 from harness.question.points import Space
-from harness.question.question import Question
+from harness.question.question import ANYWHERE, Question
 from harness.question.reading import (
     read_confirmation,
     read_launcher,

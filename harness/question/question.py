@@ -128,6 +128,7 @@ def comparable(question: Question) -> dict[str, Any]:
     """Return all that makes the trials of one study comparable, as JSON, by the names in a sweep's file.
 
     Every field of a question counts, and of its sections every field, unless its metadata say `APART`.
+    Without secrets: a study and a file keep it.
     """
     found: dict[str, Any] = {}
     for key, value in _counting(question).items():
@@ -136,7 +137,7 @@ def comparable(question: Question) -> dict[str, Any]:
         else:
             found[key] = _spelled(value)
     found["base"] = _with_effect(question.base)
-    return {in_file(key): value for key, value in found.items()}
+    return redact_tree({in_file(key): value for key, value in found.items()})
 
 
 def _counting(parts: Any) -> dict[str, Any]:

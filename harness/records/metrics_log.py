@@ -141,11 +141,16 @@ class MetricsLog:
         self._synced_at = time.monotonic()
 
     def close(self) -> None:
-        """Sync and close."""
+        """Sync and close, once."""
+        if self._descriptor < 0:
+            return
         if self._syncing is not None:
             self._syncing.join()
-        self.sync()
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _sync_behind(self) -> None:
         self._synced_at = time.monotonic()

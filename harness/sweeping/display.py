@@ -3,6 +3,7 @@
 Everything is drawn from a `SweepState`, so that `harness status` shows the same. Imports no torch.
 """
 
+import contextlib
 import math
 import statistics
 import sys
@@ -19,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.records.metrics import METRICS, Direction, format_value
+from harness.records.redact import message
 from harness.sweeping.state import UNENDED, DeviceLine, SweepState, SweepStatus, TrialLine
 
 PLAIN_SECONDS = 10.0
@@ -42,10 +44,15 @@ class SweepDisplay:
 
     def __exit__(self, *_: object) -> None:
         if self._interactive:
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.stop()
 
     def show(self, state: SweepState) -> None:
         """Draw the state, or say in a line what has changed."""
+        with contextlib.suppress(OSError):  # whoever watched has gone; the sweep goes on
+            self._show(state)
+
+    def _show(self, state: SweepState) -> None:
         if self._interactive:
             self._live.update(Group(*_progress_lines(state), leaderboard(state)), refresh=True)
             return
@@ -57,7 +64,8 @@ class SweepDisplay:
 
     def say(self, text: str) -> None:
         """Print a line above the live view."""
-        self._console.print(text, soft_wrap=True, markup=False)
+        with contextlib.suppress(OSError):
+            self._console.print(message(text), soft_wrap=True, markup=False)
 
 
 def progress_text(state: SweepState) -> str:
@@ -141,7 +149,7 @@ def print_state(state: SweepState, *, file: str | None = None) -> None:
     console = Console(highlight=False)
 
     def line(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False)
+        console.print(message(text), soft_wrap=True, markup=False)
 
     if state.question:
         line(state.question)

@@ -1,5 +1,6 @@
 """A driver of a sweep from its workers' start to its last state: alone on it, or a member of several."""
 
+import contextlib
 import itertools
 import sys
 import time
@@ -7,7 +8,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from harness.config.schema import RunConfig
 from harness.errors import RequestError, RunFailed
@@ -78,6 +85,12 @@ class Member:
                 asks = self._collect and attempt == 0  # a member that begins anew asks nothing new
                 try:
                     return self._train(asks=asks)
+                except (StorageInternalError, SQLAlchemyError) as error:
+                    if self._leases is None:
+                        raise _study_failed(self._directory.storage, error) from error
+                    if not _is_outage(error) or attempt == MAX_OUTAGES:
+                        raise _study_failed("the server's", error) from error
+                    self._wait_for_server(error)
                 except Exception as error:
                     if self._leases is None or not _is_outage(error) or attempt == MAX_OUTAGES:
                         raise
@@ -119,7 +132,8 @@ class Member:
         with SweepDisplay() as display:
 
             def say(text: str) -> None:
-                self._directory.append_log(text)
+                with contextlib.suppress(OSError):
+                    self._directory.append_log(text)
                 display.say(text)
 
             tenancy = _tenancy_of(study, self._question, say)
@@ -134,21 +148,31 @@ class Member:
                     display.show(state)
                     drawn_at = time.monotonic()
                     if time.monotonic() - written_at >= STATE_SECONDS:
-                        write_state(self._directory, state)
+                        self._write_state(state, driver)
                         written_at = time.monotonic()
                 if driver.is_finished and self._collect:
                     tenancy.collect(self._directory.path.parents[1] / "runs")
                 tenancy.leave()
             finally:
+                self._pool.kill()
+                driver.say_interrupted()
                 state = view.state()
                 ended = SweepStatus.finished if driver.is_finished else SweepStatus.interrupted
                 state.status = ended
-                write_state(self._directory, state)
+                self._write_state(state, driver)
                 study.close()
         if driver.complaint is not None:
-            self._directory.append_log(driver.complaint)
+            with contextlib.suppress(OSError):
+                self._directory.append_log(driver.complaint)
             raise RunFailed(driver.complaint)
         return state
+
+    def _write_state(self, state: SweepState, driver: Driver) -> None:
+        """Write how the sweep stands; a disk that refuses it lets the driver stop, with checkpoints."""
+        try:
+            write_state(self._directory, state)
+        except OSError as error:
+            driver.halt(f"{self._directory.state} cannot be written: {error.strerror}")
 
     def _wait_for_server(self, error: Exception) -> None:
         """Wait until the study's server answers again; raises KeyboardInterrupt when a stop is asked for.
@@ -170,6 +194,14 @@ class Member:
                 if time.monotonic() > give_up:
                     raise RunFailed(f"{refused}, for {OUTAGE_SECONDS / 3600:.0f} hours") from error
         raise KeyboardInterrupt
+
+
+def _study_failed(where: str, error: Exception) -> RunFailed:
+    said = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+    return RunFailed(
+        f"the study's database ({where}) failed: {said}; every run in flight has a checkpoint, and the same "
+        "command goes on, with what the records say where the study has lost it"
+    )
 
 
 def _is_outage(error: BaseException | None) -> bool:

@@ -129,8 +129,15 @@ class Taken:
     holder: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halted:
+    """The disk refuses what every run needs; this worker ends, with its runs interrupted."""
+
+    reason: str
+
+
 Order = Train | Prune | Check | Stop
-News = Ready | Checked | Slots | Busy | Waited | Stepped | Ended | Taken
+News = Ready | Checked | Slots | Busy | Waited | Stepped | Ended | Taken | Halted
 
 
 def cohort_of(request: Request, *, alone: bool = False) -> str:

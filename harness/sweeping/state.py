@@ -23,7 +23,7 @@ from harness.question.keys import NAME, NAME_WANTED
 from harness.records.metrics import METRICS
 from harness.records.metrics_log import spell_not_finite
 from harness.records.redact import redact, redact_tree
-from harness.records.run_directory import utc_now, write_text
+from harness.records.run_directory import reserved, sweep_staged, utc_now, write_text
 
 STATE_VERSION = 1
 LOCK_SECONDS = 0.3
@@ -163,7 +163,9 @@ class SweepDirectory:
                 )
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            yield
+            sweep_staged(self.path)
+            with reserved(self.path):
+                yield
         finally:
             os.close(descriptor)
 

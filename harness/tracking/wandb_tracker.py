@@ -69,7 +69,7 @@ class WandbTracker:
             "entity": config.entity,
             "id": run_id,
             "name": run_id,
-            "group": config.group,
+            "group": None if config.group is None else redact(config.group),
             "job_type": config.job_type,
             "tags": [redact(tag) for tag in config.tags],
             "config": spell_not_finite(redact_tree(config_tree)),

@@ -199,7 +199,12 @@ class RunEntry:
         if status in (RunStatus.completed, RunStatus.pruned):
             remove_checkpoints(self.job.directory.checkpoint)
         record.wall_seconds = self._wall_seconds()
-        self._metrics.close()
+        try:
+            self._metrics.close()
+        except OSError as refused:
+            if status is RunStatus.completed:
+                raise
+            self.job.notes.append(f"metrics.jsonl lacks its end: {refused.strerror}")
         after = {name: result.value for name, result in (self.after or {}).items()}
         predicted = {f"predicted.{name}": value for name, value in record.predicted.items()}
         self._tracker.summary({**record.metrics, **predicted, **after})
