@@ -4,6 +4,7 @@ Must not import torch, optuna or submitit: `harness status` reads it.
 """
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -37,6 +38,19 @@ class Submitted:
 def logs_of(out: Path, name: str) -> Path:
     """Return where the jobs of a sweep write."""
     return SweepDirectory(out.absolute(), name).path / "jobs"
+
+
+def make_private(folder: Path) -> None:
+    """Make the directory of the jobs' pickles, which whoever can write there could let a job run.
+
+    Raises RequestError where it is another user's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise RequestError(
+            f"{folder} belongs to another user, and a job would run what is put there; give another paths.out"
+        )
+    folder.chmod(0o700)
 
 
 def _file_of(directory: SweepDirectory) -> Path:

@@ -17,12 +17,13 @@ from sqlalchemy.exc import (
 )
 
 from harness.config.schema import RunConfig
-from harness.errors import RequestError, RunFailed
+from harness.errors import RequestError, RunFailed, disk_refusal
 from harness.question.load import question_text
 from harness.question.points import Point
 from harness.question.question import Question
-from harness.records.run_directory import write_text
-from harness.study.database import open_engine
+from harness.records.redact import message
+from harness.records.run_directory import remove, set_aside, write_text
+from harness.study.database import damage_of, open_engine
 from harness.study.leases import Leases
 from harness.study.study import Study
 from harness.sweeping.artifacts import RunArtifacts
@@ -142,6 +143,8 @@ class Member:
             drawn_at = written_at = 0.0
             try:
                 for _ in driver.drive():
+                    while driver.trials.ledger.damaged:
+                        say(driver.trials.ledger.damaged.pop())
                     if time.monotonic() - drawn_at < DRAW_SECONDS:
                         continue
                     state = view.state()
@@ -244,7 +247,8 @@ def open_study(
     """Create or load the study of a question; `asks`: members that join are to answer it as it is now."""
     steps = {config.optim.steps for _, config in points}
     every = {config.eval.every_steps for _, config in points}
-    return Study.open(
+    opened = partial(
+        Study.open,
         question,
         question.study.storage or directory.storage,
         eval_every_steps=every.pop() if len(every) == 1 else None,
@@ -252,6 +256,28 @@ def open_study(
         leases=leases,
         asks=asks,
     )
+    if question.study.storage is not None:
+        return opened()
+    fault = damage_of(directory.study)
+    try:
+        if fault is None:
+            return opened()
+    except RequestError:
+        raise
+    # What is well-formed as a database and not as a study makes Optuna raise whatever its values make it.
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        fault = f"{type(error).__name__}: {error}"
+    except (StorageInternalError, SQLAlchemyError) as error:
+        if disk_refusal(error) is not None:
+            raise
+        fault = (str(error.__cause__ or error).splitlines() or ["it cannot be read"])[0]
+    aside = set_aside(directory.study)
+    for more in ("-wal", "-shm", "-journal"):  # what belongs to it and to no other
+        remove(directory.study.with_name(directory.study.name + more))
+    said = f"{directory.study} is damaged ({fault}); set aside as {aside.name}"
+    directory.append_log(said)
+    print(message(f"harness: {said}; its trials are told again from the records"), file=sys.stderr)
+    return opened()
 
 
 def _leases_of(question: Question) -> Leases | None:

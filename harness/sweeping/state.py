@@ -22,7 +22,7 @@ from harness.parsing import Unreadable, read_json, shaped
 from harness.question.keys import NAME, NAME_WANTED
 from harness.records.metrics import METRICS
 from harness.records.metrics_log import spell_not_finite
-from harness.records.redact import redact, redact_tree
+from harness.records.redact import redact
 from harness.records.run_directory import reserved, sweep_staged, utc_now, write_text
 
 STATE_VERSION = 1
@@ -130,6 +130,7 @@ class SweepDirectory:
         self.path = out / "sweeps" / name
         self.question = self.path / "sweep.yaml"
         self.state = self.path / "state.json"
+        self.study = self.path / "study.db"
         self.workers = self.path / "workers"
         self.log = self.path / "log.txt"
         self.report = self.path / "report"
@@ -137,7 +138,7 @@ class SweepDirectory:
     @property
     def storage(self) -> str:
         """The SQLAlchemy url of the study's default place."""
-        return f"sqlite:///{(self.path / 'study.db').absolute()}"
+        return f"sqlite:///{self.study.absolute()}"
 
     def append_log(self, line: str) -> None:
         """Append one line to log.txt, with the time and the host in front: members share the file."""
@@ -204,7 +205,21 @@ def write_state(directory: SweepDirectory, state: SweepState) -> None:
 def state_text(state: SweepState) -> str:
     """Return a state as one line of JSON, infinities spelt as in a record."""
     tree = asdict(state) | {"status": state.status.value}
-    return json.dumps(spell_not_finite(redact_tree(tree)), allow_nan=False) + "\n"
+    _redact_words(tree, ("question", "expect", "complaint"))
+    for line in tree["runs"]:
+        _redact_words(line, ("error",))
+    for line in tree["trials"]:
+        _redact_words(line, ("reason",))
+    for line in tree["devices"]:
+        _redact_words(line, ("doing",))
+    return json.dumps(spell_not_finite(tree), allow_nan=False) + "\n"
+
+
+def _redact_words(tree: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Take secrets out of what was said in words; the rest of a state holds none, and is long."""
+    for key in keys:
+        if tree[key]:
+            tree[key] = redact(tree[key])
 
 
 def read_state(directory: SweepDirectory) -> SweepState:
