@@ -204,7 +204,7 @@ def write_state(directory: SweepDirectory, state: SweepState) -> None:
 
 def state_text(state: SweepState) -> str:
     """Return a state as one line of JSON, infinities spelt as in a record."""
-    tree = asdict(state) | {"status": state.status.value}
+    tree: dict[str, Any] = asdict(state) | {"status": state.status.value}
     _redact_words(tree, ("question", "expect", "complaint"))
     for line in tree["runs"]:
         _redact_words(line, ("error",))
