@@ -1,5 +1,6 @@
 """How a value is spelled in a point: the text that Hydra's override grammar takes, one text per value."""
 
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from harness.config.overrides import read_override
@@ -30,9 +31,26 @@ def spelled(value: Any) -> str:
         return value.text
     if isinstance(value, str) and _needs_quotes(value):
         value = QuotedString(text=value, quote=Quote.single)
+    _refuse_other_types(value)
     return Override(
         type=OverrideType.CHANGE, key_or_group="", value_type=ValueType.ELEMENT, _value=value
     ).get_value_element_as_str()
+
+
+def _refuse_other_types(value: Any) -> None:
+    """Refuse what YAML can say and a configuration cannot hold: dates, sets, bytes."""
+    from hydra.core.override_parser.types import QuotedString
+
+    if isinstance(value, dict):
+        for each in value.values():
+            _refuse_other_types(each)
+    elif isinstance(value, list):
+        for each in value:
+            _refuse_other_types(each)
+    elif not isinstance(value, (str, int, float, QuotedString, NoneType)):
+        raise RequestError(
+            f"{str(value)[:80]} is a {type(value).__name__}, which no configuration holds; quote a text"
+        )
 
 
 def _needs_quotes(text: str) -> bool:

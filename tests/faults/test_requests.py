@@ -224,6 +224,17 @@ ROWS = (
 )
 
 
+def record_form(form: DataForm) -> RecordForm:
+    return RecordForm(
+        form=form,
+        prompt_column="prompt",
+        response_column="response",
+        input_column=None,
+        messages_column="messages",
+        text_column="text",
+    )
+
+
 @pytest.mark.parametrize("form", list(DataForm))
 @pytest.mark.parametrize("row_text", ROWS, ids=range(len(ROWS)))
 def test_rows_of_data(form, row_text, tally, secrets, capsys, tmp_path):
@@ -232,7 +243,7 @@ def test_rows_of_data(form, row_text, tally, secrets, capsys, tmp_path):
     files["json"].write_text(f"[{row_text}]")
 
     def read(path: Path) -> int:
-        read_file(str(path), RecordForm(form=form), "data.path")
+        read_file(str(path), record_form(form), "data.path")
         return 0
 
     def questions() -> int:
