@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from harness.base.blocks import block_linears, linear_modules
-from harness.base.formats import TORCH_DTYPES, layer_from_tensors, layer_tensors
-from harness.config.schema import QuantConfig, QuantFormat
+from harness.base.storage import Dense, Storage
 from harness.parsing import Unreadable, read_json, shaped
 from harness.records.run_directory import staged, sweep_staged
 
@@ -22,19 +21,19 @@ ABOUT = "about.json"
 PARTS = ("packed.safetensors", "rest.safetensors")
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raised whenever the stored tensors change meaning."""
 
 
-def cache_entry(cache: Path, fingerprint: str, quant: QuantConfig) -> Path:
+def cache_entry(cache: Path, fingerprint: str, storage: Storage) -> Path:
     """Return where the base of (model fingerprint, format, block size, double quantization) is kept."""
+    quant = storage.quant
     parts = [CACHE_VERSION, fingerprint, quant.format.value, quant.block_size, quant.double_quant]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    suffix = "_dq" if quant.double_quant else ""
-    return cache / "bases" / f"{quant.format.value}{suffix}-b{quant.block_size}-{digest}"
+    return cache / "bases" / f"{storage.label}-b{quant.block_size}-{digest}"
 
 
-def save_entry(entry: Path, model: Any, fingerprint: str, quant: QuantConfig) -> None:
+def save_entry(entry: Path, model: Any, fingerprint: str, storage: Storage) -> None:
     """Write packed layers and the rest in their stored types; appear under the final name or not at all."""
     from safetensors import SafetensorError
 
@@ -42,7 +41,7 @@ def save_entry(entry: Path, model: Any, fingerprint: str, quant: QuantConfig) ->
     inside: set[str] = set()
     for name, module in linear_modules(model):
         assert isinstance(module, nn.Linear)
-        for key, tensor in layer_tensors(module).items():
+        for key, tensor in storage.tensors(module).items():
             layers[f"{name}|{key}"] = tensor
         if module.bias is not None:
             layers[f"{name}|bias"] = module.bias.data
@@ -55,14 +54,14 @@ def save_entry(entry: Path, model: Any, fingerprint: str, quant: QuantConfig) ->
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     rest = {key: tensor for key, tensor in rest.items() if key not in tied}
     try:
-        _save(entry, fingerprint, quant, {"packed": layers, "rest": rest})
+        _save(entry, fingerprint, storage, {"packed": layers, "rest": rest})
     except (OSError, SafetensorError) as error:  # the cache saves time, and nothing else
         logger.warning("the base cannot be kept in %s: %s", entry, error)
         shutil.rmtree(staged(entry), ignore_errors=True)
 
 
 def _save(
-    entry: Path, fingerprint: str, quant: QuantConfig, parts: dict[str, dict[str, torch.Tensor]]
+    entry: Path, fingerprint: str, storage: Storage, parts: dict[str, dict[str, torch.Tensor]]
 ) -> None:
     from safetensors.torch import save_file
 
@@ -76,7 +75,7 @@ def _save(
         save_file(whole, new / f"{file}.safetensors")
     about = _About(
         fingerprint=fingerprint,
-        format=quant.format.value,
+        format=storage.quant.format.value,
         sha256={path.name: _sha256(path) for path in sorted(new.iterdir())},
     )
     (new / ABOUT).write_text(json.dumps(asdict(about), indent=1))
@@ -113,14 +112,14 @@ def _sha256(path: Path) -> str:
 def load_entry(
     entry: Path,
     empty_model: Callable[[], Any],
-    quant: QuantConfig,
+    storage: Storage,
     device: torch.device,
 ) -> Any | None:
     """Return the model from the cache entry, or None if there is none or it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if quant.format is QuantFormat.none or not entry.exists():
+    if isinstance(storage, Dense) or not entry.exists():
         return None
     try:
         _verify(entry)
@@ -131,7 +130,6 @@ def load_entry(
         shutil.rmtree(entry, ignore_errors=True)
         return None
     model = empty_model()
-    dtype = TORCH_DTYPES[quant.compute_dtype]
     by_layer: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in layers.items():
         name, _, part = key.partition("|")
@@ -139,8 +137,8 @@ def load_entry(
     for spec in list(block_linears(model)):
         tensors = by_layer[spec.name]
         bias = tensors.pop("bias", None)
-        bias = None if bias is None else bias.to(dtype)
-        layer = layer_from_tensors(tensors, spec.in_features, spec.out_features, bias, quant)
+        bias = None if bias is None else bias.to(storage.dtype)
+        layer = storage.restore(tensors, spec.in_features, spec.out_features, bias)
         model.set_submodule(spec.name, layer)
     model.load_state_dict(rest, strict=False, assign=True)
     model.tie_weights()

@@ -21,7 +21,7 @@ MOST_POINTS = 1_000_000
 """Points of a grid, conditions left aside, and trials of a search."""
 
 REPORTED = ("eval/loss", "eval/perplexity", "eval/token_accuracy")
-"""What a run measures while it trains, and a pruner can judge by."""
+"""Metrics that a run reports while it trains, for a pruner to judge by."""
 
 
 def check_question(question: Question, draft: Draft) -> None:

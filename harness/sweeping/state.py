@@ -203,7 +203,12 @@ def write_state(directory: SweepDirectory, state: SweepState) -> None:
 
 
 def state_text(state: SweepState) -> str:
-    """Return a state as one line of JSON, infinities spelt as in a record."""
+    """Return a state as one line of JSON."""
+    return json.dumps(state_tree(state), allow_nan=False) + "\n"
+
+
+def state_tree(state: SweepState) -> dict[str, Any]:
+    """Return a state as JSON has it, infinities spelt as in a record, without secrets."""
     tree: dict[str, Any] = asdict(state) | {"status": state.status.value}
     _redact_words(tree, ("question", "expect", "complaint"))
     for line in tree["runs"]:
@@ -212,7 +217,7 @@ def state_text(state: SweepState) -> str:
         _redact_words(line, ("reason",))
     for line in tree["devices"]:
         _redact_words(line, ("doing",))
-    return json.dumps(spell_not_finite(tree), allow_nan=False) + "\n"
+    return spell_not_finite(tree)
 
 
 def _redact_words(tree: dict[str, Any], keys: tuple[str, ...]) -> None:
