@@ -10,7 +10,6 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from rich import box
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from harness.records.metrics import METRICS, Direction, format_value
 from harness.records.record import Estimate, Record, RunStatus
 from harness.records.redact import message
 from harness.records.run_directory import RunDirectory
+from harness.sweeping.display import WatchedConsole
 
 if TYPE_CHECKING:
     from harness.training.session import Event
@@ -38,7 +38,7 @@ class RunDisplay:
     """Progress of one run on standard error."""
 
     def __init__(self, run_id: str) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = WatchedConsole(stderr=True, highlight=False)
         self._interactive = self._console.is_terminal
         self._said_at = 0.0
         self._bar = Progress(
@@ -131,7 +131,7 @@ def print_result(record: Record, directory: RunDirectory, *, as_json: bool) -> N
 
 
 def _print_tables(record: Record, directory: RunDirectory) -> None:
-    console = Console(highlight=False)
+    console = WatchedConsole(highlight=False)
 
     def line(text: str) -> None:
         console.print(message(text), soft_wrap=True, markup=False)

@@ -4,6 +4,7 @@ Everything is drawn from a `SweepState`, so that `harness status` shows the same
 """
 
 import contextlib
+import errno
 import math
 import statistics
 import sys
@@ -27,11 +28,19 @@ PLAIN_SECONDS = 10.0
 LEADERS = 8
 
 
+class WatchedConsole(Console):
+    """A console whose reader may leave: rich would end the process, and with it what is trained."""
+
+    def on_broken_pipe(self) -> None:
+        """Say so as everything else does that prints."""
+        raise BrokenPipeError(errno.EPIPE, "whoever read this has left")
+
+
 class SweepDisplay:
     """Progress of one sweep on standard error."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = WatchedConsole(stderr=True, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._interactive = self._console.is_terminal
         self._said_at = 0.0
@@ -146,7 +155,7 @@ def confirmation_table(state: SweepState) -> Table:
 
 def print_state(state: SweepState, *, file: str | None = None) -> None:
     """Print everything about a sweep: question, progress, devices, leaders, what went wrong, confirmation."""
-    console = Console(highlight=False)
+    console = WatchedConsole(highlight=False)
 
     def line(text: str) -> None:
         console.print(message(text), soft_wrap=True, markup=False)
