@@ -28,7 +28,8 @@ LAYERS = (
     ("measure", "tracking"),
     ("base", "data", "records"),
     ("config",),
-    ("embedded", "errors"),
+    ("embedded", "parsing"),
+    ("errors",),
 )
 MAY_ANALYSE = ("commands",)
 ANALYSIS_MAY = (
@@ -36,6 +37,9 @@ ANALYSIS_MAY = (
     "harness.records.record",
     "harness.records.metrics",
     "harness.errors",
+    "harness.parsing",
+    "harness.records.redact",
+    "harness.sweeping.state",
     "harness.tracking.wandb_file",
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.parsing import NOT_FINITE, read_json
 from harness.records.metrics import METRICS
 
 _SYNC_SECONDS = 1.0  # at most this much of metrics.jsonl is lost when the machine itself goes down
-_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def check_metric_names(names: Iterable[str]) -> None:
@@ -46,7 +46,7 @@ def spell_not_finite(tree: Any) -> Any:
 def parsed_number(value: Any) -> float:
     """Return the number that a JSON value stands for; raises KeyError or TypeError for any other."""
     if isinstance(value, str):
-        return _NOT_FINITE[value]
+        return NOT_FINITE[value]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"expected a number, got {value!r}")
     return value
@@ -82,10 +82,12 @@ def _parsed_row(line: bytes) -> dict[str, float | None] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        row = json.loads(line)
-        if type(row["step"]) is not int:
+        row = read_json(line)
+        if type(row["step"]) is not int or not 0 <= row["step"] < 2**63:
             return None
-        return {name: optional_number(value) for name, value in row.items()}
+        values = {name: optional_number(value) for name, value in row.items()}
+        whole = (value for value in values.values() if isinstance(value, int))
+        return values if all(abs(value) < 2**63 for value in whole) else None  # as any run writes
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -139,11 +141,16 @@ class MetricsLog:
         self._synced_at = time.monotonic()
 
     def close(self) -> None:
-        """Sync and close."""
+        """Sync and close, once."""
+        if self._descriptor < 0:
+            return
         if self._syncing is not None:
             self._syncing.join()
-        self.sync()
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _sync_behind(self) -> None:
         self._synced_at = time.monotonic()

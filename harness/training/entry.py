@@ -257,7 +257,12 @@ class RunEntry:
         if self.job.probe is not None:
             take_costs(record, self.job.probe)
         record.wall_seconds = self._wall_seconds()
-        self._metrics.close()
+        try:
+            self._metrics.close()
+        except OSError as refused:
+            if status is RunStatus.completed:
+                raise
+            self.job.notes.append(f"metrics.jsonl lacks its end: {refused.strerror}")
         for note in self._tracker.finish(record, read_answers(self.job.directory.answers)):
             self.note(note)
         write_record(self.job.directory.record, record)
