@@ -34,6 +34,7 @@ MAY_ANALYSE = ("commands",)
 ANALYSIS_MAY = (
     "harness.records.record",
     "harness.records.metrics",
+    "harness.records.answers",
     "harness.errors",
     "harness.tracking.wandb_file",
 )
