@@ -8,6 +8,7 @@ from pathlib import Path
 from harness.commands.mirror import mirror_finished_sweep
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
+from harness.config.storage import label_of
 from harness.errors import RequestError
 from harness.question.check_space import check_space
 from harness.question.load import load_question
@@ -136,5 +137,4 @@ def plan_text(
 
 def _base_text(config: RunConfig) -> str:
     quant = config.quant
-    double = "_dq" if quant.double_quant else ""
-    return f"{config.model.name} {quant.format.value}{double} block {quant.block_size}"
+    return f"{config.model.name} {label_of(quant)} block {quant.block_size}"

@@ -305,6 +305,22 @@ _ALL = (
         2,
         "Packed weights and every constant of the quantized linear layers, over logical weights.",
     ),
+    _metric(
+        "base/packed_share",
+        "packed share of the blocks",
+        "",
+        _NONE,
+        3,
+        "Weights of the blocks in layers that are stored in the quantization's format, over all of them.",
+    ),
+    _metric(
+        "adapter/adapted_share",
+        "adapted share of the blocks",
+        "",
+        _NONE,
+        3,
+        "Weights of the blocks in layers that the adapter changes, over all of them.",
+    ),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

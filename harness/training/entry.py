@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from harness.base.coverage import Coverage, coverage
 from harness.config.compose import config_tree
 from harness.config.devices import resolved_device
 from harness.engine.shared_base import SharedBase
@@ -99,6 +100,11 @@ class RunEntry:
         """The run's place in the cohort; it has one from `start` on."""
         assert self._slot is not None, "not started"
         return self._slot
+
+    @property
+    def coverage(self) -> Coverage:
+        """How much of the blocks is packed, and how much the run adapts."""
+        return coverage(self.job.config, self.shared.base.linears, self.shared.uncovered)
 
     def start(self) -> None:
         """Attach the adapter and go on from the newest sound checkpoint, if there is one."""
@@ -302,6 +308,8 @@ class RunEntry:
             "adapter/trainable_params": slot.adapter.num_parameters,
             "base/logical_params": size.logical_params,
             "base/bits_per_param": size.bits_per_param,
+            "base/packed_share": self.coverage.packed,
+            "adapter/adapted_share": self.coverage.adapted,
             "train/loss": self.loss,
             "cohort/energy_joules": self.costs.joules,
         }

@@ -60,7 +60,7 @@ class Slot:
         else:
             assert optim.epochs is not None
             self.total_steps = steps_for(optim.epochs, rows, optim.batch_size)
-        self._first_step = _first_probed_step(job) if job.is_probe else 0
+        self._first_step = _first_probed_step(job, shared) if job.is_probe else 0
         self._waiting: deque[_MicroBatch] = deque()
         self._loss_tokens = 0
         self._input_tokens = 0
@@ -236,9 +236,10 @@ class Slot:
         self.best_adapter = checkpoint.best_adapter
 
 
-def _first_probed_step(job: Job) -> int:
+def _first_probed_step(job: Job, shared: SharedBase) -> int:
     """Return the step from which a probe draws its rows: the largest micro-batch is among its own."""
-    _, largest = largest_micro_batch(job.config, job.data.train)
+    apart = shared.why_apart is not None
+    _, largest = largest_micro_batch(job.config, job.data.train, apart=apart)
     return max(0, largest - WARMUP_STEPS)
 
 

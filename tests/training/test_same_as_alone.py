@@ -257,6 +257,10 @@ def test_saved_adapter_gives_identical_logits_under_peft(
         (QuantConfig(format=QuantFormat.none), LoraInit.pissa),
         (QuantConfig(format=QuantFormat.none), LoraInit.olora),
         (QuantConfig(format=QuantFormat.nf4), LoraInit.olora),
+        (QuantConfig(format=QuantFormat.nf4, double_quant=True), LoraInit.pissa),
+        (QuantConfig(format=QuantFormat.fp4, block_size=128), LoraInit.olora),
+        (QuantConfig(format=QuantFormat.int4_asym), LoraInit.pissa),
+        (QuantConfig(format=QuantFormat.int8), LoraInit.pissa),
     ],
 )
 def test_initializations_that_rewrite_the_base_train_and_load(
