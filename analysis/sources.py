@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from analysis.frame import PLACE_KEYS, Role, Row, flat_row
 from analysis.histories import History, read_histories
-from harness.errors import RequestError
+from harness.errors import RequestError, near_names
 from harness.parsing import Unreadable, read_yaml
+from harness.records.answers import read_answers, samples
 from harness.records.record import RecordError, RunDirectory, read_record
 from harness.records.redact import redact, redact_tree
 from harness.sweeping.state import SweepDirectory, read_state_tree
@@ -74,6 +75,10 @@ class Source(Protocol):
         """Return the curves of the runs that have some."""
         ...
 
+    def samples(self, run_id: str) -> list[Sequence[str]]:
+        """Return a few generated answers of a run: prompt, reference, answer before and after training."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Records:
@@ -93,6 +98,10 @@ class Records:
     def histories(self, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, History]:
         """Return curves from metrics.jsonl, or from what was parsed of it before."""
         return read_histories(self.out, run_ids, metrics, cache=self.out / "cache")
+
+    def samples(self, run_id: str) -> list[Sequence[str]]:
+        """Return the first of the answers that the run's directory has."""
+        return samples(read_answers(RunDirectory(self.out / "runs" / run_id).answers))
 
 
 def load_runs(out: Path) -> tuple[list[Row], list[str]]:

@@ -36,6 +36,7 @@ ANALYSIS_MAY = (
     "harness.config.storage",
     "harness.records.record",
     "harness.records.metrics",
+    "harness.records.answers",
     "harness.errors",
     "harness.parsing",
     "harness.records.redact",

