@@ -10,7 +10,22 @@ from harness.commands.run import run
 from harness.config.compose import compose_run
 from harness.records.record import Record
 
-WORDS = "a the big red dog cat park happy saw day sad boy girl one mom house tree little play went".split()
+WORDS = (
+    "a",
+    "the",
+    "big",
+    "red",
+    "dog",
+    "cat",
+    "park",
+    "happy",
+    "saw",
+    "day",
+    "sad",
+    "boy",
+    "girl",
+    "went",
+)
 SMALL = {
     "hidden_size": 32,
     "intermediate_size": 64,

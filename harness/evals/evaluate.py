@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.config.schema import DataConfig, EvalConfig
-from harness.data.templates import prompt_ids
+from harness.data.templates import prompt_ids, stop_ids, trained_answer, turn_end
 from harness.evals.choices import evenly_spaced, load_questions
 from harness.evals.context import evaluating
 from harness.evals.copies import ALONE, Copies
 from harness.evals.generation import Decoding, generate_copies
 from harness.evals.result import EvalResult
+from harness.evals.text_scores import words
 from harness.evals.token_loss import loss_results, score_copies
 from harness.records.metrics import METRICS
 
@@ -75,7 +76,8 @@ def evaluate_copies(
         results = [loss_results(of_copy, rows.source_N) for of_copy in sums]
         further: list[list[Results]] = []
         if not loss_only:
-            asked = [e for e in prepared.splits.of(config.split) if e.has_prompt]
+            examples = prepared.splits.of(config.split)
+            asked = [e for e in examples if e.has_prompt and e.turns[-1].carries_loss]
             if config.generate and asked:
                 chosen = [asked[i] for i in evenly_spaced(len(asked), config.generate_rows)]
                 further.append(
@@ -111,7 +113,7 @@ def _generation_results(
         Decoding(
             batch_size=config.batch_size,
             max_new_tokens=config.max_new_tokens,
-            extra_stop_ids=end_of_turn_ids(tokenizer),
+            extra_stop_ids=stop_ids(data, tokenizer),
         ),
         device,
         copies,
@@ -124,14 +126,18 @@ def _generation_results(
             len(examples),
             config.max_new_tokens,
         )
-    references = [example.response for example in examples]
-    return [
-        {
-            "eval/exact_match": _computed(ExactMatch, "exact_match", answers.texts, references),
-            "eval/rouge_l": _computed(RougeL, "rouge_l", answers.texts, references),
-        }
-        for answers in generated
-    ]
+    references = [trained_answer(example, data, tokenizer) for example in examples]
+    end = turn_end(data, tokenizer)
+    said = [[text.partition(end)[0] if end else text for text in g.texts] for g in generated]
+    results: list[Results] = []
+    for texts in said:
+        of_copy = {"eval/exact_match": _computed(ExactMatch, "exact_match", texts, references)}
+        seen = [index for index, text in enumerate(references) if words(text)]
+        if seen:  # ROUGE of a reference without a word is not defined
+            chosen = ([text[index] for index in seen] for text in (texts, references))
+            of_copy["eval/rouge_l"] = _computed(RougeL, "rouge_l", *chosen)
+        results.append(of_copy)
+    return results
 
 
 def _choice_results(
@@ -175,9 +181,3 @@ def _computed(
         module = metric(keep_in_memory=True, cache_dir=directory, seed=0)
         values = module.compute(predictions=list(predictions), references=list(references))
     return EvalResult(value=values[name], standard_error=values["standard_error"], n=values["n"])
-
-
-def end_of_turn_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the tokens that end a turn of a chat before EOS ends the row: chatml's, where it has one."""
-    token = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    return [token] if isinstance(token, int) and token != tokenizer.unk_token_id else []
