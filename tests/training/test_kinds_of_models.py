@@ -104,7 +104,7 @@ def test_alibi_trains_with_a_row_for_each_example(
     assert any(note.startswith("rows hold one example each:") for note in record.notes)
     _, padded = trained(tmp_path / "p", *overrides, "optim.batch_size=8", "lora.dropout=1e-9")
     assert losses == pytest.approx(padded, abs=1e-5)
-    with pytest.raises(RequestError, match=r"data\.packing=true .* ALiBi.*data\.packing=false"):
+    with pytest.raises(RequestError, match=r"data\.packing=true .*ALiBi.*data\.packing=false"):
         trained(tmp_path / "q", *overrides, "data.packing=true")
 
 
