@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from scipy import stats
 
-from harness.commands.together import run_together
+from harness.commands.run import run
 from harness.config.compose import compose_run
-from harness.config.schema import QuantConfig, QuantFormat, RunConfig
+from harness.config.schema import QuantConfig, QuantFormat
 from harness.records.record import Record, RunStatus
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ def rounding() -> tuple[Table, object]:
 
     from harness.base.blocks import linear_modules
     from harness.base.build import build_base
-    from harness.base.library_faults import cure_bitsandbytes
+    from harness.base.quick_imports import quiet_libraries
     from harness.base.source import find_model, model_fingerprint
     from harness.config.schema import ModelConfig
     from harness.evals.result import ratio_result
     from pretraining.measure import held_out_rows, token_losses
     from pretraining.rows import TokenKind
 
-    cure_bitsandbytes()
+    quiet_libraries()
     config, cpu = ModelConfig(), torch.device("cpu")
     source = find_model(config)
     fingerprint = model_fingerprint(source, Path(OUT) / "fingerprints.json")
@@ -158,12 +158,9 @@ def _rounded() -> Iterable[QuantConfig]:
 
 
 def trained(grid: Sequence[Sequence[str]]) -> list[Record]:
-    """Train one run for every list of overrides; records in the order of the grid.
-
-    On two cores a pass over several runs does not pay at the batch of `facts`.
-    """
-    configs: list[RunConfig] = [compose_run([*COMMON, *overrides]) for overrides in grid]
-    records = run_together(configs, capacity=1 if "data=facts" in grid[0] else 8)
+    """Train one run for every list of overrides; records in the order of the grid."""
+    configs = [compose_run([*COMMON, *overrides]) for overrides in grid]
+    records = [run(config)[0] for config in configs]
     bad = [f"{r.run_id}: {r.status.value}" for r in records if r.status is RunStatus.failed]
     assert not bad, bad
     return records

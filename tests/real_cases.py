@@ -10,7 +10,7 @@ from harness.commands.run import run
 from harness.config.compose import compose_run
 from harness.records.record import Record
 
-WORDS = (
+WORDS = [
     "a",
     "the",
     "big",
@@ -24,8 +24,14 @@ WORDS = (
     "sad",
     "boy",
     "girl",
+    "one",
+    "mom",
+    "house",
+    "tree",
+    "little",
+    "play",
     "went",
-)
+]
 SMALL = {
     "hidden_size": 32,
     "intermediate_size": 64,

@@ -10,12 +10,20 @@ import torch
 from safetensors import SafetensorError
 
 from harness.base.attention import attends_both_ways, implementation_of
-from harness.base.blocks import block_linears, finish_base, pack_blocks, uncovered_weights
+from harness.base.blocks import (
+    block_linears,
+    finish_base,
+    linear_modules,
+    pack_blocks,
+    uncovered_weights,
+    weight_and_bias,
+)
 from harness.base.cache import cache_entry, load_entry, save_entry
 from harness.base.layout import LinearSpec
-from harness.base.library_faults import cure_bitsandbytes
+from harness.base.quick_imports import quiet_libraries
 from harness.base.source import ModelSource
-from harness.config.schema import FloatType, ModelConfig, QuantConfig, QuantFormat
+from harness.base.storage import Dense, Storage, storage_of
+from harness.config.schema import FloatType, ModelConfig, QuantConfig
 from harness.errors import RequestError
 
 _TRIED_POSITIONS = 8
@@ -32,12 +40,19 @@ class Base:
     tokenizer: Any
     source: ModelSource
     fingerprint: str
-    quant: QuantConfig
+    storage: Storage
     linears: tuple[LinearSpec, ...]
     device: torch.device
     from_cache: bool
+    config: ModelConfig | None = None
+    """How the model was asked for, where it can be read again."""
     processes: int = 1
     """Among how many processes every tensor is divided (`harness.base.sharding`)."""
+
+    @property
+    def quant(self) -> QuantConfig:
+        """The settings of its storage."""
+        return self.storage.quant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,44 +98,53 @@ def build_base(
 
     `quantized_on`: where the weights that no cache has are quantized, layer by layer; none: on `device`.
     """
-    cure_bitsandbytes()
-    entry = cache_entry(cache, fingerprint, quant)
-    model = load_entry(entry, lambda: _empty_model(source, config), quant, device)
+    quiet_libraries()
+    storage = storage_of(quant)
+    entry = cache_entry(cache, fingerprint, storage)
+    model = load_entry(entry, lambda: _empty_model(source, config), storage, device)
     from_cache = model is not None
     if model is None:
         model = _load_dense(source, config)
-        pack_blocks(model, quant, device, quantized_on)
-        if quant.format is not QuantFormat.none:
-            save_entry(entry, model, fingerprint, quant)
-    finish_base(model, quant, device)
+        pack_blocks(model, storage, device, quantized_on)
+        if not isinstance(storage, Dense):
+            save_entry(entry, model, fingerprint, storage)
+    finish_base(model, storage.dtype, device)
     return Base(
         model=model,
         tokenizer=load_tokenizer(source, config),
         source=source,
         fingerprint=fingerprint,
-        quant=quant,
+        storage=storage,
         linears=tuple(block_linears(model)),
         device=device,
         from_cache=from_cache,
+        config=config,
     )
 
 
 def freeze(model: Any, quant: QuantConfig, device: torch.device) -> Base:
     """Return a dense model that is at hand, packed and frozen as by `build_base`, without a tokenizer."""
-    cure_bitsandbytes()
-    linears = tuple(block_linears(model))
-    pack_blocks(model, quant, device)
-    finish_base(model, quant, device)
+    quiet_libraries()
+    linears, storage = tuple(block_linears(model)), storage_of(quant)
+    pack_blocks(model, storage, device)
+    finish_base(model, storage.dtype, device)
     return Base(
         model=model,
         tokenizer=None,
         source=ModelSource(name=type(model).__name__, directory=None, revision=None),
         fingerprint="",
-        quant=quant,
+        storage=storage,
         linears=linears,
         device=device,
         from_cache=False,
     )
+
+
+def dense_weights(base: Base) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights [O, I] of the blocks' linear layers as the model came, by name; it is read again."""
+    assert base.config is not None, "a base of a model that was at hand has nothing to be read from"
+    for name, module in linear_modules(_load_dense(base.source, base.config)):
+        yield name, weight_and_bias(module)[0].detach()
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.config.compose import config_tree
 from harness.config.schema import RunConfig
+from harness.config.storage import label_of
 
 NUMERICS_VERSION = 3
 """Raised when a change of the harness changes the numbers of a run (and named in CHANGELOG.md)."""
@@ -75,11 +76,10 @@ def _slug(config: RunConfig) -> str:
     """Return words for a person who reads a directory listing; nothing ever parses them."""
     data = config.data
     source = data.task or _last_part(data.path, suffix=False) or _last_part(data.hub) or "data"
-    quant = config.quant.format.value + ("_dq" if config.quant.double_quant else "")
     words = [
         _last_part(config.model.name) or "model",
         source,
-        quant,
+        label_of(config.quant),
         "+".join(sorted(config.lora.target_modules)),
         f"r{config.lora.rank}",
         f"s{config.seed}",

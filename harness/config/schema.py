@@ -99,6 +99,7 @@ class TrackerName(Enum):
     none = "none"
     wandb_offline = "wandb_offline"
     wandb_online = "wandb_online"
+    tensorboard = "tensorboard"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,6 +1,7 @@
 """From points to checked, identified requests: milliseconds each, since a sweep makes thousands."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -10,11 +11,11 @@ from harness.config.identity import identify
 from harness.config.schema import DataConfig, ModelConfig, PathsConfig, RunConfig
 from harness.data.check import data_fingerprint
 from harness.plan.probe import probe_config
-from harness.question.check_space import Point
-from harness.question.composer import Composer, check_cell
+from harness.question.composer import Composer
+from harness.question.points import Point
 from harness.question.question import Question
 from harness.records.run_directory import RunDirectory
-from harness.request import Request, check_writable
+from harness.request import Request, check, check_writable
 from harness.sweeping.messages import Role
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ class RequestMaker:
     def config(self, point: Point, overrides: Sequence[str] = ()) -> RunConfig:
         """Return the checked configuration of a point. Raises RequestError for what is refused."""
         config = self._composer.compose([*self._space.overrides(point), *overrides])
-        check_cell(config)
+        check(config)
         return config
 
     def request(self, point: Point, overrides: Sequence[str], role: Role) -> Request:
@@ -43,7 +44,8 @@ class RequestMaker:
 
     def probe(self, config: RunConfig) -> Request:
         """Return the request for the probe of a configuration: the same for all that cost the same."""
-        return self._identified(probe_config(config))
+        tracker = replace(config.tracker, job_type=Role.probe.value)
+        return self._identified(replace(probe_config(config), tracker=tracker))
 
     def _identified(self, config: RunConfig) -> Request:
         if repr(config.paths) not in self._writable:

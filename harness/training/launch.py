@@ -18,7 +18,7 @@ from harness.base.build import (
 )
 from harness.base.coverage import check_coverage, coverage_notes
 from harness.base.layout import adapted_layers
-from harness.base.library_faults import cure_bitsandbytes
+from harness.base.quick_imports import quiet_libraries
 from harness.base.side_by_side import why_apart
 from harness.base.source import ModelSource
 from harness.config.devices import resolved_device, threads_per_process
@@ -39,7 +39,7 @@ def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepare
 
     Raises RequestError or DataError; no weight has been read.
     """
-    cure_bitsandbytes()
+    quiet_libraries()
     if config.resources.threads is not None:
         torch.set_num_threads(threads_per_process(config.resources))
     outline, tokenizer = _described(_Asked(source, config.model, fingerprint))
@@ -172,9 +172,7 @@ def make_job(request: Request, data: PreparedData) -> Job:
     }
     asked = _Asked(request.source, request.config.model, request.fingerprint)
     return Job(
-        config=request.config,
-        run_id=request.identity.run_id,
-        directory=request.directory,
+        request=request,
         data=data,
         provenance=provenance,
         notes=[*model_notes(request.config, _described(asked)[0]), *data_notes(data)],

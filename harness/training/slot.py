@@ -106,6 +106,11 @@ class Slot:
         """Return a micro-batch without the positions that do not matter."""
         return _MicroBatch(padded, without_padding(self.shared, padded))
 
+    @property
+    def pass_tokens(self) -> int:
+        """Positions of the micro-batch in progress."""
+        return self._waiting[0].batch.num_input_tokens
+
     def counts_activations(self) -> bool:
         """Say whether the next micro-batch may keep more activations than those counted so far."""
         first = self._waiting[0]

@@ -1,0 +1,82 @@
+"""What the leading rank tells the others, and what they answer. Everything here is sent between processes."""
+
+from dataclasses import dataclass
+
+from harness.config.schema import LoraConfig
+from harness.data.rows import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Divide:
+    """Build the base, keep a share of it, and answer whether that has worked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assist:
+    """Take part in a forward pass of the leader's: it needs every share of the base; no answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Attach an adapter, and answer with the digest of its initial values."""
+
+    name: str
+    """The leader's name for it."""
+    lora: LoraConfig
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """Detach an adapter; no answer."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """One rank's rows of one run's micro-batch."""
+
+    name: str
+    batch: Batch
+    loss_tokens: int
+    """Of the whole optimizer step, over all ranks: the loss's denominator."""
+    dropout_key: int | None
+    recompute: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """Receive the adapters that have moved, compute, answer, and where all could, add up the gradients."""
+
+    names: tuple[str, ...]
+    """The adapters of the pass, in the order in which their gradients are added up."""
+    moved: tuple[str, ...]
+    """Those whose values are sent first, in this order."""
+    shares: tuple[tuple[Share, ...], ...]
+    """For each rank; a rank without rows of a run has no share of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """There is nothing more to do; no answer."""
+
+
+Command = Divide | Assist | Hold | Drop | Pass | End
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Why a rank could not do what it was told."""
+
+    is_out_of_memory: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A rank's answer to one command."""
+
+    fault: Fault | None = None
+    digest: str | None = None
+    """Of an adapter's initial values."""

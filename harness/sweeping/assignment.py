@@ -1,0 +1,89 @@
+"""Which worker gets which run next. Must not import torch."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from harness.sweeping.ledger import Ledger, Run, Waiting
+from harness.sweeping.pool import WorkerProcess
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class WorkerView:
+    """What the driver knows of one worker."""
+
+    worker: WorkerProcess
+    runs: dict[str, Run] = field(default_factory=dict)
+    slots: int = 1
+    """How many runs it can use now, as it says."""
+    doing: str = "starting"
+    packing: str = ""
+    began_at: float | None = None
+    """When it was given its first run (monotonic seconds)."""
+    waited_seconds: float = 0.0
+    """How long it has had nothing to do since."""
+
+    @property
+    def cohorts(self) -> Counter[str]:
+        """How many runs of each cohort it has."""
+        return Counter(run.cohort for run in self.runs.values())
+
+
+class Assignment:
+    """The runs that wait at one moment, and whose they are to be.
+
+    Workers on the same cohort share what is left of it evenly, however many slots each of them offers: one
+    that takes all it has room for would train on when the others have nothing left.
+    """
+
+    def __init__(self, ledger: Ledger, views: Sequence[WorkerView], *, ahead: bool) -> None:
+        """`ahead`: let one run wait at a busy worker, so that it begins without a pause."""
+        self._ledger = ledger
+        self._num_views = len(views)
+        self._ahead = ahead
+        cohorts = [view.cohorts for view in views]
+        self._busy = sum(cohorts, Counter[str]())
+        self._workers_on = Counter(cohort for each in cohorts for cohort in each)
+        self._idle = sum(not each for each in cohorts)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Look up what waits now."""
+        self._waiting = Waiting(self._ledger)
+
+    def next_for(self, view: WorkerView) -> Run | None:
+        """Return the run that a worker should have next; None if it has enough, or nothing waits for it."""
+        if len(view.runs) >= view.slots + self._ahead:
+            return None
+        mine = view.cohorts
+        if not mine:
+            return self._waiting.best(self._busy, None)
+        # What waits at a worker cannot go to another one that has nothing: none does, near the end.
+        ahead = int(self._ahead and self._waiting.count > self._num_views)
+        others = self._busy - mine
+        if len(mine) == 1 and len(view.runs) < view.slots + ahead and not self.has_its_share(view):
+            run = self._waiting.best(others, tuple(mine))
+            if run is not None:
+                return run
+        return self._waiting.best(others, None) if len(view.runs) <= ahead else None
+
+    def has_its_share(self, view: WorkerView) -> bool:
+        """Say whether what waits of a worker's cohort is for others, which are on it or have nothing."""
+        mine = view.cohorts
+        if len(mine) != 1:
+            return False
+        (cohort,) = mine
+        waiting = self._waiting.count_of(cohort)
+        share = (waiting + self._busy[cohort]) / (self._workers_on[cohort] + self._idle)
+        return waiting > 0 and len(view.runs) >= share
+
+    def waits_for_anybody(self) -> bool:
+        """Say whether there is a run that a worker without any could begin."""
+        return self._waiting.count > 0
+
+    def take(self, view: WorkerView, run: Run) -> None:
+        """Let a run wait no more, just before a worker gets it."""
+        self._waiting.take(run)
+        self._busy[run.cohort] += 1
+        self._workers_on[run.cohort] += run.cohort not in view.cohorts
+        self._idle -= not view.runs
