@@ -152,7 +152,7 @@ USER, ASSISTANT = '{"role": "user", "content": "u"}', '{"role": "assistant", "co
             "x.jsonl",
             '{"messages": [{"role": "robot", "content": "u"}]}',
             MESSAGES,
-            "x.jsonl:1: message 1: role must be one of system, user, assistant, got 'robot'",
+            "x.jsonl:1: message 1: role must be one of system, user, assistant, tool, got 'robot'",
         ),
         (
             "x.jsonl",
