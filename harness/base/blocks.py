@@ -37,8 +37,28 @@ def linear_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not head and in_block(name)
+        if isinstance(module, (nn.Linear, Conv1D))
+        and module is not head
+        and in_block(name)
+        and not _computes_something_else(module)
     ]
+
+
+def _computes_something_else(module: nn.Module) -> bool:
+    """Say whether a model's own subclass of nn.Linear is no linear layer, as Llama 4's router is not.
+
+    Falcon's is one, in words of its own. Tried without numbers: a linear layer gives one tensor of its size.
+    """
+    kind = type(module)
+    of_a_model = kind.__module__.startswith(("transformers.", "transformers_modules."))
+    if not of_a_model or not isinstance(module, nn.Linear) or kind.forward is nn.Linear.forward:
+        return False
+    empty = {
+        name: torch.empty_like(each, device="meta") for name, each in module.named_parameters()
+    }
+    given = torch.empty(1, module.in_features, device="meta", dtype=empty["weight"].dtype)
+    out = torch.func.functional_call(module, empty, (given,))
+    return not (isinstance(out, torch.Tensor) and out.shape == (1, module.out_features))
 
 
 def block_linears(model: nn.Module) -> Iterator[LinearSpec]:

@@ -22,12 +22,12 @@ from harness.base.layout import LinearSpec
 from harness.base.quick_imports import quiet_libraries
 from harness.base.source import ModelSource
 from harness.base.storage import Dense, Storage, storage_of
-from harness.config.schema import ModelConfig, QuantConfig
+from harness.config.schema import FloatType, ModelConfig, QuantConfig
 from harness.errors import RequestError, says_out_of_memory
 
 _TRIED_POSITIONS = 8
-_ROUNDING = 2e-2
-"""Share of the largest logit that another company in a batch may move one by, in 16 bits."""
+_ROUNDING = {FloatType.float32: 1e-5, FloatType.bfloat16: 2e-2}
+"""Share of the largest logit that another company in a batch may move one by."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -154,7 +154,7 @@ def check_causal(base: Base) -> None:
     ids_BT[1, :-1] = ids_BT[0, :-1]
     one_TV, other_TV = base.model(input_ids=ids_BT, use_cache=False).logits.float()
     moved = (one_TV - other_TV).abs().amax(dim=1)
-    if not bool(moved[:-1].max() <= _ROUNDING * one_TV.abs().max()):
+    if not bool(moved[:-1].max() <= _ROUNDING[base.quant.compute_dtype] * one_TV.abs().max()):
         raise RequestError(
             f"model={base.source.name} is not causal: its logits change with the token that they are to "
             "predict; give a causal language model"

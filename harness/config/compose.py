@@ -196,7 +196,7 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
     prepared: list[str] = []
     given: set[str] = set()
     for given_text in overrides:
-        text, override = parse_override(given_text)
+        text, override = parse_override(_text_as_it_is(given_text))
         key = override.key_or_group
         given.add(key)
         if key.split(".")[0].split("/")[0] == "hydra":
@@ -207,6 +207,11 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
                 f"{text} gives several values; a run takes one, a sweep takes several"
             )
         _check_key(key, options)
+        if override.is_delete() and key in options:
+            raise RequestError(
+                f"{text} would leave {key} to the schema's defaults, which are no named choice; give one of "
+                f"{', '.join(options[key])}"
+            )
         value = override.value()
         if key in _LIST_KEYS and isinstance(value, str):
             raise RequestError(f"{text} must be a list; write {key}=[{value}]")
@@ -249,9 +254,32 @@ def _said_by_us(error: Exception) -> str:
     return "" if isinstance(error, OverrideParseException) else f" ({error})"
 
 
+_SIMPLE = re.compile(r"[\w./~?-]+")
+_INTERPOLATION = re.compile(r"\$\{(?!oc\.)")
+
+
+def _text_as_it_is(text: str) -> str:
+    """Return an override whose value is a free text or a path, quoted so that the grammar reads none of it.
+
+    A comma would be a list of values, a bracket a list, `${v}` a reference. What is quoted already stays.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or key.lstrip("+") not in _TEXT_KEYS or not value.strip():
+        return text
+    if value[0] in "'\"" or _SIMPLE.fullmatch(value):
+        return text
+    return f"{key}={_quoted(_INTERPOLATION.sub(lambda found: chr(92) + found[0], value))}"
+
+
 _TEXT_KEYS = (
     FREE_GROUP,
     "model.name",
+    "data.system",
+    "data.prompt_column",
+    "data.response_column",
+    "data.input_column",
+    "data.messages_column",
+    "data.text_column",
     "data.path",
     "data.validation_path",
     "data.test_path",
@@ -261,7 +289,7 @@ _TEXT_KEYS = (
     "paths.out",
     "paths.cache",
 )
-"""Keys whose value is a path or a name, never a list or a choice."""
+"""Keys whose value is a path, a name or a free text, never a list or a choice."""
 
 _LIST_KEYS = ("lora.target_modules", "tracker.tags")
 

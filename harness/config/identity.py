@@ -51,7 +51,7 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     over_rank = lora.pop("alpha_over_rank")
     lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
     lora["target_modules"] = sorted(lora["target_modules"])
-    del tree["quant"]["skip_experts"]  # it allows what is done anyway
+    del tree["quant"]["skip_experts"], tree["data"]["strict"]  # they allow what is done anyway
     optim = tree["optim"]
     optim["micro_batch_size"] = optim["micro_batch_size"] or optim["batch_size"]
     for key in _EVAL_FILES:

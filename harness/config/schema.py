@@ -188,6 +188,8 @@ class DataConfig:
     """Tokens per row at most; longer rows are cut at the end, counted and reported."""
     packing: bool = False
     """Put several examples into one row, without attention between them."""
+    strict: bool = False
+    """Refuse data in whose answers the chat template drops or adds text; else a note counts them."""
 
 
 @dataclass(kw_only=True, slots=True)

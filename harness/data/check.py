@@ -107,6 +107,8 @@ def _ineffective(config: DataConfig) -> Iterator[tuple[tuple[str, ...], str]]:
             ("template", "system"),
             "data.form=text has no prompt and no response to put it around",
         )
+    if config.template is not Template.tokenizer:
+        yield ("strict",), f"data.template={config.template.value} renders answers as they are"
     if config.template not in (Template.chatml, Template.tokenizer):
         reason = "use data.template=chatml or tokenizer, or leave it out"
         yield ("system",), f"data.template={config.template.value} has no system message; {reason}"

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 
 class Role(Enum):
@@ -13,6 +14,8 @@ class Role(Enum):
     system = "system"
     user = "user"
     assistant = "assistant"
+    tool = "tool"
+    """What a tool that the assistant has called gives back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,15 @@ class Turn:
 
     role: Role
     text: str
+    carries_loss: bool = True
+    """Whether an answer is learned; False where its message says `weight: 0` or `train: false`."""
+    further: str = ""
+    """What else a message holds for the model's chat template (tool calls, reasoning), as JSON or ""."""
+
+    def message(self) -> dict[str, Any]:
+        """Return the message as chat templates take it."""
+        further: dict[str, Any] = json.loads(self.further) if self.further else {}
+        return {"role": self.role.value, "content": self.text, **further}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +47,8 @@ class Example:
     input: str = ""
     text: str = ""
     complete: bool = True
+    tools: str = ""
+    """The tools that a conversation's assistant may call, as a JSON list; "": none."""
 
     @property
     def has_prompt(self) -> bool:
@@ -56,7 +70,7 @@ def examples_digest(examples: Iterable[Example]) -> str:
     """Return the SHA-256 of the examples' contents, in order."""
     digest = hashlib.sha256()
     for example in examples:
-        turns = [(turn.role.value, turn.text) for turn in example.turns]
-        fields = (turns, example.input, example.text, example.complete)
+        turns = [(t.role.value, t.text, t.carries_loss, t.further) for t in example.turns]
+        fields = (turns, example.input, example.text, example.complete, example.tools)
         digest.update(json.dumps(fields).encode())
     return digest.hexdigest()

@@ -31,7 +31,7 @@ from harness.records.run_directory import staged, sweep_staged
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 """Raise it with every change of what rows look like: older files are then never read."""
 _TENSORS = ("input_ids_NT", "targets_NT", "segments_NT", "lengths_N", "source_N")
 
@@ -49,6 +49,8 @@ class SplitReport:
     """Examples cut at `max_length`."""
     dropped: int
     """Examples of which the cut left nothing that carries loss."""
+    changed: int
+    """Examples in whose answers the model's chat template dropped or added text."""
     continued: int
     """Rows that go on with the plain text of the row before."""
     tokens: int
@@ -137,7 +139,26 @@ def prepare_data(
         fingerprint=fingerprint,
     )
     prepared.rows(Split.train)
+    if config.strict:
+        _refuse_changed(prepared.report)
     return prepared
+
+
+def _refuse_changed(report: DataReport) -> None:
+    for split, of_split in report.splits.items():
+        if of_split.changed:
+            raise DataError(
+                f"data.strict=true: {changed_message(split, of_split)}; use data.template=chatml, or "
+                "data.strict=false to train what the template makes of them"
+            )
+
+
+def changed_message(split: Split, report: SplitReport) -> str:
+    """Say how many answers are not trained as the data have them."""
+    return (
+        f"{report.changed} of {report.examples} {split.value} examples have answers that the chat template "
+        "renders with other text than the data's"
+    )
 
 
 def _no_rows_message(split: Split, report: DataReport) -> str:
@@ -188,6 +209,7 @@ def _report(num_examples: int, encoded: EncodedRows, rows: TokenRows) -> SplitRe
         row_length=rows.row_length,
         cut=encoded.num_cut,
         dropped=encoded.num_dropped,
+        changed=encoded.num_changed,
         continued=encoded.num_continued,
         tokens=tokens,
         loss_tokens=int((rows.targets_NT != NO_LOSS).sum()),

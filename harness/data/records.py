@@ -3,8 +3,9 @@
 Imports nothing heavy: a malformed record is refused before a model is loaded.
 """
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 from harness.config.schema import DataConfig, DataForm
@@ -71,7 +72,7 @@ def read_records(records: Iterable[Record], form: RecordForm, source: str) -> Re
             seen_columns.update(row)
             input_seen = form.input_column in row
         example = _example(row, form, record.place)
-        if (example.response or example.text).strip():
+        if _has_something_to_learn(example):
             examples.append(example)
     if num_records and not input_seen:
         raise DataError(
@@ -99,17 +100,61 @@ def _object(record: Record) -> Mapping[str, Any]:
 def _example(row: Mapping[str, Any], form: RecordForm, place: str) -> Example:
     match form.form:
         case DataForm.pairs:
-            return pair(
+            example = pair(
                 _text(row, form.prompt_column, "prompt_column", place),
                 _text(row, form.response_column, "response_column", place),
                 _optional_text(row, form.input_column, place),
             )
+            read = (form.prompt_column, form.response_column, form.input_column)
+            if _SYSTEM in read:
+                return example
+            return replace(example, turns=(*_system(row, place), *example.turns))
         case DataForm.messages:
-            return Example(turns=_turns(row, form.messages_column, place))
+            turns, system = _turns(row, form.messages_column, place), _system(row, place)
+            if system and turns[0].role is Role.system:
+                raise DataError(
+                    f"{place}: has a system message and a column '{_SYSTEM}' too; keep one of them"
+                )
+            return Example(turns=(*system, *turns), tools=_tools(row, place))
         case DataForm.text:
             return Example(text=_text(row, form.text_column, "text_column", place))
         case _:
             assert_never(form.form)
+
+
+_SYSTEM, _TOOLS = "system", "tools"
+"""Columns that stand beside a conversation and belong to it."""
+
+
+def _has_something_to_learn(example: Example) -> bool:
+    if not example.turns:
+        return bool(example.text.strip())
+    return bool(example.response.strip() or example.turns[-1].further)
+
+
+def _system(row: Mapping[str, Any], place: str) -> tuple[Turn, ...]:
+    """Return the system message that a row brings in a column of its own."""
+    value = row.get(_SYSTEM)
+    if value is None or value == "":
+        return ()
+    if not isinstance(value, str):
+        raise DataError(f"{place}: column '{_SYSTEM}' must hold a string, got {_kind(value)}")
+    return (Turn(Role.system, _whole(value, place)),)
+
+
+def _tools(row: Mapping[str, Any], place: str) -> str:
+    """Return the tools of a row as JSON text; some data sets hold them as such text."""
+    value = row.get(_TOOLS)
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise DataError(f"{place}: column '{_TOOLS}' holds text that is no JSON list") from None
+    if not value:
+        return ""
+    if not isinstance(value, list):
+        raise DataError(f"{place}: column '{_TOOLS}' must hold a list, got {_kind(value)}")
+    return _whole(json.dumps(value, ensure_ascii=False), place)
 
 
 def _value(row: Mapping[str, Any], column: str, key: str, place: str) -> Any:
@@ -147,6 +192,9 @@ def _turns(row: Mapping[str, Any], column: str, place: str) -> tuple[Turn, ...]:
     roles = [turn.role for turn in turns]
     if Role.system in roles[1:]:
         raise DataError(f"{place}: a system message can only come first, got {_names(roles)}")
+    answers = [t for t in turns if t.role is Role.assistant and (t.text.strip() or t.further)]
+    if answers and not any(turn.carries_loss for turn in answers):
+        raise DataError(f"{place}: every answer has weight 0, so that nothing is left to learn")
     if Role.user not in roles or roles[-1] is not Role.assistant:
         raise DataError(
             f"{place}: a conversation needs a user message and ends with an assistant message, "
@@ -155,16 +203,72 @@ def _turns(row: Mapping[str, Any], column: str, place: str) -> tuple[Turn, ...]:
     return turns
 
 
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant"}
+_FOR_THE_TEMPLATE = ("tool_calls", "tool_call_id", "name", "reasoning_content")
+_WEIGHTS = ("weight", "train")
+_NOT_KNOWN_HERE = (
+    "function_call",
+    "refusal",
+    "audio",
+    "prefix",
+    "loss_mask",
+    "trainable",
+    "masked",
+)
+"""Keys that change what a message means and that nothing here honours."""
+
+
 def _turn(message: object, place: str) -> Turn:
-    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        given = f"columns {', '.join(message)}" if isinstance(message, dict) else _kind(message)
-        raise DataError(f"{place}: needs 'role' and 'content', got {given}")
-    role, content = message["role"], message["content"]
+    """Return one message, OpenAI's `role` and `content` or ShareGPT's `from` and `value`."""
+    if not isinstance(message, dict):
+        raise DataError(f"{place}: needs 'role' and 'content', got {_kind(message)}")
+    role, content = (
+        message.get(a, message.get(b)) for a, b in (("role", "from"), ("content", "value"))
+    )
+    if role is None or (content is None and "tool_calls" not in message):
+        given = f"columns {', '.join(map(str, message))}"
+        raise DataError(f"{place}: needs 'role' and 'content' (or 'from' and 'value'), got {given}")
+    if isinstance(role, str):
+        role = _SHAREGPT_ROLES.get(role, role)
     if not isinstance(role, str) or role not in Role.__members__:
         raise DataError(f"{place}: role must be one of {_names(Role)}, got {role!r}")
+    content = "" if content is None else content
     if not isinstance(content, str):
         raise DataError(f"{place}: content must be a string, got {_kind(content)}")
-    return Turn(Role[role], _whole(content, place))
+    for key in _NOT_KNOWN_HERE:
+        if message.get(key) not in (None, False):
+            raise DataError(
+                f"{place}: '{key}' is not supported here; leave the message or the key out"
+            )
+    further = {
+        key: message[key] for key in _FOR_THE_TEMPLATE if message.get(key) not in (None, "", [])
+    }
+    return Turn(
+        Role[role],
+        _whole(content, place),
+        carries_loss=_carries_loss(message, Role[role], place) and bool(content.strip() or further),
+        further=_whole(json.dumps(further, ensure_ascii=False), place) if further else "",
+    )
+
+
+def _carries_loss(message: Mapping[str, Any], role: Role, place: str) -> bool:
+    """Return what `weight` (0 or 1) or `train` says of a message; without them answers are learned."""
+    for key in _WEIGHTS:
+        value = message.get(key)
+        if value is None:
+            continue
+        if value not in (0, 1):
+            raise DataError(
+                f"{place}: '{key}' must be 0 or 1 (learned or not), got {_kind(value)}; weights in between "
+                "are not supported"
+            )
+        if value and role is not Role.assistant:
+            raise DataError(
+                f"{place}: '{key}' asks to learn a {role.value} message; only answers are learned, or all of "
+                "a row by data.loss_on=all"
+            )
+        return bool(value)
+    return True
 
 
 def _whole(text: str, place: str) -> str:

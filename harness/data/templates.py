@@ -11,8 +11,10 @@ Text of the data is tokenized as it is: where it spells a special token, it beco
 `transformers` and TRL.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from harness.config.schema import DataConfig, LossOn, Template
@@ -40,6 +42,10 @@ class Piece(NamedTuple):
 
     text: str
     carries_loss: bool
+    is_skipped: bool = False
+    """Whether its message says that it is not to be learned, whatever `data.loss_on` is."""
+    is_changed: bool = False
+    """Whether it is an answer in which the template dropped or added text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,17 @@ class _Exchange:
 
     given: str
     answer: str
+    carries_loss: bool = True
+    is_changed: bool = False
+    """Whether the template dropped or added text within the answer."""
+
+    def answered(self, end: str) -> list[Piece]:
+        """Return the pieces of the answer and of what ends it."""
+        learned = self.carries_loss
+        return [
+            Piece(self.answer, learned, not learned, self.is_changed),
+            Piece(end, learned, not learned),
+        ]
 
 
 def render(
@@ -67,7 +84,7 @@ def render(
     prompt, response = _rendered(example, config, tokenizer)
     pieces = [*prompt, *response]
     if config.loss_on is LossOn.all:
-        pieces = [Piece(piece.text, carries_loss=True) for piece in pieces]
+        pieces = [piece._replace(carries_loss=not piece.is_skipped) for piece in pieces]
     return [piece for piece in pieces if piece.text]
 
 
@@ -82,6 +99,34 @@ def prompt_ids(
     prompt, _ = _rendered(example, config, tokenizer)
     pieces = piece_ids([piece.text for piece in prompt if piece.text], tokenizer)
     return [token for piece in pieces for token in piece]
+
+
+def trained_answer(
+    example: Example, config: DataConfig, tokenizer: "PreTrainedTokenizerBase"
+) -> str:
+    """Return the last answer as a row of it is trained, decoded as generated answers are: their reference."""
+    answer = _exchanges(example, config, tokenizer)[-1].answer
+    (ids,) = piece_ids([answer.removesuffix(turn_end(config, tokenizer))], tokenizer)
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
+def turn_end(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the text that ends an answer's turn within the row."""
+    if config.template is Template.tokenizer:
+        return answer_end(tokenizer)
+    return _end_of_turn(config, tokenizer, _end_of_row(tokenizer))
+
+
+def stop_ids(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the tokens that end a turn: the first of what follows an answer, where it is one of its own."""
+    chatml = tokenizer.convert_tokens_to_ids(_CHATML_END)
+    found = [chatml] if _is_token(_CHATML_END, tokenizer) else []
+    (ids,) = piece_ids([turn_end(config, tokenizer)], tokenizer) or [[]]
+    if ids and (len(ids) == 1 or ids[0] in tokenizer.added_tokens_decoder):
+        found.append(ids[0])
+    return [token for token in dict.fromkeys(found) if isinstance(token, int)]
 
 
 def piece_ids(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
@@ -113,12 +158,11 @@ def _rendered(
     *earlier, last = exchanges
     prompt = _start(exchanges[0].given, tokenizer)
     for exchange in earlier:
-        prompt += [Piece(exchange.given, False), Piece(exchange.answer, True)]
-        prompt.append(Piece(end_of_turn, True))
+        prompt += [Piece(exchange.given, False), *exchange.answered(end_of_turn)]
     prompt.append(Piece(last.given, False))
-    response = [Piece(last.answer, True), Piece(end_of_turn, True)]
+    response = last.answered(end_of_turn)
     if (end_of_turn or last.answer[-len(end) :]) != end:
-        response.append(Piece(end, True))
+        response += last.answered(end)[1:]
     return prompt, response
 
 
@@ -157,6 +201,8 @@ def _is_token(text: str, tokenizer: "PreTrainedTokenizerBase") -> bool:
 def _exchanges(
     example: Example, config: DataConfig, tokenizer: "PreTrainedTokenizerBase"
 ) -> list[_Exchange]:
+    if config.template is not Template.tokenizer:
+        _refuse_what_only_models_render(example, config.template)
     match config.template:
         case Template.alpaca:
             wording = _ALPACA_INPUT if example.input else _ALPACA
@@ -178,16 +224,32 @@ def _exchanges(
                 closing="\n",
             )
         case Template.tokenizer:
-            return _own_template(_turns(example, config.system), tokenizer)
+            return _own_template(_turns(example, config.system), example.tools, tokenizer)
         case _:
             assert_never(config.template)
+
+
+def _refuse_what_only_models_render(example: Example, template: Template) -> None:
+    """Refuse tools, tool calls and reasoning with templates of ours, which have no words for them."""
+    keys = {key for turn in example.turns if turn.further for key in json.loads(turn.further)}
+    keys |= {"tools"} if example.tools else set()
+    keys |= {"role tool" for turn in example.turns if turn.role is Role.tool}
+    if template is Template.alpaca and example.turns[0].role is Role.system:
+        keys |= {"a system message"}
+    if keys:
+        raise DataError(
+            f"data.template={template.value} cannot render {', '.join(sorted(keys))}, which rows have "
+            f"({example.turns[0].text[:40]!r} …); use data.template=tokenizer with a model whose chat "
+            "template does, or leave those rows out"
+        )
 
 
 def _turns(example: Example, system: str | None) -> list[Turn]:
     """Return the turns with the pair's input in its prompt and `system` where they bring none."""
     turns = list(example.turns)
     if example.input:
-        turns[0] = Turn(Role.user, f"{turns[0].text}\n{example.input}")
+        asked = next(index for index, turn in enumerate(turns) if turn.role is Role.user)
+        turns[asked] = Turn(Role.user, f"{turns[asked].text}\n{example.input}")
     if system is not None and turns[0].role is not Role.system:
         turns.insert(0, Turn(Role.system, system))
     return turns
@@ -205,14 +267,16 @@ def _collected(
     given = ""
     for rendered, turn in turns:
         if turn.role is Role.assistant:
-            exchanges.append(_Exchange(given + opening, turn.text))
+            exchanges.append(_Exchange(given + opening, turn.text, turn.carries_loss))
             given = closing
         else:
             given += rendered
     return exchanges
 
 
-def _own_template(turns: list[Turn], tokenizer: "PreTrainedTokenizerBase") -> list[_Exchange]:
+def _own_template(
+    turns: list[Turn], tools: str, tokenizer: "PreTrainedTokenizerBase"
+) -> list[_Exchange]:
     """Render with the model's chat template: each answer is what it adds to its generation prompt.
 
     White space after the answer's end token belongs to what follows, and is left out at the row's end.
@@ -222,13 +286,14 @@ def _own_template(turns: list[Turn], tokenizer: "PreTrainedTokenizerBase") -> li
             f"data.template=tokenizer, but the tokenizer of {tokenizer.name_or_path or 'the model'} has no "
             "chat template; use data.template=chatml, alpaca or plain"
         )
+    _check_that_all_is_rendered(turns, tools, tokenizer)
     exchanges: list[_Exchange] = []
     done = ""
     for index, turn in enumerate(turns):
         if turn.role is not Role.assistant:
             continue
-        opened = _apply(turns[:index], tokenizer, open_answer=True)
-        closed = _apply(turns[: index + 1], tokenizer, open_answer=False)
+        opened = _apply(turns[:index], tools, tokenizer, open_answer=True)
+        closed = _apply(turns[: index + 1], tools, tokenizer, open_answer=False)
         if not (opened.startswith(done) and closed.startswith(opened)):
             raise DataError(
                 "data.template=tokenizer: this chat template renders an answered turn differently from its "
@@ -237,25 +302,76 @@ def _own_template(turns: list[Turn], tokenizer: "PreTrainedTokenizerBase") -> li
                 "data.template=chatml"
             )
         answer = closed[len(opened) :].rstrip()
-        exchanges.append(_Exchange(opened[len(done) :], answer))
+        changed = not turn.further and _without_end(answer, tokenizer) != turn.text.strip()
+        exchanges.append(_Exchange(opened[len(done) :], answer, turn.carries_loss, changed))
         done = opened + answer
     return exchanges
 
 
-def _apply(turns: list[Turn], tokenizer: "PreTrainedTokenizerBase", *, open_answer: bool) -> str:
+def _without_end(answer: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    return answer.removesuffix(answer_end(tokenizer)).strip()
+
+
+@lru_cache(maxsize=8)
+def answer_end(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return what the model's chat template writes after an answer to end the turn."""
+    mark = "Zebra"
+    turns = [Turn(Role.user, "?"), Turn(Role.assistant, mark)]
+    return _apply(turns, "", tokenizer, open_answer=False).rpartition(mark)[2].strip()
+
+
+def _check_that_all_is_rendered(
+    turns: list[Turn], tools: str, tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    """Refuse a chat template that passes over tools, tool calls or other keys of a message."""
+    if not tools and not any(turn.further for turn in turns):
+        return
+    whole = _apply(turns, tools, tokenizer, open_answer=False)
+    for number, turn in enumerate(turns):
+        for key in json.loads(turn.further) if turn.further else ():
+            left = {k: v for k, v in json.loads(turn.further).items() if k != key}
+            without = [*turns]
+            without[number] = replace(turn, further=json.dumps(left) if left else "")
+            if _apply(without, tools, tokenizer, open_answer=False, may_fail=True) == whole:
+                raise _passed_over(key, turn)
+    if tools and _apply(turns, "", tokenizer, open_answer=False, may_fail=True) == whole:
+        raise _passed_over("tools", turns[0])
+
+
+def _passed_over(key: str, turn: Turn) -> DataError:
+    return DataError(
+        f"data.template=tokenizer: this model's chat template passes over '{key}' of a {turn.role.value} "
+        f"message ({turn.text[:40]!r}); use a model whose template renders it, or leave it out"
+    )
+
+
+def _apply(
+    turns: list[Turn],
+    tools: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    open_answer: bool,
+    may_fail: bool = False,
+) -> str:
     """Return the chat template's text of `turns`, with the start of an answer if `open_answer`.
 
     `enable_thinking=False` is Qwen3's switch: it puts the empty thought, which an answered turn contains,
     into the generation prompt too. Other templates do not read it.
     """
-    messages = [{"role": turn.role.value, "content": turn.text} for turn in turns]
+    messages = [turn.message() for turn in turns]
     try:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=open_answer, enable_thinking=False
+            messages,
+            tools=json.loads(tools) if tools else None,
+            tokenize=False,
+            add_generation_prompt=open_answer,
+            enable_thinking=False,
         )
     except (
         Exception
     ) as error:  # a template is its author's program, in a sandbox, and raises anything
+        if may_fail:
+            return ""
         roles = ", ".join(turn.role.value for turn in turns)
         raise DataError(
             f"data.template=tokenizer: the chat template refuses a conversation of {roles}: {error}; use "

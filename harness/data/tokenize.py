@@ -47,6 +47,8 @@ class EncodedRows:
     """Examples whose end was cut off, the dropped ones included."""
     num_dropped: int
     """Examples left out because no position that carries loss was left of them."""
+    num_changed: int
+    """Examples in whose answers the template dropped or added text."""
     num_continued: int
     """Rows that continue the text of the row before."""
 
@@ -72,6 +74,7 @@ def encode(
     tokens = iter(piece_ids([piece.text for pieces in rendered for piece in pieces], tokenizer))
     rows: list[EncodedRow] = []
     num_cut = num_dropped = num_continued = 0
+    num_changed = sum(any(piece.is_changed for piece in pieces) for pieces in rendered)
     for source, (example, pieces) in enumerate(zip(examples, rendered, strict=True)):
         ids, targets = _joined(pieces, tokens)
         if not example.has_prompt:
@@ -87,7 +90,11 @@ def encode(
         else:
             rows.append(EncodedRow(ids, targets, source))
     return EncodedRows(
-        rows=rows, num_cut=num_cut, num_dropped=num_dropped, num_continued=num_continued
+        rows=rows,
+        num_cut=num_cut,
+        num_dropped=num_dropped,
+        num_changed=num_changed,
+        num_continued=num_continued,
     )
 
 

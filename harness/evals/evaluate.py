@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.config.schema import DataConfig, EvalConfig
-from harness.data.templates import prompt_ids
+from harness.data.templates import prompt_ids, stop_ids, trained_answer, turn_end
 from harness.evals.choices import evenly_spaced, load_questions
 from harness.evals.context import evaluating
 from harness.evals.copies import ALONE, Copies
 from harness.evals.generation import Decoding, generate_copies
 from harness.evals.result import EvalResult
+from harness.evals.text_scores import words
 from harness.evals.token_loss import loss_results, score_copies
 from harness.records.answers import Answer
 from harness.records.metrics import METRICS
@@ -85,7 +86,11 @@ def evaluate_copies(
         further: list[list[Results]] = []
         if not loss_only:
             examples = prepared.splits.of(config.split)
-            asked = [row for row, example in enumerate(examples) if example.has_prompt]
+            asked = [
+                row
+                for row, example in enumerate(examples)
+                if example.has_prompt and example.turns[-1].carries_loss
+            ]
             if config.generate and asked:
                 rows_asked = [asked[i] for i in evenly_spaced(len(asked), config.generate_rows)]
                 chosen = {row: examples[row] for row in rows_asked}
@@ -123,7 +128,7 @@ def _generation_results(
         Decoding(
             batch_size=config.batch_size,
             max_new_tokens=config.max_new_tokens,
-            extra_stop_ids=end_of_turn_ids(tokenizer),
+            extra_stop_ids=stop_ids(data, tokenizer),
         ),
         device,
         copies,
@@ -136,19 +141,22 @@ def _generation_results(
             len(examples),
             config.max_new_tokens,
         )
-    references = [example.response for example in examples.values()]
+    references = [trained_answer(example, data, tokenizer) for example in examples.values()]
     given = tokenizer.batch_decode(prompts, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
+    end = turn_end(data, tokenizer)
+    seen = [index for index, text in enumerate(references) if words(text)]
     found = []
     for answers in generated:
-        scored = {
-            "eval/exact_match": _computed(ExactMatch, "exact_match", answers.texts, references),
-            "eval/rouge_l": _computed(RougeL, "rouge_l", answers.texts, references),
-        }
+        texts = [text.partition(end)[0] if end else text for text in answers.texts]
+        scored = {"eval/exact_match": _computed(ExactMatch, "exact_match", texts, references)}
+        if seen:  # ROUGE of a reference without a word is not defined
+            chosen = ([text[index] for index in seen] for text in (texts, references))
+            scored["eval/rouge_l"] = _computed(RougeL, "rouge_l", *chosen)
         results = Results(scored)
         results.answers = tuple(
             Answer(row=row, prompt=prompt, reference=reference, answer=answer)
             for row, prompt, reference, answer in zip(
-                examples, given, references, answers.texts, strict=True
+                examples, given, references, texts, strict=True
             )
         )
         found.append(results)
@@ -196,9 +204,3 @@ def _computed(
         module = metric(keep_in_memory=True, cache_dir=directory, seed=0)
         values = module.compute(predictions=list(predictions), references=list(references))
     return EvalResult(value=values[name], standard_error=values["standard_error"], n=values["n"])
-
-
-def end_of_turn_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the tokens that end a turn of a chat before EOS ends the row: chatml's, where it has one."""
-    token = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    return [token] if isinstance(token, int) and token != tokenizer.unk_token_id else []

@@ -133,7 +133,7 @@ _ALL = (
         "fraction",
         _UP,
         3,
-        "Mean longest-common-subsequence F1 of greedily generated answers (Lin 2004).",
+        "Mean longest-common-subsequence F1 (Lin 2004) of greedily generated answers; words of any script.",
     ),
     _metric(
         "eval/choice_accuracy",

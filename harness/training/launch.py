@@ -25,7 +25,7 @@ from harness.config.keyed import Keyed
 from harness.config.resources import Shard
 from harness.config.schema import ModelConfig, RunConfig
 from harness.data.embeddings import check_special_tokens, check_tokens
-from harness.data.prepare import PreparedData, prepare_data
+from harness.data.prepare import PreparedData, changed_message, prepare_data
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
 from harness.measure.meter import meter_of
@@ -131,6 +131,8 @@ def data_notes(data: PreparedData) -> list[str]:
             notes.append(
                 f"{report.cut} of {report.examples} {split.value} examples were cut at max_length"
             )
+        if report.changed:
+            notes.append(changed_message(split, report))
         if report.dropped:
             notes.append(
                 f"{report.dropped} of {report.examples} {split.value} examples were left out: the cut "

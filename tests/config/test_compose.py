@@ -138,3 +138,36 @@ def test_the_tree_in_conf_is_data_only():
     for file in conf_directory().rglob("*"):
         assert file.is_dir() or file.suffix == ".yaml", file
         assert file.is_dir() or "_target_" not in Path(file).read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.path", "a,b.jsonl"),
+        ("data.path", "100%${v}.jsonl"),
+        ("data.path", "rows (1) [new].jsonl"),
+        ("data.path", "it's=here.jsonl"),
+        ("data.system", "You are kind, and brief."),
+        ("data.response_column", "answer (gold)"),
+        ("data.prompt_column", "question: text"),
+        ("data.input_column", "a,b"),
+        ("paths.out", "/tmp/x,y {z}"),
+    ],
+)
+def test_paths_and_free_texts_are_taken_as_they_are(key: str, value: str):
+    """Hydra's grammar reads them otherwise: hydra-ecosystem/hydra#938, #962, #1577."""
+    config = compose_run(["data=pairs", "data.path=x.jsonl", f"{key}={value}"])
+    section, _, field = key.partition(".")
+    assert getattr(getattr(config, section), field) == value
+    quoted = compose_run(["data=pairs", "data.path=x.jsonl", f'{key}="a,b"'])
+    assert getattr(getattr(quoted, section), field) == "a,b"
+    assert (
+        compose_run(["data=pairs", "data.path=x", "data.input_column=null"]).data.input_column
+        is None
+    )
+
+
+def test_a_group_cannot_be_left_out():
+    with pytest.raises(RequestError, match="~quant would leave quant to the schema's defaults"):
+        compose_run(["~quant"])
+    assert compose_run(["model=embedded"]).model.name == "embedded"

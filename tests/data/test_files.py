@@ -150,9 +150,9 @@ USER, ASSISTANT = '{"role": "user", "content": "u"}', '{"role": "assistant", "co
         ("x.jsonl", f'{{"messages": [{ASSISTANT}]}}', MESSAGES, "needs a user message"),
         (
             "x.jsonl",
-            '{"messages": [{"role": "human", "content": "u"}]}',
+            '{"messages": [{"role": "robot", "content": "u"}]}',
             MESSAGES,
-            "x.jsonl:1: message 1: role must be one of system, user, assistant, got 'human'",
+            "x.jsonl:1: message 1: role must be one of system, user, assistant, tool, got 'robot'",
         ),
         (
             "x.jsonl",
@@ -162,9 +162,9 @@ USER, ASSISTANT = '{"role": "user", "content": "u"}', '{"role": "assistant", "co
         ),
         (
             "x.jsonl",
-            '{"messages": [{"from": "human", "value": "u"}]}',
+            '{"messages": [{"speaker": "human", "value": "u"}]}',
             MESSAGES,
-            "message 1: needs 'role' and 'content', got columns from, value",
+            "message 1: needs 'role' and 'content'",
         ),
         ("x.csv", "a,b", PAIRS, "the suffix must be .jsonl, .json or .txt, got '.csv'"),
     ],
