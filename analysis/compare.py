@@ -1,4 +1,4 @@
-"""Which cells are best, which cannot be told from it, and how far each is from a reference, with a test."""
+"""Which cells are best, which may be, and how far each is from a reference: one inference a table."""
 
 import math
 from collections.abc import Sequence
@@ -7,16 +7,11 @@ from typing import Any, assert_never
 
 from analysis.cells import MISSING, Cell, Column, ColumnKind
 from analysis.groups import Group, metric_name
+from analysis.inference import AmongBest, Tested, compare_with_best, family_of
 from analysis.metric_cells import BySeed
 from analysis.printing import Scale, scale_of
 from analysis.spec import Spec
-from analysis.statistics import (
-    Paired,
-    difference_interval,
-    holm,
-    paired_difference,
-    pareto_front,
-)
+from analysis.statistics import pareto_front
 from harness.records.metrics import METRICS, Direction
 
 P_DIGITS = 3
@@ -39,58 +34,98 @@ def best_index(cells: Sequence[Cell], direction: Direction) -> int | None:
 
 
 def marked_best(
-    cells: Sequence[Cell], values: Sequence[BySeed], direction: Direction, confidence: float
+    cells: Sequence[Cell], values: Sequence[BySeed], direction: Direction
 ) -> list[Cell]:
-    """Return the cells with the best marked, and those whose difference to it may be 0.
+    """Return the cells with the best mean marked, and those that may be the best (`compare_with_best`).
 
-    Tied is a cell where the interval of the difference to the best, paired over shared seeds where there are
-    two, contains 0. From one seed nothing is said to be tied.
+    From one seed nothing is said to be tied.
     """
     best = best_index(cells, direction)
     if best is None:
         return list(cells)
-    marked = []
-    for cell, by_seed in zip(cells, values, strict=True):
-        if cell.value is None:
-            marked.append(cell)
-        elif cell.value == cells[best].value:
-            marked.append(replace(cell, best=True))
-        else:
-            interval = difference_interval(by_seed, values[best], confidence)
-            marked.append(replace(cell, tied=interval is not None and interval.contains(0.0)))
-    return marked
+    among = among_best(values, direction)
+    return [
+        replace(cell, best=True)
+        if cell.value is not None and cell.value == cells[best].value
+        else replace(cell, tied=found is not None and found.may_be_best)
+        for cell, found in zip(cells, among, strict=True)
+    ]
+
+
+def among_best(values: Sequence[BySeed], direction: Direction) -> list[AmongBest | None]:
+    """Return what comparisons with the best say of each cell; None for one of fewer than two seeds."""
+    enough = [index for index, by_seed in enumerate(values) if len(by_seed) >= 2]
+    compared = compare_with_best(
+        [values[index] for index in enough], smaller_is_better=direction is not Direction.maximize
+    )
+    found = {} if compared is None else dict(zip(enough, compared[0], strict=True))
+    return [found.get(index) for index in range(len(values))]
 
 
 def comparison_columns(
     spec: Spec, groups: Sequence[Group], cells: Sequence[Cell], values: Sequence[BySeed]
 ) -> list[tuple[Column, list[Cell]]]:
-    """Return difference, interval and p-value of each line against its reference.
+    """Return difference, interval and p-value of each line against its reference, or against the best.
 
     Nothing if none is asked for, or the one asked for is not among the lines.
     """
-    if spec.against is None and not spec.against_best:
+    if spec.against_best:
+        return _best_columns(spec, cells, values)
+    if spec.against is None:
         return []
-    references = _references(spec, groups, cells)
+    references = _references(spec, groups)
     if all(index is None for index in references):
         return []
-    pairs = [
-        None
-        if reference is None or reference == index or not by_seed.keys() & values[reference].keys()
-        else paired_difference(by_seed, values[reference], spec.confidence)
+    differences = [
+        [] if reference in (None, index) else paired(by_seed, values[reference])
         for index, (by_seed, reference) in enumerate(zip(values, references, strict=True))
     ]
-    scale = _scale_of_differences(metric_name(spec.columns[0]), cells, pairs)
-    p_values = holm([None if pair is None else pair.p_value for pair in pairs])
+    tested = family_of(differences, None).tested
+    changes = [each.difference for each in tested if each is not None]
+    scale = _scale_of_differences(metric_name(spec.columns[0]), cells, changes)
     lines = [
-        _compared(pair, p_value, scale, _runs(cells, index, references[index]))
-        if pair is not None
+        compared_cells(each, scale, _runs(cells, index, references[index]))
+        if each is not None
         else [Cell(text="reference" if references[index] == index else MISSING), _DASH, _DASH]
-        for index, (pair, p_value) in enumerate(zip(pairs, p_values, strict=True))
+        for index, each in enumerate(tested)
     ]
     headers = [
         _column("difference", f"Δ {METRICS[metric_name(spec.columns[0])].label}", scale.unit),
-        _column("difference interval", f"{100 * spec.confidence:g} % interval"),
+        _column("difference interval", "interval"),
         _column("p", "p (Holm)"),
+    ]
+    return [(header, [line[index] for line in lines]) for index, header in enumerate(headers)]
+
+
+def paired(a: BySeed, b: BySeed) -> list[float]:
+    """Return the differences a - b over the seeds that both have."""
+    return [a[seed] - b[seed] for seed in a if seed in b]
+
+
+def _best_columns(
+    spec: Spec, cells: Sequence[Cell], values: Sequence[BySeed]
+) -> list[tuple[Column, list[Cell]]]:
+    """Return each line's difference to the best of the others, with Hsu's interval; nothing without it."""
+    name = metric_name(spec.columns[0])
+    among = among_best(values, METRICS[name].direction)
+    intervals = [None if found is None else found.interval for found in among]
+    if all(interval is None for interval in intervals):
+        return []
+    scale = _scale_of_differences(name, cells, [i.mean for i in intervals if i is not None])
+    lines = [
+        [_DASH, _DASH]
+        if interval is None
+        else [
+            Cell(
+                text=scale.signed(interval.mean), number=scale.signed(interval.mean), n=interval.n
+            ),
+            Cell(text=_bounds(interval.low, interval.high, scale), n=interval.n),
+        ]
+        for interval in intervals
+    ]
+    headers = [
+        _column("to best", "Δ to the best other", scale.unit),
+        _column("to best interval", "95 % interval (Hsu)"),
     ]
     return [(header, [line[index] for line in lines]) for index, header in enumerate(headers)]
 
@@ -98,28 +133,36 @@ def comparison_columns(
 _DASH = Cell(text=MISSING)
 
 
-def _scale_of_differences(
-    name: str, cells: Sequence[Cell], pairs: Sequence[Paired | None]
-) -> Scale:
+def _scale_of_differences(name: str, cells: Sequence[Cell], changes: Sequence[float]) -> Scale:
     """Return a scale in which a difference of bytes, smaller than what it is between, can be read."""
     means = [cell.value for cell in cells if cell.value is not None]
-    return scale_of(name, [*means, *(pair.difference for pair in pairs if pair is not None)])
+    return scale_of(name, [*means, *changes])
 
 
-def _compared(
-    pair: Paired, p_value: float | None, scale: Scale, run_ids: tuple[str, ...]
-) -> list[Cell]:
+def compared_cells(tested: Tested, scale: Scale, run_ids: tuple[str, ...]) -> list[Cell]:
     """Return the cells of difference, interval and p-value."""
-
-    change = scale.signed(pair.difference)
-    bounds = MISSING
-    if pair.low is not None and pair.high is not None:
-        bounds = f"[{scale.signed(pair.low)}, {scale.signed(pair.high)}]"
-    shown = None if p_value is None else f"{p_value:.{P_DIGITS}f}"
+    change = scale.signed(tested.difference)
+    shown = None if tested.p_value is None else p_text(tested.p_value)
     return [
-        Cell(text=text, number=number, n=pair.n, run_ids=run_ids)
-        for text, number in ((change, change), (bounds, None), (shown or MISSING, shown))
+        Cell(text=text, number=number, n=tested.n, run_ids=run_ids)
+        for text, number in (
+            (change, change),
+            (_bounds(tested.low, tested.high, scale), None),
+            (shown or MISSING, shown if shown and not shown.startswith("<") else None),
+        )
     ]
+
+
+def p_text(p_value: float) -> str:
+    """Return a p-value in three digits; smaller ones as such."""
+    least = 10.0**-P_DIGITS
+    return f"<{least:.{P_DIGITS}f}" if p_value < least / 2 else f"{p_value:.{P_DIGITS}f}"
+
+
+def _bounds(low: float | None, high: float | None, scale: Scale) -> str:
+    if low is None or high is None:
+        return MISSING
+    return f"[{scale.signed(low)}, {scale.signed(high)}]"
 
 
 def front_column(
@@ -146,12 +189,9 @@ def _runs(cells: Sequence[Cell], index: int, reference: int | None) -> tuple[str
     return cells[index].run_ids + (() if reference is None else cells[reference].run_ids)
 
 
-def _references(spec: Spec, groups: Sequence[Group], cells: Sequence[Cell]) -> list[int | None]:
+def _references(spec: Spec, groups: Sequence[Group]) -> list[int | None]:
     """Return for each line the index of the line that it is compared with."""
-    if spec.against is None:
-        direction = METRICS[metric_name(spec.columns[0])].direction
-        return [best_index(cells, direction)] * len(cells)
-    wanted = dict(spec.against)
+    wanted = dict(spec.against or {})
     lines: dict[tuple[Any, ...], int] = {}
     for index, group in enumerate(groups):
         lines[group.values[: len(spec.rows)]] = index

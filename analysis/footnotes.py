@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from analysis.cells import TIED, Cell
 from analysis.frame import Role, Row
 from analysis.groups import Group, is_cost, metric_name
+from analysis.inference import FEWEST_FOR_EXACT, Method, method_for
 from analysis.metric_cells import COHORT_MARK
 from analysis.spec import Spec, Spread
-from analysis.statistics import EXACT_SIGN_FLIPS
+from harness.records.record import RESUMED
 
 MAX_NOTES = 8
 """Notes of records that are printed; the others are counted."""
@@ -53,40 +54,47 @@ def _how_spread(spec: Spec, cells: Sequence[Cell]) -> list[str]:
 
 
 def _how_marked(spec: Spec, cells: Sequence[Cell]) -> list[str]:
-    lines = []
+    lines, of = [], "line" if spec.across else "column"
     if any(cell.best for cell in cells):
-        of = "line" if spec.across else "column"
         lines.append(f"Bold: the best mean of each {of}.")
     if any(cell.tied for cell in cells):
         lines.append(
-            f"{TIED} Not told apart from the best: the {100 * spec.confidence:g} % interval of their "
-            "difference, paired over shared seeds, contains 0."
+            f"{TIED} May be the best: not set apart by comparisons with the best (Hsu 1984; where deviations "
+            f"differ, paired t at 5 %/(k - 1)), 5 % error for all lines of a {of} together."
         )
     return lines
 
 
 def _how_compared(spec: Spec, groups: Sequence[Group], cells: Sequence[Cell]) -> list[str]:
-    if spec.against is None and not spec.against_best:
+    if spec.against_best:
+        return [
+            "Δ to the best other: constrained 95 % intervals of comparisons with the best (Hsu 1984)."
+        ]
+    if spec.against is None:
         return []
     wanted = dict(spec.against or {})
     lines = [dict(zip(spec.rows, group.values, strict=False)) for group in groups]
     named = ", ".join(f"{key}={value}" for key, value in wanted.items())
     if not any(all(line[key] == value for key, value in wanted.items()) for line in lines):
         return [f"No line has {named}, with which the others were to be compared."]
-    reference = (
-        f"the line with {named}" if named else "the line with the best mean (of these numbers)"
-    )
-    line = f"Δ: mean difference to {reference}, paired over shared seeds, with its t-interval."
-    pairs = max((cell.n for cell in cells if cell.text.startswith(("+", "-"))), default=0)
-    if pairs < 2:
+    pairs = [cell.n for cell in cells if cell.text.startswith(("+", "-")) and cell.n]
+    line = f"Δ: mean difference to the line with {named}, paired over shared seeds."
+    if max(pairs, default=0) < 2:
         return [line]
-    if pairs > EXACT_SIGN_FLIPS:
-        return [f"{line} p: two-sided Wilcoxon signed-rank test, Holm-adjusted."]
-    least = 2.0 ** (1 - pairs)
-    return [
-        f"{line} p: two-sided exact sign-flip test, Holm-adjusted; with {pairs} pairs it is at least "
-        f"{least:.3g} before the adjustment."
-    ]
+    return [f"{line} {how_tested('the lines of this table', min(pairs), method_for(pairs))}"]
+
+
+def how_tested(family: str, pairs: int, method: Method) -> str:
+    """Say which test stands behind intervals and p-values, over which family, and what it assumes."""
+    small = (
+        f" With {pairs} pairs it leans on differences being normally distributed."
+        if method is Method.paired_t and pairs < FEWEST_FOR_EXACT
+        else ""
+    )
+    return (
+        f"Two-sided {method.value} test; p by Holm's procedure (1979) over {family}; intervals at the level "
+        f"at which it tested each line, so that one excludes 0 where p < .05.{small}"
+    )
 
 
 def _how_chosen(spec: Spec, chosen: Sequence[int]) -> list[str]:
@@ -132,7 +140,8 @@ def _short(key: str, value: str) -> str:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = Counter(note for row in rows for note in row["notes"])
+    """Return what the records note; that a run went on from a checkpoint changes no number of it."""
+    notes = Counter(note for row in rows for note in row["notes"] if not note.startswith(RESUMED))
     lines = [f"{note} ({_runs(count)})." for note, count in notes.most_common(MAX_NOTES)]
     if len(notes) > MAX_NOTES:
         lines.append(f"{len(notes) - MAX_NOTES} further notes stand in the records.")

@@ -1,10 +1,14 @@
 """`harness report`: from the records of a sweep, or of all runs, to tables, figures and one html page."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from analysis.answer import Answer, answer_of
 from analysis.calibration import calibration_table
+from analysis.contrasts import contrasts_table
+from analysis.edges import edge_notes
 from analysis.effects import effects_table
 from analysis.figures.cells import (
     SEARCH_VALUE,
@@ -22,20 +26,24 @@ from analysis.figures.choose import (
     curve_figures,
     quality_figures,
 )
+from analysis.figures.contrasts import contrast_intervals
 from analysis.figures.costs import STEP_SERIES, runs_with_series
 from analysis.figures.factors import printed, varying_factors
 from analysis.figures.learning import runs_with_curves
 from analysis.figures.search import importance_bars, parallel_coordinates, trial_points
+from analysis.figures.style import Look, choose_look
 from analysis.frame import Role, Row
 from analysis.page.document import Section, document
 from analysis.page.parts import (
     answers_table,
     bullet_list,
+    prose,
     provenance_list,
     reproduction,
     status_line,
 )
 from analysis.page.writer import ReportWriter, Written
+from analysis.render.latex import LatexLayout
 from analysis.sources import Records, Source, SweepData
 from analysis.spec import Spec
 from analysis.specs import specs_for
@@ -50,8 +58,21 @@ MAX_GROUPS = 4
 """Groups of comparable runs that get figures of their own when all runs are reported."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportLook:
+    """How a report's tables stand in LaTeX, and how its figures look."""
+
+    table: LatexLayout = field(default_factory=LatexLayout)
+    figure: Look = field(default_factory=Look)
+
+
 def report_sweep(
-    out: Path, name: str, *, refresh_seconds: int | None = None, source: Source | None = None
+    out: Path,
+    name: str,
+    *,
+    refresh_seconds: int | None = None,
+    source: Source | None = None,
+    look: ReportLook | None = None,
 ) -> Written:
     """Write `<out>/sweeps/<name>/report/` and return what is in it.
 
@@ -65,17 +86,25 @@ def report_sweep(
     source = source or Records(out)
     sweep = source.sweep(name)
     _remember_search_values(sweep)
-    page = ReportWriter(sweep.directory / source.report)
+    look = look or ReportLook()
+    choose_look(look.figure)
+    page = ReportWriter(sweep.directory / source.report, look.table)
     page.written.lacks += _lacks(sweep)
+    answer = answer_of(sweep)
+    page.written.answer = None if answer is None else answer.text
+    answered = "" if answer is None else _answer_body(page, sweep, answer)
     verdict, others = page.tables(specs_for(sweep), sweep.rows)
-    figures = _sweep_figures(page, sweep, source)
+    figures = list(_sweep_figures(page, sweep, source))
     head = (
-        f'<p class="over">{escape(sweep.name)}</p><h1>{escape(sweep.question or sweep.name)}</h1>'
-        f'<p class="expect">Expected: {escape(sweep.expect or "nothing was stated")}</p>'
+        f'<p class="over">{escape(sweep.name)}</p><h1>{prose(sweep.question or sweep.name)}</h1>'
+        f'<p class="expect"><b>Expected:</b> {prose(sweep.expect or "nothing was stated")}</p>'
+        f"{_found(answer)}"
         f'<p class="faint">{escape(status_line(sweep.state, sweep.rows))}</p>'
-        f"{bullet_list(page.written.lacks, 'What these records lack')}"
     )
+    lacks = bullet_list(page.written.lacks, "What these records lack")
     sections = [
+        Section(key="answer", title="The answer", body=answered),
+        Section(key="lacks", title="What to know", body=lacks),
         Section(key="verdict", title="Confirmation: fresh seeds", body=verdict),
         *figures,
         Section(key="tables", title="Tables", body=others),
@@ -87,10 +116,33 @@ def report_sweep(
     page.write(
         document(title=sweep.name, head=head, sections=sections, refresh_seconds=refresh_seconds)
     )
+    page.write_paper(sweep.question or sweep.name, f"{sweep.question} {sweep.expect}")
     return page.written
 
 
-def report_runs(out: Path, source: Source | None = None) -> Written:
+def _found(answer: Answer | None) -> str:
+    if answer is None:
+        return '<p class="found"><b>Found:</b> nothing is confirmed yet.</p>'
+    outcome = answer.expectation
+    said = "" if outcome is None else f" <b>The expectation is {outcome.value}.</b>"
+    return f'<p class="found"><b>Found:</b> {prose(" ".join(answer.sentences))}{said}</p>'
+
+
+def _answer_body(page: ReportWriter, sweep: SweepData, answer: Answer) -> str:
+    """Return the one figure and the one table that show the answer; nothing where no contrast was named."""
+    found = answer.answered
+    if found is None:
+        return ""
+    figure = page.figures([lambda width: contrast_intervals(found, width=width)], prefix="")
+    table = page.table(
+        contrasts_table(found, f"{sweep.question or sweep.name} Contrasts on fresh seeds.")
+    )
+    return figure + table
+
+
+def report_runs(
+    out: Path, source: Source | None = None, *, look: ReportLook | None = None
+) -> Written:
     """Write `<out>/report/` about all runs under `<out>/runs`, or all that another source has.
 
     Runs on different models, data or evaluations never share a figure.
@@ -98,9 +150,10 @@ def report_runs(out: Path, source: Source | None = None) -> Written:
     Raises:
         RequestError: there is no record; the message says where it looked.
     """
-    source = source or Records(out)
+    source, look = source or Records(out), look or ReportLook()
+    choose_look(look.figure)
     rows, problems = source.runs()
-    page = ReportWriter(out / source.report)
+    page = ReportWriter(out / source.report, look.table)
     page.written.lacks += problems + _failures(rows)
     sections = []
     groups = sorted(_comparable(rows), key=lambda group: -len(group[1]))
@@ -144,15 +197,6 @@ def _sweep_figures(page: ReportWriter, sweep: SweepData, source: Source) -> Iter
         metrics = _measured(confirmed, objectives)
         body = page.figures(quality_figures([*confirmed, *probes], metrics), prefix="")
         yield Section(key="figures", title="Figures of the confirmation", body=body)
-    results = confirmed or searched
-    if results and quality is not None:
-        draws = [*cost_figures([*results, *probes], quality)]
-        draws += configuration_figures([*(searched or results), *probes])
-        draws += _curve_draws(page, source, results, quality)
-        body = page.figures(draws, prefix="")
-        calibration = calibration_table(sweep.rows)
-        body += "" if calibration is None else page.table(calibration)
-        yield Section(key="cost", title="Memory and learning curves", body=body)
     if searched:
         metrics = _measured(searched, objectives)
         draws = [*quality_figures([*searched, *probes], metrics), *_search_draws(page, sweep)]
@@ -163,6 +207,15 @@ def _sweep_figures(page: ReportWriter, sweep: SweepData, source: Source) -> Iter
         effects = effects_table(searched, quality) if quality is not None else None
         body += "" if effects is None else page.table(effects)
         yield Section(key="search", title="The search", body=note + body)
+    results = confirmed or searched
+    if results and quality is not None:
+        draws = [*cost_figures([*results, *probes], quality)]
+        draws += configuration_figures([*(searched or results), *probes])
+        draws += _curve_draws(page, source, results, quality)
+        body = page.figures(draws, prefix="")
+        calibration = calibration_table(sweep.rows)
+        body += "" if calibration is None else page.table(calibration)
+        yield Section(key="cost", title="Memory and learning curves", body=body)
 
 
 def _search_draws(page: ReportWriter, sweep: SweepData) -> Iterator[Draw]:
@@ -220,7 +273,9 @@ def _lacks(sweep: SweepData) -> list[str]:
         found.append("no confirmation: what stands below are the search's own numbers, not results")
     if not sweep.rows:
         found.append("no run has a record yet")
-    return found + _failures(sweep.rows) + sweep.problems
+    is_over = state["status"] == "finished"
+    counted = [row for row in sweep.rows if not (is_over and row["status"] is RunStatus.pruned)]
+    return found + edge_notes(sweep) + _failures(counted) + sweep.problems
 
 
 def _failures(rows: Iterable[Row]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from analysis.frame import PLACE_KEYS, Role, Row, flat_row
 from analysis.histories import History, read_histories
-from harness.errors import RequestError, near_names
+from harness.errors import RequestError
 from harness.parsing import Unreadable, read_yaml
 from harness.records.answers import read_answers, samples
 from harness.records.record import RecordError, RunDirectory, read_record
@@ -120,8 +120,10 @@ def load_runs(out: Path) -> tuple[list[Row], list[str]]:
     return rows, problems + unlike
 
 
-def load_sweep(out: Path, name: str) -> SweepData:
+def load_sweep(out: Path, name: str, *, only_confirmed: bool = False) -> SweepData:
     """Return a sweep with the rows of its runs, each with its role, its trial and its point.
+
+    `only_confirmed`: no rows but the confirmation's, which answer the question.
 
     Raises RequestError where no sweep of that name has run there, or its state cannot be read.
     """
@@ -133,7 +135,7 @@ def load_sweep(out: Path, name: str) -> SweepData:
 
     state = read_state_tree(SweepDirectory(out, name))
     asked, damage = _asked(directory)
-    sweep = assembled(state, asked, directory, read)
+    sweep = assembled(state, asked, directory, read, only_confirmed=only_confirmed)
     sweep.problems.extend(damage)
     return sweep
 
@@ -143,9 +145,12 @@ def assembled(
     asked: dict[str, Any],
     directory: Path,
     read: Callable[[Sequence[str]], tuple[list[Row], list[str]]],
+    *,
+    only_confirmed: bool = False,
 ) -> SweepData:
     """Return a sweep of its state, its question and what `read` finds of the runs that it is asked for."""
-    wanted = [line["run_id"] for line in state["runs"]]
+    roles, confirmation = _roles(state), Role.confirmation.value
+    wanted = [each for each, role in roles.items() if role == confirmation or not only_confirmed]
     rows, problems = read(wanted)
     found = {row["run_id"] for row in rows}
     missing = [run_id for run_id in wanted if run_id not in found]
@@ -168,6 +173,23 @@ def assembled(
         problems=problems,
         directory=directory,
     )
+
+
+def _roles(state: Mapping[str, Any]) -> dict[str, str]:
+    """Return every run of a sweep with its role, in the order of the trials, then of the confirmation.
+
+    They follow from the trials, not from `runs`: that is what one driver had in its hands, in its own order.
+    """
+    roles: dict[str, str] = {}
+    for trial in state["trials"]:
+        roles |= dict.fromkeys(trial["runs"], Role.search.value)
+        if (probe := trial.get("probe")) is not None:
+            roles[probe] = Role.probe.value
+    for confirmed in state["confirmed"]:
+        roles |= dict.fromkeys(confirmed["runs"], Role.confirmation.value)
+    for line in state["runs"]:
+        roles.setdefault(line["run_id"], line["role"])
+    return roles
 
 
 def unique_rows(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
@@ -247,13 +269,13 @@ def _place_rows(rows: Iterable[Row], state: Mapping[str, Any]) -> None:
     points = {trial["number"]: trial["point"] for trial in state["trials"]}
     trials: dict[str, int] = {}
     for trial in state["trials"]:
-        for run_id in trial["runs"]:
+        for run_id in (*trial["runs"], trial.get("probe")):
             trials.setdefault(run_id, trial["number"])
     for confirmed in state["confirmed"]:
         points.setdefault(confirmed["trial"], confirmed["point"])
         for run_id in confirmed["runs"]:
             trials.setdefault(run_id, confirmed["trial"])
-    roles = {line["run_id"]: line["role"] for line in state["runs"]}
+    roles = _roles(state)
     for row in rows:
         own = row["trial"] if row.get("provenance.sweep") == state["name"] else None
         row["role"] = roles[row["run_id"]]

@@ -1,8 +1,8 @@
 """Intervals, paired differences, tests, Pareto fronts and effects, as pure functions of numbers.
 
-Seeds are the replicates: every interval and test here is over seeds (or over blocks, where it says so), never
-over the rows of an evaluation. SciPy and Optuna are imported by the functions that need them: together they
-take 0.4 s, and most readers of records need neither.
+Seeds are the replicates: every interval and test here is over seeds, never over the rows of an evaluation
+(tests of several comparisons: `analysis.inference`). SciPy and Optuna are imported by the functions that need
+them: together they take 0.4 s, and most readers of records need neither.
 """
 
 import math
@@ -13,47 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from analysis.intervals import (
-    Interval,
-    bootstrap_interval,
-    mean_and_deviation,
-    mean_interval,
-    t_quantile,
-)
+from analysis.intervals import Interval, bootstrap_interval, mean_interval
 from harness.records.metrics import Direction
 
 __all__ = [
     "Effect",
     "Interval",
-    "Paired",
     "bootstrap_interval",
-    "difference_interval",
     "holm",
     "importance",
     "marginal_effects",
     "mean_interval",
-    "paired_difference",
     "pareto_front",
     "proportion_standard_error",
     "sign_flip_p_value",
 ]
 
-EXACT_SIGN_FLIPS = 14
-"""Up to this many pairs all 2^n assignments of signs are looked at; beyond it Wilcoxon's test is used."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paired:
-    """The mean of a - b over the seeds that both have."""
-
-    difference: float
-    low: float | None
-    high: float | None
-    n: int
-    p_value: float | None
-    """Two-sided; None for a single pair."""
-    method: str
-    """How the p-value was found: `sign flips` (exact) or `Wilcoxon`."""
+LEAST_TRIALS, TRIALS_PER_AXIS = 20, 5
+"""Fewer trials say nothing of importance: its best tenth would be one or two of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,74 +41,10 @@ class Effect:
     factor: str
     level: Any
     reference: Any
-    change: Paired
-    """Over blocks: its n counts combinations of the other factors in which both levels were measured."""
-
-
-def paired_difference(
-    a: Mapping[Any, float], b: Mapping[Any, float], confidence: float = 0.95
-) -> Paired:
-    """Compare two cells by the seeds that both have: mean of a - b, its t-interval, and a two-sided test.
-
-    The test flips signs exactly up to 14 pairs and is Wilcoxon's signed-rank test beyond. With n pairs the
-    exact p-value is at least 2^(1-n): three seeds can show nothing below .25.
-
-    Raises ValueError where no seed is shared or a value is not finite.
-    """
-    shared = [seed for seed in a if seed in b]
-    if not shared:
-        raise ValueError(f"no seed is shared: {sorted(map(str, a))} and {sorted(map(str, b))}")
-    differences = [a[seed] - b[seed] for seed in shared]
-    interval = mean_interval(differences, confidence)
-    p_value, method = _tested(differences)
-    return Paired(
-        difference=interval.mean,
-        low=interval.low,
-        high=interval.high,
-        n=len(shared),
-        p_value=p_value,
-        method=method,
-    )
-
-
-def difference_interval(
-    a: Mapping[Any, float], b: Mapping[Any, float], confidence: float = 0.95
-) -> Interval | None:
-    """Return the interval of mean(a) - mean(b): paired over the seeds that both have, else Welch's (1947).
-
-    None where neither can be had: fewer than two seeds shared, and fewer than two in one of them.
-    """
-    shared = [seed for seed in a if seed in b]
-    if len(shared) >= 2:
-        return mean_interval([a[seed] - b[seed] for seed in shared], confidence)
-    if min(len(a), len(b)) < 2:
-        return None
-    (mean_a, deviation_a), (mean_b, deviation_b) = map(
-        mean_and_deviation, (list(a.values()), list(b.values()))
-    )
-    share_a, share_b = ((deviation_a or 0.0) ** 2 / len(a), (deviation_b or 0.0) ** 2 / len(b))
-    variance, mean = share_a + share_b, mean_a - mean_b
-    if variance == 0:
-        half = 0.0
-    else:
-        squares = share_a**2 / (len(a) - 1) + share_b**2 / (len(b) - 1)
-        half = t_quantile(variance**2 / squares, confidence) * math.sqrt(variance)
-    return Interval(
-        mean=mean, low=mean - half, high=mean + half, n=min(len(a), len(b)), deviation=None
-    )
-
-
-def _tested(differences: Sequence[float]) -> tuple[float | None, str]:
-    n = len(differences)
-    if n == 1:
-        return None, "sign flips"
-    if n <= EXACT_SIGN_FLIPS:
-        return sign_flip_p_value(differences), "sign flips"
-    if not any(differences):
-        return 1.0, "Wilcoxon"
-    from scipy.stats import wilcoxon
-
-    return float(wilcoxon(differences).pvalue), "Wilcoxon"  # pyright: ignore[reportAttributeAccessIssue]
+    by_seed: dict[Any, float]
+    """Seed -> the mean change over the blocks."""
+    num_blocks: int
+    """Combinations of the other factors in which every seed has measured both levels."""
 
 
 def sign_flip_p_value(differences: Sequence[float]) -> float:
@@ -204,33 +118,48 @@ def marginal_effects(
     factor: str,
     metric: str,
     others: Sequence[str],
-    confidence: float = 0.95,
+    seed: str = "seed",
 ) -> list[Effect]:
-    """Return what each change of `factor` does to `metric` with the `others` held fixed.
+    """Return what each change of `factor` does to `metric` with the `others` held fixed, seed by seed.
 
-    Rows in which all `others` are equal (name the seed among them to pair by it) form a block; each pair of
-    levels is compared within blocks, and the interval is over blocks: it says how steady the effect is across
-    them. Rows without a value are left out; a pair of levels that no block has both of is, too.
+    Rows in which all `others` are equal form a block. A seed's runs have data order and initialisation in
+    common, so that its blocks are no replicates: their mean is one value, and the seeds are what can be
+    tested over. Only blocks that every seed has measured at both levels count. Rows without a value are left
+    out.
 
-    Raises ValueError where two rows of a block have the same level: then something else varies.
+    Raises ValueError where two rows of a block and seed have the same level: then something else varies.
     """
-    blocks: dict[Any, dict[tuple[Any, ...], float]] = {}
+    blocks: dict[Any, dict[tuple[Any, ...], dict[Any, float]]] = {}
     for row in rows:
         if (value := row.get(metric)) is None or not math.isfinite(value):
             continue
         block = tuple(row.get(key) for key in others)
-        of_level = blocks.setdefault(row.get(factor), {})
-        if block in of_level:
+        of_block = blocks.setdefault(row.get(factor), {}).setdefault(block, {})
+        if row.get(seed) in of_block:
             raise ValueError(
                 f"two rows have {factor}={row.get(factor)} and {dict(zip(others, block, strict=True))}: "
                 "name what else varies among `others`"
             )
-        of_level[block] = value
+        of_block[row.get(seed)] = value
     effects = []
     for reference, level in combinations(blocks, 2):
-        if blocks[reference].keys() & blocks[level].keys():
-            change = paired_difference(blocks[level], blocks[reference], confidence)
-            effects.append(Effect(factor=factor, level=level, reference=reference, change=change))
+        a, b = blocks[level], blocks[reference]
+        seeds = dict.fromkeys(each for block in (*a.values(), *b.values()) for each in block)
+        shared = [k for k in a if k in b and all(each in a[k] and each in b[k] for each in seeds)]
+        if shared:
+            by_seed = {
+                each: math.fsum(a[block][each] - b[block][each] for block in shared) / len(shared)
+                for each in seeds
+            }
+            effects.append(
+                Effect(
+                    factor=factor,
+                    level=level,
+                    reference=reference,
+                    by_seed=by_seed,
+                    num_blocks=len(shared),
+                )
+            )
     return effects
 
 
@@ -252,8 +181,13 @@ def importance(storage_url: str, name: str) -> dict[str, dict[str, float]]:
     complete = stored.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     names = stored.metric_names or [f"objective {i}" for i in range(len(stored.directions))]
     finite = [trial for trial in complete if all(map(math.isfinite, trial.values))]
-    if len(finite) < 4:
-        raise ValueError(f"{len(finite)} completed trials of {name}: importance needs 4 or more")
+    axes = {key for trial in finite for key in trial.params}
+    needed = max(LEAST_TRIALS, TRIALS_PER_AXIS * len(axes))
+    if len(finite) < needed:
+        raise ValueError(
+            f"{len(finite)} completed trials of {name} over {len(axes)} axes: importance needs "
+            f"{needed} or more"
+        )
     shares = {}
     for index, (objective, direction) in enumerate(zip(names, stored.directions, strict=True)):
         study = optuna.create_study(direction=direction)

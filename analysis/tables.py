@@ -47,7 +47,7 @@ def build_table(spec: Spec, rows: Sequence[Row]) -> Table:
     first: tuple[list[Cell], list[BySeed]] | None = None
     for name in spec.columns:
         header, cells, values = metric_column(spec, name, groups)
-        cells = marked_best(cells, values, header.direction, spec.confidence)
+        cells = marked_best(cells, values, header.direction)
         columns.append((header, cells))
         first = first or (cells, values)
     assert first is not None, "a spec has columns"
@@ -123,7 +123,6 @@ def _across(spec: Spec, groups: Sequence[Group]) -> Table:
                 cells[start : start + len(sides)],
                 values[start : start + len(sides)],
                 header.direction,
-                spec.confidence,
             )
             for start in range(0, len(whole), len(sides))
         ]

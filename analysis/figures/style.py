@@ -6,9 +6,10 @@ No pyplot: a figure belongs to whoever asked for it, and nothing is global.
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -54,10 +55,56 @@ _SETTINGS: dict[Any, Any] = {
 
 
 class Width(Enum):
-    """Widths of a journal's page, in inches."""
+    """Widths of a conference's page (ICML, ACL), in inches."""
 
-    one_column = 3.35
-    two_columns = 6.9
+    one_column = 3.25
+    two_columns = 6.75
+
+
+class FigureStyle(Enum):
+    """What figures are made for."""
+
+    page = "page"
+    paper = "paper"
+    slides = "slides"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How all figures of a report look."""
+
+    style: FigureStyle = FigureStyle.page
+    serif: bool = False
+
+    def settings(self) -> dict[Any, Any]:
+        """Return matplotlib's settings: smaller for a paper, larger and thicker for slides."""
+        found = dict(_SETTINGS)
+        if self.serif:
+            found["font.family"] = "DejaVu Serif"
+        match self.style:
+            case FigureStyle.page:
+                return found
+            case FigureStyle.paper:
+                letters, lines = 0.9, 0.9
+            case FigureStyle.slides:
+                letters, lines = 1.3, 1.6
+            case unknown:
+                assert_never(unknown)
+        for key, value in found.items():
+            if key.endswith("size") and isinstance(value, int | float):
+                found[key] = value * letters
+            elif key.endswith("linewidth"):
+                found[key] = value * lines
+        return found
+
+
+_LOOK = [Look()]
+"""The look of the report in progress; the processes that draw are forked from the one that chose it."""
+
+
+def choose_look(look: Look) -> None:
+    """Let all figures from now on look so."""
+    _LOOK[0] = look
 
 
 class LineLook(NamedTuple):
@@ -80,7 +127,7 @@ def line_look(index: int) -> LineLook:
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Apply the settings; for making a figure and for writing it."""
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(_LOOK[0].settings()):
         yield
 
 

@@ -1,6 +1,7 @@
 """Pieces of the page as html: figures, tables with their copies, runs, provenance, how to reproduce."""
 
 import base64
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -27,6 +28,11 @@ MAX_ITEMS = 8
 """Sentences of a note that are shown; the rest unfolds."""
 MAX_VALUES = 8
 """Values of one fact of provenance that are listed; the rest is counted."""
+
+
+def prose(text: str) -> str:
+    """Return text that a person wrote as html: words in backticks are code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def picture(*, title: str, caption: str, stem: str, svg: str, narrow_svg: str | None = None) -> str:
@@ -75,7 +81,7 @@ def bullet_list(items: Sequence[str], heading: str) -> str:
     """Return a highlighted note, or nothing where there is nothing to say."""
     if not items:
         return ""
-    listed = [f"<li>{escape(item)}</li>" for item in items]
+    listed = [f"<li>{prose(item)}</li>" for item in items]
     first, rest = "".join(listed[:MAX_ITEMS]), "".join(listed[MAX_ITEMS:])
     more = folded(f"and {len(items) - MAX_ITEMS} more", f"<ul>{rest}</ul>") if rest else ""
     return f'<div class="note"><strong>{escape(heading)}</strong><ul>{first}</ul>{more}</div>'

@@ -10,8 +10,10 @@ from analysis.figures.choose import Draw
 from analysis.frame import Role, Row
 from analysis.page.document import Section
 from analysis.page.drawn import draw_all
+from analysis.page.paper import write_paper
 from analysis.page.parts import figure_grid, folded, picture, runs_table, table_block
 from analysis.render import csv, html, latex, markdown
+from analysis.render.latex import LatexLayout
 from analysis.tables import Spec, Table, TableRefused, build_table
 from harness.errors import RequestError
 from harness.records.redact import looks_like_a_key
@@ -24,6 +26,8 @@ class Written:
     index: Path
     tables: list[str] = field(default_factory=list)
     figures: list[str] = field(default_factory=list)
+    answer: str | None = None
+    """What the sweep has found, in sentences; None where nothing is confirmed, and for runs of no sweep."""
     lacks: list[str] = field(default_factory=list)
     """What the records do not hold or support, a sentence each."""
 
@@ -31,8 +35,11 @@ class Written:
 class ReportWriter:
     """The report's directory: what is written into it, and the html that shows it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, layout: LatexLayout | None = None) -> None:
+        """`layout`: how the LaTeX tables stand in their document."""
         self.directory = directory
+        self._layout = layout or LatexLayout()
+        self._tables: list[Table] = []
         self.written = Written(index=directory / "index.html")
         (directory / "figures").mkdir(parents=True, exist_ok=True)
 
@@ -52,11 +59,12 @@ class ReportWriter:
         """Write one table in every format; return its html."""
         texts = {
             "md": markdown(table),
-            "tex": latex(table),
+            "tex": latex(table, self._layout),
             "csv": csv(table),
             "json": table.sources(),
         }
         self.written.tables.append(table.name)
+        self._tables.append(table)
         for suffix, text in texts.items():
             self._save(f"tables/{table.name}.{suffix}", text)
         return table_block(
@@ -96,6 +104,18 @@ class ReportWriter:
     def write(self, page: str) -> None:
         """Replace index.html."""
         self._save("index.html", page)
+
+    def write_paper(self, title: str, said: str) -> None:
+        """Write the documents of all tables and figures; `said`: what else names a work to cite."""
+        text = [said, *(note for table in self._tables for note in table.footnotes)]
+        write_paper(
+            self.directory / "paper",
+            title,
+            self.written.answer or "",
+            self._tables,
+            self.written.figures,
+            " ".join(text),
+        )
 
     def _save(self, name: str, text: str) -> None:
         path = self.directory / name

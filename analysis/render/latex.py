@@ -1,13 +1,48 @@
-"""A table as LaTeX: booktabs, numbers aligned by siunitx, everything escaped."""
+"""A table as LaTeX: booktabs, numbers aligned by siunitx, everything escaped, never wider than its column."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 
 from analysis.cells import TIED, Cell, Column, ColumnKind, Table
 
-PACKAGES = ("booktabs", "siunitx")
+PACKAGES = ("booktabs", "siunitx", "adjustbox")
 
-_PREAMBLE = "% \\usepackage{booktabs,siunitx}\n\\begin{table}\n\\centering\n\\sisetup{detect-all}\n"
+
+class TableWidth(Enum):
+    """How wide a table may be in its document."""
+
+    column = "column"
+    """One column of text; the whole line where there is one."""
+    text = "text"
+    """Across both columns."""
+
+
+class FontSize(Enum):
+    """LaTeX's sizes below the text's own."""
+
+    normal = "normalsize"
+    small = "small"
+    footnote = "footnotesize"
+    script = "scriptsize"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatexLayout:
+    """How tables stand in a document."""
+
+    width: TableWidth = TableWidth.column
+    font: FontSize = FontSize.small
+    """Of a table that fits; a wider one is scaled down to the width."""
+
+
+_DEFAULT = LatexLayout()
+_SETUP = "\\sisetup{detect-all, retain-explicit-plus}\n"
+_BREAK = "\\allowbreak{}"
+_BREAKS_AFTER = re.compile(r"(?<=[a-z0-9])(\\_|[./=])(?=[a-z0-9])")
+_MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 _SPECIAL = {
     "\\": "\\textbackslash{}",
     "{": "\\{",
@@ -38,18 +73,54 @@ _SPECIAL = {
 }
 
 
-def latex(table: Table) -> str:
-    """Return a `table` environment; its document loads booktabs and siunitx."""
+def latex(table: Table, layout: LatexLayout = _DEFAULT) -> str:
+    """Return a `table` environment; its document loads `PACKAGES`.
+
+    A column of one value stands in the caption. What is wider than the column is scaled down to it.
+    """
+    table = _without_constants(table)
+    across = layout.width is TableWidth.text
+    environment, width = ("table*", "\\textwidth") if across else ("table", "\\columnwidth")
+    return (
+        f"% \\usepackage{{{','.join(PACKAGES)}}}\n\\begin{{{environment}}}\n\\centering\n{_SETUP}"
+        f"\\caption{{{_breakable(escaped(table.title))}}}\n\\label{{tab:{_label(table.name)}}}\n"
+        f"\\{layout.font.value}\n\\begin{{adjustbox}}{{max width={width}}}\n{_tabular(table)}"
+        f"\\end{{adjustbox}}\n{_footnotes(table.footnotes, width)}\\end{{{environment}}}\n"
+    )
+
+
+def _without_constants(table: Table) -> Table:
+    """Return the table with the keys and counts that never vary in its title, behind the question."""
+    if len(table.rows) < 2:
+        return table
+    constant = [
+        index
+        for index, column in enumerate(table.columns)
+        if column.kind in (ColumnKind.key, ColumnKind.count)
+        and len({row[index].marked for row in table.rows}) == 1
+    ]
+    if not constant or len(constant) == len(table.columns):
+        return table
+    said = ", ".join(f"{table.columns[i].label} = {table.rows[0][i].marked}" for i in constant)
+    kept = [index for index in range(len(table.columns)) if index not in constant]
+    return replace(
+        table,
+        title=f"{table.title} ({said})",
+        columns=[table.columns[index] for index in kept],
+        rows=[[row[index] for index in kept] for row in table.rows],
+    )
+
+
+def _tabular(table: Table) -> str:
     wide = [_has_spread(table, index) for index in range(len(table.columns))]
     layout = "".join(_layout(table, index, wide[index]) for index in range(len(table.columns)))
     lines = [" & ".join(map(_header, table.columns, wide))]
     lines += [" & ".join(map(_cell, table.columns, row, wide)) for row in table.rows]
     head, *body = (f"{line} \\\\" for line in lines)
     return (
-        f"{_PREAMBLE}\\caption{{{escaped(table.title)}}}\n\\label{{tab:{_label(table.name)}}}\n"
         f"\\begin{{tabular}}{{{layout}}}\n\\toprule\n{head}\n\\midrule\n"
         + "".join(f"{line}\n" for line in body)
-        + f"\\bottomrule\n\\end{{tabular}}\n{_footnotes(table.footnotes)}\\end{{table}}\n"
+        + "\\bottomrule\n\\end{tabular}\n"
     )
 
 
@@ -66,7 +137,13 @@ def latex_document(tables: Sequence[Table]) -> str:
 
 def escaped(text: str) -> str:
     """Return text that LaTeX prints as it is; a letter that pdflatex has no glyph for becomes its code."""
-    return "".join(map(_escaped_character, text))
+    parts = _MINUS.split(text)
+    return "$-$".join("".join(map(_escaped_character, part)) for part in parts)
+
+
+def _breakable(text: str) -> str:
+    """Let lines of prose end inside a long key or path, where they may be narrow."""
+    return _BREAKS_AFTER.sub(lambda found: f"{found[0]}{_BREAK}", text)
 
 
 def _escaped_character(character: str) -> str:
@@ -127,8 +204,11 @@ def _cell(column: Column, cell: Cell, wide: bool) -> str:
     return f"{first} & {escaped(' '.join(rest))}".rstrip()
 
 
-def _footnotes(notes: Sequence[str]) -> str:
+def _footnotes(notes: Sequence[str], width: str) -> str:
     if not notes:
         return ""
-    lines = "\\par\n".join(map(escaped, notes))
-    return f"\\par\\smallskip\n\\begin{{minipage}}{{\\linewidth}}\\footnotesize\n{lines}\n\\end{{minipage}}\n"
+    lines = "\\par\n".join(_breakable(escaped(note)) for note in notes)
+    return (
+        f"\\par\\smallskip\n\\begin{{minipage}}{{{width}}}\\footnotesize\\raggedright\n{lines}\n"
+        "\\end{minipage}\n"
+    )

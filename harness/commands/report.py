@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from harness.config.compose import compose_run
 from harness.config.schema import TrackerConfig
@@ -15,6 +15,7 @@ from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
 
 if TYPE_CHECKING:
     from analysis.page.writer import Written
+    from analysis.report import ReportLook
     from analysis.sources import Source
 
 REPORT_HELP = """\
@@ -24,6 +25,9 @@ usage: harness report [NAME…] [paths.out=DIRECTORY] [--source records|wandb-of
   records        the records under paths.out (the default)
   wandb-offline  the .wandb files below paths.out, wherever they lie there
   wandb          the project tracker.project of tracker.entity, by W&B's public API
+
+table.width=column|text    how wide LaTeX tables may be     table.font=normal|small|footnote|script
+figure.style=page|paper|slides                             figure.serif=true
 """
 
 MAX_LACKS = 8
@@ -50,15 +54,17 @@ def report_command(
 ) -> int:
     """Write the report of each named sweep, or of all runs, and print where it is.
 
-    `paths.out=` says where the records are. With `watch` the reports of running sweeps are written again and
-    again until none of them runs. With `as_json` one document at the end: the pages, their tables and
-    figures, and what the records do not support.
+    `paths.out=` says where the records are; `table.width=column|text`, `table.font=small|footnote|script` and
+    `figure.style=page|paper|slides`, `figure.serif=true` how it looks. With `watch` the reports of running
+    sweeps are written again and again until none of them runs. With `as_json` one document at the end: the
+    pages, their tables and figures, and what the records do not support.
 
     Raises:
         RequestError: there is no such sweep, or no record; `watch` without a sweep.
     """
     from analysis.report import report_runs, report_sweep  # matplotlib: 0.4 s
 
+    look, words = _look(words)
     names = list(dict.fromkeys(word for word in words if "=" not in word))
     config = compose_run([word for word in words if "=" in word])
     out = Path(config.paths.out)
@@ -68,7 +74,7 @@ def report_command(
     if not names:
         if watch:
             raise RequestError("harness report --watch needs the name of a sweep")
-        written = {"": report_runs(out, origin)}
+        written = {"": report_runs(out, origin, look=look)}
         _print(written, as_json)
         return 0
     written = {}
@@ -78,7 +84,9 @@ def report_command(
         running = [name for name in names if from_records and _is_running(out, name)]
         for name in names:
             refresh = round(WATCH_SECONDS) if watch and name in running else None
-            written[name] = report_sweep(out, name, refresh_seconds=refresh, source=origin)
+            written[name] = report_sweep(
+                out, name, refresh_seconds=refresh, source=origin, look=look
+            )
             if not as_json:
                 _print({name: written[name]}, as_json)
         names = running if watch else []  # those that ran before their report was made
@@ -87,6 +95,37 @@ def report_command(
     if as_json:
         _print(written, as_json)
     return 0
+
+
+def _look(words: Sequence[str]) -> "tuple[ReportLook, list[str]]":
+    """Return what the words say of the look of tables and figures, and the other words."""
+    from analysis.figures.style import FigureStyle, Look
+    from analysis.render.latex import FontSize, LatexLayout, TableWidth
+    from analysis.report import ReportLook
+
+    choices: dict[str, dict[str, Any]] = {
+        "table.width": {each.name: each for each in TableWidth},
+        "table.font": {each.name: each for each in FontSize},
+        "figure.style": {each.name: each for each in FigureStyle},
+        "figure.serif": {"true": True, "false": False},
+    }
+    chosen, others = dict[str, dict[str, Any]](), []
+    for word in words:
+        key, equals, value = word.partition("=")
+        section, _, name = key.partition(".")
+        if not equals or section not in ("table", "figure"):
+            others.append(word)
+            continue
+        if key not in choices:
+            raise RequestError(
+                f"unknown key {key!r}{near_names(key, choices)}; there are {', '.join(choices)}"
+            )
+        if value not in choices[key]:
+            known = choices[key]
+            raise RequestError(f"{word} is none of {', '.join(known)}{near_names(value, known)}")
+        chosen.setdefault(section, {})[name] = choices[key][value]
+    table, figure = LatexLayout(**chosen.get("table", {})), Look(**chosen.get("figure", {}))
+    return ReportLook(table=table, figure=figure), others
 
 
 def source_of(word: str | None) -> SourceName:
@@ -129,6 +168,7 @@ def _print(written: "Mapping[str, Written]", as_json: bool) -> None:
                 "index": str(each.index),
                 "tables": each.tables,
                 "figures": each.figures,
+                "answer": each.answer,
                 "lacks": each.lacks,
             }
             for name, each in written.items()
@@ -136,6 +176,8 @@ def _print(written: "Mapping[str, Written]", as_json: bool) -> None:
         print(json.dumps(found))
         return
     for each in written.values():
+        if each.answer is not None:
+            print(f"Found: {each.answer}")
         for lack in each.lacks[:MAX_LACKS]:
             print(f"harness: {lack}", file=sys.stderr)
         if (more := len(each.lacks) - MAX_LACKS) > 0:

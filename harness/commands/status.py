@@ -8,7 +8,24 @@ from harness.errors import RequestError
 from harness.launch.jobs import job_lines
 from harness.records.redact import message
 from harness.sweeping.display import print_state, progress_text
-from harness.sweeping.state import SweepDirectory, read_state, state_text
+from harness.sweeping.state import (
+    SweepDirectory,
+    SweepState,
+    SweepStatus,
+    read_state,
+    state_text,
+)
+
+
+def answer_text(out: Path, name: str, state: SweepState) -> str | None:
+    """Return what a sweep has found, in the report's own words; None before anything is confirmed."""
+    if not state.confirmed or state.status is not SweepStatus.finished:
+        return None
+    from analysis.answer import answer_of  # numpy and scipy: for a sweep that has an answer
+    from analysis.sources import load_sweep
+
+    answer = answer_of(load_sweep(out, name, only_confirmed=True))
+    return None if answer is None else answer.text
 
 
 def _line(out: Path, name: str) -> str:
@@ -38,7 +55,7 @@ def status_command(words: Sequence[str], *, as_json: bool) -> int:
         if as_json:
             print(state_text(state), end="")
         else:
-            print_state(state, file=str(directory.state))
+            print_state(state, file=str(directory.state), answer=answer_text(out, names[0], state))
             lines = _jobs(directory)
             print("".join(f"{line}\n" for line in lines), end="")
             if any(": pending" in line or ": running" in line for line in lines):

@@ -7,20 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.commands.mirror import mirror_finished_sweep
+from harness.commands.status import answer_text
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.config.storage import label_of
 from harness.errors import RequestError
 from harness.plan.probe import PROBE_STEPS
 from harness.question.check_space import check_space
+from harness.question.compare import described, quota_combinations
 from harness.question.load import load_question
 from harness.question.points import Point
+from harness.question.power import described_power
 from harness.question.question import Question, comparable, refuse_another
-from harness.question.settings import Method, PrunerName
+from harness.question.settings import Confirmation, Method, PrunerName
+from harness.records.metrics import METRICS
 from harness.records.redact import message
 from harness.records.run_directory import set_aside
 from harness.request import check_writable
 from harness.sweeping.check import check_without_device
+from harness.sweeping.confirmation import compared_combinations, most_confirmed
 from harness.sweeping.display import print_state
 from harness.sweeping.member import Member, begin_sweep
 from harness.sweeping.requests import base_of
@@ -57,7 +62,8 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
     if as_json:
         print(state_text(state), end="")
     else:
-        print_state(state, file=str(directory.state))
+        answer = answer_text(Path(base.paths.out), question.name, state)
+        print_state(state, file=str(directory.state), answer=answer)
     if state.status is SweepStatus.interrupted:
         again = " ".join(["harness sweep", name, *overrides])
         print(
@@ -141,11 +147,8 @@ def plan_text(
             f"probes: each distinct cost alone, {PROBE_STEPS} steps, before the confirmation "
             "(search.probe=false: none)"
         )
-    if confirm is not None:
-        lines.append(
-            f"confirmation: the best {confirm.top} on seeds {', '.join(map(str, confirm.seeds))}, "
-            f"{confirm.split.value} split: {confirm.top * len(confirm.seeds)} runs"
-        )
+    lines += _compared(question)
+    lines += ["confirmation: none"] if confirm is None else _confirmed(question, confirm)
     launcher = question.launcher
     if launcher is not None:
         lines.append(
@@ -155,6 +158,43 @@ def plan_text(
     bases = Counter(_base_text(config) for _, config in points)
     lines.append(f"bases: {', '.join(bases)}")
     return "\n".join(lines) + "\n"
+
+
+def _compared(question: Question) -> list[str]:
+    """Say what will be compared, by what margin, and how the search shares its trials for it."""
+    lines = [line for each in question.compare for line in described(each, question.space)]
+    metric = question.objectives[0].metric
+    if question.margin is not None:
+        unit = METRICS[metric].unit
+        lines.append(
+            f"margin: differences of {metric} below {question.margin:g} {unit} count as none"
+        )
+    if question.compare and question.search.method is not Method.grid:
+        levels = quota_combinations(question.compare, question.space)
+        lines.append(
+            f"  trials: each of {len(levels)} combinations of compared levels gets as many, give or take one"
+        )
+    return lines
+
+
+def _confirmed(question: Question, confirm: Confirmation) -> list[str]:
+    cells, seeds = most_confirmed(question), len(confirm.seeds)
+    if confirm.at_most is not None:
+        seeds = min(seeds, confirm.at_most)
+    best = f"the best {confirm.top} of all"
+    if question.compare:
+        levels = len(compared_combinations(question))
+        best = f"the best cell of each of {levels} compared combinations, and {best}"
+    if confirm.at_most is not None:
+        which = f"as many seeds as the margin needs, from {confirm.seeds[0]} on, at most {seeds}"
+    else:
+        which = f"seeds {', '.join(map(str, confirm.seeds))}"
+    lines = [
+        f"confirmation: {best}, on {which}, {confirm.split.value} split: at most {cells * seeds} runs"
+    ]
+    if confirm.at_most is None:
+        lines.append(f"  {described_power(seeds)}")
+    return lines
 
 
 def _base_text(config: RunConfig) -> str:

@@ -20,7 +20,11 @@ under out/sweeps/NAME/ (the study, state.json) and out/runs/ (the records).
   search.seeds=[0,1]              seeds of every cell
   search.in_flight=6              trials at once at most; results so far steer the next ones
   search.probe=false              do not run each distinct configuration alone for a few steps, for its cost
+  compare={lora.rank:steps}       what the confirmation compares: steps, each, or a level as the reference;
+                                  {lora.rank:2,per:quant,expected:equivalent}, or a list; see sweeps/
+  margin=0.01                     the difference of the objective that counts as none
   confirm.top=3 confirm.seeds=[10,11,12] confirm.split=test, or confirm=null
+  confirm.seeds=auto              as many as the margin needs, confirm.at_most=12
   resources.devices=cpu:2         auto (every visible GPU, or the CPU's cores), cpu (one worker), [0,2]
   resources.cohort=4              runs side by side at most; without it, what is measured to be fastest
   study.storage=postgresql://…    another place for the study than out/sweeps/NAME/study.db; there other

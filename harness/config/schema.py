@@ -229,6 +229,9 @@ class EvalConfig:
     """Evaluate the untouched base first."""
     batch_size: int = 32
     """Rows per forward pass."""
+    stride: int | None = None
+    """Of data.form=text: documents joined to one text, scored in windows of data.max_length tokens that begin
+    so far apart; none: each document alone."""
     generate: bool = True
     """Score greedily generated answers by exact match and ROUGE-L (rows with a prompt only)."""
     generate_rows: int | None = 100

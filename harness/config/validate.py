@@ -11,6 +11,8 @@ from dataclasses import fields, is_dataclass
 from harness.config.devices import resolved_device, visible_cuda_devices
 from harness.config.resources import Shard
 from harness.config.schema import (
+    DataConfig,
+    DataForm,
     EvalConfig,
     LoraConfig,
     LoraInit,
@@ -33,6 +35,7 @@ def validate(config: RunConfig) -> None:
         *_lora_problems(config.lora),
         *_optim_problems(config.optim),
         *_eval_problems(config.eval, config.optim),
+        *_stride_problems(config.eval.stride, config.data),
         *_machine_problems(config),
         *_parallel_problems(config),
     ]
@@ -125,11 +128,12 @@ def _optim_problems(optim: OptimConfig) -> Iterator[str]:
     if (optim.steps is None) == (optim.epochs is None):
         got = "neither" if optim.steps is None else f"steps={optim.steps} and epochs={optim.epochs}"
         yield f"exactly one of optim.steps and optim.epochs must be given, got {got}"
-    if optim.steps is not None and optim.steps < 1:
-        yield f"optim.steps={optim.steps} must be at least 1"
+    if optim.steps is not None and optim.steps < 0:
+        yield f"optim.steps={optim.steps} must be at least 1, or 0 to evaluate and not to train"
     if optim.epochs is not None and not (math.isfinite(optim.epochs) and optim.epochs > 0):
         yield f"optim.epochs={optim.epochs} must be a positive finite number"
-    if optim.warmup_steps < 0 or (optim.steps is not None and optim.warmup_steps >= optim.steps):
+    trained = optim.steps or (math.inf if optim.steps is None else 1)
+    if not 0 <= optim.warmup_steps < trained:
         yield f"optim.warmup_steps={optim.warmup_steps} must be at least 0 and below optim.steps"
     yield from _batch_problems(optim)
 
@@ -144,6 +148,18 @@ def _batch_problems(optim: OptimConfig) -> Iterator[str]:
         yield (
             f"optim.micro_batch_size={micro} must divide optim.batch_size={optim.batch_size}; "
             f"{', '.join(map(str, divisors))} do"
+        )
+
+
+def _stride_problems(stride: int | None, data: DataConfig) -> Iterator[str]:
+    if stride is None:
+        return
+    if data.form is not DataForm.text:
+        yield f"eval.stride={stride} belongs to data.form=text, got data.form={data.form.value}"
+    elif not 1 <= stride < data.max_length:
+        yield (
+            f"eval.stride={stride} must be at least 1 and below data.max_length={data.max_length}: the first "
+            "token of a window is predicted by nothing in it"
         )
 
 

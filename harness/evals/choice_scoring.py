@@ -38,6 +38,8 @@ class ChosenAnswers:
 
     chosen: list[int]
     """Index of the choice with the highest score, for each question."""
+    chosen_raw: list[int]
+    """Index of the choice with the highest log-likelihood, whatever its length."""
     num_with_fewer_shots: int
     """Questions whose prompt fits the model's context only with fewer shots than asked for."""
     num_cut: int
@@ -67,7 +69,7 @@ def choose_answers(
     `harness.evals.choices.score_divisors`. Of equal scores the first wins.
     """
     context = context_length(model)
-    chosen: list[int] = []
+    chosen: list[tuple[int, int]] = []
     fewer = cut = 0
     for first in range(0, len(questions), _QUESTIONS_AT_A_TIME):
         part = questions[first : first + _QUESTIONS_AT_A_TIME]
@@ -78,13 +80,20 @@ def choose_answers(
         chosen += [_best(item.question, likelihoods) for item in part]
         fewer += sum(item.fewer_shots for item in asked)
         cut += sum(item.cut for item in asked)
-    return ChosenAnswers(chosen=chosen, num_with_fewer_shots=fewer, num_cut=cut)
+    return ChosenAnswers(
+        chosen=[best for best, _ in chosen],
+        chosen_raw=[raw for _, raw in chosen],
+        num_with_fewer_shots=fewer,
+        num_cut=cut,
+    )
 
 
-def _best(question: Question, likelihoods: Iterator[float]) -> int:
-    """Return the choice with the highest score; takes as many of `likelihoods` as there are choices."""
-    scores = [next(likelihoods) / divisor for divisor in score_divisors(question)]
-    return scores.index(max(scores))
+def _best(question: Question, likelihoods: Iterator[float]) -> tuple[int, int]:
+    """Return the choices with the highest score and with the highest likelihood; takes one of each choice."""
+    divisors = score_divisors(question)
+    raw = [next(likelihoods) for _ in divisors]
+    scores = [value / divisor for value, divisor in zip(raw, divisors, strict=True)]
+    return scores.index(max(scores)), raw.index(max(raw))
 
 
 def _ask(item: ShotQuestion, tokenizer: "PreTrainedTokenizerBase", context: int | None) -> _Asked:

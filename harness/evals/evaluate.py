@@ -14,8 +14,9 @@ from harness.evals.context import evaluating
 from harness.evals.copies import ALONE, Copies
 from harness.evals.generation import Decoding, generate_copies
 from harness.evals.result import EvalResult
+from harness.evals.strided import strided_rows
 from harness.evals.text_scores import words
-from harness.evals.token_loss import loss_results, score_copies
+from harness.evals.token_loss import bytes_with_loss, loss_results, score_copies
 from harness.records.answers import Answer
 from harness.records.metrics import METRICS
 
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 
     from harness.data.example import Example
     from harness.data.prepare import PreparedData
+    from harness.data.rows import TokenRows
 
 logger = logging.getLogger(__name__)
 
 
-LOSS_METRICS = ("eval/loss", "eval/perplexity", "eval/token_accuracy")
+LOSS_METRICS = ("eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/token_accuracy")
 """What every evaluation gives, and one with `loss_only` nothing else."""
 
 
@@ -70,9 +72,10 @@ def evaluate_copies(
 ) -> list[Results]:
     """Return the results on `config.split` of every copy of a model.
 
-    Loss, perplexity and token accuracy always; exact match and ROUGE-L where `config.generate` and the data
-    have prompts; choice accuracy where there is `choice_path`. With `loss_only` the first three. The model
-    is a transformers causal LM; it is called in evaluation mode and left in the mode that it came in.
+    Loss, perplexity, bits per byte and token accuracy always; exact match and ROUGE-L where `config.generate`
+    and the data have prompts; choice accuracy where there is `choice_path`. With `loss_only` those that come
+    from the loss. The model is a transformers causal LM; it is called in evaluation mode and left in the mode
+    that it came in.
 
     Raises:
         DataError: the split has no rows.
@@ -80,9 +83,10 @@ def evaluate_copies(
     """
     device = model.get_input_embeddings().weight.device
     with evaluating(model):
-        rows = prepared.rows(config.split)
+        rows = _rows(tokenizer, prepared, config, data)
         sums = score_copies(model, rows, config.batch_size, device, copies)
-        results = [Results(loss_results(of_copy, rows.source_N)) for of_copy in sums]
+        bytes_N = bytes_with_loss(rows, tokenizer)
+        results = [Results(loss_results(of_copy, rows.source_N, bytes_N)) for of_copy in sums]
         further: list[list[Results]] = []
         if not loss_only:
             examples = prepared.splits.of(config.split)
@@ -105,6 +109,19 @@ def evaluate_copies(
     for of_copy in results:
         assert of_copy.keys() <= METRICS.keys(), of_copy.keys() - METRICS.keys()
     return results
+
+
+def _rows(
+    tokenizer: "PreTrainedTokenizerBase",
+    prepared: "PreparedData",
+    config: EvalConfig,
+    data: DataConfig,
+) -> "TokenRows":
+    """Return the rows to score: as they are trained on, or windows over the joined text."""
+    if config.stride is None:
+        return prepared.rows(config.split)
+    examples = prepared.splits.of(config.split)
+    return strided_rows(examples, tokenizer, data.max_length, config.stride)
 
 
 def _generation_results(
@@ -191,8 +208,14 @@ def _choice_results(
                 answers.num_cut,
             )
         right = [item.question.answer for item in questions]
-        accuracy = _computed(ChoiceAccuracy, "choice_accuracy", answers.chosen, right)
-        results.append(Results({"eval/choice_accuracy": accuracy}))
+        chosen = {"": answers.chosen, "_raw": answers.chosen_raw}
+        scores = {
+            f"eval/choice_accuracy{suffix}": _computed(
+                ChoiceAccuracy, "choice_accuracy", indices, right
+            )
+            for suffix, indices in chosen.items()
+        }
+        results.append(Results(scores))
     return results
 
 

@@ -4,17 +4,22 @@ Shape suffixes: N rows of a set, B rows of a batch, T positions of a row, M posi
 loss, V vocabulary, C clusters.
 """
 
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from harness.data.compact import trimmed
-from harness.data.rows import Batch, TokenRows
+from harness.data.rows import NO_LOSS, Batch, TokenRows
 from harness.engine.forward import target_logits
 from harness.evals.copies import ALONE, Copies
-from harness.evals.result import EvalResult, token_loss_results
+from harness.evals.result import EvalResult, ratio_result, token_loss_results
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _CHUNK_ELEMENTS = 2**24
 """Logits in float32 at a time, 64 MiB: the rest stays in the model's own type."""
@@ -67,8 +72,23 @@ def score_copies(
     ]
 
 
-def loss_results(sums: RowSums, cluster_N: torch.Tensor) -> dict[str, EvalResult]:
-    """Return `eval/loss`, `eval/perplexity` and `eval/token_accuracy` with clustered standard errors.
+def bytes_with_loss(rows: TokenRows, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
+    """Return the UTF-8 bytes of the text in each row's positions that carry loss, int64.
+
+    By decoding them, so that what a row was cut to counts; special tokens, EOS among them, have none.
+    """
+    texts = tokenizer.batch_decode(
+        [targets_T[targets_T != NO_LOSS].tolist() for targets_T in rows.targets_NT],
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+    return torch.tensor([len(text.encode()) for text in texts], dtype=torch.int64)
+
+
+def loss_results(
+    sums: RowSums, cluster_N: torch.Tensor, bytes_N: torch.Tensor | None = None
+) -> dict[str, EvalResult]:
+    """Return loss, perplexity, bits per byte (given the bytes) and token accuracy, with clustered errors.
 
     `cluster_N` numbers what was sampled independently: the rows of one long text are one cluster.
     """
@@ -81,7 +101,11 @@ def loss_results(sums: RowSums, cluster_N: torch.Tensor) -> dict[str, EvalResult
     results = token_loss_results(
         per_cluster(sums.loss_sum_N), per_cluster(sums.correct_N), per_cluster(sums.tokens_N)
     )
-    return {f"eval/{name}": result for name, result in results.items()}
+    named = {f"eval/{name}": result for name, result in results.items()}
+    if bytes_N is not None and int(bytes_N.sum()):
+        bits_N = sums.loss_sum_N / math.log(2)
+        named["eval/bits_per_byte"] = ratio_result(per_cluster(bits_N), per_cluster(bytes_N))
+    return named
 
 
 def _repeated(batch: Batch, times: int) -> Batch:

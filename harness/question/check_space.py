@@ -92,10 +92,11 @@ def check_measured(question: Question, config: RunConfig) -> None:
         if not config.eval.generate or without_prompt:
             reason = "data.form=text has no prompts" if without_prompt else "eval.generate=false"
             raise RequestError(f"{metric} is asked for and not measured: {reason}")
-    if "eval/choice_accuracy" in asked and config.eval.choice_path is None:
-        raise RequestError(
-            "eval/choice_accuracy is asked for and not measured: give eval.choice_path=FILE"
-        )
+    for metric in sorted(asked & {"eval/choice_accuracy", "eval/choice_accuracy_raw"}):
+        if config.eval.choice_path is None:
+            raise RequestError(
+                f"{metric} is asked for and not measured: give eval.choice_path=FILE"
+            )
     if question.confirm is None:
         return
     match question.confirm.split:

@@ -67,7 +67,7 @@ def _apply_to_question(draft: Draft, key: str, part: str, name: str, value: str)
     if name and part in QUESTION_SECTIONS and name not in known:
         if not known:
             raise RequestError(
-                f"{key}={value}: a metric's name has a slash; write {part}={_EXAMPLES[part]}"
+                f"{key}={value}: {part} is given as a whole; write {part}={_EXAMPLES[part]}"
             )
         raise RequestError(
             f"unknown key {key!r}{near_names(name, known)}; {part} has {', '.join(known)}"
@@ -93,6 +93,8 @@ def _apply_to_question(draft: Draft, key: str, part: str, name: str, value: str)
 _EXAMPLES = {
     "objective": "{eval/loss:minimize}",
     "constraints": "{memory/peak_bytes:{at_most:8GiB}}",
+    "compare": "{lora.rank:steps,per:quant}",
+    "margin": "0.01",
 }
 
 

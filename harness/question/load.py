@@ -14,6 +14,7 @@ import harness
 from harness.errors import RequestError, near_names
 from harness.question.coherence import check_question, with_evaluations
 from harness.question.command_line import apply_override
+from harness.question.compare import read_compare
 from harness.question.draft import Draft, draft_of, read_draft
 from harness.question.entries import read_axes
 from harness.question.goals import read_constraints, read_objectives
@@ -23,6 +24,7 @@ from harness.question.question import ANYWHERE, Question
 from harness.question.reading import (
     read_confirmation,
     read_launcher,
+    read_margin,
     read_resources,
     read_search,
     read_starts,
@@ -126,6 +128,7 @@ def _whole(draft: Draft) -> Question:
     space = Space(read_axes(draft.entries))
     search = read_search(parts.get("search") or {}, place("search"))
     base = with_evaluations(draft.base, space, search, place("base"))
+    margin = read_margin(parts.get("margin"), place("margin"))
     return Question(
         name=_name(draft),
         question=_text(draft, "question"),
@@ -135,11 +138,21 @@ def _whole(draft: Draft) -> Question:
         search=read_starts(search, parts.get("search") or {}, space, place("search")),
         objectives=read_objectives(parts.get("objective"), place("objective")),
         constraints=read_constraints(parts.get("constraints"), place("constraints")),
-        confirm=read_confirmation(parts.get("confirm"), place("confirm")),
+        compare=read_compare(
+            parts.get("compare"), space, place("compare"), _changed_axes(draft, space)
+        ),
+        margin=margin,
+        confirm=read_confirmation(parts.get("confirm"), search, margin, place("confirm")),
         resources=read_resources(parts.get("resources"), place("resources")),
         study=read_study(parts.get("study"), place("study")),
         launcher=read_launcher(parts.get("launcher"), place("launcher")),
     )
+
+
+def _changed_axes(draft: Draft, space: Space) -> set[str]:
+    """Return the axes that the command line has fixed or replaced, or made impossible by a condition."""
+    gone = draft.entries.axes.keys() - {axis.key for axis in space.axes}
+    return {*gone, *draft.entries.fixed, *draft.entries.replaced}
 
 
 def _name(draft: Draft) -> str:

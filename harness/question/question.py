@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from harness.errors import RequestError
 from harness.question.axes import Axis, CaseAxis
+from harness.question.compare import Compare
 from harness.question.points import Space
 from harness.question.settings import (
     APART,
@@ -40,6 +41,10 @@ class Question:
     search: SearchSettings
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
+    compare: tuple[Compare, ...] = field(default=(), metadata=APART)
+    """The contrasts that answer it."""
+    margin: float | None = field(default=None, metadata=APART)
+    """The largest difference of the first objective that counts as none, in its unit."""
     confirm: Confirmation | None = field(metadata=APART)
     resources: WorkerSettings = field(metadata=APART)
     study: StudySettings = field(metadata=APART)
@@ -54,6 +59,7 @@ class Question:
         tree = {key: _plain(value) for key, value in parts_of(self).items()}
         tree["objective"] = {each.metric: each.direction.value for each in self.objectives}
         tree["constraints"] = {each.metric: _limits(each) for each in self.constraints}
+        tree["compare"] = [each.tree() for each in self.compare] or None
         tree["study"]["storage"] = _without_password(self.study.storage)
         return redact_tree(tree)
 

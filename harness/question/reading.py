@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 from harness.errors import RequestError, near_names
 from harness.question.axes import NumberAxis
 from harness.question.points import Space
+from harness.question.power import FEWEST_SEEDS
 from harness.question.settings import (
     Confirmation,
     LauncherKind,
@@ -29,6 +30,8 @@ from harness.question.values import from_text, normalized
 
 E = TypeVar("E", bound=Enum)
 T = TypeVar("T")
+MOST_SEEDS = 12
+"""Seeds of a confirmation at most, where they are found out and `at_most` is not given."""
 
 
 class Section:
@@ -156,17 +159,44 @@ def read_search(given: Any, where: str) -> SearchSettings:
     return search
 
 
-def read_confirmation(given: Any, where: str) -> Confirmation | None:
-    """Read `confirm`: null, or `{top: 3, seeds: [10, 11, 12], split: test}`."""
+def read_confirmation(
+    given: Any, search: SearchSettings, margin: float | None, where: str
+) -> Confirmation | None:
+    """Read `confirm`: null, or `{top: 3, seeds: [10, 11, 12], split: test}`, or `seeds: auto`."""
     if given is None:
         return None
     section = Section("confirm", given, Confirmation, where)
+    auto = section.given.get("seeds") == "auto"
+    if (auto or section.given.get("at_most") is not None) and (
+        margin is None or len(search.seeds) < 2
+    ):
+        lacks = "margin" if margin is None else "two or more search.seeds, to learn the spread from"
+        raise section.refuse("seeds" if auto else "at_most", f"needs {lacks}")
+    if auto:
+        first = max(*search.seeds, 9) + 1
+        most = section.given.get("at_most")
+        most = MOST_SEEDS if most is None else section.integer("at_most", FEWEST_SEEDS)
+        fresh = tuple(range(first, first + most))
+        return section.settings(Confirmation, seeds=fresh, at_most=most)
     if "seeds" not in section.given:
         raise RequestError(
             f"{where}confirm needs confirm.seeds, fresh ones such as [10, 11, 12]; confirm=null for no "
             "confirmation"
         )
     return section.settings(Confirmation, seeds=section.seeds("seeds"))
+
+
+def read_margin(given: Any, where: str) -> float | None:
+    """Read `margin`: a difference of the first objective, in its unit, that is as good as none."""
+    if given is None:
+        return None
+    margin = finite_number(given)
+    if margin is None or margin <= 0:
+        raise RequestError(
+            f"{where}margin={given} must be a positive number, the largest difference of the first objective "
+            "that counts as none"
+        )
+    return margin
 
 
 def read_resources(given: Any, where: str) -> WorkerSettings:

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from harness.config.schema import Split
 from harness.question.points import Point
+from harness.question.power import FEWEST_SEEDS
 from harness.records.metrics import Direction
 
 APART = {"apart": True}
@@ -100,8 +101,12 @@ class Confirmation:
     """The best cells, trained again on seeds that the search has not seen."""
 
     top: int = field(default=1, metadata=at_least(1))
-    """Cells to confirm."""
+    """The best cells of the whole search, beside the best of each level that is compared."""
     seeds: tuple[int, ...]
+    """Fresh ones; in a file `auto` for as many as may be needed."""
+    at_most: int | None = field(default=None, metadata=at_least(FEWEST_SEEDS))
+    """Where given, only as many of the seeds are taken as the margin needs by the spread that the search has
+    seen, at most so many."""
     split: Split = Split.test
 
 

@@ -112,6 +112,15 @@ _ALL = (
         "exp(eval/loss), per token that carries loss.",
     ),
     _metric(
+        "eval/bits_per_byte",
+        "bits per byte",
+        "bits/byte",
+        _DOWN,
+        4,
+        "Cross-entropy in bits over held-out positions that carry loss, per UTF-8 byte of their text: "
+        "comparable between tokenizers.",
+    ),
+    _metric(
         "eval/token_accuracy",
         "token accuracy",
         "fraction",
@@ -141,7 +150,17 @@ _ALL = (
         "fraction",
         _UP,
         3,
-        "Share of multiple-choice questions whose right choice has the highest log-likelihood.",
+        "Share of multiple-choice questions whose right choice has the highest log-likelihood, of ARC's "
+        "texts per character (lm-evaluation-harness's acc_norm).",
+    ),
+    _metric(
+        "eval/choice_accuracy_raw",
+        "choice accuracy, raw",
+        "fraction",
+        _UP,
+        3,
+        "Share of multiple-choice questions whose right choice has the highest log-likelihood, whatever its "
+        "length (lm-evaluation-harness's acc).",
     ),
     # Memory. Parts are exact tensor bytes; the peak's source depends on the device.
     _metric(

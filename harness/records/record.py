@@ -26,6 +26,7 @@ from harness.records.redact import redact, redact_tree
 from harness.records.run_directory import RunDirectory, RunLocked, utc_now, write_text
 
 __all__ = [
+    "RESUMED",
     "SCHEMA_VERSION",
     "Estimate",
     "MeasuredIn",
@@ -47,6 +48,9 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+RESUMED = "resumed after step"
+"""Beginning of the note of a run that went on from a checkpoint: its numbers are none the worse."""
 
 
 class RunStatus(Enum):

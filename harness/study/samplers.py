@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -32,6 +32,7 @@ from harness.errors import RequestError
 from harness.question.axes import Axis, NumberAxis
 from harness.question.question import Question
 from harness.question.settings import Method, PrunerName
+from harness.study.levels import LevelStudy, startup_trials
 from harness.study.trial import rounded
 
 _MEANT = (
@@ -44,24 +45,34 @@ class PointSampler(BaseSampler):
     """Another sampler whose numbers are rounded before they are stored, with some values given, not drawn."""
 
     def __init__(
-        self, sampler: BaseSampler, axes: Sequence[Axis], given: Mapping[str, Any]
+        self,
+        sampler: BaseSampler,
+        axes: Sequence[Axis],
+        given: Mapping[str, Any],
+        levels: Mapping[str, Any],
+        *,
+        learns_per_level: bool,
     ) -> None:
+        """`levels`: the values of the compared axes, beside which the rest is drawn as ever."""
         self._sampler = sampler
         self._axes = {axis.key: axis for axis in axes}
         self._given = given
+        self._levels = levels
+        self._learns_per_level = learns_per_level and bool(levels)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return what the sampler draws together: nothing beside given values, which it may not expect."""
-        space = self._sampler.infer_relative_search_space(study, trial)
-        return {} if self._given else space
+        space = self._sampler.infer_relative_search_space(self._seen(study), trial)
+        left = {key: kind for key, kind in space.items() if key not in self._levels}
+        return {} if self._given else left
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Draw several parameters together."""
-        drawn = self._sampler.sample_relative(study, trial, search_space)
+        drawn = self._sampler.sample_relative(self._seen(study), trial, search_space)
         return {key: rounded(self._axes[key], value) for key, value in drawn.items()}
 
     def sample_independent(
@@ -72,10 +83,18 @@ class PointSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Draw one parameter, or return the given one."""
-        if param_name in self._given:
-            return self._given[param_name]
-        drawn = self._sampler.sample_independent(study, trial, param_name, param_distribution)
+        for fixed in (self._given, self._levels):
+            if param_name in fixed:
+                return fixed[param_name]
+        seen = self._seen(study)
+        drawn = self._sampler.sample_independent(seen, trial, param_name, param_distribution)
         return rounded(self._axes[param_name], drawn)
+
+    def _seen(self, study: Study) -> Study:
+        """Return the study as the sampler is to see it: whole, or the trials of these levels."""
+        if not self._learns_per_level:
+            return study
+        return cast(Study, LevelStudy(study, self._levels))
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Let the sampler prepare."""
@@ -108,14 +127,17 @@ def sampler_settings(question: Question) -> dict[str, Any]:
             # Jointly and with conditions, the groups of parameters that occur together.
             conditional = any(axis.condition is not None for axis in axes)
             return {
-                "n_startup_trials": 10,
+                "n_startup_trials": startup_trials(question),
                 "n_ei_candidates": 24,
                 "multivariate": single,
                 "group": single and conditional,
                 "constant_liar": True,  # other trials are running while this one is drawn
             }
         case Method.gp:
-            return {"n_startup_trials": 10, "deterministic_objective": False}
+            return {
+                "n_startup_trials": startup_trials(question),
+                "deterministic_objective": False,
+            }
         case Method.nsga2:
             # Optuna's population of 50 would leave a usual sweep in its random first generation.
             return {

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -22,6 +22,7 @@ from harness.question.settings import Method
 from harness.records.metrics import Direction
 from harness.study.database import MirroredStorage, open_database
 from harness.study.leases import Leases
+from harness.study.levels import LEARNS_PER_LEVEL, LevelStudy, compared_levels, next_level
 from harness.study.same_question import as_json, find_or_create, mark_or_compare
 from harness.study.samplers import (
     PointSampler,
@@ -63,6 +64,7 @@ class Study:
         self._study = optuna.load_study(study_name=question.name, storage=storage, pruner=pruner)
         is_grid = question.search.method is Method.grid
         self._given = list(question.space.points()) if is_grid else list(question.search.starts)
+        self._levels = compared_levels(question)
         frozen = storage.get_all_trials(storage.study_id, deepcopy=False)
         self._trials = [self._seen(trial) for trial in frozen]
         pruner.prune(self._study, create_trial(state=TrialState.RUNNING))  # Hyperband's brackets
@@ -151,11 +153,17 @@ class Study:
         search, number = self._question.search, len(self._trials)
         if search.method is Method.grid and number >= len(self._given):
             raise ValueError(f"all {number} points of the grid have been asked for")
-        given = self._given_values(number)
+        given, levels = self._given_values(number), self._next_levels(number)
         with without_optuna_warnings():
             seed = seed_of_trial(search.sampler_seed, number)
             sampler = build_sampler(search.method, self._settings, seed)
-            self._study.sampler = PointSampler(sampler, self._axes, given)
+            self._study.sampler = PointSampler(
+                sampler,
+                self._axes,
+                given,
+                levels,
+                learns_per_level=search.method in LEARNS_PER_LEVEL,
+            )
             draft = self._study.ask()
             assert draft.number == number, (draft.number, number)
             point: Point = {}
@@ -183,7 +191,7 @@ class Study:
             return _PRUNE_KEY in trial.system_attrs
         judged = copy.copy(trial)
         judged.intermediate_values = trial.intermediate_values | {step: float(value)}
-        prune = self._study.pruner.prune(self._study, judged)
+        prune = self._study.pruner.prune(self._rivals(number), judged)
         if self._total_steps is not None and step >= self._total_steps:
             prune = False  # it has cost all it can cost
         if prune:  # before the report: after a crash in between, the report comes again
@@ -267,6 +275,23 @@ class Study:
             return {}
         axes = {axis.key: axis for axis in self._axes}
         return {key: value_of(axes[key], text) for key, text in self._given[number].items()}
+
+    def _next_levels(self, number: int) -> dict[str, Any]:
+        """Return the compared levels of the next trial; none for a start, or where nothing is compared."""
+        if not self._levels or number < len(self._given):
+            return {}
+        level = next_level(self._levels, [trial.point for trial in self._trials])
+        axes = {axis.key: axis for axis in self._axes}
+        return {key: value_of(axes[key], text) for key, text in level.items()}
+
+    def _rivals(self, number: int) -> optuna.Study:
+        """Return the study as a pruner sees it: a level is not given up because another is better."""
+        if not self._question.compare:
+            return self._study
+        compared = {key for compare in self._question.compare for key in compare.axes}
+        params = self._frozen(number).params
+        levels = {key: value for key, value in params.items() if key in compared}
+        return cast(optuna.Study, LevelStudy(self._study, levels))
 
     def _finite(self, index: int, violation: float) -> float:
         if math.isfinite(violation):

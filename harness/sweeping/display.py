@@ -153,7 +153,7 @@ def confirmation_table(state: SweepState) -> Table:
     return table
 
 
-def print_state(state: SweepState, *, file: str | None = None) -> None:
+def print_state(state: SweepState, *, file: str | None = None, answer: str | None = None) -> None:
     """Print everything about a sweep: question, progress, devices, leaders, what went wrong, confirmation."""
     console = WatchedConsole(highlight=False)
 
@@ -164,6 +164,8 @@ def print_state(state: SweepState, *, file: str | None = None) -> None:
         line(state.question)
     if state.expect:
         line(f"Expected: {state.expect}")
+    if answer is not None:
+        line(f"Found: {answer}")
     line(progress_text(state))
     match state.status:
         case SweepStatus.running:

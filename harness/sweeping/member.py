@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import (
@@ -139,7 +140,7 @@ class Member:
 
             tenancy = _tenancy_of(study, self._question, say)
             driver = Driver(Trials(self._question, study, maker, tenancy), self._pool, self._stop)
-            view = View(driver)
+            view = View(driver, _runs_beside(self._directory))
             drawn_at = written_at = 0.0
             try:
                 for _ in driver.drive():
@@ -154,7 +155,7 @@ class Member:
                         self._write_state(state, driver)
                         written_at = time.monotonic()
                 if driver.is_finished and self._collect:
-                    tenancy.collect(self._directory.path.parents[1] / "runs")
+                    tenancy.collect(_runs_beside(self._directory))
                 tenancy.leave()
             finally:
                 self._pool.kill()
@@ -229,7 +230,7 @@ def begin_sweep(question: Question, points: Points, directory: SweepDirectory) -
         tenancy = _tenancy_of(study, question, directory.append_log)
         trials = Trials(question, study, RequestMaker(question), tenancy)
         pool = Pool(directory.workers, question.resources.hang_seconds)
-        state = View(Driver(trials, pool, StopRequest())).state()
+        state = View(Driver(trials, pool, StopRequest()), _runs_beside(directory)).state()
         state.status = SweepStatus.interrupted  # until the first member has begun
         write_state(directory, state)
         tenancy.leave()
@@ -288,6 +289,11 @@ def _leases_of(question: Question) -> Leases | None:
     assert study.storage is not None
     engine = open_engine(study.storage)
     return Leases(engine, question.name, study.heartbeat_seconds)
+
+
+def _runs_beside(directory: SweepDirectory) -> Path:
+    """Return the directory of all runs under the same `paths.out`."""
+    return directory.path.parents[1] / "runs"
 
 
 def _tenancy_of(study: Study, question: Question, say: Callable[[str], None]) -> Tenancy:

@@ -22,6 +22,8 @@ class Outcome:
     violations: tuple[float, ...] = ()
     """One per constraint, at most 0 where it is kept (Optuna's convention)."""
     reason: str | None = None
+    deviation: float | None = None
+    """Sample deviation of the first objective over the seeds; None for one seed."""
 
 
 def cost_metrics(question: Question) -> list[str]:
@@ -59,7 +61,14 @@ def outcome_of(question: Question, runs: Sequence[Record], probe: Record | None)
         values=tuple(values),
         violations=tuple(violations),
         reason=", ".join(sorted({record.status.value for record in bad})) or None,
+        deviation=None if bad else _deviation(question.objectives[0].metric, runs),
     )
+
+
+def _deviation(metric: str, runs: Sequence[Record]) -> float | None:
+    values = [value for run in runs if (value := measure(run, metric)) is not None]
+    finite = len(values) > 1 and all(map(math.isfinite, values))
+    return statistics.stdev(values) if finite else None
 
 
 def worst(objective: Objective) -> float:

@@ -66,6 +66,8 @@ class TrialLine:
     feasible: bool
     runs: list[str]
     reason: str | None
+    probe: str | None = None
+    """The run that measured, alone, what its configuration costs."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,6 +79,8 @@ class ConfirmedLine:
     runs: list[str]
     values: dict[str, list[float]]
     """Objective metric -> the value of each completed run."""
+    compared: list[dict[str, str]] = field(default_factory=list)
+    """The combinations of compared levels whose best cell it is."""
 
 
 @dataclass(kw_only=True, slots=True)

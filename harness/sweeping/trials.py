@@ -22,7 +22,7 @@ from harness.records.record import Record, RecordError, RunStatus, read_record
 from harness.records.run_directory import RunDirectory
 from harness.request import Request
 from harness.study.study import Study, Trial, TrialStatus
-from harness.sweeping.confirmation import chosen_for_confirmation
+from harness.sweeping.confirmation import Chosen, chosen_for_confirmation, confirmation_seeds
 from harness.sweeping.ledger import Cell, Ledger, Run, RunState
 from harness.sweeping.messages import Role
 from harness.sweeping.outcome import Outcome, cost_metrics, outcome_of
@@ -55,7 +55,7 @@ class Trials:
         self.question = question
         self.study = study
         self.ledger = Ledger(question.name)
-        self.confirmed: list[tuple[Trial, list[Run]]] = []
+        self.confirmed: list[tuple[Chosen, list[Run]]] = []
         self.probes: list[Run] = []
         """Those of the sweep's end, one for each distinct cost; a question about costs has its own before."""
         self.seconds_asking = 0.0
@@ -229,6 +229,9 @@ class Trials:
         if "runs" not in notes:
             self.study.note(number, "cell", cell.cell_id)
             self.study.note(number, "runs", [r.identity.run_id for r in cell.requests])
+            if cost_metrics(self.question):
+                probe = self._maker.probe(cell.requests[0].config)
+                self.study.note(number, "probe", probe.identity.run_id)
 
     def _enlist(self, cell: Cell, trial: int) -> None:
         """Let a cell's runs wait for a worker: all seeds, or the first, which races."""
@@ -418,6 +421,8 @@ class Trials:
             case TrialStatus.completed:
                 if outcome.reason is not None:
                     self.study.note(number, "reason", outcome.reason)
+                if outcome.deviation is not None:
+                    self.study.note(number, "deviation", outcome.deviation)
                 self.study.complete(number, outcome.values, outcome.violations)
             case TrialStatus.pruned:
                 self.study.prune(number)
@@ -434,8 +439,9 @@ class Trials:
         Reports on the way are not repeated: a pruner would count the same run as several that went so far,
         and stop others by it.
         """
-        for key in ("cell", "runs"):
-            self.study.note(number, key, known.notes[key])
+        for key in ("cell", "runs", "probe"):
+            if key in known.notes:
+                self.study.note(number, key, known.notes[key])
         self._tell(
             number,
             Outcome(
@@ -443,6 +449,7 @@ class Trials:
                 values=known.values or (),
                 violations=tuple(known.violations),
                 reason=known.notes.get("reason"),
+                deviation=known.notes.get("deviation"),
             ),
         )
 
@@ -468,7 +475,9 @@ class Trials:
 
     def _share_costs(self) -> None:
         """Write what the probes measured into the records of the runs here that lack it."""
-        confirmed = {trial.number: [r.run_id for r in runs] for trial, runs in self.confirmed}
+        confirmed = {
+            chosen.trial.number: [r.run_id for r in runs] for chosen, runs in self.confirmed
+        }
         for trial in self.study.trials:
             probe = self._probe_of(trial) if self.question.search.probe else None
             if probe is None:
@@ -484,20 +493,23 @@ class Trials:
         return self._maker.probe(run.request.config).directory
 
     def _begin_confirmation(self) -> None:
-        """Let the best cells be trained again on fresh seeds and scored on the split of the confirmation."""
+        """Let the chosen cells be trained again on fresh seeds, and scored on the confirmation's split."""
         confirm = self.question.confirm
         assert confirm is not None
-        for trial in chosen_for_confirmation(self.study, confirm.top):
+        chosen = chosen_for_confirmation(self.study, self.question)
+        seeds = confirmation_seeds(self.question, chosen)
+        for each in chosen:
+            trial = each.trial
             requests = [
                 self._maker.request(
                     trial.point,
                     [f"seed={seed}", f"eval.split={confirm.split.value}"],
                     Role.confirmation,
                 )
-                for seed in confirm.seeds
+                for seed in seeds
             ]
             runs = [self.ledger.add(r, Role.confirmation, trial.number) for r in requests]
-            self.confirmed.append((trial, runs))
+            self.confirmed.append((each, runs))
 
 
 def _is_damaged(run: Path) -> bool:

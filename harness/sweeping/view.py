@@ -1,12 +1,21 @@
-"""The driver's memory as a `SweepState`, for the terminal and for `state.json`."""
+"""A sweep as a `SweepState`, for the terminal and for `state.json`.
+
+The runs follow from the study's trials, so that a sweep which was interrupted, extended or shared shows the
+same as one that was not; the driver's own memory adds how far its runs are.
+"""
 
 import math
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
-from harness.records.record import RunStatus
+from harness.records.record import RecordError, RunStatus, read_record
+from harness.records.run_directory import RunDirectory
 from harness.study.study import Trial, TrialStatus
+from harness.sweeping.confirmation import most_confirmed
 from harness.sweeping.driver import Driver
 from harness.sweeping.ledger import Run, RunState
+from harness.sweeping.messages import Role
 from harness.sweeping.outcome import measure
 from harness.sweeping.state import (
     ConfirmedLine,
@@ -19,8 +28,11 @@ from harness.sweeping.state import (
 class View:
     """Draws up the state of one driver again and again."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, runs: Path) -> None:
+        """`runs`: the directory of all runs, for those that ended before this driver began."""
         question = driver.trials.question
+        self._runs = runs
+        self._ended_before: dict[str, RunLine] = {}
         self._driver = driver
         self._began = time.monotonic()
         self._done_before: float | None = None
@@ -38,19 +50,73 @@ class View:
         driver, state = self._driver, self._state
         state.devices = [*driver.device_lines(), *driver.trials.tenancy.devices_elsewhere]
         state.trials = [_trial_line(trial) for trial in driver.trials.study.trials]
-        state.runs = [_run_line(run) for run in driver.trials.ledger.runs.values()]
+        state.runs = list(self._run_lines())
         state.confirmed = [
             ConfirmedLine(
-                point=trial.point,
-                trial=trial.number,
+                point=chosen.trial.point,
+                trial=chosen.trial.number,
+                compared=chosen.compared,
                 runs=[run.run_id for run in runs],
                 values={metric: _values(runs, metric) for metric in state.objectives},
             )
-            for trial, runs in driver.trials.confirmed
+            for chosen, runs in driver.trials.confirmed
         ]
         state.complaint = driver.complaint
         self._progress(state)
         return state
+
+    def _run_lines(self) -> Iterator[RunLine]:
+        """Yield every run once: those of the trials in their order, then those of the confirmation."""
+        ledger, seen = self._driver.trials.ledger.runs, set[str]()
+        for trial in self._driver.trials.study.trials:
+            seeds = self._driver.trials.question.search.seeds
+            asked = list(
+                zip(trial.notes.get("runs", ()), seeds, [Role.search] * len(seeds), strict=False)
+            )
+            if (probe := trial.notes.get("probe")) is not None:
+                asked.append((probe, seeds[0], Role.probe))
+            for run_id, seed, role in asked:
+                if run_id in seen:
+                    continue
+                seen.add(run_id)
+                if run_id in ledger:
+                    yield _run_line(ledger[run_id])
+                elif (line := self._line_before(trial, run_id, seed, role)) is not None:
+                    yield line
+        for run_id, run in ledger.items():
+            if run_id not in seen:
+                yield _run_line(run)
+
+    def _line_before(self, trial: Trial, run_id: str, seed: int, role: Role) -> RunLine | None:
+        """Return the line of a run that this driver has not had: from its record, read once.
+
+        None where a trial is not told yet, or was given up before that run began.
+        """
+        if trial.status is TrialStatus.running:
+            return None
+        if run_id in self._ended_before:
+            return self._ended_before[run_id]
+        status, error = "ended elsewhere", None
+        try:
+            record = read_record(RunDirectory(self._runs / run_id).record)
+        except RecordError:
+            if trial.status is not TrialStatus.completed:
+                return None
+        else:
+            status, error = record.status.value, record.error
+        line = RunLine(
+            run_id=run_id,
+            role=role.value,
+            seed=seed,
+            status=status,
+            step=0,
+            total_steps=None,
+            was_there=True,
+            error=error,
+        )
+        if status != "ended elsewhere":  # whose record may still come
+            self._ended_before[run_id] = line
+        return line
 
     def _progress(self, state: SweepState) -> None:
         """Measure what is done in trials, and how long the rest takes at the pace of this driver."""
@@ -66,7 +132,9 @@ class View:
         if confirm is not None:
             per_trial = 1 / len(driver.trials.question.search.seeds)
             confirming = [run for _, runs in driver.trials.confirmed for run in runs]
-            total += per_trial * (len(confirming) or confirm.top * len(confirm.seeds))
+            total += per_trial * (
+                len(confirming) or most_confirmed(driver.trials.question) * len(confirm.seeds)
+            )
             done += per_trial * sum(run.share_done for run in confirming)
         if self._done_before is None:
             self._done_before = done
@@ -86,6 +154,7 @@ def _trial_line(trial: Trial) -> TrialLine:
         feasible=told and all(violation <= 0 for violation in trial.violations),
         runs=list(trial.notes.get("runs", ())),
         reason=trial.notes.get("reason"),
+        probe=trial.notes.get("probe"),
     )
 
 

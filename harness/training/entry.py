@@ -23,7 +23,14 @@ from harness.records.alone import take_costs
 from harness.records.answers import keep_answers, read_answers
 from harness.records.metrics import MEMORY_PARTS, memory_part_name
 from harness.records.metrics_log import MetricsLog
-from harness.records.record import Estimate, MeasuredIn, Record, RunStatus, write_record
+from harness.records.record import (
+    RESUMED,
+    Estimate,
+    MeasuredIn,
+    Record,
+    RunStatus,
+    write_record,
+)
 from harness.tracking import open_tracker
 from harness.training.checkpoint import (
     load_newest_checkpoint,
@@ -120,7 +127,7 @@ class RunEntry:
             self._earlier_seconds = checkpoint.progress.wall_seconds
             if checkpoint.progress.before is not None:
                 self.before = {k: Estimate(**v) for k, v in checkpoint.progress.before.items()}  # pyright: ignore[reportArgumentType]
-            self.note(f"resumed after step {checkpoint.progress.step}")
+            self.note(f"{RESUMED} {checkpoint.progress.step}")
         self._metrics.truncate_after(self.slot.progress.step)
         if not self.shared_process:
             self.meter.begin()

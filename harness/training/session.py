@@ -156,6 +156,17 @@ def _admit(session: _Session) -> Iterator[Event]:
                 yield _fail(session, entry, error)
         else:
             yield RunStarted(entry)
+            if entry.slot.finished:  # optim.steps=0, or a checkpoint of the last step
+                yield _evaluate_at_once(session, entry)
+
+
+def _evaluate_at_once(session: _Session, entry: RunEntry) -> RunEnded:
+    """Evaluate a run that has no step left to make, and end it."""
+    ((_, results),) = evaluate_together(session.shared, [entry], loss_only=False)
+    if isinstance(results, Exception):
+        return _fail(session, entry, results)
+    entry.after = dict(results)
+    return _end(session, entry, RunStatus.completed, None)
 
 
 def _postpone(session: _Session, entry: RunEntry) -> None:
@@ -261,7 +272,8 @@ def _evaluate_where_due(
             continue
         entry.keep_results("after", results)
         if entry in due and entry not in passing:
-            values[entry] |= {name: results[name].value for name in LOSS_METRICS}
+            measured = [name for name in LOSS_METRICS if name in results]
+            values[entry] |= {name: results[name].value for name in measured}
     return faults
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.config.compose import config_tree
 from harness.question.check_space import sample_points
+from harness.question.compare import combinations_of, matches
 from harness.question.load import load_question, question_text
 from harness.question.points import Point
 from harness.question.question import Question
@@ -49,15 +50,33 @@ def made_sweep(name: str, out: Path) -> None:
         lines.append(_written(question, maker.probe(requests[0].config), Role.probe, number))
     assert question.confirm is not None
     confirmed = []
-    for number, (point, _) in enumerate(itertools.islice(trials.values(), question.confirm.top)):
+    points = [point for point, _ in trials.values()]
+    for number, compared in _confirmed(question, points).items():
+        point = points[number]
         overrides = [[f"seed={s}", "eval.split=test"] for s in question.confirm.seeds]
         requests = [maker.request(point, given, Role.confirmation) for given in overrides]
         lines += [_written(question, r, Role.confirmation, number) for r in requests]
         ids = [request.identity.run_id for request in requests]
-        confirmed.append(ConfirmedLine(point=point, trial=number, runs=ids, values={}))
+        confirmed.append(
+            ConfirmedLine(point=point, trial=number, runs=ids, values={}, compared=compared)
+        )
     _write_state(
         question, SweepDirectory(out, question.name), list(trials.values()), lines, confirmed
     )
+
+
+def _confirmed(question: Question, points: list[Point]) -> dict[int, list[Point]]:
+    """Return the first trial of each compared combination with what it stands for, then the first of all."""
+    assert question.confirm is not None
+    chosen: dict[int, list[Point]] = {}
+    for compare in question.compare:
+        for combination in combinations_of(compare, question.space):
+            found = (n for n, p in enumerate(points) if matches(p, combination, compare.axes))
+            if (number := next(found, None)) is not None:
+                chosen.setdefault(number, []).append(combination)
+    for number in range(question.confirm.top):
+        chosen.setdefault(number, [])
+    return chosen
 
 
 def _points(question: Question) -> list[Point]:

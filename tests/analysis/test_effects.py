@@ -26,11 +26,11 @@ def searched() -> list[Run]:
 def test_effects_are_means_over_blocks_with_everything_else_equal() -> None:
     table = effects_table(rows(searched()), "eval/loss")
     assert table is not None
-    lines = [[cell.text for cell in line[:5]] for line in table.rows]
+    lines = [[cell.text for cell in line[:6]] for line in table.rows]
     assert lines == [
-        ["LoRA rank", "2", "8", "4", "-0.5000"],
-        ["LoRA rank", "8", "32", "4", "-0.2500"],
-        ["learning rate", "0.001", "0.01", "6", "-0.5000"],
+        ["LoRA rank", "2", "8", "2", "2", "-0.5000"],
+        ["LoRA rank", "8", "32", "2", "2", "-0.2500"],
+        ["learning rate", "0.001", "0.01", "3", "2", "-0.5000"],
     ]
 
 
@@ -46,4 +46,4 @@ def test_a_search_without_blocks_has_no_table() -> None:
 def test_every_cell_names_its_runs() -> None:
     table = effects_table(rows(searched()), "eval/loss")
     assert table is not None
-    assert all(len(line[4].run_ids) == len(searched()) for line in table.rows)
+    assert all(len(line[5].run_ids) == len(searched()) for line in table.rows)

@@ -115,7 +115,7 @@ def test_csv_keeps_numbers_numbers() -> None:
 def test_latex_holds_no_command_of_others() -> None:
     text = latex(hostile_table(INPUT))
     assert "\\input" not in text
-    assert text.count("\\textbackslash{}input\\{/etc/passwd\\}") == 3
+    assert text.replace("\\allowbreak{}", "").count("\\textbackslash{}input\\{/etc/passwd\\}") == 3
 
 
 def compiled(source: str, directory: Path) -> str:

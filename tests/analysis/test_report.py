@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -250,7 +251,7 @@ def test_what_a_shared_process_cannot_measure_comes_from_the_probes(tmp_path: Pa
 def test_the_page_says_what_was_asked_how_it_stands_and_how_to_do_it_again(report: Path) -> None:
     page = (report / "index.html").read_text()
     for text in (
-        "Expected: Yes.",
+        "<b>Expected:</b> Yes.",
         "finished · grid · 2 trials requested (2 completed) · 8 runs with a record",
         "harness sweep small.yaml\nharness report small",
         "c0ffee with local changes",
@@ -362,3 +363,35 @@ def test_a_report_loads_neither_torch_nor_transformers_nor_wandb(tmp_path) -> No
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.stdout.splitlines()[-1] == "set()", done.stderr
+
+
+@pytest.mark.parametrize("document", ["main", "main_twocolumn", "main_slides"])
+def test_the_paper_compiles_without_an_overfull_box(report: Path, document: str) -> None:
+    if shutil.which("pdflatex") is None:
+        pytest.skip("pdflatex is not installed (Debian: texlive-latex-extra texlive-science)")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", document],
+        cwd=report / "paper",
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+
+
+def test_a_look_is_chosen_by_words_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
+    save_sweep(tmp_path, [*searched(), *confirmed()])
+    words = ["small", f"paths.out={tmp_path}", "table.width=text", "figure.style=slides"]
+    assert report_command(words, watch=False) == 0
+    table = tmp_path / "sweeps" / "small" / "report" / "tables" / "confirmation.tex"
+    assert "\\begin{table*}" in table.read_text()
+    with pytest.raises(
+        RequestError, match=r"table\.width=colum is none of column, text; near names: column"
+    ):
+        report_command(["small", "table.width=colum"], watch=False)
+    with pytest.raises(
+        RequestError, match=r"unknown key 'figure\.stile'; near names: figure\.style"
+    ):
+        report_command(["small", "figure.stile=page"], watch=False)

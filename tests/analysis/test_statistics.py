@@ -8,12 +8,10 @@ from scipy import stats
 
 from analysis.statistics import (
     bootstrap_interval,
-    difference_interval,
     holm,
     importance,
     marginal_effects,
     mean_interval,
-    paired_difference,
     pareto_front,
     proportion_standard_error,
     sign_flip_p_value,
@@ -57,26 +55,6 @@ def test_the_bootstrap_interval_is_scipys() -> None:
     assert bootstrap_interval(values) == ours, "the same numbers have the same interval"
 
 
-def test_differences_are_paired_by_seed() -> None:
-    a, b = {0: 2.0, 1: 5.0, 2: 3.0, 9: 100.0}, {2: 2.5, 0: 1.0, 1: 3.5}
-    paired = paired_difference(a, b)
-    expected = stats.ttest_rel([2.0, 5.0, 3.0], [1.0, 3.5, 2.5]).confidence_interval(0.95)
-    assert paired.n == 3
-    assert paired.difference == pytest.approx(1.0)
-    assert (paired.low, paired.high) == pytest.approx((expected.low, expected.high))
-    assert paired.p_value == 0.25, "by hand: only +++ and --- of 8 are as far from 0"
-
-
-def test_one_shared_seed_has_a_difference_and_no_test() -> None:
-    paired = paired_difference({0: 2.0, 1: 3.0}, {0: 1.5, 5: 0.0})
-    assert (paired.difference, paired.n, paired.p_value, paired.low) == (0.5, 1, None, None)
-
-
-def test_no_shared_seed_is_refused() -> None:
-    with pytest.raises(ValueError, match="no seed is shared"):
-        paired_difference({0: 1.0}, {1: 1.0})
-
-
 @pytest.mark.parametrize("n", [2, 5, 9])
 def test_sign_flips_are_scipys_exact_permutation_test(n: int) -> None:
     differences = np.random.default_rng(n).normal(0.6, size=n)
@@ -88,26 +66,6 @@ def test_sign_flips_are_scipys_exact_permutation_test(n: int) -> None:
         n_resamples=10_000,  # more than 2^n, so all of them
     )
     assert sign_flip_p_value(list(differences)) == pytest.approx(theirs.pvalue)
-
-
-def test_many_pairs_are_tested_by_wilcoxon() -> None:
-    generator = np.random.default_rng(3)
-    a, b = generator.normal(0.3, size=30), generator.normal(size=30)
-    paired = paired_difference(dict(enumerate(a)), dict(enumerate(b)))
-    assert paired.method == "Wilcoxon"
-    assert paired.p_value == pytest.approx(stats.wilcoxon(a - b)[1])
-    assert paired_difference(dict(enumerate(a)), dict(enumerate(a))).p_value == 1.0
-
-
-def test_without_shared_seeds_the_interval_is_welchs() -> None:
-    a, b = {0: 2.0, 1: 2.4, 2: 2.9}, {5: 1.0, 6: 1.1, 7: 1.7, 8: 1.2}
-    interval = difference_interval(a, b)
-    theirs = stats.ttest_ind(
-        list(a.values()), list(b.values()), equal_var=False
-    ).confidence_interval(0.95)
-    assert interval is not None
-    assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high))
-    assert difference_interval({0: 1.0}, b) is None
 
 
 def test_holm_by_hand() -> None:
@@ -150,10 +108,20 @@ def test_a_marginal_effect_holds_the_others_fixed() -> None:
     rows = [{"rank": rank, "lr": lr, "loss": loss} for rank, lr, loss in found]
     (effect,) = marginal_effects(rows, "rank", "loss", ["lr"])
     assert (effect.reference, effect.level) == (2, 8)
-    assert effect.change.difference == -1.0
-    assert effect.change.n == 2
+    assert effect.by_seed == {None: -1.0}
+    assert effect.num_blocks == 2
     with pytest.raises(ValueError, match="name what else varies"):
         marginal_effects([*rows, rows[0]], "rank", "loss", ["lr"])
+
+
+def test_blocks_of_one_seed_are_one_value() -> None:
+    losses = {(0, 2, 1): 5.0, (0, 8, 1): 4.0, (0, 2, 2): 9.0, (0, 8, 2): 6.0}
+    losses |= {(1, 2, 1): 5.0, (1, 8, 1): 5.5, (1, 2, 2): 9.0, (1, 8, 2): 8.5}
+    losses |= {(0, 2, 3): 7.0, (0, 8, 3): 1.0, (1, 2, 3): 7.0}  # seed 1 lacks a level there
+    rows = [{"seed": s, "rank": r, "lr": lr, "loss": v} for (s, r, lr), v in losses.items()]
+    (effect,) = marginal_effects(rows, "rank", "loss", ["lr"])
+    assert effect.by_seed == {0: -2.0, 1: 0.0}
+    assert effect.num_blocks == 2
 
 
 def test_importance_finds_the_parameter_that_decides(tmp_path) -> None:
@@ -178,3 +146,8 @@ def test_importance_finds_the_parameter_that_decides(tmp_path) -> None:
     assert sum(shares["eval/loss"].values()) == pytest.approx(1)
     with pytest.raises(ValueError, match="no study other"):
         importance(url, "other")
+    few = optuna.create_study(study_name="few", storage=url)
+    for _ in range(19):
+        few.tell(few.ask({"optim.lr": optuna.distributions.FloatDistribution(0, 1)}), 0.0)
+    with pytest.raises(ValueError, match=r"19 completed trials of few over 1 axes.* needs 20"):
+        importance(url, "few")

@@ -233,10 +233,11 @@ def test_differences_to_a_reference_are_paired_tested_and_adjusted() -> None:
     ]
     table = table_of(runs, against={"quant.format": "nf4"})
     assert texts(table, "difference") == ["+0.0000", "+0.5000", "reference"]
-    # By hand: differences .5, .4, .6: deviation .1, half-width 4.3027 * .1 / sqrt(3) = .2484.
-    assert texts(table, "difference interval")[1] == "[+0.2516, +0.7484]"
-    assert texts(table, "p") == ["1.000", "0.500", "—"], "2 * .25 after Holm"
-    assert any("with 3 pairs it is at least 0.25" in note for note in table.footnotes)
+    # By hand: differences .5, .4, .6: deviation .1, t = 8.66, p = .0131; Holm tests it first, at .05/2, so
+    # the half-width is 6.2053 * .1 / sqrt(3) = .3583.
+    assert texts(table, "difference interval")[1] == "[+0.1417, +0.8583]"
+    assert texts(table, "p") == ["1.000", "0.026", "—"], "2 * .0131 after Holm"
+    assert any("With 3 pairs it leans on differences" in note for note in table.footnotes)
     without = table_of(runs, against={"quant.format": "int8"})
     assert "difference" not in {column.key for column in without.columns}
     assert any(note.startswith("No line has quant.format=int8") for note in without.footnotes)
@@ -244,7 +245,10 @@ def test_differences_to_a_reference_are_paired_tested_and_adjusted() -> None:
 
 def test_differences_to_the_best_line() -> None:
     runs = [*seeds(1.0, 2.0, 3.0), *seeds(1.5, 2.4, 3.6, format="int4")]
-    assert texts(table_of(runs, against_best=True), "difference") == ["+0.5000", "reference"]
+    table = table_of(runs, against_best=True)
+    # By hand: the difference's deviation is .1, t(.95, 2) = 2.92, half-width 2.92 * .1 / sqrt(3) = .1686.
+    assert texts(table, "to best") == ["+0.5000", "-0.5000"]
+    assert texts(table, "to best interval") == ["[+0.0000, +0.6686]", "[-0.6686, +0.0000]"]
 
 
 def test_the_pareto_front_is_marked() -> None:

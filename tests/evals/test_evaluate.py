@@ -11,7 +11,7 @@ from harness.config.schema import DataConfig, DataForm, EvalConfig, Split  # noq
 from harness.data.prepare import prepare_data  # noqa: E402
 from harness.evals.evaluate import evaluate_model  # noqa: E402
 
-LOSS = {"eval/loss", "eval/perplexity", "eval/token_accuracy"}
+LOSS = {"eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/token_accuracy"}
 TEXT = {"eval/exact_match", "eval/rouge_l"}
 
 
@@ -48,12 +48,13 @@ def test_every_metric_has_value_error_and_n(evaluated, alpaca, shared):
         choice_rows=10,
     )
     results = evaluated(alpaca, config)
-    assert results.keys() == LOSS | TEXT | {"eval/choice_accuracy"}
+    assert results.keys() == LOSS | TEXT | {"eval/choice_accuracy", "eval/choice_accuracy_raw"}
     counts = {name: result.n for name, result in results.items()}
     assert counts == {
         **dict.fromkeys(LOSS, counts["eval/loss"]),
         **dict.fromkeys(TEXT, 6),
         "eval/choice_accuracy": 10,
+        "eval/choice_accuracy_raw": 10,
     }
     assert 10 < counts["eval/loss"] <= 20
     assert 3.3 < results["eval/loss"].value < 4.3  # 3.77 over many more rows

@@ -8,10 +8,22 @@ import yaml
 from harness.config.compose import compose_run
 from harness.question.axes import CaseAxis
 from harness.question.check_space import check_space
+from harness.question.compare import contrasts_of
 from harness.question.load import known_sweeps, load_question, sweeps_directory
 from harness.question.question import Question
 from harness.question.settings import Method
+from harness.sweeping.confirmation import most_confirmed
 
+COMPARED = {
+    "alpha": ("lora.alpha", "64", "16"),
+    "demo": ("lora.rank", "8", "2"),
+    "double_quant": ("quant.double_quant", "true", "false"),
+    "nf4_vs_int4": ("quant", "int4", "nf4"),
+    "rank": ("lora.rank", "16", "8"),
+    "rank_by_format": ("lora.rank", "32", "8"),
+    "targets": ("targets", "qv", "all_linear"),
+}
+"""A contrast without which the question would not be answered: axis, level, reference."""
 NAMED = (
     *("demo", "rank", "alpha", "targets", "nf4_vs_int4", "double_quant", "joint"),
     "rank_by_format",
@@ -41,7 +53,7 @@ def runs_of(question: Question) -> int:
     trials = question.search.trials or question.space.num_points
     assert trials is not None
     confirm = question.confirm
-    confirmed = 0 if confirm is None else confirm.top * len(confirm.seeds)
+    confirmed = 0 if confirm is None else most_confirmed(question) * len(confirm.seeds)
     return trials * len(question.search.seeds) + confirmed
 
 
@@ -68,6 +80,16 @@ def test_a_ready_question_written_out_asks_the_same(name, tmp_path):
     assert load_question(str(file), []) == question
 
 
+@pytest.mark.parametrize("name", COMPARED)
+def test_what_a_ready_question_asks_about_is_confirmed_and_compared(name):
+    question = load_question(name, [])
+    contrasts = [c for compare in question.compare for c in contrasts_of(compare, question.space)]
+    assert COMPARED[name] in {(c.axis, c.level, c.reference) for c in contrasts}
+    assert question.margin is not None
+    assert question.confirm is not None
+    assert len(question.confirm.seeds) >= 3
+
+
 @pytest.mark.parametrize("name", known_sweeps())
 def test_a_ready_question_is_affordable_on_two_cores(name):
     question = load_question(name, [])
@@ -81,7 +103,7 @@ def test_the_demo_has_few_short_runs():
     assert question.search.method is Method.grid
     assert question.space.num_points is not None
     assert question.space.num_points <= 12
-    assert runs_of(question) <= 24
+    assert runs_of(question) <= 6 + (6 + 1) * 3  # each level confirmed
     optim = compose_run(question.base).optim
     assert optim.steps is not None
     assert optim.steps <= 120
@@ -124,7 +146,7 @@ def test_alpha_is_asked_at_a_fixed_rank_and_at_a_fixed_alpha_over_rank():
         (config.lora.rank, config.lora.alpha, config.lora.alpha_over_rank, config.optim.lr)
         for _, config in check_space(load_question("alpha", []))
     }
-    rates = (1.25e-3, 5e-3, 2e-2)
+    rates = (1.25e-3, 2.5e-3, 5e-3, 1e-2, 2e-2)
     assert asked == {
         *((8, alpha, None, rate) for alpha in (4.0, 16.0, 64.0) for rate in rates),
         *((rank, None, 2.0, rate) for rank in (2, 8, 32) for rate in rates),

@@ -10,15 +10,18 @@ import torch
 from harness.config.schema import (
     CheckpointConfig,
     LoraConfig,
+    OptimConfig,
     OptimizerName,
     QuantConfig,
     QuantFormat,
+    Schedule,
 )
 from harness.engine.shared_base import SharedBase
 from harness.records.metrics_log import read_metrics
 from harness.records.record import Record, RunStatus, read_record
 from harness.training.checkpoint import load_newest_checkpoint
 from harness.training.job import Job
+from harness.training.optimizers import learning_rate_factor
 from harness.training.session import Queue, RunEnded, StepDone, train
 from harness.training.stop import StopRequest
 from tests.learned import learned
@@ -201,3 +204,30 @@ def test_costs_of_a_shared_process_are_not_recorded(make_base: MakeBase, make_jo
     assert record.metrics.get("memory/peak_bytes") is None
     assert record.metrics.get("throughput/step_ms") is None
     assert record.metrics["memory/adapter_bytes"]
+
+
+def test_no_steps_evaluate_the_untouched_model_and_train_nothing(
+    make_base: MakeBase, make_job: MakeJob
+) -> None:
+    shared = make_base(QuantConfig(format=QuantFormat.nf4))
+    job = make_job(shared, "zero", optim={"steps": 0}, lora=LORA)
+    record = run_one(shared, job)
+    assert record.status is RunStatus.completed
+    assert record.evals["after"] == record.evals["before"]
+    assert not read_metrics(job.directory.metrics).rows
+    assert all(not tensor.any() for key, tensor in weights(job).items() if "lora_B" in key)
+
+
+def test_warm_up_and_decay_are_transformers_own() -> None:
+    from transformers import get_scheduler
+
+    for schedule in Schedule:
+        config = OptimConfig(lr=1.0, steps=20, warmup_steps=5, schedule=schedule)
+        name = schedule.value if schedule is not Schedule.constant else "constant_with_warmup"
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        theirs = get_scheduler(name, optimizer, num_warmup_steps=5, num_training_steps=20)
+        for step in range(20):
+            ours = learning_rate_factor(step, 20, config)
+            assert ours == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+            optimizer.step()
+            theirs.step()

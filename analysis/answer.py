@@ -1,0 +1,227 @@
+"""The answer to a sweep's question in sentences that follow from its tests, and whether it was expected."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from analysis.compare import among_best, p_text
+from analysis.contrasts import Answered, Compared, answered
+from analysis.figures.cells import counts, value_of
+from analysis.frame import Role, Row
+from analysis.inference import ALPHA, Tested, Verdict
+from analysis.printing import scale_of
+from analysis.sources import SweepData
+from harness.question.compare import EACH, Expected, spelled_combination
+from harness.records.metrics import METRICS, Direction
+
+
+class Expectation(Enum):
+    """What the tests make of the expectation."""
+
+    confirmed = "confirmed"
+    refuted = "refuted"
+    partly = "partly refuted"
+    undecided = "not decided"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a sweep has found."""
+
+    sentences: tuple[str, ...]
+    expectation: Expectation | None
+    """None where the question names no expectation of a contrast."""
+    answered: Answered | None
+
+    @property
+    def text(self) -> str:
+        """Everything that was found, in one paragraph."""
+        found = " ".join(self.sentences)
+        if self.expectation is None:
+            return found
+        return f"{found} The expectation is {self.expectation.value}."
+
+
+def answer_of(sweep: SweepData) -> Answer | None:
+    """Return the answer by the contrasts that the question names, else by the best of what was confirmed.
+
+    None where nothing is confirmed.
+    """
+    found = answered(sweep)
+    if found is not None:
+        return Answer(
+            sentences=tuple(_sentences(found)), expectation=_expectation(found), answered=found
+        )
+    sentence = _best_sentence(sweep)
+    if sentence is None:
+        return None
+    return Answer(sentences=(sentence,), expectation=None, answered=None)
+
+
+# Contrasts ----------------------------------------------------------------------------------------
+
+
+def _sentences(found: Answered) -> list[str]:
+    sentences = []
+    for compare, compared in zip(found.compares, found.compared, strict=True):
+        groups: dict[tuple[str, str], list[Compared]] = {}
+        for each in compared:
+            groups.setdefault((each.contrast.level, each.contrast.reference), []).append(each)
+        told = [
+            _contrast_sentence(found, compare.axis, level, reference, group)
+            for (level, reference), group in groups.items()
+        ]
+        if compare.between == EACH:  # what is decided first: there are many pairs
+            told.sort(key=lambda sentence: "not decided" in sentence)
+        sentences += told
+        sentences += _interaction_sentences(found, compare.axis, compare.per)
+    return sentences
+
+
+def _contrast_sentence(
+    found: Answered, axis: str, level: str, reference: str, group: Sequence[Compared]
+) -> str:
+    """Say what one level is beside another, with the places of `per` that agree taken together."""
+    by_word: dict[str, list[Compared]] = {}
+    for each in group:
+        missing = f"is not compared with {reference} ({each.missing})"
+        word = missing if each.tested is None else _word(found, each.tested, reference)
+        by_word.setdefault(word, []).append(each)
+    parts = []
+    for word, places in by_word.items():
+        within = _within(places, len(group))
+        tested = [each.tested for each in places if each.tested is not None]
+        parts.append(f"{word}{_by_how_much(found, tested)}{within}")
+    return f"{axis}={level} {'; '.join(parts)}."
+
+
+def _word(found: Answered, tested: Tested, reference: str) -> str:
+    """Return what the level is beside its reference, as the rest of a sentence that begins with it."""
+    if tested.verdict is Verdict.undecided:
+        return f"is not told apart from {reference}: not decided"
+    if tested.verdict is Verdict.equivalent:
+        return f"is equivalent to {reference}"
+    within = ", within the margin," if tested.within_margin else ""
+    return f"is {found.word(tested)} than {reference}{within}"
+
+
+def _within(places: Sequence[Compared], of: int) -> str:
+    named = [spelled_combination(each.contrast.within) for each in places if each.contrast.within]
+    if not named:
+        return ""
+    if len(places) == of and of > 1:
+        return f" within each of {of} ({', '.join(named)})"
+    return f" within {', '.join(named)}"
+
+
+def _by_how_much(found: Answered, tested: Sequence[Tested]) -> str:
+    """Return the difference with its interval; of several, the least, the largest and the hull."""
+    if not tested:
+        return ""
+    scale, unit = found.scale, METRICS[found.metric].unit
+    sizes = sorted((each.difference for each in tested), key=abs)
+    lows = [each.low for each in tested if each.low is not None]
+    highs = [each.high for each in tested if each.high is not None]
+    decided = tested[0].verdict in (Verdict.above, Verdict.below)
+    first = scale.number(abs(sizes[0])) if decided else scale.signed(sizes[0])
+    last = scale.number(abs(sizes[-1])) if decided else scale.signed(sizes[-1])
+    amount = first if first == last else f"{first} to {last}"
+    unit = f" {scale.unit or unit}".rstrip()
+    text = f" by {amount}{unit}" if decided else f" (Δ {amount}{unit})"
+    if lows and highs:
+        ends = [min(lows), max(highs)]
+        if decided:  # all on one side of 0: by how much at least, and at most
+            ends = sorted(map(abs, ends))
+        text += f" [{', '.join((scale.number if decided else scale.signed)(end) for end in ends)}]"
+    needed = [each.needed for each in tested if each.needed is not None]
+    if needed and tested[0].verdict is Verdict.undecided:
+        text += f"; n would have to be about {max(needed)}, not {tested[0].n}"
+    return text
+
+
+def _interaction_sentences(found: Answered, axis: str, per: Sequence[str]) -> list[str]:
+    sentences = []
+    for (of_axis, level, reference), p in found.interactions.items():
+        if of_axis != axis or p is None:
+            continue
+        depends = "depends on" if p < ALPHA else "is not shown to depend on"
+        sentences.append(
+            f"What {axis}={level} does beside {reference} {depends} {', '.join(per)} (p {_is(p)})."
+        )
+    return sentences
+
+
+def _is(p: float) -> str:
+    text = p_text(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _expectation(found: Answered) -> Expectation | None:
+    """Compare what was expected with what was found; equivalent is within the margin, on either side."""
+    asked = [each for each in found.all if each.contrast.expected is not None]
+    if not asked:
+        return None
+    outcomes = [_as_expected(found, each) for each in asked]
+    if all(outcome is True for outcome in outcomes):
+        return Expectation.confirmed
+    if any(outcome is False for outcome in outcomes):
+        refuted = all(outcome is False for outcome in outcomes)
+        return Expectation.refuted if refuted else Expectation.partly
+    return Expectation.undecided
+
+
+def _as_expected(found: Answered, each: Compared) -> bool | None:
+    """Whether a contrast came out as expected; None where it is not decided."""
+    tested, expected = each.tested, each.contrast.expected
+    if tested is None or expected is None:
+        return None
+    if expected is Expected.equivalent:
+        if tested.within_margin:
+            return True
+        return False if tested.verdict is not Verdict.undecided else None
+    if tested.verdict is Verdict.undecided:
+        return None
+    return found.word(tested) == expected.value
+
+
+# Without contrasts --------------------------------------------------------------------------------
+
+
+def _best_sentence(sweep: SweepData) -> str | None:
+    """Say which of the confirmed cells may be the best, by comparisons with the best."""
+    rows = sweep.rows_of(Role.confirmation)
+    metric, direction = next(iter(sweep.objectives.items()))
+    cells: dict[int, dict] = {}
+    points: dict[int, Row] = {}
+    for row in rows:
+        value = value_of(row, metric) if counts(row, metric) else None
+        if value is not None:
+            cells.setdefault(row["trial"], {})[row["seed"]] = value
+            points[row["trial"]] = row
+    if not cells:
+        return None
+    sign = 1.0 if Direction(direction) is Direction.minimize else -1.0
+    means = {trial: sum(found.values()) / len(found) for trial, found in cells.items()}
+    ranked = sorted(means, key=lambda trial: sign * means[trial])
+    scale = scale_of(metric, list(means.values()))
+    unit = f" {scale.unit}" if scale.unit else ""
+    best = ranked[0]
+    sentence = (
+        f"Best {METRICS[metric].label} of {len(ranked)} confirmed cells: "
+        f"{scale.number(means[best])}{unit} with "
+        f"{_spelled_point(points[best])}"
+    )
+    among = dict(
+        zip(ranked, among_best([cells[t] for t in ranked], Direction(direction)), strict=True)
+    )
+    if all(found is None for found in among.values()):
+        return f"{sentence}; one seed a cell, so nothing says whether it is better than the others."
+    tied = [t for t in ranked[1:] if (found := among[t]) is not None and found.may_be_best]
+    if not tied:
+        return f"{sentence}; the others are set apart from it."
+    others = "; ".join(f"{scale.number(means[t])} with {_spelled_point(points[t])}" for t in tied)
+    return f"{sentence}; {len(tied)} of the others may be as good or better: {others}."
+
+
+def _spelled_point(row: Row) -> str:
+    return spelled_combination(row["point"]) or f"trial {row['trial']}"

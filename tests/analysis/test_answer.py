@@ -1,0 +1,144 @@
+"""The answer in a sentence: its wording follows from the tests, and from nothing else."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from analysis.answer import Answer, Expectation, answer_of
+from analysis.contrasts import contrasts_table
+from analysis.edges import edge_notes
+from analysis.sources import load_sweep
+from harness.commands.status import status_command
+from tests.analysis.rows_for_figures import Run
+from tests.analysis.test_report import save_sweep
+
+SEEDS = (10, 11, 12, 13)
+NOISE = (0.003, -0.002, 0.001, -0.002)
+
+
+def saved(out: Path, losses: dict[int, Sequence[float]], **asked: Any) -> None:
+    """Write a finished sweep that compares ranks, with these losses on fresh seeds."""
+    runs = [
+        Run(rank=rank, loss=values[0], role="search", trial=trial)
+        for trial, (rank, values) in enumerate(losses.items())
+    ]
+    runs += [
+        Run(rank=rank, seed=seed, loss=loss, role="confirmation", trial=trial, split="test")
+        for trial, (rank, values) in enumerate(losses.items())
+        for seed, loss in zip(SEEDS, values, strict=False)
+    ]
+    save_sweep(out, runs)
+    state_file = out / "sweeps" / "small" / "state.json"
+    state = json.loads(state_file.read_text())
+    for line in state["confirmed"]:
+        line["compared"] = [line["point"]]
+    state_file.write_text(json.dumps(state))
+    ranks = ", ".join(map(str, losses))
+    question = {"name": "small", "question": "Which?", "space": {"lora.rank": f"choice({ranks})"}}
+    (out / "sweeps" / "small" / "sweep.yaml").write_text(yaml.safe_dump(question | asked))
+
+
+def answer(out: Path, losses: dict[int, Sequence[float]], **asked: Any) -> Answer:
+    saved(out, losses, **asked)
+    found = answer_of(load_sweep(out, "small"))
+    assert found is not None
+    return found
+
+
+def around(mean: float, spread: float = 1.0, shift: int = 0) -> list[float]:
+    noise = NOISE[shift:] + NOISE[:shift]
+    return [mean + spread * each for each in noise]
+
+
+COMPARE = {"lora.rank": "steps"}
+
+
+@pytest.mark.parametrize(
+    ("second", "expected", "words", "outcome"),
+    [
+        (around(1.0, shift=1), "equivalent", "is equivalent to 2 (Δ", Expectation.confirmed),
+        (around(0.9, shift=1), "equivalent", "is better than 2 by 0.1000", Expectation.refuted),
+        (around(1.1, shift=1), "worse", "is worse than 2 by 0.1000", Expectation.confirmed),
+        (around(1.1, shift=1), "better", "is worse than 2", Expectation.refuted),
+        (
+            around(1.01, 30.0, shift=2),
+            "equivalent",
+            "is not told apart from 2: not decided",
+            Expectation.undecided,
+        ),
+    ],
+)
+def test_the_wording_and_the_outcome_follow_from_the_test(
+    tmp_path, second, expected, words, outcome
+) -> None:
+    found = answer(
+        tmp_path,
+        {2: around(1.0), 8: second},
+        compare=COMPARE | {"expected": expected},
+        margin=0.02,
+    )
+    assert words in found.text
+    assert "lora.rank=8" in found.text
+    assert found.expectation is outcome
+    assert f"The expectation is {outcome.value}." in found.text
+
+
+def test_what_is_not_decided_says_how_many_seeds_would(tmp_path) -> None:
+    found = answer(
+        tmp_path, {2: around(1.0), 8: around(1.0, 10, shift=2)}, compare=COMPARE, margin=0.02
+    )
+    assert "n would have to be about" in found.text
+
+
+def test_a_difference_within_the_margin_is_both_better_and_as_good_as_expected(tmp_path) -> None:
+    close = [loss - 0.01 for loss in around(1.0)]
+    close[0] += 0.0005  # not the very same differences
+    found = answer(
+        tmp_path,
+        {2: around(1.0), 8: close},
+        compare=COMPARE | {"expected": "equivalent"},
+        margin=0.02,
+    )
+    assert "is better than 2, within the margin, by" in found.text
+    assert found.expectation is Expectation.confirmed
+
+
+def test_without_a_comparison_the_best_are_named(tmp_path) -> None:
+    found = answer(tmp_path, {2: around(1.0), 8: around(1.001, shift=1), 32: around(3.0, shift=2)})
+    assert found.expectation is None
+    assert "Best eval loss of 3 confirmed cells" in found.text
+    assert "1 of the others may be as good or better" in found.text
+    assert "lora.rank=32" not in found.text
+
+
+def test_a_level_that_was_not_confirmed_is_named(tmp_path) -> None:
+    saved(tmp_path, {2: around(1.0), 8: around(0.9, shift=1)}, compare={"lora.rank": 2})
+    file = tmp_path / "sweeps" / "small" / "sweep.yaml"
+    file.write_text(file.read_text().replace("choice(2, 8)", "choice(2, 8, 64)"))
+    found = answer_of(load_sweep(tmp_path, "small"))
+    assert found is not None
+    assert "lora.rank=64 is not compared with 2 (no cell with lora.rank=64" in found.text
+    assert found.answered is not None
+    table = contrasts_table(found.answered, "t")
+    assert table.rows[0][-1].text == "better"
+
+
+def test_status_says_the_same_sentence(tmp_path, capsys) -> None:
+    found = answer(tmp_path, {2: around(1.0), 8: around(0.9, shift=1)}, compare=COMPARE)
+    status_command(["small", f"paths.out={tmp_path}"], as_json=False)
+    assert f"Found: {found.text}" in capsys.readouterr().out
+
+
+def test_a_best_on_the_edge_is_flagged_with_the_command_that_goes_beyond(tmp_path) -> None:
+    saved(tmp_path, {2: around(1.0), 4: around(0.8), 8: around(0.9, shift=1)})
+    state_file = tmp_path / "sweeps" / "small" / "state.json"
+    state = json.loads(state_file.read_text())
+    state["confirmed"] = [line for line in state["confirmed"] if line["point"]["lora.rank"] == "8"]
+    state_file.write_text(json.dumps(state))
+    (note,) = edge_notes(load_sweep(tmp_path, "small"))
+    assert "lora.rank=8, the largest that was tried" in note
+    assert "harness sweep small 'lora.rank=choice(2, 4, 8, 16)' name=small_wider" in note

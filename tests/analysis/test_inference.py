@@ -1,0 +1,179 @@
+"""Contrasts, equivalence, the best of several and interaction, against SciPy, tables or numbers by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from analysis.inference import (
+    Method,
+    Verdict,
+    compare_with_best,
+    equivalence_p,
+    family_of,
+    interaction_p,
+    interval_of,
+    one_sided_many_to_one,
+    pairs_needed,
+)
+from harness.question.power import power_of_paired_t, seeds_for_margin
+
+stats: Any = scipy_stats  # whose results have attributes that its annotations lack
+DIFFERENCES = [-0.0377, -0.0482, -0.0410]
+
+
+def test_a_single_contrast_is_scipys_paired_t_test() -> None:
+    (found,) = family_of([DIFFERENCES], None).tested
+    theirs = stats.ttest_1samp(DIFFERENCES, 0)
+    ends = theirs.confidence_interval(0.95)
+    assert found is not None
+    assert found.p_value == pytest.approx(theirs.pvalue)
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high))
+    assert found.verdict is Verdict.below
+
+
+def test_an_interval_excludes_zero_exactly_where_the_adjusted_p_is_small() -> None:
+    generator = np.random.default_rng(5)
+    for _ in range(200):
+        shifts = generator.choice([0.0, 1.0, 3.0], size=4)
+        family = family_of([list(generator.normal(s, 1.0, 5)) for s in shifts], None)
+        for found in family.tested:
+            assert found is not None
+            assert found.p_value is not None
+            assert found.low is not None
+            assert found.high is not None
+            assert (found.low > 0 or found.high < 0) == (found.p_value < 0.05)
+
+
+def test_sign_flips_are_taken_only_where_they_can_decide() -> None:
+    six, three = [list(np.arange(6) + 1.0)], [[1.0, 2.0, 3.0]]
+    assert family_of(six, None).method is Method.sign_flips
+    assert family_of(six * 2, None).method is Method.paired_t, "2/64 times 2 is above .05"
+    assert family_of(three, None).method is Method.paired_t
+
+
+def test_an_interval_of_sign_flips_holds_what_they_do_not_reject() -> None:
+    differences = [1.2, 0.4, 2.2, 1.9, 0.8, 1.1, -0.3]
+    low, high = interval_of(differences, Method.sign_flips, 0.95)
+    for shift, inside in ((low + 1e-6, True), (low - 1e-3, False), (high + 1e-3, False)):
+        theirs = stats.permutation_test(
+            (np.array(differences) - shift, np.zeros(7)),
+            lambda x, y, axis: np.mean(x - y, axis=axis),
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=10_000,
+        )
+        assert (theirs.pvalue >= 0.05) == inside
+
+
+def test_equivalence_is_two_one_sided_tests() -> None:
+    p = equivalence_p(DIFFERENCES, 0.06, Method.paired_t)
+    lower = stats.ttest_1samp(DIFFERENCES, -0.06, alternative="greater").pvalue
+    upper = stats.ttest_1samp(DIFFERENCES, 0.06, alternative="less").pvalue
+    assert p == pytest.approx(max(lower, upper))
+    (found,) = family_of([[0.001, -0.001, 0.0005]], 0.01).tested
+    assert found is not None
+    assert found.verdict is Verdict.equivalent
+    (both,) = family_of([DIFFERENCES], 0.08).tested
+    assert both is not None
+    assert (both.verdict, both.within_margin) == (Verdict.below, True)
+
+
+def test_what_is_not_decided_says_how_many_seeds_would() -> None:
+    (found,) = family_of([[0.5, -0.2, 0.1]], 0.2).tested
+    assert found is not None
+    assert found.verdict is Verdict.undecided
+    deviation = float(np.std([0.5, -0.2, 0.1], ddof=1))
+    n = found.needed
+    assert n is not None
+    power = stats.nct(n - 1, 0.2 / deviation * np.sqrt(n)).sf(stats.t(n - 1).ppf(0.975))
+    assert power == pytest.approx(0.8, abs=0.03)
+    assert pairs_needed(0.0, 0.1) is None
+
+
+def test_one_pair_has_a_difference_and_no_test() -> None:
+    one, none = family_of([[0.5], []], 0.1).tested
+    assert one is not None
+    assert (one.difference, one.p_value, one.low, one.verdict) == (
+        0.5,
+        None,
+        None,
+        Verdict.undecided,
+    )
+    assert none is None
+
+
+@pytest.mark.parametrize(("count", "freedom"), [(1, 10), (4, 20), (7, 14)])
+def test_critical_values_are_those_of_the_multivariate_t(count: int, freedom: int) -> None:
+    critical = one_sided_many_to_one(count, freedom)
+    correlation = np.full((count, count), 0.5) + 0.5 * np.eye(count)
+    joint = stats.multivariate_t(shape=correlation, df=freedom, seed=0)
+    inside = joint.cdf(np.full(count, critical)) if count > 1 else stats.t(freedom).cdf(critical)
+    assert inside == pytest.approx(0.95, abs=0.002)
+
+
+def test_the_true_best_is_kept_in_at_least_95_of_100_tables() -> None:
+    generator = np.random.default_rng(1)
+    lost = 0
+    for _ in range(600):
+        seeds = generator.normal(0, 1, 3)
+        cells = [dict(enumerate(seeds + generator.normal(0, 1, 3))) for _ in range(8)]
+        found = compare_with_best(cells, smaller_is_better=True)
+        assert found is not None
+        lost += not found[0][0].may_be_best  # all are equal, so the first is a best one
+    assert lost / 600 < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 600)
+
+
+def test_a_cell_that_is_far_off_is_set_apart_also_where_spreads_differ() -> None:
+    near = {0: 1.0, 1: 1.1, 2: 0.9}
+    far = {0: 5.0, 1: 5.2, 2: 4.9}
+    wild = {0: 90.0, 1: 300.0, 2: 150.0}
+    found = compare_with_best([near, far], smaller_is_better=True)
+    assert found is not None
+    assert [each.may_be_best for each in found[0]] == [True, False]
+    largest = compare_with_best([near, far], smaller_is_better=False)
+    assert largest is not None
+    assert [each.may_be_best for each in largest[0]] == [False, True]
+    unlike = compare_with_best([near, far, wild], smaller_is_better=True)
+    assert unlike is not None
+    assert [each.may_be_best for each in unlike[0][:2]] == [True, False]
+
+
+def test_what_is_counted_is_best_or_not() -> None:
+    found = compare_with_best([{0: 3.0, 1: 3.0}, {5: 1.0, 6: 1.0}], smaller_is_better=True)
+    assert found is not None
+    assert [each.may_be_best for each in found[0]] == [False, True]
+
+
+def test_an_interaction_of_two_levels_is_a_paired_t_test_of_the_differences() -> None:
+    table = [[0.1, 0.5], [0.2, 0.4], [0.0, 0.6], [0.15, 0.7]]
+    gaps = [b - a for a, b in table]
+    assert interaction_p(table) == pytest.approx(stats.ttest_1samp(gaps, 0).pvalue)
+    assert interaction_p([[0.1, 0.2]]) is None
+
+
+def test_false_interactions_are_rare() -> None:
+    generator = np.random.default_rng(2)
+    found = [interaction_p(generator.normal(size=(5, 4)).tolist()) for _ in range(1000)]
+    share = sum(p is not None and p < 0.05 for p in found) / 1000
+    assert share < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_power_is_that_of_simulated_pairs() -> None:
+    generator = np.random.default_rng(3)
+    a, b = generator.normal(2.0, 1, (20_000, 3)), generator.normal(0.0, 1, (20_000, 3))
+    found = float((stats.ttest_rel(a, b, axis=1).pvalue < 0.05).mean())
+    assert power_of_paired_t(3, 2.0) == pytest.approx(found, abs=0.012)
+    assert 0.28 < power_of_paired_t(3, 2.0) < 0.30
+
+
+def test_seeds_for_a_margin_show_equal_cells_to_be_equivalent() -> None:
+    n = seeds_for_margin(1.0, 1.5, 100)
+    generator = np.random.default_rng(4)
+    differences = generator.normal(0, np.sqrt(2), (4000, n))
+    low = stats.ttest_1samp(differences, -1.5, axis=1, alternative="greater").pvalue
+    high = stats.ttest_1samp(differences, 1.5, axis=1, alternative="less").pvalue
+    share = float((np.maximum(low, high) < 0.05).mean())
+    assert share > 0.78
+    assert seeds_for_margin(1.0, 0.01, 12) == 12
