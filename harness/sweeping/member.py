@@ -7,7 +7,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    PendingRollbackError,
+)
 
 from harness.config.schema import RunConfig
 from harness.errors import RequestError, RunFailed
@@ -79,7 +85,7 @@ class Member:
                 try:
                     return self._train(asks=asks)
                 except Exception as error:
-                    if self._leases is None or not _is_outage(error) or attempt == MAX_OUTAGES:
+                    if self._leases is None or not is_outage(error) or attempt == MAX_OUTAGES:
                         raise
                     self._wait_for_server(error)
         raise AssertionError("the loop ends by itself")
@@ -98,10 +104,10 @@ class Member:
             study = open_study(question, self._points, self._directory, self._leases, asks=asks)
             return self._drive(study, maker)
         except Exception as error:
-            if _is_outage(error):
+            if is_outage(error):
                 self._pool.stop()  # what is in flight keeps a checkpoint
             self._pool.kill()
-            if self._leases is not None and not _is_outage(error):
+            if self._leases is not None and not is_outage(error):
                 self._leases.give_back()
             raise
         finally:
@@ -172,10 +178,11 @@ class Member:
         raise KeyboardInterrupt
 
 
-def _is_outage(error: BaseException | None) -> bool:
+def is_outage(error: BaseException | None) -> bool:
     """Whether an error says that the study's server is gone, or has ended a connection."""
-    if isinstance(error, StorageInternalError):  # Optuna's, around what SQLAlchemy raised
-        return _is_outage(error.__cause__)
+    if isinstance(error, (StorageInternalError, PendingRollbackError)):
+        # Optuna's, around SQLAlchemy's; and that of a query which was repeated on a lost connection.
+        return is_outage(error.__cause__ or error.__context__)
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     return isinstance(error, (OperationalError, InterfaceError, InternalError))
