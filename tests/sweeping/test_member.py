@@ -250,7 +250,6 @@ def test_a_connection_that_is_lost_in_the_middle_of_a_query_is_an_outage(repeate
 
 
 def test_an_error_of_the_data_is_no_outage():
-    try:
-        raise StorageInternalError("too long") from DataError("INSERT", {}, Exception("too long"))
-    except StorageInternalError as error:
-        assert not is_outage(error)
+    error = StorageInternalError("too long")
+    error.__cause__ = DataError("INSERT", {}, Exception("too long"))
+    assert not is_outage(error)
