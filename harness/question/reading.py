@@ -69,11 +69,20 @@ class Section:
         bound, unit = field.metadata.get("at_least"), field.metadata.get("unit", "")
         if get_origin(field.type) is tuple:
             return self.seeds(field.name)
+        if kinds[0] is bool:
+            return self.truth(field.name)
         if issubclass(kinds[0], Enum):
             return self.choice(field.name, kinds[0])
         if kinds[0] is int:
             return self.integer(field.name, bound or 0)
         return self.number(field.name, bound, unit)
+
+    def truth(self, key: str) -> bool:
+        """Return true or false."""
+        value = self.given.get(key)
+        if not isinstance(value, bool):
+            raise self.refuse(key, "must be true or false")
+        return value
 
     def integer(self, key: str, at_least: int) -> int:
         """Return a whole number."""
