@@ -182,8 +182,8 @@ def refuse_another(name: str, before: Mapping[str, Any], now: Mapping[str, Any])
 
     `before` may be of an earlier version; `name` says what has been asked, as in "the study rank".
     """
-    for key in [*before, *now]:
-        there, here = before.get(key), now.get(key)
+    for key in before:  # an earlier version knew of no others
+        there, here = before[key], now.get(key)
         if key == "base":  # written by a version that kept all of it
             there = _with_effect(there or ())
         if there != here:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import (
     InterfaceError,
     InternalError,
     OperationalError,
+    PendingRollbackError,
     SQLAlchemyError,
 )
 
@@ -90,11 +91,11 @@ class Member:
                 except (StorageInternalError, SQLAlchemyError) as error:
                     if self._leases is None:
                         raise _study_failed(self._directory.storage, error) from error
-                    if not _is_outage(error) or attempt == MAX_OUTAGES:
+                    if not is_outage(error) or attempt == MAX_OUTAGES:
                         raise _study_failed("the server's", error) from error
                     self._wait_for_server(error)
                 except Exception as error:
-                    if self._leases is None or not _is_outage(error) or attempt == MAX_OUTAGES:
+                    if self._leases is None or not is_outage(error) or attempt == MAX_OUTAGES:
                         raise
                     self._wait_for_server(error)
         raise AssertionError("the loop ends by itself")
@@ -113,10 +114,10 @@ class Member:
             study = open_study(question, self._points, self._directory, self._leases, asks=asks)
             return self._drive(study, maker)
         except Exception as error:
-            if _is_outage(error):
+            if is_outage(error):
                 self._pool.stop()  # what is in flight keeps a checkpoint
             self._pool.kill()
-            if self._leases is not None and not _is_outage(error):
+            if self._leases is not None and not is_outage(error):
                 self._leases.give_back()
             raise
         finally:
@@ -208,10 +209,11 @@ def _study_failed(where: str, error: Exception) -> RunFailed:
     )
 
 
-def _is_outage(error: BaseException | None) -> bool:
+def is_outage(error: BaseException | None) -> bool:
     """Whether an error says that the study's server is gone, or has ended a connection."""
-    if isinstance(error, StorageInternalError):  # Optuna's, around what SQLAlchemy raised
-        return _is_outage(error.__cause__)
+    if isinstance(error, (StorageInternalError, PendingRollbackError)):
+        # Optuna's, around SQLAlchemy's; and that of a query which was repeated on a lost connection.
+        return is_outage(error.__cause__ or error.__context__)
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     return isinstance(error, (OperationalError, InterfaceError, InternalError))

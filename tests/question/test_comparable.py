@@ -58,6 +58,12 @@ def test_what_shapes_a_trial_is_refused_by_its_name_with_both_values(tmp_path, o
     assert f"the sweep was asked with {words}" in str(refused.value)
 
 
+def test_what_an_earlier_version_did_not_know_is_not_compared(tmp_path):
+    now = comparable(ask(tmp_path, search=SEARCH, space=SPACE))
+    before = {key: value for key, value in now.items() if key != "search.starts"}
+    refuse_another("the sweep", before, now)
+
+
 def test_a_question_asks_what_its_own_file_asks(tmp_path):
     asked = ask(tmp_path, LIMIT, "search.pruner=median", search=SEARCH, space=SPACE)
     file = tmp_path / "again.yaml"

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import DataError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from harness.records.record import read_metrics, read_records
+from harness.sweeping.member import is_outage
 from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, read_state
 from tests.sweeping.test_crash import completed, lines_of, losses
 
@@ -223,3 +226,30 @@ def test_members_that_are_killed_and_frozen_again_and_again_end_like_one_alone(
     assert one.keys() == many.keys()
     for run_id, found in many.items():
         assert found == pytest.approx(one[run_id], rel=0, abs=1e-6)
+
+
+def lost(repeated: bool) -> Exception:
+    """Return the error in which Optuna ends when the server ends the connection in the middle of a query."""
+    try:
+        try:
+            try:
+                raise OperationalError("SELECT", {}, Exception("server closed the connection"))
+            except OperationalError:
+                if repeated:  # Optuna reads once more, in the transaction that is no more
+                    raise PendingRollbackError("Can't reconnect") from None
+                raise
+        except SQLAlchemyError as error:
+            raise StorageInternalError("An exception is raised during the commit.") from error
+    except StorageInternalError as error:
+        return error
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_connection_that_is_lost_in_the_middle_of_a_query_is_an_outage(repeated):
+    assert is_outage(lost(repeated))
+
+
+def test_an_error_of_the_data_is_no_outage():
+    error = StorageInternalError("too long")
+    error.__cause__ = DataError("INSERT", {}, Exception("too long"))
+    assert not is_outage(error)
