@@ -15,7 +15,7 @@ HEAVY = ("torch", "transformers", "wandb", "peft", "bitsandbytes", "datasets")
 # From top to bottom: a module may import from its own layer and from those below it.
 LAYERS = (
     ("__main__", "run"),
-    ("cli",),
+    ("cli", "api"),
     ("commands",),
     ("launch",),
     ("sweeping", "parallel"),
@@ -30,7 +30,7 @@ LAYERS = (
     ("config",),
     ("embedded", "errors"),
 )
-MAY_ANALYSE = ("commands",)
+MAY_ANALYSE = ("commands", "api")
 ANALYSIS_MAY = (
     "harness.records.record",
     "harness.records.metrics",
@@ -108,6 +108,7 @@ def test_readers_and_the_way_to_a_refusal_load_nothing_heavy():
             "harness.commands.console",
         ),
         *("harness.commands.sweep", "harness.commands.status", "harness.sweeping.driver"),
+        "harness.api",
         *("harness.commands.run_help", "harness.data.check", "harness.base.source"),
         *("harness.launch.job", "harness.launch.submit", "harness.launch.jobs"),
         *(name.removesuffix(".__init__") for name in analysis),

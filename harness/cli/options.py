@@ -9,12 +9,21 @@ COMMANDS = {
     "report": "tables, figures and one html page from the records of sweeps",
 }
 
-SWEEP_FLAGS = {"--dry-run": 0, "--json": 0, "--help": 0, "-h": 0}
-WORKER_FLAGS = {"--help": 0, "-h": 0}
+OWN_GROUPS = {"--config-dir": 1, "-cd": 1}  # option of a command: how many values follow it
+SWEEP_FLAGS = {"--dry-run": 0, "--json": 0, "--help": 0, "-h": 0, **OWN_GROUPS}
+WORKER_FLAGS = {"--help": 0, "-h": 0, **OWN_GROUPS}
 REPORT_FLAGS = {"--watch": 0, "--json": 0, "--help": 0, "-h": 0}
-PLAN_FLAGS = {"--budget": 1, "--explain": 0, "--probe": 0, "--json": 0, "--help": 0, "-h": 0}
+PLAN_FLAGS = {
+    "--budget": 1,
+    "--explain": 0,
+    "--probe": 0,
+    "--json": 0,
+    "--help": 0,
+    "-h": 0,
+    **OWN_GROUPS,
+}
 STATUS_FLAGS = {"--json": 0, "--help": 0, "-h": 0}
-RUN_FLAGS = {  # option of a command: how many values follow it
+RUN_FLAGS = {
     "--json": 0,
     "--help": 0,
     "-h": 0,
@@ -28,6 +37,7 @@ RUN_FLAGS = {  # option of a command: how many values follow it
     "-i": 1,
     "--multirun": 0,
     "-m": 0,
+    **OWN_GROUPS,
 }
 FLAGS_OF = {
     "run": RUN_FLAGS,

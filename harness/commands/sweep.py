@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from harness.commands.drive import begin_sweep, question_text, train_sweep
-from harness.config.compose import compose_run
+from harness.config.compose import compose_run, own_directory_words
 from harness.config.schema import RunConfig
 from harness.errors import RequestError
 from harness.question.check_space import Point, check_space
@@ -29,19 +29,13 @@ _MAY_CHANGE = ("question", "expect", "confirm", "resources", "study", "launcher"
 def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
     """Start or resume a sweep; returns the exit code: 1 where a run failed."""
     question = load_question(name, overrides)
-    points = check_space(question)
-    base = compose_run(base_of(question))
-    if base.resources.data_parallel > 1:
-        raise RequestError(
-            f"resources.data_parallel={base.resources.data_parallel} belongs to one run, and a sweep gives "
-            "each device runs of its own; leave it out here, or use `harness run`"
-        )
+    points, base = checked(question)
     directory = SweepDirectory(Path(base.paths.out), question.name)
     if dry_run:
         check_without_device(points, directory)
         print(plan_text(question, points, base), end="")
         return 0
-    _refuse_another_question(directory, question)
+    refuse_another_question(directory, question)
     if question.launcher is not None:
         return _launch(question, points, directory, Path(base.paths.out))
     with stop_on_signals() as stop:
@@ -51,7 +45,7 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
     else:
         print_state(state, file=str(directory.state))
     if state.status is SweepStatus.interrupted:
-        again = " ".join(["harness sweep", name, *overrides])
+        again = " ".join(["harness sweep", name, *own_directory_words(), *overrides])
         print(
             redact(f"harness: stopped; every run in flight has a checkpoint. Go on with: {again}"),
             file=sys.stderr,
@@ -78,7 +72,22 @@ def _launch(
     return 0
 
 
-def _refuse_another_question(directory: SweepDirectory, question: Question) -> None:
+def checked(question: Question) -> tuple[Sequence[tuple[Point, RunConfig]], RunConfig]:
+    """Return the points of a question, each with its configuration, and what they have in common.
+
+    Raises RequestError for a point that cannot be trained, and for a base that no sweep can have.
+    """
+    points = check_space(question)
+    base = compose_run(base_of(question))
+    if base.resources.data_parallel > 1:
+        raise RequestError(
+            f"resources.data_parallel={base.resources.data_parallel} belongs to one run, and a sweep gives "
+            "each device runs of its own; leave it out here, or use `harness run`"
+        )
+    return points, base
+
+
+def refuse_another_question(directory: SweepDirectory, question: Question) -> None:
     """Refuse a question that differs from the one that this sweep has begun with."""
     if not directory.question.exists():
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-import harness
+from harness.config.compose import shipped_directory
 from harness.errors import RequestError, near_names
 from harness.question.axes import Axis, CaseAxis
 from harness.question.coherence import check_question, with_evaluations
@@ -156,8 +156,8 @@ def _without_password(url: str | None) -> str | None:
 
 
 def sweeps_directory() -> Path:
-    """Return where the ready questions lie: beside the package, as conf/ does."""
-    return Path(harness.__file__).parent.parent / "sweeps"
+    """Return where the questions lie that come with the harness."""
+    return shipped_directory("sweeps")
 
 
 def known_sweeps() -> dict[str, str]:
