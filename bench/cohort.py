@@ -25,9 +25,9 @@ import torch
 from bench.step import FORMATS, Setting, Step, Times, harness_step, random_base, setting_of
 from harness.data.prepare import PreparedData
 from harness.engine.shared_base import SharedBase
+from harness.measure.heap import keep_freed_memory
 from harness.records.provenance import collect_provenance
 from harness.records.run_directory import RunDirectory, utc_now
-from harness.training.heap import keep_freed_memory
 from harness.training.job import Job
 from harness.training.slot import Slot
 

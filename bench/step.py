@@ -22,7 +22,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -39,8 +38,6 @@ from harness.config.schema import LoraConfig, OptimConfig, QuantConfig, QuantFor
 from harness.data.order import batch_rows
 from harness.data.prepare import PreparedData
 from harness.data.rows import NO_LOSS, TokenRows
-from harness.engine.cpu.backend import quick_passes
-from harness.engine.micro_step import packed_gradients
 from harness.engine.shared_base import SharedBase
 from harness.records.provenance import collect_provenance
 from harness.records.run_directory import RunDirectory, utc_now
@@ -206,14 +203,13 @@ def harness_slot(shared: SharedBase, setting: Setting) -> Slot:
 
 def harness_step(shared: SharedBase, slots: Sequence[Slot], *, in_cohort: bool = False) -> Step:
     """Return what `harness.training.session` does in a step of these slots, without files."""
-    session = ExitStack()
-    session.enter_context(quick_passes(shared, keeping=in_cohort))
-    return partial(_harness_step, session, shared, slots)
+    shared.backend.keep_decoded(in_cohort)
+    return partial(_harness_step, shared, slots)
 
 
-def _harness_step(_session: ExitStack, shared: SharedBase, slots: Sequence[Slot]) -> float:
-    """Make one step; the session lasts as long as somebody may call this."""
-    gradients = packed_gradients(shared, [slot.next_work() for slot in slots])
+def _harness_step(shared: SharedBase, slots: Sequence[Slot]) -> float:
+    """Make one step."""
+    gradients = shared.backend.gradients([slot.next_work() for slot in slots])
     for slot, gradient in zip(slots, gradients, strict=True):
         slot.receive(gradient)
     numbers = clip(slots).tolist()

@@ -2,15 +2,14 @@
 
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import assert_never
 
 import torch
 
 from harness.engine.adapter import Adapter
-from harness.engine.cpu.backend import quick_passes
 from harness.engine.micro_step import Gradient
 from harness.engine.shared_base import SharedBase
+from harness.measure.meter import meter_of
 from harness.parallel.group import Group
 from harness.parallel.leader import digest
 from harness.parallel.orders import Assist, Divide, Drop, End, Fault, Hold, Order, Pass, Reply
@@ -44,10 +43,8 @@ class Follower:
 
     def follow(self) -> None:
         """Do what the leader says until it ends. Raises RankLost where it is gone."""
-        # As the leader's session: products of one kind round alike.
-        with nullcontext() if self._base is None else quick_passes(self._base, keeping=False):
-            while self._obey(self._group.hear()):
-                pass
+        while self._obey(self._group.hear()):
+            pass
 
     def _obey(self, order: Order) -> bool:
         """Do what one order says; return whether others will come."""
@@ -101,8 +98,8 @@ class Follower:
         answers = self._group.exchange(Reply(fault=fault))
         if all(answer.fault is None for answer in answers):
             added_up(self._group, {name: self._adapters[name] for name in order.names}, gradients)
-        elif self._base.base.device.type == "cuda":
-            torch.cuda.empty_cache()
+        else:
+            meter_of(self._base.base.device).empty()
 
     def _computed(
         self, base: SharedBase, order: Pass

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from harness.config.schema import LoraConfig
 from harness.data.rows import Batch
-from harness.engine.rows import MaskRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,6 @@ class Share:
     loss_tokens: int
     """Of the whole optimizer step, over all ranks: the loss's denominator."""
     dropout_key: int | None
-    mask_rows: MaskRows | None
     recompute: bool
 
 

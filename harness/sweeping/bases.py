@@ -1,7 +1,7 @@
 """The bases that a worker keeps loaded between cohorts."""
 
 from harness.engine.shared_base import SharedBase
-from harness.measure.memory import device_memory_bytes
+from harness.measure.meter import meter_of
 from harness.sweeping.messages import Role, Train
 from harness.training.launch import open_base
 
@@ -33,6 +33,6 @@ class Bases:
         self._kept = {key: base for key, base in self._kept.items() if not base.is_rewritten}
 
     def _evict(self, newest: SharedBase) -> None:
-        limit = BASES_SHARE * device_memory_bytes(newest.base.device)
+        limit = BASES_SHARE * meter_of(newest.base.device).total_bytes()
         while len(self._kept) > 1 and sum(b.size.total_bytes for b in self._kept.values()) > limit:
             del self._kept[next(iter(self._kept))]
