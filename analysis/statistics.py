@@ -53,7 +53,7 @@ class Paired:
     p_value: float | None
     """Two-sided; None for a single pair."""
     method: str
-    """How the p-value was found: `sign flips` (exact) or `Wilcoxon`."""
+    """Test that gave the p-value: `sign flips` (exact) or `Wilcoxon`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

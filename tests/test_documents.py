@@ -8,6 +8,7 @@ import pytest
 
 from harness.cli.options import COMMANDS, FLAGS_OF
 from harness.config.compose import group_options, known_keys
+from harness.question.keys import QUESTION_KEYS, QUESTION_SECTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -72,22 +73,19 @@ def commands(document: Path) -> list[str]:
     return re.findall(r"^    (?:\$ )?(?:\.venv/bin/)?harness (.*)$", text, re.MULTILINE)
 
 
-REFUSED = ("lora.rnk", "lora.target_modules")  # shown for the message
+REFUSED = ("lora.rnk",)  # shown for the message
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_that_are_shown_have_options_groups_and_keys_that_exist(document):
-    sections = ("search", "study", "launcher", "confirm", "plan", "resources")
-    known = {*known_keys(), *group_options(), "name", "objective", "seed"}
+    sections = (*QUESTION_SECTIONS, "plan", "resources")
+    known = {*known_keys(), *group_options(), *QUESTION_KEYS, *QUESTION_SECTIONS, *REFUSED}
     for line in commands(document):
         command, *words = shlex.split(line.partition(" #")[0])
         assert command in COMMANDS, line
         for word in words:
+            key = word.partition("=")[0]
             if word.startswith("-"):
-                assert word.partition("=")[0] in FLAGS_OF[command], line
+                assert key in FLAGS_OF[command], line
             elif "=" in word:
-                key = word.partition("=")[0]
-                section = key.partition(".")[0]
-                assert key in known or (section in sections and key != section) or key in REFUSED, (
-                    line
-                )
+                assert key in known or key.partition(".")[0] in sections, line

@@ -31,7 +31,7 @@ def run(code: str | Path, directory: Path, *arguments: str) -> str:
 
 
 def test_one_run_learns_the_rule_and_its_adapter_loads_with_peft(tmp_path):
-    printed = run(EXAMPLES / "one_run.py", tmp_path, "tracker=none")
+    printed = run(EXAMPLES / "one_run.py", tmp_path, "tracker=none", "eval=loss")
     assert "completed" in printed
     assert "moon, cake, dog = 3" in printed  # the list backwards, then its length
 

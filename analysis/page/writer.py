@@ -23,7 +23,7 @@ class Written:
     tables: list[str] = field(default_factory=list)
     figures: list[str] = field(default_factory=list)
     lacks: list[str] = field(default_factory=list)
-    """What the records do not hold or support, a sentence each."""
+    """Sentences about what the records do not hold or support."""
 
 
 class ReportWriter:

@@ -24,7 +24,7 @@ class Submitted:
     """One job, as it was submitted."""
 
     job_id: str
-    """Of Slurm, `17` or of an array `17_3`; of this machine, a process id."""
+    """Slurm's job id, `17` or `17_3` in an array; on this machine a process id."""
     launcher: str
     """slurm or local."""
     where: str

@@ -14,14 +14,14 @@ from harness.plan.subject import Subject, subject_of
 
 @dataclass(slots=True, kw_only=True)
 class CostGroup:
-    """Configurations that differ in nothing that costs memory or time, seeds and learning rates say."""
+    """Configurations with equal memory and step time; they may differ in, say, seed or learning rate."""
 
     configs: list[RunConfig]
     points: list[dict[str, str]]
     """Axis -> value, as the space has them; in the order of `configs`."""
     subject: Subject | None = None
     prediction: Prediction | None = None
-    """Of one run; None where the model refuses the configuration."""
+    """Prediction for one run; None where the model refuses the configuration."""
     refusal: str | None = None
     cohort: int = 0
     """The most runs side by side that fit; 0 if not even one does, or none was asked for."""

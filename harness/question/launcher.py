@@ -28,15 +28,15 @@ class LauncherSettings:
     workers: int = 1
     """Jobs, each of them one `harness worker`."""
     time_minutes: int = 60
-    """Of each job; one whose time is over goes on as the same job again."""
+    """Time limit per job, in minutes. A job that hits it is requeued."""
     grace_seconds: int = 120
-    """So long before its time is over a job is told, and so long its runs have to keep checkpoints."""
+    """Seconds before the limit at which a job is signalled; its runs must checkpoint within them."""
     gpus: int | None = None
-    """Of each job."""
+    """GPUs per job."""
     cpus: int | None = None
-    """Of each job; none: as many as the partition gives by default."""
+    """CPUs per job; none: the partition's default."""
     memory_gib: float | None = None
-    """Of each job, in GiB; none: as much as the partition gives by default."""
+    """Memory per job, in GiB; none: the partition's default."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None

@@ -62,10 +62,10 @@ class Question:
     """Everything that a sweep is."""
 
     name: str
-    """Also of its directory and its study."""
+    """Name of the sweep, of its directory and of its study."""
     question: str
     expect: str
-    """What is expected, written before anything is trained."""
+    """Expected answer, written before anything is trained."""
     base: tuple[str, ...]
     """Overrides of every run."""
     space: Space
@@ -76,7 +76,7 @@ class Question:
     resources: WorkerSettings
     study: StudySettings
     launcher: LauncherSettings | None = None
-    """Who starts the members; none: this command is the one that trains."""
+    """Launcher that starts the members; none: this command is the one that trains."""
 
     def tree(self) -> dict[str, Any]:
         """Return the question as plain values; a file of them asks the same.

@@ -43,7 +43,7 @@ class SearchSettings:
     sampler_seed: int = 0
     """Seed of the points that are drawn."""
     reduction_factor: int = 3
-    """Of the runs at one rung, one in so many goes on (asha, hyperband)."""
+    """Divisor at each rung: the best 1/reduction_factor of its runs continue (asha, hyperband)."""
     in_flight: int | None = None
     """Trials training at once at most, where results steer the search: those know nothing of each other.
     None: a fifth of all, at least eight."""
@@ -104,9 +104,9 @@ class StudySettings:
     storage: str | None = None
     """A SQLAlchemy url; none: study.db in the sweep's directory. In PostgreSQL many machines share it."""
     heartbeat_seconds: float = 20.0
-    """What a member has that gave no sign of life for so long waits for another within as long again."""
+    """Seconds without a sign of life after which a member's work is given to others, within as long again."""
     artifacts: str | None = None
-    """Where members without a shared file system leave their runs: a directory, or s3://bucket/prefix."""
+    """Directory or s3://bucket/prefix in which members without a shared file system leave their runs."""
 
     @property
     def is_shared(self) -> bool:

@@ -11,7 +11,7 @@ from harness.config.schema import ModelConfig, RunConfig
 SMALL_BYTES = 2**25
 """A base is small if its weights have at most so many bytes on disk: 32 MiB."""
 WORKER_BYTES = 2**31
-"""What a worker with a small base is taken to need at most: 2 GiB, mostly of activations."""
+"""Bytes that a worker with a small base is taken to need at most: 2 GiB, mostly of activations."""
 
 
 def workers_on_cpu(configs: Iterable[RunConfig], trials: int) -> int:

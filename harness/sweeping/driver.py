@@ -38,7 +38,7 @@ from harness.training.stop import StopRequest
 
 MAX_SLOTS = 16
 MAX_SLOTS_ADAPTIVE = 8
-"""Where results steer the search, fewer runs side by side than in a grid."""
+"""Slots per worker of an adaptive search, fewer than in a grid: its results steer it."""
 ROUNDS_ADAPTIVE = 5
 """In how many rounds, at the least, such a search asks for its trials, however many workers there are:
 trials that are asked for at once know nothing of each other. `search.in_flight` and `resources.cohort` say
@@ -47,13 +47,13 @@ MAX_DEATHS = 1
 """Workers that may die with a run in them before it counts as failed."""
 MAX_STARTS_IN_VAIN = 2
 TAKEN_SECONDS = 5.0
-"""After how long a run is tried again that another process was training."""
+"""Seconds after which a run is tried again that another process was training."""
 ASK_SECONDS = 0.05
-"""How long the driver asks on end before it listens again."""
+"""Seconds that the driver asks on end before it listens again."""
 
 
 def most_in_flight(search: SearchSettings) -> int:
-    """Return how many trials of a search that learns are in flight at most, by its own word or by default."""
+    """Return how many trials of an adaptive search are in flight at most, as configured, or by default."""
     trials = search.trials or 0
     return search.in_flight or max(MAX_SLOTS_ADAPTIVE, trials // ROUNDS_ADAPTIVE)
 
@@ -69,7 +69,7 @@ class Driver:
         self._pool = pool
         self._stop = stop
         self._desk_of: dict[int, Desk] = {}
-        """By the identity of its worker."""
+        """Desks by the identity of their worker."""
         self._asks_on = False
         """Whether asking was broken off: what workers have to say comes first."""
         self._starts_in_vain: dict[str, int] = defaultdict(int)

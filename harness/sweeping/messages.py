@@ -30,7 +30,7 @@ class Train:
 
     request: Request
     cohort: str
-    """What runs must have in common to share the base and a forward pass; see `cohort_of`."""
+    """Key that runs must have in common to share the base and a forward pass; see `cohort_of`."""
     sweep: str
     role: Role
     trial: int | None
@@ -82,7 +82,7 @@ class Slots:
 
     count: int
     packing: str
-    """How many of them share a pass and why, in words."""
+    """Number of runs that share a pass and the reason, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class Waited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stepped:
-    """A run has made a step; `values` holds an evaluation's metrics where there was one."""
+    """A run has made a step; `evaluated` holds an evaluation's metrics where there was one."""
 
     run_id: str
     step: int

@@ -1,4 +1,4 @@
-"""What a cell's runs amount to: the values that Optuna is told. Pure."""
+"""Combine the runs of a cell into the values that are reported to Optuna. Pure."""
 
 import math
 import statistics
@@ -17,9 +17,9 @@ class Outcome:
 
     status: TrialStatus
     values: tuple[float, ...] = ()
-    """One per objective, the mean over the seeds."""
+    """Values, one per objective: the mean over the seeds."""
     violations: tuple[float, ...] = ()
-    """One per constraint, at most 0 where it is kept (Optuna's convention)."""
+    """Violations, one per constraint, at most 0 where it is kept (Optuna's convention)."""
     reason: str | None = None
 
 

@@ -21,7 +21,7 @@ from harness.sweeping.messages import News, Order, Stop
 
 WORKER = "harness.sweeping.worker"
 END_SECONDS = 60.0
-"""How long workers may take to keep their checkpoints when they are told to stop."""
+"""Seconds that workers may take to keep their checkpoints when they are told to stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

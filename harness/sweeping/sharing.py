@@ -26,11 +26,11 @@ from harness.sweeping.trials import Trials, told_before
 AHEAD = 64
 """Runs that may wait for whoever is free, where results do not steer the search: each look reads them all."""
 RECENT_SECONDS = 1.0
-"""How old what others have reported may be when a pruner judges."""
+"""Age in seconds that others' reports may have when a pruner judges."""
 TURN_SECONDS = 0.2
-"""How long a member takes up what others have asked before it lets them write."""
+"""Seconds that a member takes up what others have asked before it lets them write."""
 LOOKS = 4
-"""How often in a heartbeat a member says that it lives, and looks at what others do."""
+"""Times in a heartbeat that a member says that it lives, and looks at what others do."""
 
 
 class SharedTrials(Trials):
@@ -52,7 +52,7 @@ class SharedTrials(Trials):
         self._say = say
         self._mine: set[str] = set()
         self._lost: dict[str, str] = {}
-        """What our workers still train of what was leased to us: run id -> item."""
+        """Items that were leased to us and that our workers still train: run id -> item."""
         self._look_at = 0.0
         self._devices_elsewhere: list[DeviceLine] = []
 

@@ -6,7 +6,7 @@ from harness.sweeping.ledger import Ledger, Run, RunState
 MOST_IN_A_ROW = 8
 """Runs that may fail one after another, of every kind that is left."""
 MOST_OF_SOME_KINDS = 24
-"""Runs that may, in a search that learns, though other kinds might still be asked for."""
+"""Runs that may, in an adaptive search, though other kinds might still be asked for."""
 
 
 class Streak:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from harness.training.session import Event, StepDone
 
 LOCK_SECONDS = 2.0
-"""How long to wait for a run that another process holds, before the driver hears of it."""
+"""Seconds to wait for a run that another process holds, before the driver hears of it."""
 REPORT_SECONDS = 0.5
 """Progress of a run is reported at most this often, apart from evaluations."""
 

@@ -20,4 +20,4 @@ class Job:
     is_probe: bool = False
     """Whether it is trained for what it costs: then the record says so."""
     notes: list[str] = field(default_factory=list)
-    """What a reader of the record should know; grows while the run is trained."""
+    """Facts that a reader of the record needs; grows while the run is trained."""

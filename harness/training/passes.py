@@ -1,4 +1,4 @@
-"""One packed pass over a group of runs: gradients, numbers and time for each; whose fault a failure is."""
+"""One packed pass over a group of runs: gradients, numbers and time for each, and whose a failure is."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from harness.training.ranks import Ranks
 from harness.training.slot import Slot, clip
 
 Outcome = Gradient | Exception
-"""What a run gets out of a pass."""
+"""Result of a pass for one run."""
 
 
 class Alone:
