@@ -6,9 +6,6 @@ python examples/one_run.py [override…]
 import sys
 from pathlib import Path
 
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 import harness
 from harness.records.metrics import format_value
 
@@ -19,6 +16,9 @@ for name, after in record.evals["after"].items():
     before = record.evals["before"][name]
     print(f"{name:20} {before.value:9.4f} -> {after.value:7.4f} ± {after.standard_error:.4f}")
 print("peak memory", format_value("memory/peak_bytes", record.metrics["memory/peak_bytes"]))
+
+from peft import PeftModel  # noqa: E402  (here: the harness cures bitsandbytes before others load it)
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 base = Path(harness.__file__).parent / "embedded" / "model"  # what model=embedded stands for
 adapter = Path(config.paths.out) / "runs" / record.run_id / "adapter"
