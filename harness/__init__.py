@@ -9,6 +9,7 @@ This package's top level imports nothing, so that `harness.config.schema`, `harn
 `harness.api`, which is imported when one of them is first used.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'harness' has no attribute {name!r}")
-    from harness import api
-
-    return getattr(api, name)
+    return getattr(import_module("harness.api"), name)
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from harness.cli.options import COMMANDS, FLAGS_OF
 from harness.config.compose import group_options, known_keys
-from harness.question.keys import QUESTION_KEYS, QUESTION_SECTIONS
+from harness.question.question import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
@@ -78,8 +78,8 @@ REFUSED = ("lora.rnk",)  # shown for the message
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_that_are_shown_have_options_groups_and_keys_that_exist(document):
-    sections = (*QUESTION_SECTIONS, "plan", "resources")
-    known = {*known_keys(), *group_options(), *QUESTION_KEYS, *QUESTION_SECTIONS, *REFUSED}
+    sections = (*PARTS, "plan")
+    known = {*known_keys(), *group_options(), *PARTS, *REFUSED}
     for line in commands(document):
         command, *words = shlex.split(line.partition(" #")[0])
         assert command in COMMANDS, line

@@ -15,7 +15,7 @@ from harness.engine.micro_step import Gradient, Work, packed_gradients
 from harness.engine.shared_base import SharedBase
 from harness.measure.memory import is_out_of_memory
 from harness.parallel.group import Group
-from harness.parallel.orders import Fault, Share
+from harness.parallel.messages import Fault, Share
 from harness.training.slot import Slot
 
 

@@ -130,9 +130,7 @@ def make_job(request: Request, data: PreparedData) -> Job:
         "data": data.report.as_dict(),
     }
     return Job(
-        config=request.config,
-        run_id=request.identity.run_id,
-        directory=request.directory,
+        request=request,
         data=data,
         provenance=provenance,
         notes=data_notes(data),

@@ -13,7 +13,7 @@ from harness.errors import RequestError
 from harness.launch.submit import member_command
 from harness.question.check_space import check_space
 from harness.question.composer import Composer
-from harness.question.question import load_question
+from harness.question.load import load_question
 
 FILES = {
     "quant/nf4_128.yaml": "format: nf4\nblock_size: 128\n",

@@ -62,7 +62,7 @@ class End:
     """There is nothing more to do; no answer."""
 
 
-Order = Divide | Assist | Hold | Drop | Pass | End
+Command = Divide | Assist | Hold | Drop | Pass | End
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A rank's answer to one order."""
+    """A rank's answer to one command."""
 
     fault: Fault | None = None
     digest: str | None = None
