@@ -59,7 +59,7 @@ picture: demo  ## docs/images/report.png: the demo's page as headless Chromium d
 	$(CHROMIUM) --headless --no-sandbox --hide-scrollbars --force-device-scale-factor=0.8 \
 	  --window-size=1240,1360 --screenshot=docs/images/report.png "file://$(PAGE)"
 	$(BIN)/python -c "from PIL import Image; \
-	  Image.open('docs/images/report.png').convert('RGB').quantize(64).save('docs/images/report.png', optimize=True)"
+	  Image.open('docs/images/report.png').convert('RGB').quantize(256, 1).save('docs/images/report.png', optimize=True)"
 
 clean:  ## remove the environment and build products, keep out/
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

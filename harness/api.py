@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.commands.run import run as train_run
-from harness.commands.sweep import checked, refuse_another_question
+from harness.commands.sweep import answer, checked
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import RequestError, RunFailed
@@ -20,9 +20,7 @@ from harness.question.load import load_question, question_of
 from harness.question.question import Question
 from harness.question.values import spelled
 from harness.records.record import Estimate, Record, RunStatus
-from harness.sweeping.member import Member
 from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus
-from harness.training.stop import stop_on_signals
 
 if TYPE_CHECKING:
     import pandas
@@ -92,10 +90,7 @@ def sweep(
             "leave the launcher out here"
         )
     points, base = checked(asked)
-    directory = SweepDirectory(Path(base.paths.out), asked.name)
-    refuse_another_question(directory, asked)
-    with stop_on_signals() as stop:
-        state = Member(asked, points, directory, stop, collect=True).run()
+    state = answer(asked, points, base)
     if state.status is SweepStatus.interrupted:
         raise KeyboardInterrupt
     return SweepResult(question=asked, state=state, out=Path(base.paths.out))

@@ -5,20 +5,21 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.commands.mirror import mirror_finished_sweep
 from harness.config.compose import compose_run, own_directory_words
 from harness.config.schema import RunConfig
+from harness.config.storage import label_of
 from harness.errors import RequestError
 from harness.question.check_space import check_space
 from harness.question.load import load_question
-from harness.question.points import Point
 from harness.question.question import Question, comparable, refuse_another
 from harness.question.settings import Method, PrunerName
 from harness.records.redact import redact
 from harness.sweeping.check import check_without_device
 from harness.sweeping.display import print_state
-from harness.sweeping.member import Member, begin_sweep
+from harness.sweeping.member import Member, Points, begin_sweep
 from harness.sweeping.requests import base_of
-from harness.sweeping.state import SweepDirectory, SweepStatus, state_text
+from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, state_text
 from harness.training.stop import stop_on_signals
 
 
@@ -31,11 +32,10 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
         check_without_device(points, directory)
         print(plan_text(question, points, base), end="")
         return 0
-    refuse_another_question(directory, question)
     if question.launcher is not None:
+        _refuse_another_question(directory, question)
         return _launch(question, points, directory, Path(base.paths.out))
-    with stop_on_signals() as stop:
-        state = Member(question, points, directory, stop, collect=True).run()
+    state = answer(question, points, base)
     if as_json:
         print(state_text(state), end="")
     else:
@@ -52,7 +52,7 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
 
 def _launch(
     question: Question,
-    points: Sequence[tuple[Point, RunConfig]],
+    points: Points,
     directory: SweepDirectory,
     out: Path,
 ) -> int:
@@ -68,7 +68,7 @@ def _launch(
     return 0
 
 
-def checked(question: Question) -> tuple[Sequence[tuple[Point, RunConfig]], RunConfig]:
+def checked(question: Question) -> tuple[Points, RunConfig]:
     """Return the points of a question, each with its configuration, and what they have in common.
 
     Raises RequestError for a point that cannot be trained, and for a base that no sweep can have.
@@ -83,7 +83,24 @@ def checked(question: Question) -> tuple[Sequence[tuple[Point, RunConfig]], RunC
     return points, base
 
 
-def refuse_another_question(directory: SweepDirectory, question: Question) -> None:
+def answer(question: Question, points: Points, base: RunConfig) -> SweepState:
+    """Train what is left of a sweep, and return how it stands; one that has finished gets its W&B run.
+
+    Raises RequestError where the sweep has begun as another question, RunFailed where run after run fails.
+    """
+    out = Path(base.paths.out)
+    directory = SweepDirectory(out, question.name)
+    _refuse_another_question(directory, question)
+    with stop_on_signals() as stop:
+        state = Member(question, points, directory, stop, collect=True).run()
+    if state.status is SweepStatus.finished:
+        for problem in mirror_finished_sweep(base.tracker, out, directory, state):
+            directory.append_log(problem)
+            print(f"harness: {redact(problem)}", file=sys.stderr)
+    return state
+
+
+def _refuse_another_question(directory: SweepDirectory, question: Question) -> None:
     """Refuse a question whose trials cannot stand beside those that this sweep has begun with."""
     if directory.question.exists():
         before = load_question(str(directory.question), [])
@@ -91,9 +108,7 @@ def refuse_another_question(directory: SweepDirectory, question: Question) -> No
         refuse_another(asked, comparable(before), comparable(question))
 
 
-def plan_text(
-    question: Question, points: Sequence[tuple[Point, RunConfig]], base: RunConfig
-) -> str:
+def plan_text(question: Question, points: Points, base: RunConfig) -> str:
     """Say what would run: the question, the axes, trials, runs and steps."""
     search, confirm = question.search, question.confirm
     lines = [f"{question.name}: {question.question}"]
@@ -140,5 +155,4 @@ def plan_text(
 
 def _base_text(config: RunConfig) -> str:
     quant = config.quant
-    double = "_dq" if quant.double_quant else ""
-    return f"{config.model.name} {quant.format.value}{double} block {quant.block_size}"
+    return f"{config.model.name} {label_of(quant)} block {quant.block_size}"
