@@ -15,7 +15,7 @@ class Drawing:
     caption: str
     """Description of what is drawn, over how many seeds, and how it was chosen; no findings."""
     figure: Figure | None
-    """The drawn figure; The drawn figure; None where the rows do not support it."""
+    """The drawn figure; The drawn figure; The drawn figure; None where the rows do not support it."""
     reason: str | None = None
     """Why there is no figure."""
     is_wide: bool = False

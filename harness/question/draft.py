@@ -20,7 +20,7 @@ class Draft:
     """A question's parts as plain values."""
 
     where: str
-    """Beginning of a message about the file."""
+    """Beginning of every message about the file."""
     parts: dict[str, Any]
     """Everything but base and space, by its key in the file."""
     base: list[str]

@@ -1,4 +1,4 @@
-"""Combine the runs of a cell into the values that are reported to Optuna. Pure."""
+"""Combine the runs of a cell into the values reported to Optuna. Pure."""
 
 import math
 import statistics

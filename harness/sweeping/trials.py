@@ -61,7 +61,7 @@ class Trials:
         """Time spent on asking and telling."""
         self._maker = maker
         self._lost: dict[str, str] = {}
-        """Items that were leased to us and that our workers still train: run id -> item."""
+        """Runs in training whose lease has run out: run id -> item."""
         self._races = question.search.pruner is not PrunerName.none
 
     # What there is -------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class WandbHistory:
     """What the offline files of one run say."""
 
     run_id: str | None
-    """Run id; Run id; None where no file is whole enough to say."""
+    """Run id; Run id; Run id; None where no file is whole enough to say."""
     config: dict[str, Any]
     summary: dict[str, Any]
     history: list[dict[str, Any]]
