@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow faults test-gpu check format bench bench-parts bench-gpu clean
+.PHONY: help install demo test test-slow faults test-gpu check format bench bench-parts bench-gpu picture clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,15 @@ bench-parts: .venv/.installed  ## steps, cohorts, sweeps, driver and plans, each
 	$(BIN)/python -m bench.sweep
 	$(BIN)/python -m bench.driver
 	$(BIN)/python -m bench.plan
+
+PAGE := $(CURDIR)/out/sweeps/demo/report/index.html
+CHROMIUM ?= chromium
+
+picture: demo  ## docs/images/report.png: the demo's page as headless Chromium draws it
+	$(CHROMIUM) --headless --no-sandbox --hide-scrollbars --force-device-scale-factor=0.8 \
+	  --window-size=1240,1360 --screenshot=docs/images/report.png "file://$(PAGE)"
+	$(BIN)/python -c "from PIL import Image; \
+	  Image.open('docs/images/report.png').convert('RGB').quantize(256, 1).save('docs/images/report.png', optimize=True)"
 
 clean:  ## remove the environment and build products, keep out/
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

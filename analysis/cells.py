@@ -62,7 +62,7 @@ class Cell:
     """One cell: what is printed, and what it rests on."""
 
     text: str
-    """As a person reads it, without the marks for best and tied."""
+    """Text of the cell, without the marks for best and tied."""
     number: str | None = None
     """The digits of the mean as printed, without separators; None for words and missing values."""
     spread: str | None = None

@@ -30,7 +30,7 @@ class Group:
     """The runs of one line (or of one line and one value of the key that goes across)."""
 
     values: tuple[Any, ...]
-    """Of the spec's rows, then of `choose` or `across`."""
+    """Values of the keys: the spec's rows, then `choose` or `across`."""
     rows: list[Row]
     """All but probes."""
     probes: list[Row] = field(default_factory=list)

@@ -17,7 +17,7 @@ class Interval:
 
     mean: float
     low: float | None
-    """None with the interval's other end: from a single value there is none."""
+    """Lower end; both ends are None for a single value."""
     high: float | None
     n: int
     deviation: float | None

@@ -23,9 +23,9 @@ class Scale:
 
     unit: str
     size: float
-    """What one unit is in the metric's own."""
+    """Size of one unit, in the metric's own unit."""
     digits: int
-    """After the point."""
+    """Digits after the decimal point."""
 
     def number(self, value: float) -> str:
         """Return the digits of a value, without separators."""

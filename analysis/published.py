@@ -24,7 +24,7 @@ class PublishedValue:
     """The row as the paper calls it."""
     value: float
     deviation: float | None
-    """As the paper gives it; None where it gives none."""
+    """Deviation that the paper gives; None where it gives none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Published:
     label: str
     """Header of the column."""
     setting: str
-    """What was measured: models, data, metric."""
+    """Models, data and metric that were measured."""
     unit: str
     direction: Direction
     digits: int

@@ -42,7 +42,7 @@ class Spec:
     best_first: bool = False
     """Lines by the first column, the best on top; else by the keys of the rows."""
     limit: int | None = None
-    """At most so many lines; the rest is counted in a footnote."""
+    """Greatest number of lines; a footnote counts the rest."""
     against: Mapping[str, Any] | None = None
     """Values of some row keys. Each line is compared in the first column with the line that has these values
     and is otherwise the same: paired difference, interval, Holm-adjusted p-value."""

@@ -206,7 +206,7 @@ def over_ranks(task: str) -> tuple[Table, object]:
 
 RATES = (2e-3, 5e-3, 1.2e-2)
 BEYOND = {2e-3: (8e-4, 3e-4), 1.2e-2: (3e-2, 7e-2)}
-"""Where the lowest or the highest rate is best, these are tried too, until the best has worse neighbours."""
+"""Further rates, tried where the lowest or the highest is best, until the best has worse neighbours."""
 
 
 def best_rate(overrides: Sequence[str]) -> float:

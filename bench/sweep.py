@@ -48,11 +48,11 @@ class Arm:
     """One way of training the same runs."""
 
     seconds: float
-    """From the first command to the end of the last."""
+    """Seconds from the first command to the end of the last."""
     warm_seconds: float
     """Without imports: from the first run's beginning to the last one's end, as the worker saw it."""
     waited_seconds: float
-    """With nothing to do since its first run began; of all workers."""
+    """Seconds that all workers together had nothing to do since their first run began."""
     packing: str
 
 

@@ -30,7 +30,7 @@ class Request:
     config: RunConfig
     source: ModelSource
     fingerprint: str
-    """Of the model's contents."""
+    """Fingerprint of the model's contents."""
     identity: Identity
     directory: RunDirectory
 

@@ -15,7 +15,7 @@ HEAVY = ("torch", "transformers", "wandb", "peft", "bitsandbytes", "datasets")
 # From top to bottom: a module may import from its own layer and from those below it.
 LAYERS = (
     ("__main__", "run"),
-    ("cli",),
+    ("cli", "api"),
     ("commands",),
     ("launch",),
     ("sweeping", "parallel"),
@@ -31,7 +31,7 @@ LAYERS = (
     ("embedded", "parsing"),
     ("errors",),
 )
-MAY_ANALYSE = ("commands",)
+MAY_ANALYSE = ("commands", "api")
 ANALYSIS_MAY = (
     "harness.config.storage",
     "harness.records.record",
@@ -151,13 +151,17 @@ def test_a_circle_is_found_where_there_is_one():
     assert circles({**graph, "c": set()}) == []
 
 
-@pytest.mark.parametrize("files", [MODULES, ANALYSIS], ids=["harness", "analysis"])
+INSIDE = [file for file in MODULES if file != ROOT / "harness" / "__init__.py"]
+"""Without the front door, which loads `harness.api` when one of its names is used."""
+
+
+@pytest.mark.parametrize("files", [INSIDE, ANALYSIS], ids=["harness", "analysis"])
 def test_no_modules_import_each_other_in_a_circle(files):
     assert circles(edges(files)) == []
 
 
 def test_no_rooms_import_each_other_in_a_circle():
-    assert circles(rooms(edges(MODULES))) == []
+    assert circles(rooms(edges(INSIDE))) == []
 
 
 @pytest.mark.parametrize("part", sorted(RANK))
@@ -183,6 +187,7 @@ def test_readers_and_the_way_to_a_refusal_load_nothing_heavy():
             "harness.commands.console",
         ),
         *("harness.commands.sweep", "harness.commands.status", "harness.sweeping.driver"),
+        "harness.api",
         *("harness.commands.run_help", "harness.data.check", "harness.base.source"),
         *("harness.launch.job", "harness.launch.submit", "harness.launch.jobs"),
         *(name.removesuffix(".__init__") for name in analysis),

@@ -36,7 +36,7 @@ class Cell:
     """A value per factor that varies among the rows asked about."""
     rows: tuple[Row, ...]
     probes: tuple[Row, ...] = ()
-    """What measured the cost of this configuration in a process of its own."""
+    """Runs that measured the cost of this configuration in a process of their own."""
 
     def setting(self, factor: Factor) -> Any:
         """Return this cell's value of a factor."""

@@ -13,9 +13,9 @@ class Drawing:
     """Stem of its files."""
     title: str
     caption: str
-    """What is drawn, over how many seeds, and how it was chosen; no findings."""
+    """Description of what is drawn, over how many seeds, and how it was chosen; no findings."""
     figure: Figure | None
-    """None where the rows do not support it."""
+    """The drawn figure; The drawn figure; The drawn figure; None where the rows do not support it."""
     reason: str | None = None
     """Why there is no figure."""
     is_wide: bool = False

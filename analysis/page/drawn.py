@@ -26,7 +26,7 @@ class Drawn:
     reason: str | None
     svg: str | None = None
     narrow_svg: str | None = None
-    """For a phone, where the page shows the figure over its full width."""
+    """The figure for a phone, where the page shows it over its full width."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

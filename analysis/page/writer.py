@@ -29,7 +29,7 @@ class Written:
     answer: str | None = None
     """What the sweep has found, in sentences; None where nothing is confirmed, and for runs of no sweep."""
     lacks: list[str] = field(default_factory=list)
-    """What the records do not hold or support, a sentence each."""
+    """Sentences about what the records do not hold or support."""
 
 
 class ReportWriter:

@@ -28,7 +28,7 @@ class Setting:
     devices: str
     """`resources.devices` of our sweeps: `auto` is one worker a thread for a small base, `cpu` is one."""
     directory: Path
-    """For what the arms write; gone afterwards."""
+    """Directory for what the arms write; gone afterwards."""
     quick: bool
     """Only to see that everything works: few steps, one repetition, numbers that mean nothing."""
 

@@ -31,13 +31,13 @@ class Finished:
     """A child that has done its work."""
 
     seconds: float
-    """From the command to the end of the process."""
+    """Seconds from the command to the end of the process."""
     marks: dict[str, float]
     """Seconds from the command to each mark; of repeated ones to the last."""
     peak_bytes: int
     """Resident peak: of the process, or the sum of the peaks of all of its processes."""
     result: dict[str, Any] = field(default_factory=dict)
-    """What it said at its mark `result`."""
+    """Result that the process printed at its mark `result`."""
     jobs: list[float] = field(default_factory=list)
     """Seconds of each job of a multirun."""
 

@@ -27,7 +27,7 @@ class Work:
     """One training as both sides do it."""
 
     overrides: tuple[str, ...]
-    """Of `harness run`, without paths."""
+    """Overrides of `harness run`, without paths."""
     config: RunConfig
     task: Task
     tokens_per_step: float

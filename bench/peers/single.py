@@ -24,11 +24,11 @@ class Plan:
     """What is measured, and how much of it."""
 
     name: str
-    """Of the model, for the table."""
+    """Name of the model, for the table."""
     overrides: tuple[str, ...]
     block_steps: int
     blocks: int
-    """Of each arm and repetition, after the first, which warms up."""
+    """Blocks of each arm and repetition, after the first, which warms up."""
     repetitions: int
 
     @property

@@ -22,7 +22,7 @@ from harness.sweeping.state import SweepDirectory, SweepState, read_state
 RANKS = (2, 4, 8, 16)
 GRID_RATES = (2e-3, 5e-3, 1e-2, 2e-2)
 STEPS, QUICK_STEPS = 120, 12
-"""Of a run by default, and enough for a peer to log a loss."""
+"""Steps of a run by default, and enough for a peer to log a loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ class ModelSource:
     """A model that can be loaded: a directory on disk or a Hugging Face id."""
 
     name: str
-    """As the user gave it."""
+    """Name or path as the user gave it."""
     directory: Path | None
     """The local directory; None for a Hugging Face id that the hub is asked for."""
     revision: str | None

@@ -61,10 +61,10 @@ def run_hydra(argv: list[str]) -> None:
     """Run Hydra's command line on our configuration, with a task that does nothing."""
     import hydra
 
-    from harness.config.compose import conf_directory, register_schema
+    from harness.config.compose import conf_directory, own_directory_words, register_schema
 
     register_schema()
-    sys.argv = argv
+    sys.argv = [argv[0], *own_directory_words(), *argv[1:]]
     hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name="config")(
         lambda _: None
     )()

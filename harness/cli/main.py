@@ -4,9 +4,11 @@ Must import nothing heavy: `harness --help` answers in well under a second.
 """
 
 import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -15,6 +17,7 @@ from harness.cli.options import (
     CFG,
     COMMANDS,
     INFO,
+    OWN_GROUPS,
     PLAN_FLAGS,
     REPORT_FLAGS,
     RUN_FLAGS,
@@ -42,6 +45,7 @@ commands:
   harness run --cfg job        the composed configuration
   harness run lora.rank=4      any key of the configuration; quant=int4 picks an option of a group
   harness run -m lora.rank=2,8 every combination of the values given, as a sweep
+  harness run --config-dir DIR groups and options of your own: DIR/GROUP/OPTION.yaml
   harness sweep                the questions that are ready in sweeps/
   harness sweep --help         axes, search, confirmation
   harness -sc install=bash     shell completion: eval "$(harness -sc install=bash)"
@@ -249,7 +253,11 @@ def _usage() -> str:
 def _split(
     command: str, arguments: list[str], known: dict[str, int]
 ) -> tuple[list[list[str]], list[str]]:
-    """Return the options, each with its value if it has one, and the overrides."""
+    """Return the options, each with its value if it has one, and the overrides.
+
+    --config-dir, which means the same to every command, is put into the environment, where the processes
+    find it, too, that the command starts.
+    """
     flags: list[list[str]] = []
     overrides: list[str] = []
     waiting = iter(arguments)
@@ -266,8 +274,19 @@ def _split(
         flag = [name]
         if known[name]:
             flag.append(value if equals else next(waiting, ""))
-        flags.append(flag)
+        if name in OWN_GROUPS:
+            _use_groups_in(flag[1])
+        else:
+            flags.append(flag)
     return flags, overrides
+
+
+def _use_groups_in(directory: str) -> None:
+    from harness.config.compose import CONFIG_DIR_VARIABLE
+
+    if not directory:
+        raise RequestError("--config-dir needs a directory, which holds GROUP/OPTION.yaml")
+    os.environ[CONFIG_DIR_VARIABLE] = str(Path(directory).expanduser().absolute())
 
 
 def _hydra_flags(command: str, flags: list[list[str]], overrides: list[str]) -> int:

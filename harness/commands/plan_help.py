@@ -13,6 +13,7 @@ usage: harness plan [override…]              memory of one run, by part
   --explain        the arithmetic of one run, line by line, with each formula's source
   --probe          measure too: 12 steps of each configuration, in a process of its own (kept under paths.out)
   --json           one JSON document: metrics and parts by the names of `harness run --json`
+  --config-dir DIR groups and options of your own: DIR/GROUP/OPTION.yaml
 
 Overrides are those of `harness run` and `harness sweep`, and besides:
 

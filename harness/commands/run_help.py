@@ -30,6 +30,7 @@ Examples:
   harness run quant=int4 lora.rank=4 seed=1
   harness run model=path/to/llama data=alpaca data.path=rows.jsonl optim.epochs=1
   harness run --cfg job quant=none           the composed configuration as YAML, nothing is trained
+  harness run --config-dir DIR quant=mine    groups and options of your own: DIR/GROUP/OPTION.yaml
 """
 
 _WIDTH = 100

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.commands.mirror import mirror_finished_sweep
 from harness.commands.status import answer_text
-from harness.config.compose import compose_run
+from harness.config.compose import compose_run, own_directory_words
 from harness.config.schema import RunConfig
 from harness.config.storage import label_of
 from harness.errors import RequestError
@@ -16,7 +16,6 @@ from harness.plan.probe import PROBE_STEPS
 from harness.question.check_space import check_space
 from harness.question.compare import described, quota_combinations
 from harness.question.load import load_question
-from harness.question.points import Point
 from harness.question.power import described_power
 from harness.question.question import Question, comparable, refuse_another
 from harness.question.settings import Confirmation, Method, PrunerName
@@ -27,22 +26,16 @@ from harness.request import check_writable
 from harness.sweeping.check import check_without_device
 from harness.sweeping.confirmation import compared_combinations, most_confirmed
 from harness.sweeping.display import print_state
-from harness.sweeping.member import Member, begin_sweep
+from harness.sweeping.member import Member, Points, begin_sweep
 from harness.sweeping.requests import base_of
-from harness.sweeping.state import SweepDirectory, SweepStatus, state_text
+from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, state_text
 from harness.training.stop import stop_on_signals
 
 
 def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
     """Start or resume a sweep; returns the exit code: 1 where a run failed."""
     question = load_question(name, overrides)
-    points = check_space(question)
-    base = compose_run(base_of(question))
-    if base.resources.data_parallel > 1:
-        raise RequestError(
-            f"resources.data_parallel={base.resources.data_parallel} belongs to one run, and a sweep gives "
-            "each device runs of its own; leave it out here, or use `harness run`"
-        )
+    points, base = checked(question)
     directory = SweepDirectory(Path(base.paths.out), question.name)
     if dry_run:
         with tempfile.TemporaryDirectory(prefix="harness-") as logs:
@@ -50,22 +43,17 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
         print(plan_text(question, points, base), end="")
         return 0
     check_writable(base.paths)
-    _refuse_another_question(directory, question)
     if question.launcher is not None:
+        _refuse_another_question(directory, question)
         return _launch(question, points, directory, Path(base.paths.out))
-    with stop_on_signals() as stop:
-        state = Member(question, points, directory, stop, collect=True).run()
-    if state.status is SweepStatus.finished:
-        for problem in mirror_finished_sweep(base.tracker, Path(base.paths.out), directory, state):
-            directory.append_log(problem)
-            print(message(f"harness: {problem}"), file=sys.stderr)
+    state = answer(question, points, base)
     if as_json:
         print(state_text(state), end="")
     else:
-        answer = answer_text(Path(base.paths.out), question.name, state)
-        print_state(state, file=str(directory.state), answer=answer)
+        text = answer_text(Path(base.paths.out), question.name, state)
+        print_state(state, file=str(directory.state), answer=text)
     if state.status is SweepStatus.interrupted:
-        again = " ".join(["harness sweep", name, *overrides])
+        again = " ".join(["harness sweep", name, *own_directory_words(), *overrides])
         print(
             message(f"harness: stopped; every run in flight has a checkpoint. Go on with: {again}"),
             file=sys.stderr,
@@ -76,7 +64,7 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
 
 def _launch(
     question: Question,
-    points: Sequence[tuple[Point, RunConfig]],
+    points: Points,
     directory: SweepDirectory,
     out: Path,
 ) -> int:
@@ -90,6 +78,38 @@ def _launch(
         f"harness status {question.name} paths.out={out} shows how they stand; the same command adds members"
     )
     return 0
+
+
+def checked(question: Question) -> tuple[Points, RunConfig]:
+    """Return the points of a question, each with its configuration, and what they have in common.
+
+    Raises RequestError for a point that cannot be trained, and for a base that no sweep can have.
+    """
+    points = check_space(question)
+    base = compose_run(base_of(question))
+    if base.resources.data_parallel > 1:
+        raise RequestError(
+            f"resources.data_parallel={base.resources.data_parallel} belongs to one run, and a sweep gives "
+            "each device runs of its own; leave it out here, or use `harness run`"
+        )
+    return points, base
+
+
+def answer(question: Question, points: Points, base: RunConfig) -> SweepState:
+    """Train what is left of a sweep, and return how it stands; one that has finished gets its W&B run.
+
+    Raises RequestError where the sweep has begun as another question, RunFailed where run after run fails.
+    """
+    out = Path(base.paths.out)
+    directory = SweepDirectory(out, question.name)
+    _refuse_another_question(directory, question)
+    with stop_on_signals() as stop:
+        state = Member(question, points, directory, stop, collect=True).run()
+    if state.status is SweepStatus.finished:
+        for problem in mirror_finished_sweep(base.tracker, out, directory, state):
+            directory.append_log(problem)
+            print(message(f"harness: {problem}"), file=sys.stderr)
+    return state
 
 
 def _refuse_another_question(directory: SweepDirectory, question: Question) -> None:
@@ -111,9 +131,7 @@ def _refuse_another_question(directory: SweepDirectory, question: Question) -> N
     )
 
 
-def plan_text(
-    question: Question, points: Sequence[tuple[Point, RunConfig]], base: RunConfig
-) -> str:
+def plan_text(question: Question, points: Points, base: RunConfig) -> str:
     """Say what would run: the question, the axes, trials, runs and steps."""
     search, confirm = question.search, question.confirm
     lines = [f"{question.name}: {question.question}"]

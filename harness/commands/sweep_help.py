@@ -37,6 +37,7 @@ under out/sweeps/NAME/ (the study, state.json) and out/runs/ (the records).
 
   --dry-run                       print what would run, after checking it against the model; trains nothing
   --json                          print state.json at the end
+  --config-dir DIR                groups and options of your own, axes too: DIR/GROUP/OPTION.yaml
 
 Ready questions:
 """

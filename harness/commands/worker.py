@@ -33,7 +33,8 @@ machines, at any time; one that dies is noticed within two heartbeats, and its t
   resources.hang_seconds=1800     silence after which a device's process is taken to hang
   study.artifacts=DIRECTORY       where runs are left for members that do not share this out/
   paths.out=DIRECTORY             where this machine keeps its runs: best on a file system that all share
-  tracker=wandb                   and whatever else changes no result
+  tracker=wandb_online            and whatever else changes no result
+  --config-dir DIR                the groups of one's own that the sweep was asked with
 
 Everything else is asked by the sweep. SIGTERM or Ctrl-C once: every run in flight keeps a checkpoint, and
 its lease is given back.

@@ -29,15 +29,20 @@ FREE_GROUP = "model"
 """The group whose value may be any directory or Hugging Face id."""
 
 
+CONFIG_DIR_VARIABLE = "HARNESS_CONFIG_DIR"
+"""A directory with groups of the user's own, for this process and those that it starts."""
+
+
+def shipped_directory(name: str) -> Path:
+    """Return `conf` or `sweeps`: inside the package of a wheel, beside the package in a checkout."""
+    package = Path(harness.__file__).parent
+    packaged = package / name
+    return packaged if packaged.is_dir() else package.parent / name
+
+
 def conf_directory() -> Path:
-    """Return the Hydra tree, which lies beside the package: the harness runs from its checkout."""
-    directory = Path(harness.__file__).parent.parent / "conf"
-    if not directory.is_dir():
-        raise RequestError(
-            f"{directory} is missing: conf/ lies beside the package in a checkout; install with "
-            "`pip install -e .` from there, as `make install` does"
-        )
-    return directory
+    """Return the Hydra tree that comes with the harness."""
+    return shipped_directory("conf")
 
 
 NOT_A_GROUP = "shape"
@@ -45,12 +50,55 @@ NOT_A_GROUP = "shape"
 
 
 def group_options() -> dict[str, list[str]]:
-    """Return the options of every config group."""
+    """Return the options of every config group, the user's own among them.
+
+    Raises RequestError where an option of the user's own would be ignored, since there is one of that name.
+    """
+    found = _options_in(conf_directory())
+    own = own_directory()
+    if own is None:
+        return found
+    for group, options in _options_in(own).items():
+        taken = sorted(set(options) & set(found.get(group, [])))
+        if taken:
+            raise RequestError(
+                f"{own / group / taken[0]}.yaml would be ignored: {group}={taken[0]} comes with the "
+                "harness; give the file another name"
+            )
+        found[group] = sorted([*found.get(group, []), *options])
+    return found
+
+
+def _options_in(tree: Path) -> dict[str, list[str]]:
     return {
         directory.name: sorted(path.stem for path in directory.glob("*.yaml"))
-        for directory in sorted(conf_directory().iterdir())
-        if directory.is_dir() and directory.name != NOT_A_GROUP
+        for directory in sorted(tree.iterdir())
+        if directory.is_dir() and directory.name != NOT_A_GROUP and any(directory.glob("*.yaml"))
     }
+
+
+def own_directory() -> Path | None:
+    """Return the directory with the user's own groups, or None.
+
+    Raises RequestError where the one that is named does not hold any.
+    """
+    named = os.environ.get(CONFIG_DIR_VARIABLE)
+    if not named:
+        return None
+    directory = Path(named).expanduser().absolute()
+    if not directory.is_dir() or not _options_in(directory):
+        what = "holds no group" if directory.is_dir() else "is no directory"
+        raise RequestError(
+            f"--config-dir {named} {what}; an option of yours is a file GROUP/OPTION.yaml in it, such as "
+            f"{directory / 'quant' / 'mine.yaml'} (without --config-dir, {CONFIG_DIR_VARIABLE} names it)"
+        )
+    return directory
+
+
+def own_directory_words() -> list[str]:
+    """Return what a command line needs to find the user's own groups."""
+    own = own_directory()
+    return [] if own is None else ["--config-dir", str(own)]
 
 
 def known_keys(config_type: type = RunConfig, prefix: str = "") -> Iterator[str]:
@@ -129,13 +177,22 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
 def compose_tree(prepared: Sequence[str]) -> "DictConfig":
     """Return the typed tree that Hydra composes from `prepare_overrides`' result, not yet resolved.
 
-    Raises Hydra's and OmegaConf's own exceptions.
+    Raises Hydra's and OmegaConf's own exceptions, and RequestError where a file of the user's own is no YAML.
     """
     import hydra
+    import yaml
 
     register_schema()
-    with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
-        return hydra.compose("config", overrides=list(prepared))
+    overrides = list(prepared)
+    own = own_directory()
+    if own is not None:
+        overrides.append(f"hydra.searchpath=[{_quoted(f'file://{own}')}]")
+    try:
+        with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
+            return hydra.compose("config", overrides=overrides)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(f"a file in {own} cannot be read as YAML: {reason}") from error
 
 
 def run_config(tree: "DictConfig") -> RunConfig:
@@ -199,6 +256,8 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
         text, override = parse_override(_text_as_it_is(given_text))
         key = override.key_or_group
         given.add(key)
+        if key == "hydra.searchpath":
+            raise RequestError(f"{text}: groups of your own are found by --config-dir DIRECTORY")
         if key.split(".")[0].split("/")[0] == "hydra":
             prepared.append(text)
             continue
@@ -322,9 +381,16 @@ def _sections() -> frozenset[str]:
     return frozenset(name.rsplit(".", 1)[0] for name in _all_keys() if "." in name)
 
 
+@cache
+def _shipped_groups() -> frozenset[str]:
+    """Return the groups of which a run has an option by default; Hydra adds others with a `+`."""
+    return frozenset(_options_in(conf_directory()))
+
+
 def _group_override(text: str, group: str, value: Any, options: list[str]) -> list[str]:
     if value in options:
-        return [text]
+        is_own_group = group not in _shipped_groups()
+        return [f"+{text}" if is_own_group and not text.startswith("+") else text]
     if group == FREE_GROUP and isinstance(value, str) and value.strip():
         return [f"{group}.name={_quoted(value)}"]
     shown = text.partition("=")[2]

@@ -19,7 +19,7 @@ from harness.data.records import ReadRows, Record, RecordForm, read_records
 from harness.errors import DataError, near_names
 
 HELD_OUT_SHARE = 4
-"""At most one row in so many is split off for validation, and as many for the test."""
+"""Reciprocal of the greatest share of rows that is split off for validation; the test split gets as many."""
 TASK_TRAIN_ROWS = 2000
 """Training rows of an embedded task, which has no end of its own, where `train_rows` is not given."""
 

@@ -72,7 +72,7 @@ class Adapter:
     flat_P: torch.Tensor
     """All parameters, float32."""
     parameters: dict[str, nn.Parameter]
-    """By full name, in PEFT's order; views of `flat_P`."""
+    """Parameters by full name, in PEFT's order; views of `flat_P`."""
     scaling: float
     dropout: float
     compute_dtype: torch.dtype = torch.float32

@@ -70,7 +70,7 @@ def packed_gradients(shared: "SharedBase", work: Sequence[Work]) -> list[Gradien
 
 
 def _stacking_order(item: Work) -> tuple[int, int, int]:
-    """Bring adapters together that may be stacked (harness.engine.rows)."""
+    """Sort so that stackable adapters are adjacent (harness.engine.rows)."""
     return item.adapter.layout.rank, item.adapter.layout.size, item.batch.input_ids_BT.shape[0]
 
 

@@ -24,7 +24,7 @@ STOPPED = 130
 """The exit code of a member that was asked to stop, and has kept a checkpoint of every run."""
 _STOPS = (STOPPED, -signal.SIGTERM)  # the second: while it was still starting
 _NOTICE_SECONDS = 5.0
-"""How much later than its child a job may hear the signal that Slurm sends to both."""
+"""Seconds by which a job may hear the signal later than its child, where Slurm sends it to both."""
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -35,7 +35,7 @@ class MemberJob:
     command: tuple[str, ...]
     """Ends with 0 when the sweep has, and with `STOPPED` soon after a SIGTERM."""
     grace_seconds: float
-    """How long the command may take to stop; it is killed then."""
+    """Seconds that the command may take to stop before it is killed."""
 
     def __call__(self) -> int:
         """Run the command to its end and return its exit code, which is 0.

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
+from harness.config.compose import own_directory_words
 from harness.config.devices import visible_cuda_devices
 from harness.errors import RequestError
 from harness.launch.job import MemberJob
@@ -70,7 +71,7 @@ def launch(question: Question, out: Path, command: Sequence[str] | None = None) 
 
 def member_command(question: Question, out: Path) -> list[str]:
     """Return the command with which a machine joins the sweep."""
-    command = [sys.executable, "-m", "harness", "worker", question.name]
+    command = [sys.executable, "-m", "harness", "worker", question.name, *own_directory_words()]
     command += [f"study.storage={question.study.storage}", f"paths.out={out.absolute()}"]
     devices = question.resources.devices
     if isinstance(devices, tuple):

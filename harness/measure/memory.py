@@ -39,7 +39,7 @@ class BaseSize:
     """Packed and unpacked weights and buffers, without quantization constants; of a sharded base, this
     process's share."""
     constant_bytes: int
-    """As little of a sharded base."""
+    """Bytes of quantization constants; for a sharded base, this process's share."""
     logical_params: int
     """Weights before packing, tied ones once; of all processes."""
     bits_per_param: float

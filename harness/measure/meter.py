@@ -27,7 +27,7 @@ class Reading:
     allocated_bytes: int | None = None
     """Tensors on the device."""
     reserved_bytes: int | None = None
-    """What the allocator holds of the device, in use or not."""
+    """Bytes of the device that the allocator holds, in use or not."""
     peak_bytes: int | None = None
     """Highest `allocated_bytes` since `begin`."""
     utilization: float | None = None

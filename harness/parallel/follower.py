@@ -28,7 +28,7 @@ class Follower:
         self._open_base = open_base
         self._shards = shards
         self._adapters: dict[str, Adapter] = {}
-        """By the leader's names."""
+        """Adapters by the leader's names."""
         self._base: SharedBase | None = None
         self._fault: Exception | None = None
         if not shards:

@@ -23,9 +23,9 @@ T = TypeVar("T")
 
 LEADER = 0
 IDLE = timedelta(days=365)
-"""How long a rank waits for a command: the leader may evaluate for hours; a dead one hangs up."""
+"""Time that a rank waits for a command: the leader may evaluate for hours; a dead one hangs up."""
 STUCK = timedelta(minutes=30)
-"""After this long a rank that does not take part counts as lost; the first answer waits for its base."""
+"""Time after which a rank that does not take part counts as lost; the first answer waits for its base."""
 
 
 class RankLost(RunFailed):
@@ -40,7 +40,7 @@ class Group:
         self.rank = rank
         self.size = size
         self.device = device
-        """Where this rank holds the base; a GPU has its number."""
+        """Device on which this rank holds the base; a GPU has its number."""
         self._orders = orders
         self.is_broken = False
         """Whether a rank has been lost, or is no longer in step: then nothing more is sent or awaited."""

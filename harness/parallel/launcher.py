@@ -25,7 +25,7 @@ from harness.training.stop import STOPS, leave_terminal
 
 RANK_MODULE = "harness.commands.rank"
 _KILL_SECONDS = 10
-"""How long ranks have to end when this process gives up, before they are killed."""
+"""Seconds that ranks have to end when this process gives up, before they are killed."""
 _PATIENCE = 2
 """Signals that are passed on; one more, and this process gives up."""
 _TORCHRUN_TAKES = (signal.SIGQUIT,)

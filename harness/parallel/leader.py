@@ -33,9 +33,9 @@ class Leader:
         self._group = group
         self._logs = logs
         self._lends: AssistedForwards | None = None
-        """Of a sharded base: whose forward passes need all ranks."""
+        """Models of a sharded base whose forward passes need all ranks."""
         self.fault: Fault | None = None
-        """Of a sharded base: what has gone wrong here, in the middle of a pass of all ranks."""
+        """Error of a sharded base that happened here, in the middle of a pass of all ranks."""
         self._sent: dict[str, int] = {}
         """Adapters that all ranks hold, with the step whose values they have; -1: their own initial ones."""
 

@@ -40,7 +40,7 @@ class Share:
     name: str
     batch: Batch
     loss_tokens: int
-    """Of the whole optimizer step, over all ranks: the loss's denominator."""
+    """Tokens with loss in the whole optimizer step, over all ranks: the loss's denominator."""
     dropout_key: int | None
     recompute: bool
 
@@ -54,7 +54,7 @@ class Pass:
     moved: tuple[str, ...]
     """Those whose values are sent first, in this order."""
     shares: tuple[tuple[Share, ...], ...]
-    """For each rank; a rank without rows of a run has no share of it."""
+    """Shares of each rank; a rank without rows of a run has no share of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +79,4 @@ class Reply:
 
     fault: Fault | None = None
     digest: str | None = None
-    """Of an adapter's initial values."""
+    """Hash of an adapter's initial values."""

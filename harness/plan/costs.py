@@ -21,7 +21,7 @@ class CostGroup:
     """Axis -> value, as the space has them; in the order of `configs`."""
     subject: Subject | None = None
     prediction: Prediction | None = None
-    """Of one run; None where the model refuses the configuration."""
+    """Prediction for one run; None where the model refuses the configuration."""
     refusal: str | None = None
     cohort: int = 0
     """The most runs side by side that fit; 0 if not even one does, or none was asked for."""

@@ -17,7 +17,7 @@ _EIGHT_BIT_BLOCK = 256
 _TABLES_BYTES = 2 * 256 * _FLOAT_BYTES
 """The dynamic tables of the first and the second moment, one pair per optimizer."""
 _PAGED_FROM = 100_000
-"""On a GPU smaller tensors are not paged (`get_state_buffer`)."""
+"""Elements below which a GPU's tensors are not paged (`get_state_buffer`)."""
 
 
 @dataclass(frozen=True, slots=True)

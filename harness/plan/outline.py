@@ -67,7 +67,7 @@ class Blocks:
     """The repeated blocks: where they stand, and which of them compute alike."""
 
     name: str
-    """Of their list in the model, e.g. model.layers."""
+    """Name of the list of blocks in the model, such as model.layers."""
     signatures: tuple[int, ...]
     """Equal for blocks that allocate and keep the same."""
 

@@ -6,7 +6,7 @@ from harness.records.metrics import MEMORY_PARTS, memory_part_name
 
 STATIC_PARTS = tuple(part for part in MEMORY_PARTS if part != "activation")
 SHARED_PARTS = ("base", "quant_constants")
-"""What all runs of a cohort have in common."""
+"""Parts that all runs of a cohort have in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,13 @@ class Prediction:
     paged_bytes: int
     """Part of the optimizer's bytes in managed memory on a GPU, which the allocator does not count."""
     library_bytes: int
-    """What cuBLAS keeps for itself on a GPU."""
+    """Bytes that cuBLAS keeps for itself on a GPU."""
     peak_bytes: int
-    """Of the whole cohort: the sum of the parts on a CPU, the simulated CUDA allocator's peak on a GPU."""
+    """Peak of the whole cohort: the parts' sum on a CPU, the simulated CUDA allocator's peak on a GPU."""
     device: str
     modules: tuple[ModuleSize, ...] = field(repr=False)
     trainable_params: int
-    """Of one run."""
+    """Trainable parameters of one run."""
     logical_params: int
     bits_per_param: float
     cohort: int

@@ -21,7 +21,7 @@ from harness.plan.prediction import BatchSize, Prediction
 from harness.plan.settings import PlanSettings
 
 MARGIN = 0.05
-"""What a prediction may be off, as share of it: a configuration fits if it does with this much more."""
+"""Relative error that a prediction may have: a configuration fits if it does with this much more."""
 
 _MOST_STEPS = 2048
 """Steps of a run that are looked at for its largest micro-batch: a third of a second."""
@@ -37,7 +37,7 @@ class Subject:
     device: str
     """`cpu` or `cuda`."""
     batch_source: str
-    """Where the micro-batch's size comes from, in words."""
+    """Source of the micro-batch's size, in words."""
     num_rows: int | None
     """Training rows; None where the data was not read."""
 

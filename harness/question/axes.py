@@ -24,7 +24,7 @@ class ChoiceAxis:
 
     key: str
     values: tuple[str, ...]
-    """As Hydra's override grammar takes them: `nf4`, `[q_proj,v_proj]`, `8`."""
+    """Values as Hydra's override grammar takes them: `nf4`, `[q_proj,v_proj]`, `8`."""
     condition: Condition | None = None
 
     @property

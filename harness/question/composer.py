@@ -60,7 +60,9 @@ class Composer:
             return compose_run(given)  # which refuses it, too, and says why as for a plain run
 
     def _is_group_choice(self, override: "Override") -> bool:
-        return _is_plain(override) and override.key_or_group in self._groups
+        return override.key_or_group in self._groups and (
+            _is_plain(override) or _is_added(override)
+        )
 
     def _is_plain_field(self, override: "Override") -> bool:
         return _is_plain(override) and override.key_or_group in self._keys
@@ -76,3 +78,8 @@ def _is_plain(override: "Override") -> bool:
     from hydra.core.override_parser.types import OverrideType
 
     return override.type is OverrideType.CHANGE and override.package is None
+
+
+def _is_added(override: "Override") -> bool:
+    """Whether an override is `+group=option`, an option of a group of the user's own."""
+    return override.is_add() and override.package is None

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-import harness
+from harness.config.compose import shipped_directory
 from harness.errors import RequestError, near_names
 from harness.question.coherence import check_question, with_evaluations
 from harness.question.command_line import apply_override
@@ -36,8 +36,8 @@ from harness.records.redact import redact
 
 
 def sweeps_directory() -> Path:
-    """Return where the ready questions lie: beside the package, as conf/ does."""
-    return Path(harness.__file__).parent.parent / "sweeps"
+    """Return where the questions lie that come with the harness."""
+    return shipped_directory("sweeps")
 
 
 def known_sweeps() -> dict[str, str]:

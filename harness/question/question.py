@@ -31,7 +31,7 @@ class Question:
     """Everything that a sweep is; `comparable` judges by the fields' metadata whether two ask the same."""
 
     name: str = field(metadata=APART)
-    """Also of its directory and its study."""
+    """Name of the sweep, of its directory and of its study."""
     question: str = field(metadata=APART)
     expect: str = field(metadata=APART)
     """The expected answer, written before anything is trained."""
@@ -49,7 +49,7 @@ class Question:
     resources: WorkerSettings = field(metadata=APART)
     study: StudySettings = field(metadata=APART)
     launcher: LauncherSettings | None = field(default=None, metadata=APART)
-    """Who starts the members; none: this command is the one that trains."""
+    """Launcher that starts the members; none: this command is the one that trains."""
 
     def tree(self) -> dict[str, Any]:
         """Return the question as plain values without secrets; a file of them asks the same.

@@ -132,7 +132,7 @@ class StudySettings:
     heartbeat_seconds: float = field(default=20.0, metadata=at_least(1, "seconds"))
     """Heartbeat in seconds; a member that is silent for one and a half of them loses its runs to others."""
     artifacts: str | None = None
-    """Where members without a shared file system leave their runs: a directory, or s3://bucket/prefix."""
+    """Directory or s3://bucket/prefix in which members without a shared file system leave their runs."""
 
     @property
     def is_shared(self) -> bool:

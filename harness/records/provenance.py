@@ -49,7 +49,7 @@ class GitState:
     """The checkout that the harness was imported from."""
 
     commit: str | None
-    """None before the first commit."""
+    """Commit of the checkout; None before the first one."""
     dirty: bool
     """Whether tracked files differ from the commit."""
     untracked: list[str]
@@ -71,7 +71,7 @@ class Provenance:
     """What `run.json` says about where a result came from."""
 
     git: GitState | None
-    """None where the harness was not imported from a checkout of its own."""
+    """State of the checkout; None where the harness was not imported from one of its own."""
     packages: dict[str, str | None]
     """Version by name; None: not installed."""
     python: str

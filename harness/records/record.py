@@ -83,7 +83,7 @@ class Estimate:
 
     value: float
     standard_error: float | None
-    """None where it is not defined, as for a single sample."""
+    """Standard error over the samples; None where it is not defined, as for a single one."""
     n: int
 
 
@@ -98,7 +98,7 @@ class Record:
     metrics: dict[str, float | None] = field(default_factory=dict)
     """Cost and the last training values by metric name; None: asked for and not measured."""
     predicted: dict[str, float | None] = field(default_factory=dict)
-    """What the planner says of a run that measures its own cost, by metric name."""
+    """Predictions of the planner for a run that measures its own cost, by metric name."""
     evals: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     """Phase (`before`, `after`) -> metric name -> result."""
     measured_in: MeasuredIn = MeasuredIn.solo
@@ -113,7 +113,7 @@ class Record:
     alone: dict[str, float | None] = field(default_factory=dict)
     """What that probe measured of memory, time and throughput, by metric name."""
     notes: list[str] = field(default_factory=list)
-    """What a reader of the numbers should know: substitutions, rows cut, a tracker that failed."""
+    """Facts that a reader of the numbers needs: substitutions, rows cut, a tracker that failed."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

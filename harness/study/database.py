@@ -38,7 +38,7 @@ _SERVER_SETTINGS = {
 }
 
 _TRANSIENT = ("tpe:relative_params", "gp:relative_params")
-"""What samplers leave for other processes that ask at the same time; there are none."""
+"""Attributes that samplers leave for other processes that ask at the same time; there are none."""
 
 
 class MirroredStorage(InMemoryStorage):

@@ -55,7 +55,7 @@ class Lease:
     """What the database says of one item."""
 
     member: str
-    """Who holds it, or had it last."""
+    """Member that holds the lease, or held it last."""
     state: LeaseState
 
 

@@ -38,9 +38,9 @@ class Trial:
     point: Point
     status: TrialStatus
     values: tuple[float, ...] | None
-    """One per objective, of a completed trial; infinite where the run diverged or did not fit."""
+    """Values of a completed trial, one per objective; infinite where the run diverged or did not fit."""
     violations: tuple[float, ...]
-    """One per constraint, at most 0 where it is kept; empty before the trial is completed."""
+    """Violations, one per constraint, at most 0 where it is kept; empty before the trial is completed."""
     reports: dict[int, float]
     """The first objective while it trained, by step."""
     notes: dict[str, Any]

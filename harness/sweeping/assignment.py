@@ -15,13 +15,13 @@ class WorkerView:
     worker: WorkerProcess
     runs: dict[str, Run] = field(default_factory=dict)
     slots: int = 1
-    """How many runs it can use now, as it says."""
+    """Number of runs that the worker says it can use now."""
     doing: str = "starting"
     packing: str = ""
     began_at: float | None = None
     """When it was given its first run (monotonic seconds)."""
     waited_seconds: float = 0.0
-    """How long it has had nothing to do since."""
+    """Seconds since then in which it had nothing to do."""
 
     @property
     def cohorts(self) -> Counter[str]:

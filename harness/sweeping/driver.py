@@ -39,7 +39,7 @@ from harness.training.stop import StopRequest
 
 MAX_SLOTS = 16
 MAX_SLOTS_ADAPTIVE = 8
-"""Where results steer the search, fewer runs side by side than in a grid."""
+"""Slots per worker of an adaptive search, fewer than in a grid: its results steer it."""
 ROUNDS_ADAPTIVE = 5
 """In how many rounds, at the least, such a search asks for its trials, however many workers there are:
 trials that are asked for at once know nothing of each other. `search.in_flight` and `resources.cohort` say
@@ -52,9 +52,9 @@ MOST_IN_A_ROW = 8
 MOST_OF_SOME_KINDS = 24
 """Runs that may in an adaptive search, which might still ask for other kinds."""
 TAKEN_SECONDS = 5.0
-"""After how long a run is tried again that another process was training."""
+"""Seconds after which a run is tried again that another process was training."""
 ASK_SECONDS = 0.05
-"""How long the driver asks on end before it listens again."""
+"""Seconds that the driver asks on end before it listens again."""
 
 
 def most_slots(question: Question) -> int:
@@ -79,7 +79,7 @@ class Driver:
         self._pool = pool
         self._stop = stop
         self._view_of: dict[int, WorkerView] = {}
-        """By the identity of its worker."""
+        """Desks by the identity of their worker."""
         self._asks_on = False
         """Whether asking was broken off: what workers have to say comes first."""
         self._starts_in_vain: dict[str, int] = defaultdict(int)

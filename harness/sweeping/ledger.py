@@ -78,7 +78,7 @@ class Cell:
 
     point: Point
     requests: tuple[Request, ...]
-    """One per seed."""
+    """Requests, one per seed."""
     runs: list[Run] = field(default_factory=list)
     """The requests that are to be trained, or have been; the rest wait for the first one's survival."""
     probe: Run | None = None
@@ -119,7 +119,7 @@ class Ledger:
         self.damaged: list[str] = []
         """Records that were there and could not be read: their runs are trained again."""
         self.cells: dict[str, Cell] = {}
-        """By cell id, confirmation apart: its runs are not the search's."""
+        """Cells by id; the confirmation's are apart, since its runs are not the search's."""
 
     def add(self, request: Request, role: Role, trial: int | None) -> Run:
         """Return the run of a request: the known one, or a new one that waits or has its record on disk."""

@@ -11,7 +11,7 @@ from harness.sweeping.messages import Check, News, Order, Prune, Stop, Train
 from harness.training.stop import StopRequest
 
 ORPHAN_SECONDS = 5.0
-"""How long a worker whose driver is gone may take to keep its checkpoints."""
+"""Seconds that a worker whose driver is gone may take to keep its checkpoints."""
 
 
 class Mailbox:

@@ -45,10 +45,10 @@ STATE_SECONDS = 1.0
 DRAW_SECONDS = 0.2
 """A state is drawn up at most this often: that looks at every run there is."""
 OUTAGE_SECONDS = 6 * 3600.0
-"""How long a member waits for a server that does not answer."""
+"""Seconds that a member waits for a server that does not answer."""
 OUTAGE_PAUSE_SECONDS = 2.0
 MAX_OUTAGES = 100
-"""After how many the member gives up: a server that is always gone at once has another fault."""
+"""Outages after which a member gives up: a server that is always gone at once has another fault."""
 
 Points = Sequence[tuple[Point, RunConfig]]
 

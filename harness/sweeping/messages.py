@@ -87,7 +87,7 @@ class Slots:
 
     count: int
     packing: str
-    """How many of them share a pass and why, in words."""
+    """Number of runs that share a pass and the reason, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,9 @@ class Outcome:
 
     status: TrialStatus
     values: tuple[float, ...] = ()
-    """One per objective, the mean over the seeds."""
+    """Values, one per objective: the mean over the seeds."""
     violations: tuple[float, ...] = ()
-    """One per constraint, at most 0 where it is kept (Optuna's convention)."""
+    """Violations, one per constraint, at most 0 where it is kept (Optuna's convention)."""
     reason: str | None = None
     deviation: float | None = None
     """Sample deviation of the first objective over the seeds; None for one seed."""

@@ -29,7 +29,7 @@ SMALL_BYTES = 2**25
 WORKER_BYTES = 2**31
 """Memory that a worker with a small base is taken to need at most: 2 GiB, mostly activations."""
 END_SECONDS = 60.0
-"""How long workers may take to keep their checkpoints when they are told to stop."""
+"""Seconds that workers may take to keep their checkpoints when they are told to stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ from harness.records.run_directory import reserved, sweep_staged, utc_now, write
 STATE_VERSION = 1
 LOCK_SECONDS = 0.3
 UNENDED = ("waiting", "training", "elsewhere")
-"""What a run's line says that has not ended."""
+"""Words in the line of a run that has not ended."""
 
 
 class SweepStatus(Enum):
@@ -62,7 +62,7 @@ class TrialLine:
     point: dict[str, str]
     status: str
     values: list[float] | None
-    """One per objective, over the seeds."""
+    """Values, one per objective, over the seeds."""
     feasible: bool
     runs: list[str]
     reason: str | None
@@ -90,12 +90,12 @@ class DeviceLine:
     name: str
     doing: str
     packing: str
-    """How many runs share a pass, and what that gains."""
+    """Number of runs that share a pass, and what that gains."""
     runs: list[str]
     seconds: float
-    """Since its first run began."""
+    """Seconds since its first run began."""
     waited_seconds: float
-    """How much of that it had nothing to do."""
+    """Seconds of these in which it had nothing to do."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from harness.sweeping.ledger import Cell, Run, RunState
 from harness.sweeping.state import DeviceLine
 
 LOOKS = 4
-"""How often in a heartbeat a member says that it lives, and looks at what others do."""
+"""Times in a heartbeat that a member says that it lives, and looks at what others do."""
 
 
 class Holder(Enum):

@@ -40,9 +40,9 @@ from harness.sweeping.tenancy import (
 AHEAD = 64
 """Runs that may wait for whoever is free, where several members work: each look reads them all."""
 RECENT_SECONDS = 1.0
-"""How old what others have reported may be when a pruner judges."""
+"""Age in seconds that others' reports may have when a pruner judges."""
 TURN_SECONDS = 0.2
-"""How long a member takes up what others have asked before it lets them write."""
+"""Seconds that a member takes up what others have asked before it lets them write."""
 
 
 class Trials:

@@ -43,7 +43,7 @@ BASES_SHARE = 0.25
 """Bases that are not in use are kept while all of them fit into this share of the device's memory."""
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 LOCK_SECONDS = 2.0
-"""How long to wait for a run that another process holds, before the driver hears of it."""
+"""Seconds to wait for a run that another process holds, before the driver hears of it."""
 REPORT_SECONDS = 0.5
 """Progress of a run is reported at most this often, apart from evaluations."""
 

@@ -35,13 +35,13 @@ class WandbHistory:
     """What the offline files of one run say."""
 
     run_id: str | None
-    """None where no file is whole enough to say."""
+    """Run id; Run id; Run id; None where no file is whole enough to say."""
     config: dict[str, Any]
     summary: dict[str, Any]
     history: list[dict[str, Any]]
     """One row per step, `step` first, in rising order; wandb's own keys (`_runtime`, …) left out."""
     problems: list[str]
-    """What could not be read, each with the file's name."""
+    """Messages about what could not be read, each with the file's name."""
 
 
 def has_ended(file: Path) -> bool:

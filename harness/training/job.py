@@ -21,7 +21,7 @@ class Job:
     probe: RunDirectory | None = None
     """Where the probe of this configuration is, if it has one: its costs go into the record."""
     notes: list[str] = field(default_factory=list)
-    """What a reader of the record should know; grows while the run is trained."""
+    """Facts that a reader of the record needs; grows while the run is trained."""
 
     @property
     def config(self) -> RunConfig:

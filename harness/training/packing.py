@@ -87,14 +87,14 @@ class _Sizes:
     ceiling: int
     """The largest size that has not run out of memory, and at most all slots."""
     times: dict[int, list[float]] = field(default_factory=dict)
-    """Of the measurement in progress, or of the last one."""
+    """Times of the measurement in progress, or of the last one."""
     before: dict[int, list[float]] = field(default_factory=dict)
-    """Of the measurement before, which counts as much: one of them may have met a busy moment."""
+    """Times of the measurement before, which counts as much: one of them may have met a busy moment."""
     warm: set[int] = field(default_factory=set)
     """Sizes that have had their first pass since the measurement began."""
     interval: int = _FIRST_INTERVAL
     passes: int = 0
-    """Since the last measurement."""
+    """Passes since the last measurement."""
 
     def both(self) -> dict[int, list[float]]:
         """Return the times of the last two measurements."""

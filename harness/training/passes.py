@@ -1,4 +1,4 @@
-"""One packed pass over a group of runs: gradients, numbers and time for each; whose fault a failure is."""
+"""One packed pass over a group of runs: gradients, numbers and time for each, and whose a failure is."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ class Added:
 
 
 Outcome = Gradient | Added | Exception
-"""What a run gets out of a pass."""
+"""Result of a pass for one run."""
 
 
 class Alone:

@@ -55,7 +55,7 @@ Event = RunStarted | StepDone | RunEnded
 
 
 class Desk(Protocol):
-    """Where a session gets its work from and hears what to give up."""
+    """Supplies a session with jobs and decides which runs to prune."""
 
     def take(self) -> Job | None:
         """Return the next run, None where there is none at the moment; asked after every micro-step."""
@@ -92,7 +92,7 @@ class _Session:
     stop: StopRequest
     ranks: Ranks
     entries: list[RunEntry] = field(default_factory=list)
-    """In the order of their admission."""
+    """Runs in the order of their admission."""
     postponed: deque[Job] = field(default_factory=deque)
     """Runs for which there was no memory beside the others; they are the next."""
     may_share: bool = field(init=False)

@@ -36,9 +36,9 @@ class _MicroBatch:
     """A micro-batch of the step in progress."""
 
     padded: Batch
-    """As the data set has its rows."""
+    """Micro-batch as the data set has its rows."""
     batch: Batch
-    """As the model sees it."""
+    """Micro-batch as the model sees it."""
 
 
 class Slot:
@@ -71,7 +71,7 @@ class Slot:
         self._loss: torch.Tensor | None = None
         self._gradient: FlatGradient | None = None
         self._sum: FlatGradient | None = None
-        """Where micro-batches are added up; a run whose batch is one micro-batch has none."""
+        """Sum of the micro-batches' gradients; None where a batch is one micro-batch."""
         self._seconds = 0.0
 
     # A step: micro-batches in, one update out ----------------------------------------------------

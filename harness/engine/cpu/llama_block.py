@@ -216,7 +216,7 @@ class Kept:
     v: torch.Tensor
     attention: torch.Tensor
     logarithms: torch.Tensor
-    """Of the sums of the softmax."""
+    """Logarithms of the softmax's sums."""
     attended: torch.Tensor
     middle: torch.Tensor
     second_scale: torch.Tensor
