@@ -1,6 +1,5 @@
 """How a source is divided: deterministic, disjoint, at most a quarter held out."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -106,18 +105,20 @@ def test_a_source_that_leaves_no_training_row_is_refused(write_jsonl):
         read_splits(DataConfig(path=write_jsonl(_rows(3)), test_path=test))
 
 
-def test_real_alpaca_files(shared):
-    path = shared / "instruct" / "alpaca_2k_seed0.jsonl"
+def test_a_validation_file_beside_2000_rows_of_alpacas_columns(write_jsonl):
+    made: list[dict[str, str]] = [
+        {"instruction": f"Do {i}.", "input": f"with {i}" if i % 3 else "", "output": f"done {i}"}
+        for i in range(2500)
+    ]
     config = DataConfig(
-        path=str(path),
-        validation_path=str(shared / "instruct" / "alpaca_eval500_seed0.jsonl"),
+        path=write_jsonl(made[:2000]),
+        validation_path=write_jsonl(made[2000:], "validation.jsonl"),
         prompt_column="instruction",
         input_column="input",
         response_column="output",
     )
     splits = read_splits(config)
-    raw = [json.loads(line) for line in path.read_text().splitlines()]
-    expected = {pair(row["instruction"], row["output"], row["input"]) for row in raw}
+    expected = {pair(row["instruction"], row["output"], row["input"]) for row in made[:2000]}
     assert set(splits.train) | set(splits.test) == expected
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (1800, 200, 200)
     assert not expected & set(splits.validation)

@@ -1,7 +1,6 @@
 """Batched greedy decoding against transformers' own, one prompt at a time."""
 
 import copy
-import json
 import logging
 
 import pytest
@@ -16,10 +15,9 @@ NEW_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def prompts(shared, tokenizer) -> list[list[int]]:
-    """The starts of nine Alpaca instructions, of very different length and in no order."""
-    lines = (shared / "instruct" / "alpaca_200_seed0.jsonl").read_text().splitlines()[:9]
-    texts = [json.loads(line)["instruction"] for line in lines]
+def prompts(stories, tokenizer) -> list[list[int]]:
+    """The starts of nine stories, of very different length and in no order."""
+    texts = ["\n".join(stories[i : i + 2]) for i in range(9)]
     return [tokenizer(text)["input_ids"][: 12 + 7 * (i * 4 % 9)] for i, text in enumerate(texts)]
 
 
