@@ -14,7 +14,7 @@ from typing import Any
 from harness.config.compose import config_tree
 from harness.config.schema import RunConfig
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raised when a change of the harness changes the numbers of a run (and named in CHANGELOG.md)."""
 
 _NOT_RESULT = ("tracker", "checkpoint", "resources", "paths")
