@@ -91,11 +91,12 @@ def _bitsandbytes(
 def learning_rate_factor(step: int, total_steps: int, config: OptimConfig) -> float:
     """Return the share of `lr` used by 0-based `step`.
 
-    Warm-up rises linearly and reaches 1 at step `warmup_steps`; then the schedule runs down to zero,
-    which it would reach at step `total_steps` (so the last step still moves).
+    That of transformers' `get_scheduler`: warm-up rises linearly from 0, so that the first step does not
+    move, and reaches 1 at step `warmup_steps`; then the schedule runs down to zero, which it would reach at
+    step `total_steps` (so the last step still moves).
     """
     if step < config.warmup_steps:
-        return (step + 1) / (config.warmup_steps + 1)
+        return step / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
     match config.schedule:
         case Schedule.constant:

@@ -23,7 +23,7 @@ Sharding = Callable[..., AbstractContextManager[tuple[Leader, SharedBase]]]
 
 @pytest.fixture
 def lead(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lead:
-    """Return a context manager: lead(size, harm=…) starts followers on the embedded model, gives their leader."""
+    """Return a context manager: lead(size, harm=…) followers on the embedded model, and their leader."""
 
     @contextmanager
     def leading(
