@@ -45,7 +45,7 @@ def name(quant: QuantConfig) -> str:
     return f"{quant.format.value}{'_dq' * quant.double_quant}-{quant.block_size}"
 
 
-BETWEEN = 4e-6
+BETWEEN = 1e-6
 """How near to the middle between two levels float32 may take either; the largest level is 1."""
 
 
@@ -153,6 +153,9 @@ def test_a_layer_acts_with_the_weight_that_its_format_describes(
     base = freeze(one_block_model(), replace(quant, compute_dtype=compute), torch.device("cpu"))
     generator = torch.Generator().manual_seed(3)
     unit, last_place = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
+    # Of 8-bit constants near their mean bitsandbytes sometimes misses the nearest level by one: 2e-5 of
+    # the largest, where a level next to the largest is 1e-2 away.
+    missed = 2e-5 if quant.double_quant else 0.0
     for layer, weight in weights.items():
         linear = base.model.get_submodule(f"model.layers.0.{layer}")
         possible = [
@@ -161,12 +164,15 @@ def test_a_layer_acts_with_the_weight_that_its_format_describes(
         with torch.no_grad():
             acted = linear(torch.eye(weight.shape[1], dtype=dtype)).T.double()
         expected = nearest_to(possible, acted)
-        tolerance = unit / 2 * expected.abs() + 4 * last_place * expected.abs().max()
+        largest = expected.abs().max()
+        tolerance = unit / 2 * expected.abs() + (4 * last_place + missed) * largest
         assert ((acted - expected).abs() <= tolerance).all()
 
         x = torch.randn(3, weight.shape[1], generator=generator).to(dtype).requires_grad_()
         of_y = torch.randn(3, weight.shape[0], generator=generator).to(dtype)
         (gradient,) = torch.autograd.grad(linear(x), x, of_y)
         by_hand = of_y.double() @ expected
-        bound = of_y.double().abs().sum(dim=1, keepdim=True) * expected.abs().max()
-        assert ((gradient.double() - by_hand).abs() <= (unit + 4 * last_place) * bound).all()
+        bound = of_y.double().abs().sum(dim=1, keepdim=True) * largest
+        assert (
+            (gradient.double() - by_hand).abs() <= (unit + 4 * last_place + missed) * bound
+        ).all()

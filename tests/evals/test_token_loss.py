@@ -1,6 +1,7 @@
 """Held-out loss against a plain transformers forward. Shape suffixes as in harness.evals.token_loss."""
 
 import math
+from contextlib import contextmanager
 from itertools import islice
 
 import pytest
@@ -10,6 +11,7 @@ torch = pytest.importorskip("torch")
 from harness.data.rows import NO_LOSS, TokenRows  # noqa: E402
 from harness.embedded.corpus import STORY, Part, documents  # noqa: E402
 from harness.evals import token_loss  # noqa: E402
+from harness.evals.copies import Copies  # noqa: E402
 from harness.evals.token_loss import RowSums, loss_results, score_rows  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -91,6 +93,35 @@ def test_scoring_in_chunks_changes_nothing(model, sequences, monkeypatch):
     whole = score_rows(model, rows, 4, CPU)
     monkeypatch.setattr(token_loss, "_CHUNK_ELEMENTS", 1024 * 7)
     assert torch.equal(score_rows(model, rows, 4, CPU).loss_sum_N, whole.loss_sum_N)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_every_copy_is_scored_on_every_row(model, sequences, count):
+    """Copies that differ in nothing score what the model scores, and each pass says whose rows it holds."""
+    passes: list[tuple[int, int]] = []
+    positions: list[int] = []
+
+    @contextmanager
+    def sharing(chosen, rows):
+        passes.append((len(chosen), rows))
+        yield
+
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: positions.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    rows = _rows(sequences, PROMPTS)
+    try:
+        scored = token_loss.score_copies(model, rows, 4, CPU, Copies(count, sharing))
+        expected_rows = [copies * rows for copies, rows in passes]
+        assert positions == expected_rows
+    finally:
+        hook.remove()
+    alone = score_rows(model, rows, 4, CPU)
+    assert len(scored) == count
+    for sums in scored:
+        torch.testing.assert_close(sums.loss_sum_N, alone.loss_sum_N, rtol=1e-6, atol=0)
+        assert sums.correct_N.equal(alone.correct_N)
+        assert sums.tokens_N.equal(alone.tokens_N)
 
 
 def test_cross_entropy_is_taken_in_float32(model, sequences):
