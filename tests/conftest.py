@@ -12,8 +12,20 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_SILENT"] = "true"
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import harness
+
+# The same examples every time, and no example is timed.
+settings.register_profile(
+    "suite",
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("suite")
 
 pytest_plugins = ["tests.postgres"]
 
