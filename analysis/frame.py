@@ -11,6 +11,7 @@ from enum import Enum
 from sys import intern
 from typing import Any
 
+from harness.config.storage import WITHOUT_BLOCKS, storage_label
 from harness.records.record import Record
 
 Row = dict[str, Any]
@@ -128,14 +129,14 @@ def value_of(row: Row, key: str) -> Any:
     is one without a meaning: the block size of a base that is not rounded in blocks.
     """
     if key in row:
-        rounded_by_block = row.get("quant.format") not in ("none", "int8")
+        rounded_by_block = row.get("quant.format") not in WITHOUT_BLOCKS
         return row[key] if key not in _OF_BLOCKS or rounded_by_block else None
     point = row.get("point") or {}
     if key in point:
         return parsed_choice(point[key])
     match key:
         case "quant" if "quant.format" in row:
-            return f"{row['quant.format']}{'_dq' if row.get('quant.double_quant') else ''}"
+            return storage_label(row["quant.format"], row.get("quant.double_quant"))
         case "alpha":
             return _alpha_over_rank(row, row.get("lora.rank"))
         case "alpha/rank":

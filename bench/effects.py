@@ -58,14 +58,14 @@ def rounding() -> tuple[Table, object]:
 
     from harness.base.blocks import linear_modules
     from harness.base.build import build_base
-    from harness.base.library_faults import cure_bitsandbytes
+    from harness.base.quick_imports import quiet_libraries
     from harness.base.source import find_model, model_fingerprint
     from harness.config.schema import ModelConfig
     from harness.evals.result import ratio_result
     from pretraining.measure import held_out_rows, token_losses
     from pretraining.rows import TokenKind
 
-    cure_bitsandbytes()
+    quiet_libraries()
     config, cpu = ModelConfig(), torch.device("cpu")
     source = find_model(config)
     fingerprint = model_fingerprint(source, Path(OUT) / "fingerprints.json")

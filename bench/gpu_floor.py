@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from harness.base.build import Base
-from harness.base.formats import TORCH_DTYPES
+from harness.base.storage import TORCH_DTYPES
 from harness.config.schema import QuantFormat
 from harness.measure.memory import base_size
 

@@ -32,6 +32,7 @@ LAYERS = (
 )
 MAY_ANALYSE = ("commands",)
 ANALYSIS_MAY = (
+    "harness.config.storage",
     "harness.records.record",
     "harness.records.metrics",
     "harness.errors",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.frame import Row, is_config_key
+from harness.config.storage import storage_label
 
 SEED = "seed"
 WITHOUT_EFFECT = ("paths.", "tracker.", "checkpoint.", "resources.")
@@ -32,7 +33,7 @@ def _format(row: Row) -> str | None:
     name = row.get("quant.format")
     if name is None:
         return None
-    return f"{getattr(name, 'value', name)}{'_dq' if row.get('quant.double_quant') else ''}"
+    return storage_label(getattr(name, "value", name), row.get("quant.double_quant"))
 
 
 def _alpha(row: Row) -> float | None:

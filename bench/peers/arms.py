@@ -13,7 +13,6 @@ from harness.records.record import Record, read_metrics, read_record
 from harness.records.run_directory import RunDirectory
 
 SCRIPTS = Path(__file__).parent
-ROOT = SCRIPTS.parents[1]
 OURS, TRAINER, TRL = "harness", "trainer", "trl"
 SAME = ("tracker=none", "eval=loss", "eval.before=false", "quant=nf4_dq")
 """Overrides of every run of ours, which leave it what the peers do: they evaluate the loss at the end."""
@@ -45,9 +44,9 @@ class Setting:
 
     @property
     def peer_environment(self) -> dict[str, str]:
-        """What a peer's process gets; it imports one cure of bitsandbytes from the harness."""
+        """What a peer's process gets."""
         quiet = {"TRANSFORMERS_VERBOSITY": "error"}
-        return environment(self.threads, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="", **quiet)
+        return environment(self.threads, CUDA_VISIBLE_DEVICES="", **quiet)
 
     def work(self, overrides: Sequence[str], name: str) -> Work:
         """Return one training as both sides do it, its rows written down for the peers."""

@@ -2,7 +2,7 @@
 
 As the libraries' documentation shows it, with these exceptions, each of which helps the peers or makes the
 work the same: rows come tokenized and ordered, nothing is saved but the adapter, no progress bar, no tracker,
-no gradient checkpointing, float32. `cure_bitsandbytes` is the harness's own: without it the CPU path of
+no gradient checkpointing, float32. `cure_bitsandbytes` is no part of them: without it the CPU path of
 bitsandbytes ruins gradients after an evaluation and mis-decodes layers whose inputs are no whole number of
 blocks, and the losses would be void.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from channel import Channel
+from cures import cure_bitsandbytes
 from peft import LoraConfig
 from task import Task
 from transformers import (
@@ -20,8 +21,6 @@ from transformers import (
     BitsAndBytesConfig,
     TrainerCallback,
 )
-
-from harness.base.library_faults import cure_bitsandbytes
 
 LOGGING_STEPS = 10
 """TRL's default; the Trainer's, 500, would leave no curve to compare."""

@@ -1,20 +1,31 @@
 """The linear layers of a model's blocks: find them, pack them, freeze the rest in the compute type."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from harness.base.formats import TORCH_DTYPES, moved_layer, quantize_linear
 from harness.base.layout import LinearSpec, in_block
-from harness.config.schema import QuantConfig
+from harness.base.storage import Storage
+from harness.errors import RequestError
 
 
-def _weight_and_bias(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return (weight [out, in], bias) of an nn.Linear or of GPT-2's transposed Conv1D."""
+def weight_and_bias(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return (weight [out, in], bias) of an nn.Linear or of GPT-2's transposed Conv1D.
+
+    Raises RequestError for a layer that is called linear and holds something else than its weights.
+    """
     weight: Any = module.weight
     bias: Any = module.bias
+    if isinstance(module, nn.Linear):
+        dense = (module.out_features, module.in_features)
+        if tuple(weight.shape) != dense or not weight.is_floating_point():
+            raise RequestError(
+                f"a layer of the model is a {type(module).__name__} of {dense[1]} -> {dense[0]} whose "
+                f"weight is {tuple(weight.shape)} of {weight.dtype}: it is packed already; give the "
+                "unquantized checkpoint"
+            )
     return (weight if isinstance(module, nn.Linear) else weight.T.contiguous()), bias
 
 
@@ -40,9 +51,23 @@ def block_linears(model: nn.Module) -> Iterator[LinearSpec]:
             yield LinearSpec(name, weight.shape[0], weight.shape[1])
 
 
+def uncovered_weights(model: nn.Module, linears: Sequence[LinearSpec]) -> dict[str, int]:
+    """Return the matrices of the blocks that lie in no linear layer, as fused experts, with their sizes."""
+    inside = {spec.name for spec in linears}
+    return {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2
+        and in_block(name)
+        and not any(
+            ".".join(name.split(".")[:depth]) in inside for depth in range(1, name.count(".") + 1)
+        )
+    }
+
+
 def pack_blocks(
     model: nn.Module,
-    quant: QuantConfig,
+    storage: Storage,
     device: torch.device,
     quantized_on: torch.device | None = None,
 ) -> None:
@@ -52,17 +77,16 @@ def pack_blocks(
     """
     quantized_on = quantized_on or device
     for name, module in linear_modules(model):
-        weight, bias = _weight_and_bias(module)
+        weight, bias = weight_and_bias(module)
         with torch.no_grad():
-            layer = quantize_linear(weight, bias, quant, quantized_on)
+            layer = storage.quantize(weight, bias, quantized_on)
             if quantized_on != device:
-                layer = moved_layer(layer, quant, device)
+                layer = storage.moved(layer, device)
             model.set_submodule(name, layer)
 
 
-def finish_base(model: Any, quant: QuantConfig, device: torch.device) -> None:
-    """Move and freeze what is not packed: compute type for weights, the same for every format."""
-    dtype = TORCH_DTYPES[quant.compute_dtype]
+def finish_base(model: Any, dtype: torch.dtype, device: torch.device) -> None:
+    """Move and freeze what is not packed: in the compute type, the same for every storage."""
     packed = {name for name, _ in linear_modules(model)}
     for name, module in model.named_modules():
         if name in packed or any(name.startswith(f"{p}.") for p in packed):

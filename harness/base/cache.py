@@ -12,22 +12,21 @@ import torch
 from torch import nn
 
 from harness.base.blocks import block_linears, linear_modules
-from harness.base.formats import TORCH_DTYPES, layer_from_tensors, layer_tensors
-from harness.config.schema import QuantConfig, QuantFormat
+from harness.base.storage import Dense, Storage
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raised whenever the stored tensors change meaning."""
 
 
-def cache_entry(cache: Path, fingerprint: str, quant: QuantConfig) -> Path:
+def cache_entry(cache: Path, fingerprint: str, storage: Storage) -> Path:
     """Return where the base of (model fingerprint, format, block size, double quantization) is kept."""
+    quant = storage.quant
     parts = [CACHE_VERSION, fingerprint, quant.format.value, quant.block_size, quant.double_quant]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    suffix = "_dq" if quant.double_quant else ""
-    return cache / "bases" / f"{quant.format.value}{suffix}-b{quant.block_size}-{digest}"
+    return cache / "bases" / f"{storage.label}-b{quant.block_size}-{digest}"
 
 
-def save_entry(entry: Path, model: Any, fingerprint: str, quant: QuantConfig) -> None:
+def save_entry(entry: Path, model: Any, fingerprint: str, storage: Storage) -> None:
     """Write packed layers and the rest in their stored types; appear under the final name or not at all."""
     from safetensors.torch import save_file
 
@@ -35,7 +34,7 @@ def save_entry(entry: Path, model: Any, fingerprint: str, quant: QuantConfig) ->
     inside: set[str] = set()
     for name, module in linear_modules(model):
         assert isinstance(module, nn.Linear)
-        for key, tensor in layer_tensors(module).items():
+        for key, tensor in storage.tensors(module).items():
             layers[f"{name}|{key}"] = tensor
         if module.bias is not None:
             layers[f"{name}|bias"] = module.bias.data
@@ -53,7 +52,7 @@ def save_entry(entry: Path, model: Any, fingerprint: str, quant: QuantConfig) ->
     for file, tensors in (("packed", layers), ("rest", rest)):
         whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         save_file(whole, staged / f"{file}.safetensors")
-    about = {"fingerprint": fingerprint, "format": quant.format.value}
+    about = {"fingerprint": fingerprint, "format": storage.quant.format.value}
     (staged / "about.json").write_text(json.dumps(about, indent=1))
     try:
         staged.rename(entry)
@@ -64,14 +63,14 @@ def save_entry(entry: Path, model: Any, fingerprint: str, quant: QuantConfig) ->
 def load_entry(
     entry: Path,
     empty_model: Callable[[], Any],
-    quant: QuantConfig,
+    storage: Storage,
     device: torch.device,
 ) -> Any | None:
     """Return the model from the cache entry, or None if there is none or it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if quant.format is QuantFormat.none or not (entry / "about.json").exists():
+    if isinstance(storage, Dense) or not (entry / "about.json").exists():
         return None
     try:
         layers = load_file(entry / "packed.safetensors", device=str(device))
@@ -80,7 +79,6 @@ def load_entry(
         shutil.rmtree(entry, ignore_errors=True)
         return None
     model = empty_model()
-    dtype = TORCH_DTYPES[quant.compute_dtype]
     by_layer: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in layers.items():
         name, _, part = key.partition("|")
@@ -88,8 +86,8 @@ def load_entry(
     for spec in list(block_linears(model)):
         tensors = by_layer[spec.name]
         bias = tensors.pop("bias", None)
-        bias = None if bias is None else bias.to(dtype)
-        layer = layer_from_tensors(tensors, spec.in_features, spec.out_features, bias, quant)
+        bias = None if bias is None else bias.to(storage.dtype)
+        layer = storage.restore(tensors, spec.in_features, spec.out_features, bias)
         model.set_submodule(spec.name, layer)
     model.load_state_dict(rest, strict=False, assign=True)
     model.tie_weights()

@@ -2,15 +2,19 @@
 
 A further code book is one entry of `CODE_BOOKS`, one member of `QuantFormat` and one YAML file.
 
-Storage of n weights: n/2 bytes, the first half of the flat weights in the high nibbles and the second
-half in the low ones, so that each half decodes by one call of bitsandbytes' blockwise kernel (which takes
-any 256-entry table, on CPU and CUDA) into a contiguous piece.
+Storage of a weight [O, I]: bytes [ceil(O/2), I]. Byte [o, i] holds weight [o, i] in its high nibble and
+weight [o + ceil(O/2), i] in its low one, so that each half decodes into contiguous rows by one table of 256
+values, and two rows of a product need one load. Blocks run over the flat weight, row after row.
+
+Shape suffixes: O outputs, I inputs.
 """
 
-import math
+import ctypes
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -28,13 +32,31 @@ class Normalization(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeBook:
-    """At most 16 ascending values; a weight is stored as the index of the nearest one."""
+    """At most 16 values, ascending where we encode; a weight is stored as the index of the nearest one."""
 
     values: tuple[float, ...]
     normalization: Normalization
+    bitsandbytes: str | None = None
+    """What bitsandbytes calls it, where its quantizer chooses the indices."""
 
+
+_NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+    *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+    *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941),
+    *(0.7229568362236023, 1.0),
+)
+"""Quantiles of a normal distribution (QLoRA, Dettmers et al. 2023, appendix E)."""
+_FP4_TWELFTHS = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+"""bitsandbytes' FP4 in the order of its indices; the other eight are their negatives."""
 
 CODE_BOOKS: dict[QuantFormat, CodeBook] = {
+    QuantFormat.nf4: CodeBook(values=_NF4, normalization=Normalization.absmax, bitsandbytes="nf4"),
+    QuantFormat.fp4: CodeBook(
+        values=tuple(sign * value / 12 for sign in (1, -1) for value in _FP4_TWELFTHS),
+        normalization=Normalization.absmax,
+        bitsandbytes="fp4",
+    ),
     # Symmetric round-to-nearest with absmax/7: 15 levels, the "Int4" of the QLoRA paper's Table 2.
     QuantFormat.int4: CodeBook(
         values=tuple(k / 7 for k in range(-7, 8)), normalization=Normalization.absmax
@@ -48,16 +70,18 @@ CODE_BOOKS: dict[QuantFormat, CodeBook] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """A weight in a code book: `packed` uint8 [ceil(n/2)], float32 `scale` and `offset` [blocks]."""
+    """A weight in a code book: `packed` uint8 [ceil(O/2), I], float32 `scale` and `offset` [blocks]."""
 
     packed: torch.Tensor
     scale: torch.Tensor
     offset: torch.Tensor | None
 
 
-def encode(weight: torch.Tensor, book: CodeBook, block_size: int) -> Encoded:
-    """Encode `weight` (any shape, read as flat float32 in blocks of `block_size`)."""
-    flat = weight.detach().reshape(-1).float()
+def encode(weight_OI: torch.Tensor, book: CodeBook, block_size: int) -> Encoded:
+    """Encode a weight, read as flat float32 in blocks of `block_size`."""
+    if book.bitsandbytes is not None:
+        return _encoded_by_bitsandbytes(weight_OI, book.bitsandbytes, block_size)
+    flat = weight_OI.detach().reshape(-1).float()
     blocks = -(-flat.numel() // block_size)
     # The last block may be short: filling it with its own last value leaves its extremes alone.
     filled = torch.cat([flat, flat[-1:].expand(blocks * block_size - flat.numel())])
@@ -73,7 +97,17 @@ def encode(weight: torch.Tensor, book: CodeBook, block_size: int) -> Encoded:
             shifted = by_block - offset.unsqueeze(1)
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
     codes = nearest(shifted / safe.unsqueeze(1), book).reshape(-1)[: flat.numel()]
-    return Encoded(packed=pack_halves(codes), scale=scale, offset=offset)
+    return Encoded(packed=pack_halves(codes.view(weight_OI.shape)), scale=scale, offset=offset)
+
+
+def _encoded_by_bitsandbytes(weight_OI: torch.Tensor, name: str, block_size: int) -> Encoded:
+    import bitsandbytes  # noqa: F401  registers its operators
+
+    packed, absmax = torch.ops.bitsandbytes.quantize_4bit(
+        weight_OI.detach().float().contiguous(), block_size, name, torch.uint8
+    )
+    codes_OI = unpacked_pairs(packed)[: weight_OI.numel()].view(weight_OI.shape)
+    return Encoded(packed=pack_halves(codes_OI), scale=absmax, offset=None)
 
 
 def nearest(normalized: torch.Tensor, book: CodeBook) -> torch.Tensor:
@@ -83,27 +117,26 @@ def nearest(normalized: torch.Tensor, book: CodeBook) -> torch.Tensor:
     return torch.bucketize(normalized, midpoints).to(torch.uint8)
 
 
-def pack_halves(codes: torch.Tensor) -> torch.Tensor:
-    """Pack flat 4-bit `codes` [n] into uint8 [ceil(n/2)]: first half high nibbles, second half low."""
-    half = -(-codes.numel() // 2)
-    low = torch.zeros(half, dtype=torch.uint8, device=codes.device)
-    low[: codes.numel() - half] = codes[half:]
-    return (codes[:half] << 4) | low
+def unpacked_pairs(packed: torch.Tensor) -> torch.Tensor:
+    """Return the flat codes of bytes that hold weights 2n (high) and 2n + 1 (low), as bitsandbytes packs."""
+    flat = packed.reshape(-1)
+    return torch.stack([flat >> 4, flat & 15], dim=1).view(-1)
+
+
+def pack_halves(codes_OI: torch.Tensor) -> torch.Tensor:
+    """Pack 4-bit codes into bytes: the first half of the rows into high nibbles, the second into low."""
+    half = -(-codes_OI.shape[0] // 2)
+    packed = codes_OI[:half] << 4
+    packed[: codes_OI.shape[0] - half] |= codes_OI[half:]
+    return packed
 
 
 @lru_cache(maxsize=64)
-def nibble_tables(book: CodeBook, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return float32 [256] tables: the value of a byte's high nibble, and of its low nibble."""
+def table(book: CodeBook, device: torch.device) -> torch.Tensor:
+    """Return the book's values by index, float32 [16]; one on a device for all layers."""
     values = torch.zeros(16, dtype=torch.float32)
     values[: len(book.values)] = torch.tensor(book.values, dtype=torch.float64).float()
-    high, low = nibble_tables_of(values)
-    return high.to(device), low.to(device)
-
-
-def nibble_tables_of(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return float32 [256] tables of a byte's high and low nibble for a code book [16]."""
-    byte = torch.arange(256)
-    return values[byte >> 4], values[byte & 15]
+    return values.to(device)
 
 
 def decode(
@@ -113,35 +146,77 @@ def decode(
     *,
     book: CodeBook,
     block_size: int,
-    count: int,
+    shape: tuple[int, int],
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Return the flat [count] weights in `dtype`; `scale` and `offset` are float32 [blocks]."""
-    half = packed.numel()
-    piece = math.gcd(half, block_size)  # the halves need not begin at a block
-    scale = _per_piece(scale, block_size // piece, half // piece)
-    high, low = nibble_tables(book, packed.device)
-    blockwise = torch.ops.bitsandbytes.dequantize_blockwise
-    cut = half // piece
+    """Return the weight [O, I] = `shape` in `dtype`; `scale` and `offset` are float32 [blocks]."""
+    count = shape[0] * shape[1]
     # An offset is added in float32: two bfloat16 roundings would cost more than the grid is worth.
     dtype_of_sum = dtype if offset is None else torch.float32
-    flat = torch.cat(
-        [
-            blockwise(packed, scale[:cut], high, piece, dtype_of_sum),
-            blockwise(packed, scale[cut:], low, piece, dtype_of_sum),
-        ]
-    )
+    flat = torch.empty(count, dtype=dtype_of_sum, device=packed.device)
+    codes, half = packed.view(-1), packed.numel()
+    for of_nibble, begin in zip(_nibble_tables(book, packed.device), (0, half), strict=True):
+        for start, stop, block in _runs(begin, min(begin + half, count), block_size):
+            run = codes[start - begin : stop - begin]
+            blockwise(run, scale[block:], of_nibble, block_size, flat[start:stop])
     if offset is not None:
-        offset = _per_piece(offset, block_size // piece, half // piece)
-        flat.view(-1, piece).add_(offset.unsqueeze(1))
-    return flat[:count].to(dtype)
+        whole = count // block_size
+        flat[: whole * block_size].view(whole, block_size).add_(offset[:whole].unsqueeze(1))
+        flat[whole * block_size :].add_(offset[-1])
+    return flat.to(dtype).view(shape)
 
 
-def _per_piece(constant: torch.Tensor, pieces_per_block: int, pieces_per_half: int) -> torch.Tensor:
-    """Repeat per-block constants so that there is one for each of the pieces of both halves."""
-    if pieces_per_block > 1:
-        constant = constant.repeat_interleave(pieces_per_block)
-    wanted = 2 * pieces_per_half
-    if constant.numel() < wanted:  # the padding behind an odd count belongs to no block
-        constant = torch.cat([constant, constant[-1:].expand(wanted - constant.numel())])
-    return constant[:wanted].contiguous()
+def _runs(start: int, stop: int, block_size: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, stop, first block) of what is left of a block that began before, and of the rest."""
+    aligned = min(-(-start // block_size) * block_size, stop)
+    if start < aligned:
+        yield start, aligned, start // block_size
+    if aligned < stop:
+        yield aligned, stop, aligned // block_size
+
+
+@lru_cache(maxsize=64)
+def _nibble_tables(book: CodeBook, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float32 [256] tables: the value of a byte's high nibble, and of its low nibble."""
+    values, byte = table(book, device), torch.arange(256, device=device)
+    return values[byte >> 4], values[byte & 15]
+
+
+def blockwise(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    values: torch.Tensor,
+    block_size: int,
+    out: torch.Tensor,
+) -> None:
+    """Write values[codes] * scale of the block into `out`: bitsandbytes' blockwise kernel, any 256 values."""
+    match out.device.type:
+        case "meta":
+            return
+        case "cpu":
+            _cpu_kernel(out.dtype)(
+                values.data_ptr(),
+                codes.data_ptr(),
+                scale.data_ptr(),
+                out.data_ptr(),
+                block_size,
+                out.numel(),
+            )
+        case _:
+            torch.ops.bitsandbytes.dequantize_blockwise.out(
+                codes, scale, values, block_size, out.dtype, out=out
+            )
+
+
+_KERNEL_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@lru_cache(maxsize=8)
+def _cpu_kernel(dtype: torch.dtype) -> Any:
+    """Return what bitsandbytes' operator calls on a CPU, where it has no form that writes into a tensor."""
+    from bitsandbytes.cextension import lib
+
+    kernel = getattr(lib, f"cdequantize_blockwise_cpu_{_KERNEL_NAMES[dtype]}")
+    pointer, number = ctypes.c_void_p, ctypes.c_longlong
+    prototype = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, pointer, number, number)
+    return prototype(ctypes.cast(kernel, ctypes.c_void_p).value or 0)

@@ -1,14 +1,27 @@
-"""Importing torch and transformers in less time: most of what a plan or the start of a run takes.
+"""Importing torch and transformers quietly and in less time: most of what a plan or the start of a run takes.
 
 Imports nothing heavy itself, so that it can be entered before anything is.
 """
 
 import gc
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial, wraps
 from typing import Any
+
+
+def quiet_libraries() -> None:
+    """Keep load bars, deprecation notes and import-time warnings off the user's terminal."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # bitsandbytes warns at import that a hub kernel cannot be loaded on AVX512-BF16 hosts.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(bitsandbytes|transformers|peft|accelerate)(\.|$)")
 
 
 @contextmanager

@@ -15,43 +15,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from harness.base.code_books import CODE_BOOKS, nibble_tables
-from harness.base.formats import dense_from_tensors, layer_tensors
-from harness.base.layers import FrozenLinear, dynamic_table
+from harness.base.layers import FrozenLinear
 from harness.base.layout import LinearSpec, block_name
-from harness.config.schema import QuantConfig, QuantFormat
-
-
-class ShardedLinear(FrozenLinear):
-    """A frozen linear layer in any storage, whose constants are parameters too: these are what is sharded."""
-
-    def __init__(self, layer: nn.Linear, quant: QuantConfig) -> None:
-        """Take over the tensors of a layer that `quantize_linear` has made."""
-        dense = quant.format is QuantFormat.none
-        tensors = {"packed": layer.weight.data} if dense else layer_tensors(layer)
-        bias = None if layer.bias is None else layer.bias.data
-        super().__init__(layer.in_features, layer.out_features, tensors["packed"], bias)
-        self.quant = quant
-        self._attributes = {key: key.replace(".", "_") for key in tensors if key != "packed"}
-        for key, name in self._attributes.items():
-            if tensors[key].ndim == 0:  # one number, which each process keeps
-                self.register_buffer(name, tensors[key])
-            else:
-                self.register_parameter(name, nn.Parameter(tensors[key], requires_grad=False))
-
-    @property
-    def constants(self) -> list[torch.Tensor]:
-        """What decoding reads besides the packed weight and the tables that layers share."""
-        return [getattr(self, name) for name in self._attributes.values()]
-
-    def dense_weight(self, dtype: torch.dtype) -> torch.Tensor:
-        tensors = {key: getattr(self, name) for key, name in self._attributes.items()}
-        tensors["packed"] = self.weight
-        return dense_from_tensors(tensors, self.in_features, self.out_features, self.quant, dtype)
+from harness.base.storage import Storage
 
 
 def shard_model(
-    model: nn.Module, linears: tuple[LinearSpec, ...], quant: QuantConfig, device: torch.device
+    model: nn.Module, linears: tuple[LinearSpec, ...], storage: Storage, device: torch.device
 ) -> list[FSDPModule]:
     """Divide a model that lies on the CPU among all processes, each of which keeps its share on `device`.
 
@@ -61,7 +31,7 @@ def shard_model(
     for spec in linears:
         layer = model.get_submodule(spec.name)
         assert isinstance(layer, nn.Linear), spec.name
-        model.set_submodule(spec.name, ShardedLinear(layer, quant))
+        model.set_submodule(spec.name, shareable(layer, storage))
     group = dist.group.WORLD
     assert group is not None, "the processes of the run have not met"
     mesh = DeviceMesh.from_group(group, device.type)
@@ -73,11 +43,17 @@ def shard_model(
     return parts
 
 
-def shared_tables(quant: QuantConfig, device: torch.device) -> list[torch.Tensor]:
-    """Return the tables that decoding reads, one of each on a device; bitsandbytes has its own."""
-    book = CODE_BOOKS.get(quant.format)
-    tables = [] if book is None else [*nibble_tables(book, device)]
-    return [*tables, dynamic_table(device)] if quant.double_quant else tables
+def shareable(layer: nn.Linear, storage: Storage) -> FrozenLinear:
+    """Return a layer whose weight is read anew in backward, as one that is gathered for each pass must be.
+
+    Packed layers do so anyway; torch's own keep the weight that they were given in forward.
+    """
+    if isinstance(layer, FrozenLinear):
+        return layer
+    bias = None if layer.bias is None else layer.bias.data
+    return FrozenLinear(
+        storage, storage.tensors(layer), layer.in_features, layer.out_features, bias
+    )
 
 
 def _blocks(model: nn.Module, linears: tuple[LinearSpec, ...]) -> Iterator[nn.Module]:

@@ -9,6 +9,7 @@ from harness.base.quick_imports import quick_imports
 from harness.config.compose import compose_run
 from harness.config.resources import Shard
 from harness.config.schema import RunConfig
+from harness.config.storage import label_of
 from harness.errors import RequestError
 from harness.plan.settings import PlanSettings, parse_bytes, split_settings, with_device_defaults
 
@@ -106,7 +107,6 @@ def heading(subject: "Subject") -> str:
     """Say in one or two lines what is planned."""
     config, batch = subject.config, subject.batch
     quant, optim = config.quant, config.optim
-    double = "_dq" if quant.double_quant else ""
     targets = ", ".join(config.lora.target_modules)
     checkpointing = ", activations recomputed" if optim.gradient_checkpointing else ""
     processes, shared = config.resources.data_parallel, ""
@@ -115,7 +115,7 @@ def heading(subject: "Subject") -> str:
         shared = f"of the first of {processes} processes, which share the base"
         shared += (on_gpu if subject.device == "cuda" else "") + "\n"
     return (
-        f"{subject.model.name}: {quant.format.value}{double} in blocks of {quant.block_size}, computed in "
+        f"{subject.model.name}: {label_of(quant)} in blocks of {quant.block_size}, computed in "
         f"{quant.compute_dtype.value}; rank {config.lora.rank} on {targets}; {optim.name.value}\n"
         f"micro-batch {batch.rows} x {batch.length} positions, {batch.loss_tokens} with loss "
         f"({subject.batch_source}){checkpointing}; on {subject.device}\n{shared}"

@@ -42,7 +42,7 @@ def main(directory: Path) -> int:
 
 def _take_part(request: Request) -> int:
     """Lead or follow, and return the exit code; that another rank is lost is not this one's failure."""
-    from harness.base.library_faults import cure_bitsandbytes
+    from harness.base.quick_imports import quiet_libraries
     from harness.commands.run import train_request
     from harness.parallel.follower import Follower
     from harness.parallel.fsdp import share_out
@@ -51,7 +51,7 @@ def _take_part(request: Request) -> int:
     from harness.parallel.watch import Watch
     from harness.training.launch import open_base
 
-    cure_bitsandbytes()
+    quiet_libraries()
     shards = request.config.resources.shard is Shard.fsdp
     try:
         with join(request.config.resources) as group:

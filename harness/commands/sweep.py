@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.commands.mirror import mirror_finished_sweep
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
+from harness.config.storage import label_of
 from harness.errors import RequestError
 from harness.question.check_space import check_space
 from harness.question.load import load_question
@@ -42,6 +44,10 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
         return _launch(question, points, directory, Path(base.paths.out))
     with stop_on_signals() as stop:
         state = Member(question, points, directory, stop, collect=True).run()
+    if state.status is SweepStatus.finished:
+        for problem in mirror_finished_sweep(base.tracker, Path(base.paths.out), directory, state):
+            directory.append_log(problem)
+            print(f"harness: {redact(problem)}", file=sys.stderr)
     if as_json:
         print(state_text(state), end="")
     else:
@@ -131,5 +137,4 @@ def plan_text(
 
 def _base_text(config: RunConfig) -> str:
     quant = config.quant
-    double = "_dq" if quant.double_quant else ""
-    return f"{config.model.name} {quant.format.value}{double} block {quant.block_size}"
+    return f"{config.model.name} {label_of(quant)} block {quant.block_size}"

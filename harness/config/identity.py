@@ -13,8 +13,9 @@ from typing import Any
 
 from harness.config.compose import config_tree
 from harness.config.schema import RunConfig
+from harness.config.storage import label_of
 
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 """Raised when a change of the harness changes the numbers of a run (and named in CHANGELOG.md)."""
 
 _NOT_RESULT = ("tracker", "checkpoint", "resources", "paths")
@@ -50,6 +51,7 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     over_rank = lora.pop("alpha_over_rank")
     lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
     lora["target_modules"] = sorted(lora["target_modules"])
+    del tree["quant"]["skip_experts"]  # it allows what is done anyway
     optim = tree["optim"]
     optim["micro_batch_size"] = optim["micro_batch_size"] or optim["batch_size"]
     for key in _EVAL_FILES:
@@ -74,11 +76,10 @@ def _slug(config: RunConfig) -> str:
     """Return words for a person who reads a directory listing; nothing ever parses them."""
     data = config.data
     source = data.task or _last_part(data.path, suffix=False) or _last_part(data.hub) or "data"
-    quant = config.quant.format.value + ("_dq" if config.quant.double_quant else "")
     words = [
         _last_part(config.model.name) or "model",
         source,
-        quant,
+        label_of(config.quant),
         "+".join(sorted(config.lora.target_modules)),
         f"r{config.lora.rank}",
         f"s{config.seed}",

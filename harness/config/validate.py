@@ -19,9 +19,9 @@ from harness.config.schema import (
     QuantFormat,
     RunConfig,
 )
+from harness.config.storage import BLOCKWISE
 from harness.errors import RequestError
 
-FOUR_BIT = tuple(f for f in QuantFormat if f not in (QuantFormat.none, QuantFormat.int8))
 BLOCK_SIZES = tuple(2**power for power in range(5, 13))  # 32 … 4096, what bitsandbytes takes
 
 
@@ -29,7 +29,7 @@ def validate(config: RunConfig) -> None:
     """Raise RequestError with one line for everything that is wrong with `config`."""
     problems = [
         *_quant_problems(config.quant),
-        *_lora_problems(config.lora, config.quant),
+        *_lora_problems(config.lora),
         *_optim_problems(config.optim),
         *_eval_problems(config.eval, config.optim),
         *_machine_problems(config),
@@ -41,16 +41,16 @@ def validate(config: RunConfig) -> None:
 
 def _quant_problems(quant: QuantConfig) -> Iterator[str]:
     default = QuantConfig()
-    if quant.format not in FOUR_BIT:
+    if quant.format not in BLOCKWISE:
         if quant.double_quant:
             yield (
-                f"quant.double_quant=true needs 4-bit storage with per-block constants, got "
-                f"quant.format={quant.format.value}; use one of {_names(FOUR_BIT)}"
+                f"quant.double_quant=true needs storage with per-block constants, got "
+                f"quant.format={quant.format.value}; use one of {_names(BLOCKWISE)}"
             )
         if quant.block_size != default.block_size:
             yield (
                 f"quant.block_size={quant.block_size} would be ignored by quant.format="
-                f"{quant.format.value}; it belongs to {_names(FOUR_BIT)}"
+                f"{quant.format.value}; it belongs to {_names(BLOCKWISE)}"
             )
     elif quant.block_size not in BLOCK_SIZES:
         yield (
@@ -59,7 +59,7 @@ def _quant_problems(quant: QuantConfig) -> Iterator[str]:
         )
 
 
-def _lora_problems(lora: LoraConfig, quant: QuantConfig) -> Iterator[str]:
+def _lora_problems(lora: LoraConfig) -> Iterator[str]:
     if lora.rank < 1:
         yield f"lora.rank={lora.rank} must be at least 1"
     given = {
@@ -82,26 +82,6 @@ def _lora_problems(lora: LoraConfig, quant: QuantConfig) -> Iterator[str]:
         yield "lora.target_modules=[] adapts nothing; name sets (all_linear, attention, mlp) or layers"
     if len(set(lora.target_modules)) != len(lora.target_modules):
         yield f"lora.target_modules={lora.target_modules} names a layer twice"
-    yield from _init_problems(lora, quant)
-
-
-def _init_problems(lora: LoraConfig, quant: QuantConfig) -> Iterator[str]:
-    match lora.init:
-        case LoraInit.default | LoraInit.gaussian:
-            return
-        case LoraInit.pissa:
-            works = quant.format is QuantFormat.none
-            where = "quant=none (PEFT needs the dense weights)"
-        case LoraInit.olora:
-            works = quant.format is QuantFormat.none or (
-                quant.format in (QuantFormat.nf4, QuantFormat.fp4) and quant.block_size == 64
-            )
-            where = "quant=none, or nf4 and fp4 with block size 64 (to which PEFT quantizes again)"
-    if not works:
-        yield (
-            f"lora.init={lora.init.value} rewrites the base and works on {where}, got quant.format="
-            f"{quant.format.value}, quant.block_size={quant.block_size}"
-        )
 
 
 def _optim_problems(optim: OptimConfig) -> Iterator[str]:

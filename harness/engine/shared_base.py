@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness.base.blocks import uncovered_weights
 from harness.base.build import Base
-from harness.base.formats import redecode_in_compute_type
 from harness.base.layout import adapted_layers, shortest_names
+from harness.base.side_by_side import why_apart
 from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit
 from harness.engine.adapter import Adapter, Layout
 from harness.engine.backend import choose_backend
+from harness.engine.dense_start import rewrites_base, start_from_dense
 from harness.engine.reference.grouped_lora import PackedLora
 from harness.engine.rows import RowPlan, Segment
 from harness.measure.memory import BaseSize, base_size
@@ -29,11 +31,6 @@ _PEFT_INIT: dict[LoraInit, bool | str] = {
     LoraInit.pissa: "pissa",
     LoraInit.olora: "olora",
 }
-
-
-def rewrites_base(lora: LoraConfig) -> bool:
-    """Say whether this adapter's initialization changes the base, so that it must train alone."""
-    return lora.init in (LoraInit.pissa, LoraInit.olora)
 
 
 def lora_alpha(lora: LoraConfig) -> float:
@@ -68,8 +65,6 @@ class SharedBase:
         """Whether PiSSA or OLoRA has changed the weights for an adapter: no other can use them."""
         self.untouched_results: dict[str, dict[str, Estimate]] = {}
         """Evaluations of the base without an adapter, by what was evaluated."""
-        self.keeps_examples_apart: bool | None = None
-        """Whether the model obeys a mask between examples in one row; None until it has been tried."""
         self._can_recompute = False
         self.backend = choose_backend(self, backend)
 
@@ -77,6 +72,16 @@ class SharedBase:
     def size(self) -> BaseSize:
         """What the base weighs; measured once, before an initialization can rewrite it."""
         return base_size(self.base)
+
+    @cached_property
+    def uncovered(self) -> dict[str, int]:
+        """Matrices of the blocks that lie in no linear layer, with their sizes."""
+        return uncovered_weights(self.model, self.base.linears)
+
+    @cached_property
+    def why_apart(self) -> str | None:
+        """Why each example has a row of its own; None where several may lie in one."""
+        return why_apart(self.model.config)
 
     @property
     def model(self) -> Any:
@@ -93,13 +98,14 @@ class SharedBase:
         )
         name = f"run{next(self._count)}"
         adapted = adapted_layers(lora, self.base.linears)
+        rewrites = rewrites_base(lora.init)
         config = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora_alpha(lora),  # pyright: ignore[reportArgumentType]  PEFT takes floats
             lora_dropout=lora.dropout,
             target_modules=shortest_names(adapted, self.base.linears),
             use_rslora=lora.rslora,
-            init_lora_weights=_PEFT_INIT[lora.init],  # pyright: ignore[reportArgumentType]
+            init_lora_weights=True if rewrites else _PEFT_INIT[lora.init],  # pyright: ignore[reportArgumentType]
             task_type="CAUSAL_LM",
             base_model_name_or_path=self.base.source.location,
         )
@@ -110,10 +116,11 @@ class SharedBase:
                 self._peft = PeftModel(self.model, config, adapter_name=name)
             else:
                 self._add(name, config)
-        if rewrites_base(lora):
-            self.is_rewritten = True
-            redecode_in_compute_type(self.model, self.base.quant)
         self._pack_layers()
+        if rewrites:
+            config.init_lora_weights = _PEFT_INIT[lora.init]  # pyright: ignore[reportAttributeAccessIssue]
+            self.is_rewritten = True
+            start_from_dense(self.base, self._lora_layers, name, lora.init)
         adapter = self._flattened(name, lora)
         self.plan.add(adapter)
         return adapter
@@ -204,13 +211,15 @@ class SharedBase:
             self._layouts[key] = Layout(lora.rank, dimensions)
         layout = self._layouts[key]
         flat_P = torch.empty(layout.size, device=self.base.device)
+        # PEFT rounds what it draws to the type of the base's weights, where it can see it: of a dense layer.
+        begins_in = torch.float32 if rewrites_base(lora.init) else self.base.storage.dtype
         parameters: dict[str, nn.Parameter] = {}
         for layer_name, layer in layers.items():
             index = self._index[layer_name]
             for part, view in (("lora_A", layout.a), ("lora_B", layout.b)):
                 parameter = getattr(layer, part)[name].weight
                 target = view(flat_P.unsqueeze(0), index)[0]
-                parameter.data = target.copy_(parameter.data)
+                parameter.data = target.copy_(parameter.data.to(begins_in))
                 parameters[f"{layer_name}.{part}.{name}.weight"] = parameter
         scaling = {layer.scaling[name] for layer in layers.values()}
         assert len(scaling) == 1, scaling

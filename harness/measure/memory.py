@@ -10,8 +10,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from harness.base.build import Base
-from harness.base.formats import constant_tensors
-from harness.base.sharding import ShardedLinear, held_here, shared_tables
+from harness.base.layers import FrozenLinear
+from harness.base.sharding import held_here
 
 
 def distinct_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -53,15 +53,14 @@ def base_size(base: Base) -> BaseSize:
     packed: list[torch.Tensor] = []
     constants: list[torch.Tensor] = []
     logical = 0
-    inside: set[int] = set()
     for name, layer in _frozen_linears(base):
         assert isinstance(layer, nn.Linear), name
-        packed.append(layer.weight.data)
-        constants.extend(_constants(layer))
+        packed.append(layer.weight)
+        if isinstance(layer, FrozenLinear):
+            constants.extend(layer.constants.values())
         logical += layer.in_features * layer.out_features
-        inside.update(id(tensor) for tensor in (layer.weight, *layer.buffers()))
-        if isinstance(layer, ShardedLinear):
-            inside.update(map(id, layer.constants))  # parameters, so that they can be sharded
+    inside = {id(tensor) for tensor in [*packed, *constants]}
+    constants.extend(base.storage.tables(base.device))
     others = {
         id(tensor): tensor
         for name, tensor in [*base.model.named_parameters(), *base.model.named_buffers()]
@@ -76,14 +75,6 @@ def base_size(base: Base) -> BaseSize:
         logical_params=logical + sum(parameter.numel() for parameter in parameters),
         bits_per_param=8 * _bytes_everywhere([*packed, *constants]) / logical,
     )
-
-
-def _constants(layer: nn.Linear) -> list[torch.Tensor]:
-    """Return every tensor besides the packed weights that decoding `layer` reads; tables may be shared."""
-    if isinstance(layer, ShardedLinear):
-        tables = shared_tables(layer.quant, held_here(layer.weight).device)
-        return [*layer.constants, *tables]
-    return constant_tensors(layer)
 
 
 def _bytes_everywhere(tensors: Sequence[torch.Tensor]) -> int:

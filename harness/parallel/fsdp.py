@@ -21,7 +21,7 @@ from harness.parallel.messages import Assist
 
 def share_out(base: Base, group: Group) -> None:
     """Keep this rank's share of `base`, which lies on the CPU, on the rank's device. All ranks call it."""
-    parts = shard_model(base.model, base.linears, base.quant, group.device)
+    parts = shard_model(base.model, base.linears, base.storage, group.device)
     gather_by(parts, group)
     base.device, base.processes = group.device, group.size
 

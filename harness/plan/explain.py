@@ -1,10 +1,11 @@
-"""The arithmetic of a prediction, line by line, each formula with its source. Imports no torch."""
+"""The arithmetic of a prediction, line by line, each formula with its source."""
 
 import math
 from collections.abc import Iterator, Sequence
 
 from harness.base.layout import LinearSpec, adapted_layers
-from harness.config.schema import QuantConfig, QuantFormat, RunConfig
+from harness.base.storage import DOUBLE_QUANT_BLOCK, Storage, storage_of
+from harness.config.schema import RunConfig
 from harness.plan.prediction import BatchSize, Prediction
 from harness.records.metrics import format_bytes
 
@@ -12,8 +13,6 @@ BYTES_OF_FULL_FINE_TUNING = 16
 """Bytes a parameter: 16-bit weight and gradient, 32-bit master copy and Adam's two moments."""
 BYTES_WITHOUT_MASTER = 12
 """The same without the master copy: 780 GB for 65B parameters, the QLoRA paper's figure."""
-SECOND_BLOCK = 256
-"""Constants that share one scale in double quantization (QLoRA, section 3)."""
 _GB = 1e9
 
 
@@ -22,18 +21,19 @@ def full_fine_tuning_bytes(params: float) -> float:
     return BYTES_OF_FULL_FINE_TUNING * params
 
 
-def constant_bits(quant: QuantConfig) -> float:
-    """Return bits of constants a weight: 32/B, or 8/B + 32/(256 B) (QLoRA, section 3); int4_asym has two."""
-    each = 32 / quant.block_size
-    if quant.double_quant:
-        each = 8 / quant.block_size + 32 / (quant.block_size * SECOND_BLOCK)
-    return each * (2 if quant.format is QuantFormat.int4_asym else 1)
+def constant_bits(storage: Storage) -> float:
+    """Return bits a weight of the constants of blocks: 32/B each, or 8/B + 32/(256 B) (QLoRA, section 3)."""
+    block_size = storage.quant.block_size
+    each = 32 / block_size
+    if storage.quant.double_quant:
+        each = 8 / block_size + 32 / (block_size * DOUBLE_QUANT_BLOCK)
+    return storage.constants_per_block * each
 
 
 def saved_by_double_quantization(weights: int, block_size: int) -> float:
     """Return the bytes that double quantization saves on so many weights."""
     plain = 32 / block_size
-    doubled = 8 / block_size + 32 / (block_size * SECOND_BLOCK)
+    doubled = 8 / block_size + 32 / (block_size * DOUBLE_QUANT_BLOCK)
     return weights * (plain - doubled) / 8
 
 
@@ -48,7 +48,7 @@ def explanation(
     """Return the arithmetic of one run, for people who want to check it."""
     sections = (
         _alternatives(prediction),
-        _base(prediction, config.quant, linears),
+        _base(prediction, storage_of(config.quant), linears),
         _adapter(prediction, config, linears),
         _training(prediction, config, batch),
         _toy(prediction, config),
@@ -81,31 +81,29 @@ def _alternatives(prediction: Prediction) -> Iterator[str]:
     )
 
 
-def _base(
-    prediction: Prediction, quant: QuantConfig, linears: Sequence[LinearSpec]
-) -> Iterator[str]:
+def _base(prediction: Prediction, storage: Storage, linears: Sequence[LinearSpec]) -> Iterator[str]:
     weights = sum(spec.in_features * spec.out_features for spec in linears)
     others = [module for module in prediction.modules if module.kind != "block linear"]
-    yield f"The base, {quant.format.value}"
+    constants = storage.constants_per_block
+    yield f"The base, {storage.label}"
     yield f"  linear layers of the blocks: {len(linears)}, {weights:,} weights"
-    if quant.format in (QuantFormat.none, QuantFormat.int8):
+    if constants == 0:
         yield f"  {prediction.bits_per_param:.3f} bits a weight"
     else:
-        block = quant.block_size
+        block, double_quant = storage.quant.block_size, storage.quant.double_quant
         bits = f"32/{block}"
-        if quant.double_quant:
-            bits = f"8/{block} + 32/({block} x {SECOND_BLOCK})"
-        if quant.format is QuantFormat.int4_asym:
-            bits = f"2 x ({bits})"
+        if double_quant:
+            bits = f"8/{block} + 32/({block} x {DOUBLE_QUANT_BLOCK})"
+        if constants > 1:
+            bits = f"{constants} x ({bits})"
         yield (
-            f"  4 + {bits} = {4 + constant_bits(quant):.3f} bits a weight, "
+            f"  {storage.bits} + {bits} = {storage.bits + constant_bits(storage):.3f} bits a weight, "
             f"{prediction.bits_per_param:.3f} with tables and incomplete blocks   (QLoRA, section 3)"
         )
         saved = saved_by_double_quantization(weights, block) / _GB
-        constants = 2 if quant.format is QuantFormat.int4_asym else 1
-        verb = "saves" if quant.double_quant else "would save"
+        verb = "saves" if double_quant else "would save"
         yield (
-            f"  double quantization {verb} {constants * (32 - 8 - 32 / SECOND_BLOCK) / block:.3f} bits a "
+            f"  double quantization {verb} {constants * (24 - 32 / DOUBLE_QUANT_BLOCK) / block:.3f} bits a "
             f"weight = {constants * saved:.3f} GB"
         )
     stay = sum(module.weight_bytes + module.constant_bytes for module in others)

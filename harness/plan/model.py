@@ -10,18 +10,18 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from harness.base.attention import implementation_of
 from harness.base.blocks import block_linears
 from harness.base.build import Base
-from harness.base.formats import TORCH_DTYPES
 from harness.base.layout import LinearSpec
-from harness.base.library_faults import quiet_libraries
-from harness.base.quick_imports import quick_imports
+from harness.base.quick_imports import quick_imports, quiet_libraries
 from harness.base.source import ModelSource
-from harness.config.schema import Attention, ModelConfig, QuantConfig
+from harness.base.storage import Storage, storage_of
+from harness.config.schema import Attention, ModelConfig, QuantConfig, QuantFormat
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
 from harness.plan.outline import find_blocks, module_outlines, per_block_fields
-from harness.plan.planned_layer import AdaptedLayer, PlannedLinear, PlannedStorage
+from harness.plan.planned_layer import AdaptedLayer
 from harness.plan.shapes import shape_config
 
 META = torch.device("meta")
@@ -38,20 +38,23 @@ class PlannedModel:
         self.linears: tuple[LinearSpec, ...] = tuple(block_linears(self.model))
         self.outline = module_outlines(self.model, self.linears)
         self.blocks = find_blocks(self.model, self.linears)
-        self.storage = PlannedStorage(QuantConfig())
         self.shared = SharedBase(
             Base(
                 model=self.model,
                 tokenizer=None,
                 source=source,
                 fingerprint="",
-                quant=self.storage.quant,
+                storage=storage_of(QuantConfig(format=QuantFormat.none)),
                 linears=self.linears,
                 device=META,
                 from_cache=False,
             )
         )
-        self._plan_layers()
+        self._used: QuantConfig | None = None
+        self._layers = list(self._planned_layers())
+        self.model.config.use_cache = False
+        self.model.requires_grad_(False)
+        self.model.eval()
 
     @classmethod
     def from_shape(cls, name: str, model: ModelConfig) -> Self:
@@ -94,14 +97,31 @@ class PlannedModel:
         """Repeated blocks of the model."""
         return len(self.blocks)
 
+    @property
+    def storage(self) -> Storage:
+        """The storage that is planned for."""
+        return self.shared.base.storage
+
     def use(self, quant: QuantConfig) -> None:
         """Plan for this storage from now on."""
-        self.storage.quant = quant
-        dtype = TORCH_DTYPES[quant.compute_dtype]
+        if quant == self._used:
+            return
+        self._used = quant
+        storage = self.shared.base.storage = storage_of(quant)
+        for spec, layer in zip(self.linears, self._layers, strict=True):
+            bias = layer.base_layer.bias
+            bias = None if bias is None else bias.to(storage.dtype)
+            layer.base_layer = storage.restore(
+                storage.outline(spec), spec.in_features, spec.out_features, bias
+            )
+        inside = {id(own) for layer in self._layers for own in layer.base_layer.parameters()}
         for parameter in self.model.parameters():
-            if parameter.dtype is dtype:
-                return  # all have one type
-            parameter.data = parameter.data.to(dtype)
+            if id(parameter) not in inside:
+                parameter.data = parameter.data.to(storage.dtype)
+        # Tables that all layers share are there before a pass, as in every pass but the first.
+        first = self.linears[0]
+        shape = (first.out_features, first.in_features)
+        storage.decode(storage.outline(first), shape, storage.dtype)
 
     @contextmanager
     def only_blocks(self, indices: Sequence[int]) -> Iterator[None]:
@@ -120,15 +140,16 @@ class PlannedModel:
             for name, values in fields.items():
                 object.__setattr__(self.model.config, name, values)
 
-    def _plan_layers(self) -> None:
+    def _planned_layers(self) -> Iterator[AdaptedLayer]:
         for index, spec in enumerate(self.linears):
             real: Any = self.model.get_submodule(spec.name)
             bias = None if real.bias is None else real.bias.data
-            planned = PlannedLinear(spec, real.weight.dtype, bias, self.storage)
-            self.model.set_submodule(spec.name, AdaptedLayer(planned, index, self.shared.plan))
-        self.model.config.use_cache = False
-        self.model.requires_grad_(False)
-        self.model.eval()
+            frozen = self.storage.restore(
+                self.storage.outline(spec), spec.in_features, spec.out_features, bias
+            )
+            layer = AdaptedLayer(frozen, index, self.shared.plan)
+            self.model.set_submodule(spec.name, layer)
+            yield layer
 
 
 def _prepared(config: Any, model: ModelConfig) -> Any:
@@ -136,7 +157,7 @@ def _prepared(config: Any, model: ModelConfig) -> Any:
     for name, value in config.to_dict().items():
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
-    config._attn_implementation = model.attention.value
+    config._attn_implementation = implementation_of(config, model.attention.value)
     return config
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from harness.base.layout import LinearSpec
 from harness.errors import RequestError
-from harness.plan.storage import ModuleOutline
+from harness.plan.base_bytes import ModuleOutline
 
 _INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "training")
 """Attributes that number a block, or say nothing about what it computes."""

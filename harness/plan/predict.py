@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from harness.base.layout import LinearSpec, adapted_layers
 from harness.config.resources import Shard
 from harness.config.schema import LoraConfig, RunConfig
+from harness.plan.base_bytes import base_bytes, gathered_bytes
 from harness.plan.model import PlannedModel
 from harness.plan.optimizer_state import optimizer_bytes
 from harness.plan.passes import PlannedRun, pass_bytes
 from harness.plan.prediction import SHARED_PARTS, STATIC_PARTS, BatchSize, Prediction
-from harness.plan.storage import base_bytes, gathered_bytes
 from harness.records.metrics import MEMORY_PARTS
 
 _FLOAT_BYTES = 4
@@ -41,7 +41,7 @@ def predict(
     model.use(config.quant)
     shared = config.resources.shard is Shard.fsdp
     processes = config.resources.data_parallel if shared else 1
-    base = base_bytes(model.outline, config.quant, processes)
+    base = base_bytes(model.outline, model.storage, processes)
     adapted = adapted_layers(config.lora, model.linears)
     params = adapter_params(adapted, config.lora)
     state = optimizer_bytes(config.optim.name, adapted, config.lora.rank)
@@ -64,7 +64,7 @@ def predict(
     paged = cohort * state.paged if device == "cuda" else 0
     static = sum(together[part] for part in STATIC_PARTS)
     library = _CUBLAS_BYTES if device == "cuda" else 0
-    gathered = gathered_bytes(model.outline, config.quant) if shared else 0
+    gathered = gathered_bytes(model.outline, model.storage) if shared else 0
     on_gpu = static - paged + working + library + of_pass.peak + gathered
     return Prediction(
         parts=parts,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from harness.base.side_by_side import why_apart
 from harness.base.source import ModelSource, find_model, model_fingerprint
 from harness.config.devices import resolved_device
 from harness.config.schema import DataConfig, ModelConfig, OptimizerName, RunConfig
@@ -54,7 +55,7 @@ def subject_of(config: RunConfig, settings: PlanSettings) -> Subject:
     device = planned_device(settings, config)
     _check(config, device)
     model = _model(_Key(config.model), settings.shape)
-    batch, source, num_rows = _micro_batch(config, settings)
+    batch, source, num_rows = _micro_batch(config, settings, model)
     if model.max_positions is not None and batch.length > model.max_positions:
         raise RequestError(
             f"rows of {batch.length} positions do not fit {model.name}, which has "
@@ -74,9 +75,14 @@ def predicted_run(
     source: ModelSource, config: RunConfig, rows: TokenRows, steps: int
 ) -> Prediction:
     """Return the prediction of a run on these rows, for the device that it runs on."""
-    batch, _ = largest_micro_batch(config, rows, min(steps, _MOST_STEPS))
+    model = _loaded(source, _Key(config.model))
+    batch, _ = largest_micro_batch(config, rows, min(steps, _MOST_STEPS), apart=_apart(model))
     device = resolved_device(config.resources.device).partition(":")[0]
-    return predict(_loaded(source, _Key(config.model)), config, batch, device=device)
+    return predict(model, config, batch, device=device)
+
+
+def _apart(model: PlannedModel) -> bool:
+    return why_apart(model.model.config) is not None
 
 
 class _Key:
@@ -112,7 +118,9 @@ def _source(model: ModelConfig) -> ModelSource:
     return find_model(model)
 
 
-def _micro_batch(config: RunConfig, settings: PlanSettings) -> tuple[BatchSize, str, int | None]:
+def _micro_batch(
+    config: RunConfig, settings: PlanSettings, model: PlannedModel
+) -> tuple[BatchSize, str, int | None]:
     if settings.shape is not None or settings.length is not None:
         stated = "stated" if settings.loss_tokens else "stated, loss on all positions"
         return stated_micro_batch(config, settings), stated, None
@@ -125,7 +133,7 @@ def _micro_batch(config: RunConfig, settings: PlanSettings) -> tuple[BatchSize, 
             f"{error}\n(the length of the rows comes from the data and the model's tokenizer; with "
             "plan.length=POSITIONS neither is needed)"
         ) from error
-    batch, _ = largest_micro_batch(config, data.train)
+    batch, _ = largest_micro_batch(config, data.train, apart=_apart(model))
     if settings.loss_tokens is not None:
         batch = replace(batch, loss_tokens=min(settings.loss_tokens, batch.rows * batch.length))
     name = config.data.task or config.data.path or config.data.hub

@@ -68,6 +68,8 @@ class Section:
         declared = next(t for t in get_args(field.type) or (field.type,) if t is not NoneType)
         if get_origin(field.type) is tuple:
             return self.seeds(field.name)
+        if declared is bool:
+            return self.truth(field.name)
         if issubclass(declared, Enum):
             return self.choice(field.name, declared)
         bound, unit = field.metadata.get("at_least"), field.metadata.get("unit", "")
@@ -76,6 +78,13 @@ class Section:
             if declared is int
             else self.number(field.name, bound, unit)
         )
+
+    def truth(self, key: str) -> bool:
+        """Return true or false."""
+        value = self.given.get(key)
+        if not isinstance(value, bool):
+            raise self.refuse(key, "must be true or false")
+        return value
 
     def integer(self, key: str, at_least: int) -> int:
         """Return a whole number."""

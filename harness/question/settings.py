@@ -66,6 +66,8 @@ class SearchSettings:
     in_flight: int | None = field(default=None, metadata=APART | at_least(1))
     """Trials training at once at most, where results steer the search: those know nothing of each other.
     None: a fifth of all, at least eight."""
+    probe: bool = field(default=True, metadata=APART)
+    """Measure what each distinct configuration costs, by a few steps of it alone after the trials."""
     starts: tuple[Point, ...] = ()
     """Points to begin with; an axis that one leaves out is drawn."""
 

@@ -195,6 +195,7 @@ class Driver:
                 role=run.role,
                 trial=run.trial,
                 max_slots=1 if alone else self._max_slots,
+                probe=self.trials.probe_of(run),
             )
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.config.schema import LoraInit, RunConfig
 from harness.records.record import RunStatus
+from harness.records.run_directory import RunDirectory
 from harness.request import Request
 
 
@@ -36,6 +37,8 @@ class Train:
     trial: int | None
     max_slots: int
     """Runs side by side at most."""
+    probe: RunDirectory | None = None
+    """Where the probe of the run's configuration is, once it has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """From points to checked, identified requests: milliseconds each, since a sweep makes thousands."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -43,7 +44,8 @@ class RequestMaker:
 
     def probe(self, config: RunConfig) -> Request:
         """Return the request for the probe of a configuration: the same for all that cost the same."""
-        return self._identified(probe_config(config))
+        tracker = replace(config.tracker, job_type=Role.probe.value)
+        return self._identified(replace(probe_config(config), tracker=tracker))
 
     def _identified(self, config: RunConfig) -> Request:
         if repr(config.paths) not in self._writable:

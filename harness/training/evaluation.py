@@ -6,7 +6,8 @@ A run's results are those that it would have alone: the same batches, each row w
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
-from harness.engine.shared_base import SharedBase, rewrites_base
+from harness.engine.dense_start import rewrites_base
+from harness.engine.shared_base import SharedBase
 from harness.evals.copies import Copies
 from harness.evals.evaluate import Results, evaluate_copies
 from harness.measure.memory import is_out_of_memory
@@ -15,13 +16,15 @@ from harness.training.entry import RunEntry
 
 def evaluate_untouched(shared: SharedBase, entry: RunEntry) -> Results:
     """Return the results of the base before training, computed once for all runs that ask for the same."""
-    if rewrites_base(entry.job.config.lora):
+    if rewrites_base(entry.job.config.lora.init):
         return _evaluate(shared, [entry], loss_only=False)[0]
     known = shared.untouched_results
     key = _asked(entry)
     if key not in known:
         known[key] = _evaluate(shared, [entry], loss_only=False, adapted=False)[0]
-    return known[key]
+    results = known[key]
+    assert isinstance(results, Results)
+    return results
 
 
 def evaluate_together(

@@ -6,9 +6,9 @@ from harness.base.quick_imports import quick_imports
 def import_libraries() -> None:
     """Import torch, transformers, bitsandbytes (cured, and silent about it) and PEFT, which imports it."""
     with quick_imports():
-        from harness.base.library_faults import cure_bitsandbytes
+        from harness.base.quick_imports import quiet_libraries
 
-        cure_bitsandbytes()
+        quiet_libraries()
 
         import peft  # noqa: F401
         import transformers.models.auto.modeling_auto  # noqa: F401

@@ -3,27 +3,38 @@
 import pytest
 import torch
 
-from harness.base.code_books import CODE_BOOKS, CodeBook, Normalization, decode, encode, pack_halves
-from harness.base.library_faults import cure_bitsandbytes
-from harness.config.schema import QuantFormat
+from harness.base.code_books import CODE_BOOKS, CodeBook, Encoded, decode, encode, table
+from harness.base.quick_imports import quiet_libraries
+from harness.base.storage import storage_of
+from harness.config.schema import QuantConfig, QuantFormat
+from harness.config.storage import BLOCKWISE
+
+CPU = torch.device("cpu")
 
 INT4, INT4_ASYM = CODE_BOOKS[QuantFormat.int4], CODE_BOOKS[QuantFormat.int4_asym]
 
 
 @pytest.fixture(autouse=True)
-def _kernels() -> None:
-    cure_bitsandbytes()
+def _quiet() -> None:
+    quiet_libraries()
 
 
 def round_trip(weight: torch.Tensor, book: CodeBook, block_size: int) -> torch.Tensor:
-    encoded = encode(weight, book, block_size)
+    """Encode and decode a flat weight, as one of as many rows of 1 input."""
+    encoded = encode(weight.view(-1, 1), book, block_size)
+    return decoded(encoded, book, block_size, (weight.numel(), 1)).view(-1)
+
+
+def decoded(
+    encoded: Encoded, book: CodeBook, block_size: int, shape: tuple[int, int]
+) -> torch.Tensor:
     return decode(
         encoded.packed,
         encoded.scale,
         encoded.offset,
         book=book,
         block_size=block_size,
-        count=weight.numel(),
+        shape=shape,
         dtype=torch.float32,
     )
 
@@ -53,10 +64,8 @@ def test_int4_asym_equals_hand_written_min_max_grid(block_size: int) -> None:
     )
 
 
-def test_every_four_bit_format_is_bitsandbytes_or_has_a_table() -> None:
-    from harness.config.validate import FOUR_BIT
-
-    assert set(FOUR_BIT) == {QuantFormat.nf4, QuantFormat.fp4, *CODE_BOOKS}
+def test_every_format_in_blocks_has_a_code_book() -> None:
+    assert set(BLOCKWISE) == set(CODE_BOOKS)
 
 
 def test_a_tie_is_rounded_to_one_of_the_two_nearest() -> None:
@@ -65,25 +74,52 @@ def test_a_tie_is_rounded_to_one_of_the_two_nearest() -> None:
     assert round_trip(block, INT4, 64)[1].item() in (0.0, 2.0)
 
 
-def test_decoder_on_bitsandbytes_nf4_bytes_equals_dequantize_4bit() -> None:
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_the_values_of_a_book_that_bitsandbytes_encodes_are_its_own(name: str) -> None:
     import bitsandbytes.functional as bnb
 
-    weight = torch.randn(128, 96, generator=torch.Generator().manual_seed(3))
-    packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
-    high, low = packed.reshape(-1) >> 4, packed.reshape(-1) & 15  # theirs: pairs within a byte
-    codes = torch.stack([high, low], dim=1).reshape(-1)
-    assert state.code is not None
-    book = CodeBook(values=tuple(state.code.tolist()), normalization=Normalization.absmax)
-    decoded = decode(
-        pack_halves(codes),
-        state.absmax,
-        None,
-        book=book,
-        block_size=64,
-        count=weight.numel(),
-        dtype=torch.float32,
+    theirs = bnb.get_4bit_type(name, device="cpu")  # pyright: ignore[reportArgumentType]
+    assert torch.equal(table(CODE_BOOKS[QuantFormat(name)], CPU), theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("double_quant", [False, True])
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+@pytest.mark.parametrize(
+    ("shape", "block_size"),
+    [((128, 128), 64), ((64, 4096), 4096), ((172, 64), 32), ((43, 128), 128), ((3, 64), 64)],
+)
+def test_nf4_and_fp4_decode_to_bitsandbytes_own_values(
+    name: str, double_quant: bool, shape: tuple[int, int], block_size: int, dtype: torch.dtype
+) -> None:
+    """Rows that are whole blocks: where they are not, bitsandbytes' kernel for CPUs is wrong."""
+    import bitsandbytes.functional as bnb
+
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    packed, state = bnb.quantize_4bit(
+        weight, blocksize=block_size, compress_statistics=double_quant, quant_type=name
     )
-    assert torch.equal(decoded.view_as(weight), bnb.dequantize_4bit(packed, state))
+    state.dtype = dtype
+    quant = QuantConfig(format=QuantFormat(name), double_quant=double_quant, block_size=block_size)
+    storage = storage_of(quant)
+    ours = storage.decode(storage.encode(weight), shape, dtype)
+    assert torch.equal(ours, bnb.dequantize_4bit(packed, state))
+
+
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+@pytest.mark.parametrize("shape", [(128, 96), (43, 50), (5, 7), (1, 1)])
+def test_rows_that_are_no_whole_blocks_are_the_flat_weight_in_blocks(
+    name: str, shape: tuple[int, int]
+) -> None:
+    import bitsandbytes.functional as bnb
+
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    flat = weight.view(1, -1)
+    book = CODE_BOOKS[QuantFormat(name)]
+    ours = decoded(encode(weight, book, 64), book, 64, shape)
+    padded = torch.cat([flat, flat.new_zeros(1, -flat.numel() % 64)], dim=1)
+    theirs = bnb.dequantize_4bit(*bnb.quantize_4bit(padded, blocksize=64, quant_type=name))
+    assert torch.equal(ours.view(1, -1), theirs[:, : flat.numel()])
 
 
 @pytest.mark.parametrize("count", [1, 2, 65, 197, 4098])
@@ -93,8 +129,8 @@ def test_any_number_of_weights_comes_back_within_half_a_level(
     count: int, block_size: int, book: CodeBook
 ) -> None:
     weight = torch.randn(count, generator=torch.Generator().manual_seed(count))
-    encoded = encode(weight, book, block_size)
-    assert encoded.packed.numel() == -(-count // 2)
+    encoded = encode(weight.view(-1, 1), book, block_size)
+    assert encoded.packed.shape == (-(-count // 2), 1)
     levels = 14 if book is INT4 else 15
     span = encoded.scale.max() * (2 if book is INT4 else 1)
     error = (round_trip(weight, book, block_size) - weight).abs().max()

@@ -70,3 +70,13 @@ print(compiled(1), compiled(2))
 """)
     options = "{'dynamic': False}" if "dynamic" in form else "{}"
     assert said == f"Return twice as much.\ncompiled {options}\n102 104\n"
+
+
+def test_importing_the_base_prints_nothing() -> None:
+    code = """
+from harness.base.quick_imports import quiet_libraries
+quiet_libraries()
+import bitsandbytes, transformers
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

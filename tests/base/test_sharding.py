@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from harness.base.formats import moved_layer, quantize_linear
 from harness.base.layout import block_name
-from harness.base.library_faults import cure_bitsandbytes
-from harness.base.sharding import ShardedLinear
+from harness.base.quick_imports import quiet_libraries
+from harness.base.sharding import shareable
+from harness.base.storage import storage_of
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
+from harness.config.storage import has_blocks, label_of
 
 CPU = torch.device("cpu")
 FORMATS = [
@@ -16,20 +17,19 @@ FORMATS = [
     for quant_format in QuantFormat
     for double in (False, True)
     for dtype in FloatType
-    if not double or quant_format not in (QuantFormat.none, QuantFormat.int8)
+    if not double or has_blocks(quant_format)
 ]
 
 
 def name_of(quant: QuantConfig) -> str:
-    double = "_dq" if quant.double_quant else ""
-    return f"{quant.format.value}{double}-{quant.compute_dtype.value}"
+    return f"{label_of(quant)}-{quant.compute_dtype.value}"
 
 
 def layer_of(quant: QuantConfig, in_features: int) -> nn.Linear:
-    cure_bitsandbytes()
+    quiet_libraries()
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(48, in_features, generator=generator)
-    return quantize_linear(weight, torch.randn(48, generator=generator), quant, CPU)
+    return storage_of(quant).quantize(weight, torch.randn(48, generator=generator), CPU)
 
 
 def products(layer: nn.Linear, quant: QuantConfig, in_features: int) -> list[torch.Tensor]:
@@ -49,7 +49,7 @@ def test_products_are_those_of_the_layer_it_replaces(quant: QuantConfig, in_feat
     """Of 96 inputs blocks of 64 weights run from one row into the next."""
     layer = layer_of(quant, in_features)
     expected = products(layer, quant, in_features)
-    ours = products(ShardedLinear(layer, quant), quant, in_features)
+    ours = products(shareable(layer, storage_of(quant)), quant, in_features)
     for one, other in zip(expected, ours, strict=True):
         if quant.format is QuantFormat.none:  # another order of the same sums, in backward
             torch.testing.assert_close(other, one)
@@ -59,11 +59,11 @@ def test_products_are_those_of_the_layer_it_replaces(quant: QuantConfig, in_feat
 
 @pytest.mark.parametrize("quant", FORMATS, ids=name_of)
 def test_all_but_single_numbers_are_frozen_parameters(quant: QuantConfig) -> None:
-    layer = ShardedLinear(layer_of(quant, 128), quant)
+    layer = shareable(layer_of(quant, 128), storage_of(quant))
     assert not any(parameter.requires_grad for parameter in layer.parameters())
     assert all(buffer.ndim == 0 for buffer in layer.buffers())
     held = {id(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
-    assert {id(t) for t in (layer.weight, layer.bias, *layer.constants)} == held
+    assert {id(t) for t in (*layer.tensors.values(), layer.bias)} == held
 
 
 @pytest.mark.parametrize("quant", FORMATS, ids=name_of)
@@ -71,7 +71,7 @@ def test_a_layer_that_is_moved_is_the_same(quant: QuantConfig) -> None:
     layer = layer_of(quant, 128)
     expected = products(layer, quant, 128)
     for one, other in zip(
-        expected, products(moved_layer(layer, quant, CPU), quant, 128), strict=True
+        expected, products(storage_of(quant).moved(layer, CPU), quant, 128), strict=True
     ):
         assert torch.equal(other, one)
 

@@ -2,9 +2,9 @@
 
 import importlib
 
-from harness.base.library_faults import cure_bitsandbytes
+from harness.base.quick_imports import quiet_libraries
 
-cure_bitsandbytes()  # before transformers and peft look for bitsandbytes
+quiet_libraries()  # before transformers and peft look for bitsandbytes
 for _name in ("accelerate", "peft", "transformers.models.llama.modeling_llama"):
     importlib.import_module(_name)
 for _name in ("harness.training.launch", "harness.training.session"):

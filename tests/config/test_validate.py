@@ -28,8 +28,6 @@ def _no_gpu(monkeypatch):
         ("lora.dropout=1", ["lora.dropout=1", "below 1"]),
         ("lora.target_modules=[]", ["lora.target_modules=[]", "all_linear"]),
         ("lora.target_modules=[q,q]", ["q", "twice"]),
-        ("lora.init=pissa", ["lora.init=pissa", "quant=none"]),
-        ("lora.init=olora quant=int4", ["lora.init=olora", "int4", "quant=none"]),
         ("quant.block_size=100", ["quant.block_size=100", "power of two", "32", "4096"]),
         ("quant.block_size=16", ["quant.block_size=16", "32"]),
         ("quant.block_size=8192", ["quant.block_size=8192", "4096"]),

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from harness.base.build import build_base
-from harness.base.formats import quantize_linear
-from harness.base.library_faults import cure_bitsandbytes
+from harness.base.quick_imports import quiet_libraries
 from harness.base.source import find_model, model_fingerprint
+from harness.base.storage import storage_of
 from harness.config.schema import (
     FloatType,
     LoraConfig,
@@ -25,7 +25,7 @@ from harness.engine.shared_base import SharedBase
 from harness.measure.memory import SavedBytes
 from harness.measure.meter import meter_of
 from harness.training.slot import Slot, clip
-from tests.base.test_formats import ALL, PACKED, name
+from tests.base.test_storage import ALL, PACKED, name
 from tests.random_models import LLAMA, save_random_model
 from tests.training.rows import job_on_random_rows
 
@@ -37,8 +37,8 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _cured() -> None:
-    cure_bitsandbytes()
+def _quiet() -> None:
+    quiet_libraries()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def build(model: Path, cache: Path, quant: QuantConfig) -> SharedBase:
 def test_the_decoded_weight_is_the_cpus(quant: QuantConfig) -> None:
     weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0)) / 20
     decoded = [
-        quantize_linear(weight, None, quant, device)(torch.eye(512, device=device)).cpu()
+        storage_of(quant).quantize(weight, None, device)(torch.eye(512, device=device)).cpu()
         for device in (CPU, CUDA)
     ]
     torch.testing.assert_close(decoded[0], decoded[1], rtol=1e-3, atol=1e-4)
@@ -72,7 +72,7 @@ def test_gradient_is_that_of_the_decoded_dense_layer(
 ) -> None:
     quant, dtype = replace(quant, compute_dtype=compute), getattr(torch, compute.value)
     weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0)) / 20
-    layer = quantize_linear(weight, None, quant, CUDA)
+    layer = storage_of(quant).quantize(weight, None, CUDA)
     dense = layer(torch.eye(512, device=CUDA, dtype=dtype)).detach().T.float()
     x = torch.randn(64, 512, device=CUDA, dtype=dtype, requires_grad=True)
     (gradient,) = torch.autograd.grad(layer(x).float().sum(), x)
@@ -84,7 +84,7 @@ def test_gradient_is_that_of_the_decoded_dense_layer(
 
 @pytest.mark.parametrize("quant", PACKED, ids=name)
 def test_backward_keeps_no_dense_copy(quant: QuantConfig) -> None:
-    layer = quantize_linear(torch.randn(1024, 1024), None, quant, CUDA)
+    layer = storage_of(quant).quantize(torch.randn(1024, 1024), None, CUDA)
     x = torch.randn(8, 1024, device=CUDA, requires_grad=True)
     counter = SavedBytes(layer)
     before = torch.cuda.memory_allocated()

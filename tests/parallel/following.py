@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 
 from harness.base.build import Base
-from harness.base.library_faults import cure_bitsandbytes
+from harness.base.quick_imports import quiet_libraries
 from harness.base.source import find_model, model_fingerprint
 from harness.config.resources import Shard
 from harness.config.schema import LoraConfig, RunConfig
@@ -43,7 +43,7 @@ class _Otherwise(SharedBase):
 def follow(config: RunConfig, harm: Harm, environment: dict[str, str]) -> None:
     """Be a follower until the leader ends."""
     os.environ.update(environment)
-    cure_bitsandbytes()
+    quiet_libraries()
     shards = config.resources.shard is Shard.fsdp
     with join(config.resources) as group, patch.object(shares, "packed_gradients", _limited(harm)):
         shard = partial(share_out, group=group) if shards else None

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
+from harness.base.storage import storage_of
 from harness.config.schema import (
     LoraConfig,
     ModelConfig,
@@ -16,10 +17,11 @@ from harness.config.schema import (
     QuantConfig,
     QuantFormat,
 )
+from harness.config.storage import has_blocks, label_of
 from harness.engine.shared_base import SharedBase
 from harness.measure.memory import base_size
+from harness.plan.base_bytes import base_bytes
 from harness.plan.model import PlannedModel
-from harness.plan.storage import base_bytes
 from harness.records.record import Record, RunStatus, read_record
 from tests.parallel.conftest import Lead, Sharding
 from tests.parallel.test_ranks import assert_same, run_all
@@ -30,13 +32,13 @@ FORMATS = [
     QuantConfig(format=quant_format, double_quant=double)
     for quant_format in QuantFormat
     for double in (False, True)
-    if not double or quant_format not in (QuantFormat.none, QuantFormat.int8)
+    if not double or has_blocks(quant_format)
 ]
 RANK_4 = LoraConfig(rank=4, alpha=8.0, dropout=0.1)
 
 
 def name_of(quant: QuantConfig) -> str:
-    return quant.format.value + ("_dq" if quant.double_quant else "")
+    return label_of(quant)
 
 
 def assert_shared(base: SharedBase, whole: SharedBase, processes: int) -> None:
@@ -47,8 +49,8 @@ def assert_shared(base: SharedBase, whole: SharedBase, processes: int) -> None:
     now, one = base_size(base.base), whole.size
     assert now == base.size
     assert now.weight_bytes == pytest.approx(one.weight_bytes / processes, rel=1e-2)
-    tables = 1024 * (3 if base.base.quant.double_quant else 2)
-    assert now.constant_bytes <= one.constant_bytes / processes + tables
+    rounded_up = base.base.storage.table_bytes + 8 * len(base.base.linears)
+    assert now.constant_bytes <= one.constant_bytes / processes + rounded_up
     assert now.logical_params == one.logical_params
     assert now.bits_per_param == pytest.approx(one.bits_per_param, rel=1e-3)
 
@@ -72,7 +74,7 @@ def test_in_every_format_half_a_base_trains_and_is_scored_as_a_whole_one(
     assert_same(alone, together)
     assert record.metrics["memory/base_bytes"] == half.size.weight_bytes
     planned = base_bytes(
-        PlannedModel.from_source(half.base.source, ModelConfig()).outline, quant, 2
+        PlannedModel.from_source(half.base.source, ModelConfig()).outline, storage_of(quant), 2
     )
     assert planned.weight_bytes == half.size.weight_bytes
     assert planned.constant_bytes == half.size.constant_bytes

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from harness.base.storage import Storage, storage_of
 from harness.config.compose import compose_run
 from harness.config.schema import QuantConfig, QuantFormat
 from harness.plan.explain import (
@@ -21,8 +22,9 @@ from harness.plan.text import prediction_text
 LINEAR_WEIGHTS_OF_LLAMA_2_7B = 6_476_005_376
 
 
-def quant(format_name: str, block: int = 64, *, double: bool = False) -> QuantConfig:
-    return QuantConfig(format=QuantFormat(format_name), double_quant=double, block_size=block)
+def stored(format_name: str, block: int = 64, *, double: bool = False) -> Storage:
+    quant = QuantConfig(format=QuantFormat(format_name), double_quant=double, block_size=block)
+    return storage_of(quant)
 
 
 def test_full_fine_tuning_of_ten_billion_parameters_needs_160_gb() -> None:
@@ -30,9 +32,9 @@ def test_full_fine_tuning_of_ten_billion_parameters_needs_160_gb() -> None:
 
 
 def test_constants_in_blocks_of_64_are_half_a_bit_and_an_eighth_doubled() -> None:
-    assert constant_bits(quant("nf4")) == 0.5
-    assert constant_bits(quant("nf4", double=True)) == pytest.approx(0.127, abs=5e-4)
-    assert constant_bits(quant("int4_asym")) == 1.0  # a scale and an offset
+    assert constant_bits(stored("nf4")) == 0.5
+    assert constant_bits(stored("nf4", double=True)) == pytest.approx(0.127, abs=5e-4)
+    assert constant_bits(stored("int4_asym")) == 1.0  # a scale and an offset
 
 
 def test_double_quantization_of_llama_2_7b_saves_what_litgpt_measured() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from harness.base.layout import adapted_layers
+from harness.base.storage import storage_of
 from harness.config.schema import (
     Attention,
     FloatType,
@@ -12,10 +13,10 @@ from harness.config.schema import (
     QuantFormat,
 )
 from harness.errors import RequestError
+from harness.plan.base_bytes import base_bytes
 from harness.plan.model import PlannedModel
 from harness.plan.predict import adapter_params
 from harness.plan.shapes import shape_config, shape_names
-from harness.plan.storage import base_bytes
 
 PUBLISHED_PARAMETERS = {
     "llama2_7b": 6_738_415_616,
@@ -51,7 +52,7 @@ def params(model: PlannedModel, rank: int, *targets: str) -> int:
 @pytest.mark.parametrize("name", sorted(PUBLISHED_PARAMETERS))
 def test_a_shape_has_the_published_number_of_parameters(name: str) -> None:
     model = PlannedModel.from_shape(name, ModelConfig(attention=Attention.eager))
-    base = base_bytes(model.outline, QuantConfig(format=QuantFormat.none))
+    base = base_bytes(model.outline, storage_of(QuantConfig(format=QuantFormat.none)))
     assert base.logical_params == PUBLISHED_PARAMETERS[name]
 
 
@@ -77,7 +78,7 @@ def test_adapter_parameters_are_those_of_the_lora_and_qlora_papers(llama: Planne
 
 def test_gpt3_has_175_billion_parameters_and_the_adapters_of_the_lora_paper() -> None:
     model = PlannedModel.from_shape("gpt3_175b", ModelConfig())
-    base = base_bytes(model.outline, QuantConfig(format=QuantFormat.none))
+    base = base_bytes(model.outline, storage_of(QuantConfig(format=QuantFormat.none)))
     assert round(base.logical_params / 1e9) == 175
     # The paper counts d -> d for q and for v, 2 * 2d; GPT-2's fused c_attn is d -> 3d, d + 3d as well.
     assert params(model, 1, "c_attn") == 4_718_592
@@ -89,7 +90,11 @@ def test_double_quantization_saves_0_302_gigabytes_of_llama_2_7b(llama: PlannedM
     plain, double = (
         base_bytes(
             llama.outline,
-            QuantConfig(format=QuantFormat.nf4, double_quant=dq, compute_dtype=FloatType.bfloat16),
+            storage_of(
+                QuantConfig(
+                    format=QuantFormat.nf4, double_quant=dq, compute_dtype=FloatType.bfloat16
+                )
+            ),
         )
         for dq in (False, True)
     )
@@ -100,7 +105,7 @@ def test_double_quantization_saves_0_302_gigabytes_of_llama_2_7b(llama: PlannedM
 
 def test_the_table_of_modules_adds_up_and_names_what_stays_dense(llama: PlannedModel) -> None:
     quant = QuantConfig(format=QuantFormat.nf4, compute_dtype=FloatType.bfloat16)
-    base = base_bytes(llama.outline, quant)
+    base = base_bytes(llama.outline, storage_of(quant))
     by_name = {module.name: module for module in base.modules}
     assert by_name["model.layers.31.mlp.down_proj"].weight_bytes == 4096 * 11008 // 2
     assert by_name["model.layers.31.mlp.down_proj"].constant_bytes == 4096 * 11008 // 64 * 4

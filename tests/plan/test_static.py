@@ -3,6 +3,7 @@
 import pytest
 
 from harness.base.layout import adapted_layers
+from harness.base.storage import storage_of
 from harness.config.schema import (
     Attention,
     FloatType,
@@ -12,15 +13,15 @@ from harness.config.schema import (
     QuantConfig,
     QuantFormat,
 )
-from harness.config.validate import FOUR_BIT
+from harness.config.storage import BLOCKWISE
 from harness.measure.memory import BaseSize, base_size
+from harness.plan.base_bytes import base_bytes
 from harness.plan.optimizer_state import optimizer_bytes
-from harness.plan.storage import base_bytes
 from tests.plan.engine import Bases, optimizer_state_bytes
 
 MODELS = ("embedded", "uneven", "gpt2", "gpt_neox", "qwen2")
 STORAGES = [(quant_format, False) for quant_format in QuantFormat] + [
-    (quant_format, True) for quant_format in FOUR_BIT
+    (quant_format, True) for quant_format in BLOCKWISE
 ]
 
 
@@ -34,7 +35,7 @@ def test_base_and_constants_are_the_bytes_of_the_built_base(
     compute = FloatType.bfloat16 if double_quant else FloatType.float32
     quant = QuantConfig(format=quant_format, double_quant=double_quant, compute_dtype=compute)
     real = base_size(bases.real(name, quant, Attention.sdpa).base)
-    planned = base_bytes(bases.planned(name).outline, quant)
+    planned = base_bytes(bases.planned(name).outline, storage_of(quant))
     assert real == BaseSize(
         weight_bytes=planned.weight_bytes,
         constant_bytes=planned.constant_bytes,
@@ -47,7 +48,7 @@ def test_base_and_constants_are_the_bytes_of_the_built_base(
 def test_blocks_that_do_not_divide_a_layer_are_counted_whole(bases: Bases, block_size: int) -> None:
     quant = QuantConfig(format=QuantFormat.int4_asym, double_quant=True, block_size=block_size)
     real = base_size(bases.real("uneven", quant, Attention.sdpa).base)
-    planned = base_bytes(bases.planned("uneven").outline, quant)
+    planned = base_bytes(bases.planned("uneven").outline, storage_of(quant))
     assert planned.constant_bytes == real.constant_bytes
     assert planned.weight_bytes == real.weight_bytes
 

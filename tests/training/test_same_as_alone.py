@@ -143,11 +143,11 @@ def test_nan_in_one_run_leaves_the_other_seven_unchanged(
     dirty = eight_jobs(shared, make_job, "dirty")
     update = session.RunEntry.step_values
 
-    def poison(entry: session.RunEntry) -> dict[str, float]:
+    def poison(entry: session.RunEntry, lasting_bytes: int) -> dict[str, float]:
         if entry.job.run_id == "dirty3" and entry.slot.progress.step == 1:
             for parameter in entry.slot.adapter.parameters.values():
                 parameter.data.fill_(float("nan"))
-        return update(entry)
+        return update(entry, lasting_bytes)
 
     monkeypatch.setattr(session.RunEntry, "step_values", poison)
     records = run_all(shared, dirty, capacity=8)
@@ -257,6 +257,10 @@ def test_saved_adapter_gives_identical_logits_under_peft(
         (QuantConfig(format=QuantFormat.none), LoraInit.pissa),
         (QuantConfig(format=QuantFormat.none), LoraInit.olora),
         (QuantConfig(format=QuantFormat.nf4), LoraInit.olora),
+        (QuantConfig(format=QuantFormat.nf4, double_quant=True), LoraInit.pissa),
+        (QuantConfig(format=QuantFormat.fp4, block_size=128), LoraInit.olora),
+        (QuantConfig(format=QuantFormat.int4_asym), LoraInit.pissa),
+        (QuantConfig(format=QuantFormat.int8), LoraInit.pissa),
     ],
 )
 def test_initializations_that_rewrite_the_base_train_and_load(

@@ -101,11 +101,6 @@ def _install_products(shared: "SharedBase") -> dict[str, FrozenWeight]:
 
 def _dense_weight(layer: nn.Linear) -> torch.Tensor:
     """Return the weight as the layer multiplies with it."""
-    state: Any = getattr(layer.weight, "quant_state", None)
-    if state is not None:
-        from bitsandbytes.functional import dequantize_4bit
-
-        return dequantize_4bit(layer.weight.data, state)
     if isinstance(layer, FrozenLinear):
         return layer.dense_weight(torch.float32)
     return layer.weight.detach()

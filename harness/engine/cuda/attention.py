@@ -70,7 +70,7 @@ def attend(qkv_NW: torch.Tensor, heads: Heads, sequences: Sequences) -> Attended
         )
         return Attended(out, (logarithms, state, unused))
     out = torch.cat(
-        [_attend_one(*each, heads) for each in _each(sequences, q, k, v)]
+        [_attend_one(each[0], each[1], each[2], heads) for each in _each(sequences, q, k, v)]
         or [q.new_empty(0, *q.shape[1:])]
     )
     return Attended(out, ())
@@ -110,7 +110,8 @@ def attend_backward(
     with torch.enable_grad():
         for q1, k1, v1, grad in _each(sequences, q, k, v, grad_NQD):
             leaves = [x.detach().requires_grad_() for x in (q1, k1, v1)]
-            grads = torch.autograd.grad(_attend_one(*leaves, heads), leaves, grad)
+            out = _attend_one(leaves[0], leaves[1], leaves[2], heads)
+            grads = torch.autograd.grad(out, leaves, grad)
             parts.append(torch.cat([each.flatten(1) for each in grads], dim=1))
     return torch.cat(parts)
 

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from harness.base.layers import CodeBookLinear, DoubleQuantized, FrozenLinear, dynamic_table
+from harness.base.code_books import table
+from harness.base.layers import FrozenLinear
+from harness.base.storage import DOUBLE_QUANT_BLOCK, Blockwise, dynamic_table
 from harness.engine.dropout import keep_mask_of_words, layer_salt
 
 TILE = 64
@@ -281,44 +283,27 @@ def decode_into(layer: Any, out_OI: torch.Tensor) -> None:
     if not isinstance(layer, FrozenLinear):
         out_OI.copy_(layer.weight)
         return
-    if not (isinstance(layer, CodeBookLinear) and by_kernel(out_OI)):
+    storage = layer.storage
+    if not (isinstance(storage, Blockwise) and by_kernel(out_OI)):
         out_OI.copy_(layer.dense_weight(out_OI.dtype))
         return
-    packed = layer.weight
-    half = packed.numel()
-    table = _table(layer.book, packed.device)
-    scale = _stored(layer.scale)
-    offset = scale if layer.offset is None else _stored(layer.offset)
-    block = 1024
+    packed, quant = layer.weight, storage.quant
+    half, block = packed.numel(), 1024
+    has_offset = storage.constants_per_block == 2
     _kernels().decode_kernel[(_blocks(half, block),)](
-        packed,
-        table,
-        *scale,
-        dynamic_table(packed.device),
-        *offset,
-        out_OI,
-        out_OI.numel(),
-        half,
-        layer.block_size,
-        256,
-        NESTED=isinstance(layer.scale, DoubleQuantized),
-        HAS_OFFSET=layer.offset is not None,
-        BLOCK=block,
-    )
+        packed, table(storage.book, packed.device), *_stored(layer, "scale"),
+        dynamic_table(packed.device), *_stored(layer, "offset" if has_offset else "scale"), out_OI,
+        out_OI.numel(), half, quant.block_size, DOUBLE_QUANT_BLOCK,
+        NESTED=quant.double_quant, HAS_OFFSET=has_offset, BLOCK=block,
+    )  # fmt: skip
 
 
-def _stored(constants: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _stored(layer: FrozenLinear, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return what a kernel reads of a layer's constants: what is stored, nested scale, nested mean."""
-    if isinstance(constants, DoubleQuantized):
-        return constants.codes, constants.scale, constants.mean
-    return constants.stored, constants.stored, constants.stored
-
-
-@functools.lru_cache(maxsize=64)
-def _table(book: Any, device: torch.device) -> torch.Tensor:
-    values = torch.zeros(16, dtype=torch.float32)
-    values[: len(book.values)] = torch.tensor(book.values, dtype=torch.float64).float()
-    return values.to(device)
+    kept = layer.tensors
+    if name in kept:
+        return kept[name], kept[name], kept[name]
+    return kept[f"{name}_codes"], kept[f"{name}_absmax"], kept[f"{name}_mean"]
 
 
 # Adapters ----------------------------------------------------------------------------------------

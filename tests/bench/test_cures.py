@@ -1,22 +1,26 @@
-"""The faults of bitsandbytes that we cure: that the cures work, and that they are still needed."""
+"""The faults of bitsandbytes' own layers that the peers are cured of: that it works, and is still needed."""
 
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import pytest
 import torch
 
-from harness.base.library_faults import cure_bitsandbytes
+from bench.peers.cures import cure_bitsandbytes
 
 
-def nf4_layer(inner: int, outer: int, block_size: int) -> tuple[torch.nn.Linear, torch.Tensor]:
-    from harness.base.formats import quantize_linear
-    from harness.config.schema import QuantConfig, QuantFormat
+def nf4_layer(inner: int, outer: int, block_size: int) -> tuple[Any, torch.Tensor]:
+    from bitsandbytes.nn import Linear4bit, Params4bit
 
     weight = torch.randn(outer, inner, generator=torch.Generator().manual_seed(0))
-    quant = QuantConfig(format=QuantFormat.nf4, block_size=block_size)
-    return quantize_linear(weight, None, quant, torch.device("cpu")), weight
+    layer = Linear4bit(inner, outer, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    new_weight: Any = Params4bit
+    layer.weight = new_weight(
+        weight, requires_grad=False, blocksize=block_size, quant_type="nf4", module=layer
+    ).to("cpu")
+    return layer, weight
 
 
 def test_training_after_evaluation_has_the_gradients_of_training_alone() -> None:
@@ -68,11 +72,3 @@ def test_unaligned_rows_are_still_wrong_in_bitsandbytes_itself() -> None:
     if float(error) < 0.0105:
         pytest.skip("this host's kernel is right: the fault is in the AVX512 one")
     assert float(error) > 0.05
-
-
-def test_importing_the_base_prints_nothing() -> None:
-    code = (
-        "from harness.base.library_faults import cure_bitsandbytes as c; c(); import transformers"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "")

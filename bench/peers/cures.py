@@ -1,11 +1,9 @@
-"""Faults of the libraries underneath, cured in one place before any model is built.
+"""Faults of bitsandbytes' own 4-bit layers on the CPU, cured for the peers that train on them.
 
-Import this before bitsandbytes or transformers are imported anywhere else.
+The harness has layers of its own and needs none of this. Runs in the peers' environment.
 """
 
-import logging
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,22 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 
-def quiet_libraries() -> None:
-    """Keep load bars, deprecation notes and import-time warnings off the user's terminal."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # bitsandbytes warns at import that a hub kernel cannot be loaded on AVX512-BF16 hosts.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(bitsandbytes|transformers|peft|accelerate)(\.|$)")
-
-
 def cure_bitsandbytes() -> None:
-    """Switch off what is wrong in bitsandbytes on the CPU; cheap to call again.
-
-    `tests/base/test_library_faults.py` fails if a cure stops working, or stops being needed.
-    """
-    quiet_libraries()
+    """Switch off what is wrong in bitsandbytes on the CPU; cheap to call again."""
     _no_repacking_for_inference()
     _correct_decoding_of_unaligned_rows()
 
@@ -65,14 +49,13 @@ def _correct_decoding_of_unaligned_rows() -> None:
     from bitsandbytes.backends.cpu import ops  # registers the kernel that is replaced
     from bitsandbytes.functional import get_4bit_type
 
-    from harness.base.code_books import nibble_tables_of
-
     original = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
     assert ops is not None
-    tables = {
-        name: nibble_tables_of(get_4bit_type(name, device="cpu"))  # pyright: ignore[reportArgumentType]
-        for name in ("nf4", "fp4")
-    }
+    byte = torch.arange(256)
+    tables = {}
+    for name in ("nf4", "fp4"):
+        values = get_4bit_type(name, device="cpu")  # pyright: ignore[reportArgumentType]
+        tables[name] = values[byte >> 4], values[byte & 15]
 
     def dequantize_4bit(
         A: torch.Tensor,

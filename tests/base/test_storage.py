@@ -6,40 +6,38 @@ import pytest
 import torch
 from torch import nn
 
-from harness.base.formats import (
-    constant_tensors,
-    layer_from_tensors,
-    layer_tensors,
-    quantize_linear,
-)
-from harness.base.library_faults import cure_bitsandbytes
+from harness.base.layers import FrozenLinear
+from harness.base.layout import LinearSpec
+from harness.base.quick_imports import quiet_libraries
+from harness.base.storage import storage_of
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
+from harness.config.storage import BLOCKWISE, has_blocks, label_of
 from harness.measure.memory import SavedBytes, distinct_bytes
 
 ALL = [
     QuantConfig(format=quant_format, double_quant=double)
     for quant_format in QuantFormat
     for double in (False, True)
-    if not (double and quant_format in (QuantFormat.none, QuantFormat.int8))
+    if not double or has_blocks(quant_format)
 ]
 PACKED = [quant for quant in ALL if quant.format is not QuantFormat.none]
 CPU = torch.device("cpu")
 
 
 def name(quant: QuantConfig) -> str:
-    return f"{quant.format.value}{'_dq' if quant.double_quant else ''}-b{quant.block_size}"
+    return f"{label_of(quant)}-b{quant.block_size}"
 
 
 @pytest.fixture(autouse=True)
-def _cured() -> None:
-    cure_bitsandbytes()
+def _quiet() -> None:
+    quiet_libraries()
 
 
 def make(quant: QuantConfig, inner: int = 128, outer: int = 64) -> tuple[nn.Linear, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(outer, inner, generator=generator) / inner**0.5
     bias = torch.randn(outer, generator=generator)
-    return quantize_linear(weight, bias, quant, CPU), weight
+    return storage_of(quant).quantize(weight, bias, CPU), weight
 
 
 def dense(layer: nn.Linear) -> torch.Tensor:
@@ -66,21 +64,23 @@ def test_values_are_near_the_dense_weight(quant: QuantConfig) -> None:
 
 
 @pytest.mark.parametrize("block_size", [32, 64, 128, 256, 512, 1024, 2048, 4096])
-@pytest.mark.parametrize("quant", [q for q in PACKED if q.format is not QuantFormat.int8], ids=name)
+@pytest.mark.parametrize("quant", [q for q in PACKED if has_blocks(q.format)], ids=name)
 def test_every_block_size_works_and_smaller_blocks_cost_more_constants(
     quant: QuantConfig, block_size: int
 ) -> None:
     layer, weight = make(replace(quant, block_size=block_size), inner=256, outer=96)
     assert (dense(layer) - weight).abs().max() < weight.abs().max()
-    scales = constant_tensors(layer)[0]
+    assert isinstance(layer, FrozenLinear)
+    scales = next(iter(layer.constants.values()))
     assert scales.numel() == 256 * 96 // block_size
 
 
 @pytest.mark.parametrize("quant", PACKED, ids=name)
 def test_a_layer_comes_back_from_its_tensors_exactly(quant: QuantConfig) -> None:
     layer, _ = make(quant)
-    tensors = {key: tensor.clone() for key, tensor in layer_tensors(layer).items()}
-    again = layer_from_tensors(tensors, 128, 64, layer.bias.data, quant)
+    storage = storage_of(quant)
+    tensors = {key: tensor.clone() for key, tensor in storage.tensors(layer).items()}
+    again = storage_of(quant).restore(tensors, 128, 64, layer.bias.data)
     x = torch.randn(3, 128, generator=torch.Generator().manual_seed(5))
     assert torch.equal(layer(x), again(x))
 
@@ -107,6 +107,7 @@ def test_backward_keeps_no_more_than_an_unquantized_layer(
     ("quant", "at_most"),
     [
         (QuantConfig(format=QuantFormat.nf4), 4.50),
+        (QuantConfig(format=QuantFormat.fp4), 4.50),
         (QuantConfig(format=QuantFormat.int4), 4.50),
         (QuantConfig(format=QuantFormat.nf4, double_quant=True), 4.14),
         (QuantConfig(format=QuantFormat.int4, double_quant=True), 4.14),
@@ -117,8 +118,9 @@ def test_backward_keeps_no_more_than_an_unquantized_layer(
 )
 def test_bits_per_parameter_at_hidden_1024(quant: QuantConfig, at_most: float) -> None:
     layer, weight = make(quant, inner=1024, outer=1024)
-    tables = distinct_bytes(t for t in constant_tensors(layer) if t.numel() in (16, 256))
-    own = distinct_bytes([layer.weight.data, *constant_tensors(layer)]) - tables
+    assert isinstance(layer, FrozenLinear)
+    tables = distinct_bytes(storage_of(quant).tables(CPU))
+    own = distinct_bytes(layer.tensors.values())
     assert 8 * own / weight.numel() <= at_most + 1e-9
     # The tables are shared by all layers of a model: here they weigh on one.
     assert 8 * (own + tables) / weight.numel() <= at_most + 0.02
@@ -129,3 +131,50 @@ def test_int8_product_does_not_depend_on_the_other_rows_of_the_batch() -> None:
     x = torch.randn(4, 128)
     outlier = torch.full((1, 128), 50.0)  # LLM.int8 would choose outlier columns by it
     torch.testing.assert_close(layer(x), layer(torch.cat([x, outlier]))[:4], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("quant", ALL, ids=name)
+@pytest.mark.parametrize(("inner", "outer"), [(128, 64), (96, 43), (7, 1)])
+def test_the_outline_is_what_encoding_makes(quant: QuantConfig, inner: int, outer: int) -> None:
+    """Of an odd number of rows the last byte row has weights in its high nibbles alone."""
+    storage = storage_of(quant)
+    made = storage.encode(torch.randn(outer, inner, generator=torch.Generator().manual_seed(0)))
+    planned = storage.outline(LinearSpec("layer", inner, outer))
+    assert list(made) == list(planned)
+    assert {key: (t.shape, t.dtype) for key, t in made.items()} == {
+        key: (t.shape, t.dtype) for key, t in planned.items()
+    }
+    assert storage.decode(made, (outer, inner), torch.float32).shape == (outer, inner)
+
+
+@pytest.mark.parametrize("quant", ALL, ids=name)
+def test_formats_with_blocks_are_those_with_constants_for_each(quant: QuantConfig) -> None:
+    assert (storage_of(quant).constants_per_block > 0) == (quant.format in BLOCKWISE)
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_storages_that_keep_the_same_weigh_the_same(double_quant: bool) -> None:
+    """NF4, FP4 and symmetric int4: an index a weight, a constant a block, a table of 16 values."""
+    spec = LinearSpec("layer", 384, 128)
+    weights = set()
+    for quant_format in (QuantFormat.nf4, QuantFormat.fp4, QuantFormat.int4):
+        storage = storage_of(QuantConfig(format=quant_format, double_quant=double_quant))
+        assert storage.tables(CPU)[0].shape == (16,)
+        weights.add((storage.packed_bytes(spec), storage.constant_bytes(spec), storage.table_bytes))
+    assert len(weights) == 1
+
+
+@pytest.mark.parametrize("quant", ALL, ids=name)
+def test_another_weight_stored_in_place_is_that_weight_stored(quant: QuantConfig) -> None:
+    layer, _ = make(quant)
+    kept = [tensor.data_ptr() for tensor in storage_of(quant).tensors(layer).values()]
+    other = torch.randn(64, 128, generator=torch.Generator().manual_seed(7))
+    storage_of(quant).overwrite(layer, other)
+    fresh = storage_of(quant).quantize(other, None, CPU)
+    for one, two in zip(
+        storage_of(quant).tensors(layer).values(),
+        storage_of(quant).tensors(fresh).values(),
+        strict=True,
+    ):
+        assert torch.equal(one, two)
+    assert kept == [tensor.data_ptr() for tensor in storage_of(quant).tensors(layer).values()]
