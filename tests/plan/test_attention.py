@@ -79,19 +79,41 @@ def test_on_cuda_grouped_keys_keep_the_scores_unless_they_flash() -> None:
         assert _on_cuda(dtype, 64, True, True) is Kernel.plain
 
 
-@pytest.mark.parametrize("has_mask", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_fused_kernel_keeps_no_scores(dtype: torch.dtype, has_mask: bool) -> None:
-    """With a mask the efficient kernel keeps the mask, in its own rows; flash and it keep no [T, T] else."""
-
+@pytest.mark.parametrize(
+    ("dtype", "has_mask", "grouped", "sums"),
+    [
+        (torch.bfloat16, False, False, 40),  # flash: a logarithm a position
+        (torch.bfloat16, False, True, 40),
+        (torch.bfloat16, True, False, 64),  # efficient: in whole blocks of 32
+        (torch.float32, False, False, 64),
+        (torch.float32, True, False, 64),
+        (torch.bfloat16, True, True, None),  # plain: the scores, and no logarithms
+        (torch.float32, False, True, None),
+    ],
+)
+def test_a_call_on_cuda_keeps_what_its_kernel_keeps(
+    dtype: torch.dtype, has_mask: bool, grouped: bool, sums: int | None
+) -> None:
     def attend() -> torch.Tensor:
-        make = lambda: torch.zeros(1, 2, 40, 16, dtype=dtype, device="meta", requires_grad=True)  # noqa: E731
+        query = torch.zeros(1, 4, 40, 16, dtype=dtype, device="meta", requires_grad=True)
+        key, value = (
+            torch.zeros(
+                1, 2 if grouped else 4, 40, 16, dtype=dtype, device="meta", requires_grad=True
+            )
+            for _ in range(2)
+        )
         mask = torch.zeros(1, 1, 40, 40, dtype=torch.bool, device="meta") if has_mask else None
         return F.scaled_dot_product_attention(
-            make(), make(), make(), attn_mask=mask, is_causal=not has_mask
+            query, key, value, attn_mask=mask, is_causal=not has_mask, enable_gqa=grouped
         )
 
     with planned_attention("cuda"):
         shapes = saved_shapes(attend)
-    assert shapes.count((1, 2, 40, 16)) == 4  # query, key, value and the output
-    assert [shape for shape in shapes if shape[-2:] == (40, 40)] == [(1, 1, 40, 40)] * has_mask
+    scores = [shape for shape in shapes if shape == (1, 4, 40, 40)]
+    if sums is None:
+        assert scores
+        assert not any(len(shape) == 3 for shape in shapes if shape[:2] == (1, 4))
+    else:
+        assert not scores
+        assert [shape for shape in shapes if len(shape) == 3] == [(1, 4, sums)]
+        assert ((1, 1, 40, 40) in shapes) is has_mask
