@@ -7,6 +7,7 @@ from pathlib import Path
 from harness.base.side_by_side import why_apart
 from harness.base.source import ModelSource, find_model, model_fingerprint
 from harness.config.devices import resolved_device
+from harness.config.keyed import Keyed
 from harness.config.schema import DataConfig, ModelConfig, OptimizerName, RunConfig
 from harness.config.validate import validate
 from harness.data.check import check_data
@@ -54,7 +55,7 @@ def subject_of(config: RunConfig, settings: PlanSettings) -> Subject:
     """Return what is to be predicted. Raises RequestError or DataError for what cannot run."""
     device = planned_device(settings, config)
     _check(config, device)
-    model = _model(_Key(config.model), settings.shape)
+    model = _model(Keyed(config.model), settings.shape)
     batch, source, num_rows = _micro_batch(config, settings, model)
     if model.max_positions is not None and batch.length > model.max_positions:
         raise RequestError(
@@ -75,7 +76,7 @@ def predicted_run(
     source: ModelSource, config: RunConfig, rows: TokenRows, steps: int
 ) -> Prediction:
     """Return the prediction of a run on these rows, for the device that it runs on."""
-    model = _loaded(source, _Key(config.model))
+    model = _loaded(source, Keyed(config.model))
     batch, _ = largest_micro_batch(config, rows, min(steps, _MOST_STEPS), apart=_apart(model))
     device = resolved_device(config.resources.device).partition(":")[0]
     return predict(model, config, batch, device=device)
@@ -85,28 +86,15 @@ def _apart(model: PlannedModel) -> bool:
     return why_apart(model.model.config) is not None
 
 
-class _Key:
-    """A model's configuration as a key of a cache: equal where it prints the same."""
-
-    def __init__(self, value: ModelConfig) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return hash(repr(self.value))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and repr(self.value) == repr(other.value)
-
-
 @lru_cache(maxsize=8)
-def _model(key: _Key, shape: str | None) -> PlannedModel:
+def _model(key: Keyed[ModelConfig], shape: str | None) -> PlannedModel:
     if shape is not None:
         return PlannedModel.from_shape(shape, key.value)
     return _loaded(_source(key.value), key)
 
 
 @lru_cache(maxsize=8)
-def _loaded(source: ModelSource, key: _Key) -> PlannedModel:
+def _loaded(source: ModelSource, key: Keyed[ModelConfig]) -> PlannedModel:
     return PlannedModel.from_source(source, key.value)
 
 

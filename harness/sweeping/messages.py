@@ -31,7 +31,7 @@ class Train:
 
     request: Request
     cohort: str
-    """What runs must have in common to share the base and a forward pass; see `cohort_of`."""
+    """Key of the runs that can share the base and a forward pass; see `cohort_of`."""
     sweep: str
     role: Role
     trial: int | None
@@ -90,7 +90,7 @@ class Slots:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
-    """What the worker does now, outside training steps."""
+    """The worker's work outside training steps."""
 
     doing: str
 
@@ -104,7 +104,7 @@ class Waited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stepped:
-    """A run has made a step; `values` holds an evaluation's metrics where there was one."""
+    """A run has made a step; `evaluated` holds the metrics of an evaluation where there was one."""
 
     run_id: str
     step: int

@@ -61,7 +61,7 @@ class Trials:
         """Time spent on asking and telling."""
         self._maker = maker
         self._lost: dict[str, str] = {}
-        """What our workers still train of what was leased to us: run id -> item."""
+        """Runs in training whose lease has run out: run id -> item."""
         self._races = question.search.pruner is not PrunerName.none
 
     # What there is -------------------------------------------------------------------------------

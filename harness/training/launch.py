@@ -1,7 +1,6 @@
 """From a validated configuration to data and base; what can be refused is refused before weights load."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from harness.base.quick_imports import quiet_libraries
 from harness.base.side_by_side import why_apart
 from harness.base.source import ModelSource
 from harness.config.devices import resolved_device, threads_per_process
+from harness.config.keyed import Keyed
 from harness.config.resources import Shard
 from harness.config.schema import ModelConfig, RunConfig
 from harness.data.embeddings import check_special_tokens, check_tokens
@@ -42,7 +42,7 @@ def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepare
     quiet_libraries()
     if config.resources.threads is not None:
         torch.set_num_threads(threads_per_process(config.resources))
-    outline, tokenizer = _described(_Asked(source, config.model, fingerprint))
+    outline, tokenizer = _described(source, Keyed(config.model), fingerprint)
     adapted_layers(config.lora, outline.linears)
     check_coverage(config, outline.linears, outline.uncovered)
     _check_packing(config, outline)
@@ -68,22 +68,12 @@ def _check_packing(config: RunConfig, outline: ModelOutline) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A model, as what a worker's next runs will ask for again; equal where it prints the same."""
-
-    source: ModelSource
-    model: ModelConfig
-    fingerprint: str
-
-    def __hash__(self) -> int:
-        return hash(repr(self))
-
-
 @lru_cache(maxsize=8)
-def _described(asked: _Asked) -> tuple[ModelOutline, Any]:
+def _described(
+    source: ModelSource, model: Keyed[ModelConfig], _fingerprint: str
+) -> tuple[ModelOutline, Any]:
     """Return a model's outline and its tokenizer."""
-    return inspect_model(asked.source, asked.model), load_tokenizer(asked.source, asked.model)
+    return inspect_model(source, model.value), load_tokenizer(source, model.value)
 
 
 def open_base(
@@ -168,10 +158,10 @@ def make_job(request: Request, data: PreparedData) -> Job:
         "seed": request.config.seed,
         "data": data.report.as_dict(),
     }
-    asked = _Asked(request.source, request.config.model, request.fingerprint)
+    outline, _ = _described(request.source, Keyed(request.config.model), request.fingerprint)
     return Job(
         request=request,
         data=data,
         provenance=provenance,
-        notes=[*model_notes(request.config, _described(asked)[0]), *data_notes(data)],
+        notes=[*model_notes(request.config, outline), *data_notes(data)],
     )
