@@ -13,6 +13,8 @@ from harness.data.example import pair
 from harness.data.templates import prompt_ids
 from harness.records.record import RunStatus
 
+pytestmark = pytest.mark.timeout(900)  # decoding 134 million weights takes its time on a busy machine
+
 
 def test_the_perplexity_of_stories260k_on_its_own_domain(published: Path, stories: Path) -> None:
     """7.38 was measured on this text cut blindly into windows of 256 tokens behind a BOS."""
