@@ -73,6 +73,17 @@ def test_given_files_supply_their_own_splits(write_jsonl):
     assert set(validation) <= set(range(100, 130))
 
 
+def test_the_report_counts_the_rows_of_all_files(write_jsonl):
+    empty = {"prompt": "p", "response": ""}
+    config = DataConfig(
+        path=write_jsonl([*_rows(10), empty]),
+        validation_path=write_jsonl([*_rows(7, start=100), empty, empty], "validation.jsonl"),
+        test_path=write_jsonl(_rows(6, start=200), "test.jsonl"),
+    )
+    report = read_splits(config).report
+    assert (report.rows_read, report.rows_empty) == (10 + 7 + 6, 3)
+
+
 def test_a_repeated_row_never_stands_in_two_splits(write_jsonl):
     config = DataConfig(path=write_jsonl(_rows(50) * 4), validation_rows=20, test_rows=20)
     splits = read_splits(config)

@@ -5,6 +5,7 @@ The weights are decoded to bfloat16: figures of rounding error on them flatter a
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -35,7 +36,7 @@ def convert(out: Path) -> Path:
     settings = decoded.config.to_dict()
     for key in ("quantization_config", "_name_or_path"):
         settings.pop(key, None)
-    model = LlamaForCausalLM(LlamaConfig(**settings))
+    model: Any = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(decoded.state_dict())
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -1,6 +1,7 @@
 """Models that others have trained: their published figures, their templates, and what they learn."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from harness.data.example import pair
 from harness.data.templates import prompt_ids
 from harness.records.record import RunStatus
 
-pytestmark = pytest.mark.timeout(900)  # decoding 134 million weights takes its time on a busy machine
+pytestmark = pytest.mark.timeout(
+    900
+)  # decoding 134 million weights takes its time on a busy machine
 
 
 def test_the_perplexity_of_stories260k_on_its_own_domain(published: Path, stories: Path) -> None:
@@ -50,7 +53,7 @@ def test_smollm2_answers_and_learns_alpaca(published: Path, smollm2: Path, tmp_p
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     ids = tokenizer("The capital of France is", return_tensors="pt")
     answer = model.generate(**ids, max_new_tokens=4, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0])
