@@ -39,12 +39,8 @@ LIBRARIES = (
     "hypothesis",
 )
 LEFT_OUT = (
-    "ReplaceBinaryOperator_BitOr",
-    "RemoveDecorator",
-    "ExceptionReplacer",
-    "Variable",
-    "Is_Eq",
-    "IsNot_NotEq",
+    *("ReplaceBinaryOperator_BitOr", "RemoveDecorator", "ExceptionReplacer", "Variable"),
+    *("Is_Eq", "IsNot_NotEq"),
 )
 """Operators that break imports (types are written with |) and so are noticed by anything, or need names,
 or (is for ==) are equal of enums and None."""
