@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow faults test-gpu check format bench bench-parts bench-gpu picture clean
+.PHONY: help install demo test test-slow test-triton faults test-gpu test-data mutants check format bench bench-parts bench-gpu picture clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,14 @@ faults: .venv/.installed  ## kills, full disks, damaged files, hostile input: 15
 
 test-gpu: .venv/.installed  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+TEST_DATA ?= ../shared/data
+
+test-data: .venv/.installed  ## published data and models in TEST_DATA=DIRECTORY, which the suite does not need
+	TEST_DATA=$(TEST_DATA) $(BIN)/python -m pytest -m data -rs
+
+mutants: .venv/.installed  ## small changes to the code, and which of them the tests notice; SAMPLE=0 for all
+	$(BIN)/python -m tests.mutants --sample $(or $(SAMPLE),200)
 
 check: .venv/.installed  ## ruff and pyright
 	$(BIN)/ruff check

@@ -1,30 +1,48 @@
-"""Shared fixtures: the real pretrained model and data, where they lie beside the repository."""
+"""Shared fixtures: the really pretrained model of the package, and nothing from outside of the repository."""
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest's workers are the parallelism
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the first test imports a library that reads it
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_SILENT"] = "true"
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+import harness
+
+# The same examples every time, and no example is timed.
+settings.register_profile(
+    "suite",
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("suite")
 
 pytest_plugins = ["tests.postgres"]
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The directory of real data beside the repository."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip("the real data directory ../shared/data is not beside the repository")
-    return SHARED_DATA
+def pretrained() -> Path:
+    """The embedded model: a really pretrained Llama of 1,312,384 parameters."""
+    return Path(harness.__file__).parent / "embedded" / "model"
 
 
-@pytest.fixture(scope="session")
-def stories(shared_data: Path) -> Path:
-    """A really pretrained Llama of 260,032 parameters."""
-    return shared_data / "models" / "stories260K"
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that writes rows as a .jsonl file and returns its path."""
+
+    def write(rows: list[object], name: str = "rows.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    return write

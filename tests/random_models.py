@@ -14,6 +14,13 @@ LLAMA = {
     "max_position_embeddings": 256,
 }
 
+UNEVEN = LLAMA | {
+    "intermediate_size": 172,  # no multiple of a vector, and no whole number of blocks
+    "num_hidden_layers": 5,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+
 
 def save_random_model(
     directory: Path, model_type: str, vocabulary: int = 300, **fields: Any

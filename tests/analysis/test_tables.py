@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analysis.frame import Role
 from analysis.tables import Cell, Spec, Spread, Table, TableRefused, build_table
@@ -40,6 +42,32 @@ def test_a_cell_is_the_mean_and_its_t_interval() -> None:
     runs = seeds(2.0, 3.0, 7.0)
     assert texts(table_of(runs)) == ["4.0000 ± 6.5724"]
     assert texts(table_of(runs, spread=Spread.deviation)) == ["4.0000 ± 2.6458"]
+
+
+@given(
+    losses=st.dictionaries(
+        st.tuples(st.sampled_from(["nf4", "int4", "fp4"]), st.integers(0, 3)),
+        st.none() | st.floats(0.5, 9.0),
+        min_size=1,
+    )
+)
+def test_a_cell_is_the_mean_of_the_values_that_are_there(
+    losses: dict[tuple[str, int], float | None],
+) -> None:
+    runs = [Run(format=name, seed=seed, loss=loss) for (name, seed), loss in losses.items()]
+    table = table_of(runs)
+    formats = [cell.text for cell in column(table, "quant.format")]
+    assert sorted(formats) == sorted({name for name, _ in losses})
+    for name, cell, count in zip(
+        formats, column(table, "eval/loss"), column(table, "n"), strict=True
+    ):
+        there = [x for (each, _), x in losses.items() if each == name and x is not None]
+        if not there:
+            assert cell.text == "—"
+            continue
+        assert cell.text.split()[0] == f"{sum(there) / len(there):.4f}"
+        assert ("±" in cell.text) is (len(there) > 1)
+        assert count.text == str(sum(each == name for each, _ in losses))
 
 
 def test_one_seed_is_a_value_with_n_1_and_no_interval() -> None:

@@ -1,15 +1,8 @@
-"""Real data and tokenizers for the tests of the data pipeline."""
+"""Tokenizers of the two kinds that models have, made here from a few sentences."""
 
 import json
-import os
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the first test imports a library that reads it
-
-SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -22,21 +15,52 @@ CHAT_TEMPLATE = (
 )
 """ChatML with the assistant's tokens marked, so that transformers itself says which carry loss."""
 
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The directory of real data beside the project."""
-    if not SHARED.is_dir():
-        pytest.skip(f"no real data beside the project ({SHARED.name}/)")
-    return SHARED.resolve()
+TEXT = "What is the colour of the sky at noon? The sky is blue. assistant user system "
 
 
 @pytest.fixture(scope="session")
-def stories_tokenizer(shared):
-    """stories260K's: SentencePiece-like, puts a space in front of whatever it encodes."""
-    from transformers import AutoTokenizer
+def spm_tokenizer():
+    """SentencePiece-like as Llama 2's: a space in front of any text, bytes for unknown letters, a BOS."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
 
-    return AutoTokenizer.from_pretrained(shared / "models" / "stories260K")
+    spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.normalizer = spaces  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = trainers.BpeTrainer(vocab_size=120, show_progress=False)
+    trained.train_from_iterator([word for word in TEXT.split(" ") if word], trainer)
+    learned = json.loads(trained.to_str())["model"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += [piece for piece in learned["vocab"] if piece not in pieces]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={piece: index for index, piece in enumerate(pieces)},
+            merges=[tuple(pair) for pair in learned["merges"]],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = spaces  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -54,20 +78,7 @@ def byte_tokenizer():
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    text = "What is the colour of the sky at noon? The sky is blue. assistant user system "
-    tokenizer.train_from_iterator([text] * 4, trainer)
+    tokenizer.train_from_iterator([TEXT] * 4, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
     )
-
-
-@pytest.fixture
-def write_jsonl(tmp_path) -> Callable[..., str]:
-    """Return a function that writes rows as a .jsonl file and returns its path."""
-
-    def write(rows: list[object], name: str = "rows.jsonl") -> str:
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return str(path)
-
-    return write

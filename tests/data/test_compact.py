@@ -1,9 +1,8 @@
 """Folding moves examples into fewer rows and loses none; trimming cuts what no row needs."""
 
-import random
-
-import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.data.compact import MAX_FOLDED_LENGTH, folded, trimmed, useful_lengths
 from harness.data.rows import NO_LOSS, Batch
@@ -50,12 +49,9 @@ def test_positions_after_the_last_target_are_not_useful() -> None:
     assert useful_lengths(padded([1], 4)).tolist() == [1]  # carries no loss at all
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_folding_keeps_every_example_whole(seed: int) -> None:
-    draw = random.Random(seed)
-    longest = draw.randint(2, 40)
-    lengths = [draw.randint(2, longest) for _ in range(draw.randint(1, 24))]
-    batch = padded(lengths, 40, first_loss=draw.randint(0, 3))
+@given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=24), first_loss=st.integers(0, 3))
+def test_folding_keeps_every_example_whole(lengths: list[int], first_loss: int) -> None:
+    batch = padded(lengths, 40, first_loss=first_loss)
     out = folded(batch)
     assert examples(out) == examples(batch)
     assert out.num_loss_tokens == batch.num_loss_tokens

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from harness.config.schema import DataConfig
 from harness.data.check import check_data
-from harness.data.example import Example
+from harness.data.example import Example, pair
 from harness.data.sources import read_splits
 
 OPTIONS = sorted((Path(__file__).resolve().parents[2] / "conf" / "data").glob("*.yaml"))
@@ -23,6 +23,10 @@ def _composed(file: Path, **given: Any) -> DataConfig:
     config = OmegaConf.to_object(merged)
     assert isinstance(config, DataConfig)
     return config
+
+
+def _turn(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
 
 
 def _option(name: str) -> Path:
@@ -54,28 +58,19 @@ def test_an_option_with_a_source_needs_nothing_else(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "rows"),
+    ("name", "row", "example"),
     [
-        ("alpaca", "instruct/alpaca_2k_seed0.jsonl", 2000),
-        ("qa", "instruct/gsm8k_train1000_seed0.jsonl", 1000),
-        ("comments", "instruct/shawgpt_qlora_comments.jsonl", 59),
-        ("text", "eval/tinystories_sample_2MiB.txt", 2317),
+        ("pairs", {"prompt": "u", "response": "a"}, pair("u", "a")),
+        ("chat", {"messages": [_turn("user", "u"), _turn("assistant", "a")]}, pair("u", "a")),
+        ("alpaca", {"instruction": "u", "input": "i", "output": "a"}, pair("u", "a", "i")),
+        ("qa", {"id": 7, "question": "u", "answer": "a"}, pair("u", "a")),
+        ("comments", {"id": "yt-0", "comment": "u", "response": "a"}, pair("u", "a")),
+        ("text", {"text": "Once."}, Example(text="Once.")),
     ],
 )
-def test_an_option_reads_the_real_file_of_its_kind(shared, name, file, rows):
-    config = _composed(_option(name), path=str(shared / file))
+def test_an_option_reads_rows_of_its_kind(write_jsonl, name, row, example):
+    config = _composed(_option(name), path=write_jsonl([row] * 3))
     check_data(config)
-    assert read_splits(config).report.rows_read == rows
-
-
-def test_pairs_and_chat_read_rows_of_their_kind(write_jsonl):
-    messages = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
-    for name, row in (
-        ("pairs", {"prompt": "u", "response": "a"}),
-        ("chat", {"messages": messages}),
-    ):
-        config = _composed(_option(name), path=write_jsonl([row] * 3, f"{name}.jsonl"))
-        check_data(config)
-        (example,) = set(read_splits(config).train)
-        assert isinstance(example, Example)
-        assert example.response == "a"
+    splits = read_splits(config)
+    assert splits.report.rows_read == 3
+    assert set(splits.train) == {example}

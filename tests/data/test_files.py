@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from harness.config.schema import DataConfig, DataForm
 from harness.data.example import Example, Role, Turn, pair
 from harness.data.files import read_file, text_examples
 from harness.data.records import RecordForm
+from harness.embedded import corpus
 from harness.errors import DataError
 
 PAIRS = RecordForm.of(DataConfig())
@@ -215,11 +217,10 @@ def test_one_long_document_is_divided_at_white_space_and_nothing_is_lost():
     assert all(e.text.endswith(" ") and 2000 <= len(e.text) < 2010 for e in examples[:-1])
 
 
-def test_every_document_of_the_real_texts_is_found(shared):
-    stories = read_file(str(shared / "eval" / "tinystories_sample_2MiB.txt"), TEXT, "data.path")
-    content = (shared / "eval" / "tinystories_sample_2MiB.txt").read_text()
-    expected = [part.strip() for part in content.split("<|endoftext|>")]
-    assert [e.text for e in stories.examples] == [part for part in expected if part]
-    wikitext = read_file(str(shared / "eval" / "wikitext2_test.txt"), TEXT, "data.path")
-    content = (shared / "eval" / "wikitext2_test.txt").read_text()
-    assert "".join("".join(e.text for e in wikitext.examples).split()) == "".join(content.split())
+def test_every_document_of_a_file_of_stories_is_found(tmp_path):
+    documents = list(islice(corpus.documents(corpus.Part.HELD_OUT, seed=3), 600))
+    texts = [d.text for d in documents]
+    separated = _read(tmp_path, "stories.txt", "\n<|endoftext|>\n".join(texts), TEXT)
+    assert [e.text for e in separated.examples] == texts
+    blank = _read(tmp_path, "blank.txt", "\n\n".join(texts), TEXT)
+    assert [e.text for e in blank.examples] == texts

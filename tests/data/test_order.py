@@ -1,17 +1,35 @@
 """The order of rows: each epoch every row once, resumable from the step alone."""
 
+from fractions import Fraction
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.data.order import batch_rows, steps_for
 
 
-@pytest.mark.parametrize(("num_rows", "batch_size"), [(10, 3), (3, 10), (8, 8), (1, 4), (7, 1)])
-def test_each_epoch_sees_every_row_once(num_rows, batch_size):
-    steps = [batch_rows(num_rows, batch_size, 5, step) for step in range(4 * num_rows)]
+@given(num_rows=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 2**40))
+def test_each_epoch_sees_every_row_once(num_rows, batch_size, seed):
+    steps = [batch_rows(num_rows, batch_size, seed, step) for step in range(2 * num_rows)]
     assert all(len(rows) == batch_size and rows.dtype == torch.int64 for rows in steps)
     epochs = torch.cat(steps).reshape(-1, num_rows)
     assert (epochs.sort(dim=1).values == torch.arange(num_rows)).all()
+
+
+@given(
+    num_rows=st.integers(1, 10_000),
+    batch_size=st.integers(1, 512),
+    hundredths=st.integers(1, 1000),
+)
+def test_the_steps_of_epochs_see_so_many_rows_and_one_step_less_does_not(
+    num_rows, batch_size, hundredths
+):
+    steps = steps_for(hundredths / 100, num_rows, batch_size)
+    wanted = Fraction(hundredths, 100) * num_rows
+    assert steps * batch_size >= wanted
+    assert steps == 1 or (steps - 1) * batch_size < wanted
 
 
 def test_a_step_depends_on_nothing_but_its_arguments():

@@ -1,9 +1,11 @@
 """Packing: nothing lost, nothing too long, close to the fewest rows."""
 
 import random
-from itertools import permutations
+from itertools import combinations, permutations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.data.packing import pack
 
@@ -37,6 +39,16 @@ def test_every_sequence_stands_in_one_row_that_holds_it():
     assert all(row == sorted(row) for row in rows)
     assert rows == sorted(rows)
     assert len(rows) <= 1.02 * sum(lengths) / 128  # uniform lengths pack almost without gaps
+
+
+@given(lengths=st.lists(st.integers(1, 64), max_size=80), room=st.integers(64, 200))
+def test_whatever_the_lengths_nothing_is_lost_and_nothing_too_long(lengths, room):
+    rows = pack(lengths, room)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    filled = [sum(lengths[index] for index in row) for row in rows]
+    assert all(used <= room for used in filled)
+    # Of two rows that could be one, the later would have been put into the earlier.
+    assert all(a + b > room for a, b in combinations(sorted(filled)[:2], 2))
 
 
 def test_a_hand_packed_case():

@@ -1,6 +1,5 @@
 """How a source is divided: deterministic, disjoint, at most a quarter held out."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +73,17 @@ def test_given_files_supply_their_own_splits(write_jsonl):
     assert set(validation) <= set(range(100, 130))
 
 
+def test_the_report_counts_the_rows_of_all_files(write_jsonl):
+    empty = {"prompt": "p", "response": ""}
+    config = DataConfig(
+        path=write_jsonl([*_rows(10), empty]),
+        validation_path=write_jsonl([*_rows(7, start=100), empty, empty], "validation.jsonl"),
+        test_path=write_jsonl(_rows(6, start=200), "test.jsonl"),
+    )
+    report = read_splits(config).report
+    assert (report.rows_read, report.rows_empty) == (10 + 7 + 6, 3)
+
+
 def test_a_repeated_row_never_stands_in_two_splits(write_jsonl):
     config = DataConfig(path=write_jsonl(_rows(50) * 4), validation_rows=20, test_rows=20)
     splits = read_splits(config)
@@ -108,18 +118,20 @@ def test_a_source_that_leaves_no_training_row_is_refused(write_jsonl):
         read_splits(DataConfig(path=write_jsonl(_rows(3)), test_path=test))
 
 
-def test_real_alpaca_files(shared):
-    path = shared / "instruct" / "alpaca_2k_seed0.jsonl"
+def test_a_validation_file_beside_2000_rows_of_alpacas_columns(write_jsonl):
+    made: list[dict[str, str]] = [
+        {"instruction": f"Do {i}.", "input": f"with {i}" if i % 3 else "", "output": f"done {i}"}
+        for i in range(2500)
+    ]
     config = DataConfig(
-        path=str(path),
-        validation_path=str(shared / "instruct" / "alpaca_eval500_seed0.jsonl"),
+        path=write_jsonl(made[:2000]),
+        validation_path=write_jsonl(made[2000:], "validation.jsonl"),
         prompt_column="instruction",
         input_column="input",
         response_column="output",
     )
     splits = read_splits(config)
-    raw = [json.loads(line) for line in path.read_text().splitlines()]
-    expected = {pair(row["instruction"], row["output"], row["input"]) for row in raw}
+    expected = {pair(row["instruction"], row["output"], row["input"]) for row in made[:2000]}
     assert set(splits.train) | set(splits.test) == expected
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (1800, 200, 200)
     assert not expected & set(splits.validation)

@@ -1,7 +1,7 @@
 """Rendered rows: their wording, what carries loss, and that generation starts as training does."""
 
-import json
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 
@@ -11,6 +11,7 @@ from harness.data.files import read_file
 from harness.data.records import RecordForm
 from harness.data.templates import Piece, prompt_ids, render
 from harness.data.tokenize import encode
+from harness.embedded import corpus
 from harness.errors import DataError
 
 QUESTION = pair("What is the colour of the sky?", "The sky is blue.")
@@ -38,15 +39,15 @@ def _learned(pieces: list[Piece]) -> list[str]:
     return [piece.text for piece in pieces if piece.carries_loss]
 
 
-def test_alpaca_is_stanford_alpacas_wording(stories_tokenizer):
+def test_alpaca_is_stanford_alpacas_wording(spm_tokenizer):
     """Copied from stanford_alpaca/train.py: PROMPT_DICT[...].format_map(row) + output + eos."""
     config = _config(Template.alpaca)
-    assert _text(render(QUESTION, config, stories_tokenizer)) == (
+    assert _text(render(QUESTION, config, spm_tokenizer)) == (
         "<s>Below is an instruction that describes a task. Write a response that appropriately "
         "completes the request.\n\n### Instruction:\nWhat is the colour of the sky?\n\n"
         "### Response:The sky is blue.</s>"
     )
-    assert _text(render(WITH_INPUT, config, stories_tokenizer)) == (
+    assert _text(render(WITH_INPUT, config, spm_tokenizer)) == (
         "<s>Below is an instruction that describes a task, paired with an input that provides "
         "further context. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nName the colour.\n\n### Input:\nthe sky at noon\n\n"
@@ -54,16 +55,16 @@ def test_alpaca_is_stanford_alpacas_wording(stories_tokenizer):
     )
 
 
-def test_alpaca_leaves_braces_in_the_data_alone(stories_tokenizer):
+def test_alpaca_leaves_braces_in_the_data_alone(spm_tokenizer):
     example = pair("Write {instruction} as {0}", "{input}")
-    text = _text(render(example, _config(Template.alpaca), stories_tokenizer))
+    text = _text(render(example, _config(Template.alpaca), spm_tokenizer))
     assert "### Instruction:\nWrite {instruction} as {0}\n\n### Response:{input}</s>" in text
 
 
-def test_plain_is_prompt_newline_response(stories_tokenizer, byte_tokenizer):
+def test_plain_is_prompt_newline_response(spm_tokenizer, byte_tokenizer):
     config = _config(Template.plain)
     text = "Name the colour.\nthe sky at noon\nblue"
-    assert _text(render(WITH_INPUT, config, stories_tokenizer)) == f"<s>{text}</s>"
+    assert _text(render(WITH_INPUT, config, spm_tokenizer)) == f"<s>{text}</s>"
     assert _text(render(WITH_INPUT, config, byte_tokenizer)) == f"{text}<|endoftext|>"
 
 
@@ -89,8 +90,8 @@ def test_chatml_ends_turns_with_its_own_token_and_rows_with_eos(byte_tokenizer):
     assert _learned(pieces) == expected
 
 
-def test_chatml_without_its_tokens_ends_a_response_with_eos(stories_tokenizer):
-    pieces = render(QUESTION, _config(Template.chatml, system="Be brief."), stories_tokenizer)
+def test_chatml_without_its_tokens_ends_a_response_with_eos(spm_tokenizer):
+    pieces = render(QUESTION, _config(Template.chatml, system="Be brief."), spm_tokenizer)
     assert _text(pieces) == (
         "<s><|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nWhat is the colour of the sky?<|im_end|>\n"
@@ -105,11 +106,11 @@ def test_loss_on_all_learns_every_piece(byte_tokenizer):
     assert _text(pieces) == _text(render(QUESTION, _config(Template.plain), byte_tokenizer))
 
 
-def test_a_text_ends_only_where_it_is_complete(stories_tokenizer):
+def test_a_text_ends_only_where_it_is_complete(spm_tokenizer):
     config = DataConfig(form=DataForm.text)
-    assert _text(render(Example(text="One day"), config, stories_tokenizer)) == "<s>One day</s>"
+    assert _text(render(Example(text="One day"), config, spm_tokenizer)) == "<s>One day</s>"
     goes_on = Example(text="One day", complete=False)
-    assert _text(render(goes_on, config, stories_tokenizer)) == "<s>One day"
+    assert _text(render(goes_on, config, spm_tokenizer)) == "<s>One day"
 
 
 @pytest.mark.parametrize("example", [QUESTION, CHAT], ids=["pair", "chat"])
@@ -133,10 +134,10 @@ def test_the_tokenizers_template_gives_the_tokens_and_mask_of_transformers(examp
     assert prompt_ids(example, _config(Template.tokenizer), byte_tokenizer) == prompt
 
 
-def test_a_template_that_writes_bos_and_eos_is_not_given_them_again(stories_tokenizer):
+def test_a_template_that_writes_bos_and_eos_is_not_given_them_again(spm_tokenizer):
     """Llama 2's template, shortened."""
     tokenizer = _with_template(
-        stories_tokenizer,
+        spm_tokenizer,
         "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + "
         "' [/INST]' }}{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}",
     )
@@ -158,10 +159,10 @@ def test_an_empty_thought_is_part_of_the_prompt(byte_tokenizer):
     assert _learned(pieces) == ["The sky is blue.", "<|endoftext|>"]
 
 
-def test_a_template_that_cannot_be_followed_is_refused(byte_tokenizer, stories_tokenizer):
+def test_a_template_that_cannot_be_followed_is_refused(byte_tokenizer, spm_tokenizer):
     config = _config(Template.tokenizer)
     with pytest.raises(DataError, match=r"no chat template; use data\.template=chatml"):
-        render(QUESTION, config, stories_tokenizer)
+        render(QUESTION, config, spm_tokenizer)
     changing = _with_template(
         byte_tokenizer,
         "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -195,7 +196,7 @@ def _with_template(tokenizer, template: str):
 
 @pytest.mark.parametrize("loss_on", LossOn)
 @pytest.mark.parametrize("template", Template)
-@pytest.mark.parametrize("tokenizer_name", ["stories_tokenizer", "byte_tokenizer"])
+@pytest.mark.parametrize("tokenizer_name", ["spm_tokenizer", "byte_tokenizer"])
 def test_the_prompt_is_the_start_of_the_row_and_the_rest_decodes_to_the_response(
     request, tokenizer_name, template, loss_on
 ):
@@ -205,7 +206,7 @@ def test_the_prompt_is_the_start_of_the_row_and_the_rest_decodes_to_the_response
         tokenizer = _with_template(
             tokenizer, request.getfixturevalue("byte_tokenizer").chat_template
         )
-        if tokenizer_name == "stories_tokenizer":
+        if tokenizer_name == "spm_tokenizer":
             template_text = tokenizer.chat_template.replace("<|im_end|>", "</s>")
             tokenizer.chat_template = template_text
     config = DataConfig(template=template, loss_on=loss_on, max_length=512)
@@ -228,8 +229,14 @@ def test_the_prompt_is_the_start_of_the_row_and_the_rest_decodes_to_the_response
             assert set(row.targets[: len(prompt) - 1]) == {-100}
 
 
-def test_real_responses_come_back_from_their_tokens(shared, stories_tokenizer):
-    path = shared / "instruct" / "alpaca_200_seed0.jsonl"
+def test_responses_come_back_from_their_tokens(write_jsonl, spm_tokenizer):
+    documents = islice(corpus.documents(corpus.Part.HELD_OUT, seed=4), 200)
+    raw = [
+        {"instruction": d.prompt, "input": "", "output": f"{d.response}\n\n — 数 {i}"}
+        for i, d in enumerate(documents)
+        if d.prompt is not None
+    ]
+    path = write_jsonl(raw)
     config = DataConfig(
         prompt_column="instruction",
         input_column="input",
@@ -237,12 +244,11 @@ def test_real_responses_come_back_from_their_tokens(shared, stories_tokenizer):
         template=Template.alpaca,
         max_length=100_000,
     )
-    examples = read_file(str(path), RecordForm.of(config), "data.path").examples
-    rows = encode(examples, config, stories_tokenizer).rows
-    raw = [json.loads(line) for line in path.read_text().splitlines()]
+    examples = read_file(path, RecordForm.of(config), "data.path").examples
+    rows = encode(examples, config, spm_tokenizer).rows
     for row, original in zip(rows, raw, strict=True):
         learned = [token for token in row.targets if token != -100]
-        decoded = stories_tokenizer.decode(learned, skip_special_tokens=True)
+        decoded = spm_tokenizer.decode(learned, skip_special_tokens=True)
         assert decoded.strip() == original["output"].strip()
-    all_loss = encode(examples, replace(config, loss_on=LossOn.all), stories_tokenizer).rows
+    all_loss = encode(examples, replace(config, loss_on=LossOn.all), spm_tokenizer).rows
     assert all(row.targets == [*row.ids[1:], -100] for row in all_loss)

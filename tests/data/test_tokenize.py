@@ -17,23 +17,23 @@ TEXT = DataConfig(form=DataForm.text)
 PAIRS = [pair(f"Count to {n}.", " ".join(map(str, range(n)))) for n in (3, 30, 1, 12, 5, 20, 2)]
 
 
-def test_a_text_is_what_the_tokenizer_makes_of_it(stories_tokenizer):
+def test_a_text_is_what_the_tokenizer_makes_of_it(spm_tokenizer):
     text = "Once upon a time, there was a girl.\nShe liked it."
-    (row,) = encode([Example(text=text)], TEXT, stories_tokenizer).rows
-    assert row.ids == [*stories_tokenizer(text)["input_ids"], stories_tokenizer.eos_token_id]
+    (row,) = encode([Example(text=text)], TEXT, spm_tokenizer).rows
+    assert row.ids == [*spm_tokenizer(text)["input_ids"], spm_tokenizer.eos_token_id]
     assert row.targets == [*row.ids[1:], NO_LOSS]
 
 
-def test_a_prompt_is_what_the_tokenizer_makes_of_it(stories_tokenizer):
-    (row,) = encode([pair("Hello there", "Lily")], DataConfig(), stories_tokenizer).rows
-    prompt = stories_tokenizer("Hello there\n")["input_ids"]
-    response = stories_tokenizer("Lily", add_special_tokens=False)["input_ids"]
-    end = [stories_tokenizer.eos_token_id]
+def test_a_prompt_is_what_the_tokenizer_makes_of_it(spm_tokenizer):
+    (row,) = encode([pair("Hello there", "Lily")], DataConfig(), spm_tokenizer).rows
+    prompt = spm_tokenizer("Hello there\n")["input_ids"]
+    response = spm_tokenizer("Lily", add_special_tokens=False)["input_ids"]
+    end = [spm_tokenizer.eos_token_id]
     assert row.ids == prompt + response + end
     assert row.targets == [NO_LOSS] * (len(prompt) - 1) + response + end + [NO_LOSS]
 
 
-@pytest.mark.parametrize("tokenizer_name", ["stories_tokenizer", "byte_tokenizer"])
+@pytest.mark.parametrize("tokenizer_name", ["spm_tokenizer", "byte_tokenizer"])
 @pytest.mark.parametrize("max_length", [8, 13, 64, 4096])
 def test_a_long_text_goes_on_and_every_token_is_predicted_once(request, tokenizer_name, max_length):
     tokenizer = request.getfixturevalue(tokenizer_name)
@@ -51,12 +51,12 @@ def test_a_long_text_goes_on_and_every_token_is_predicted_once(request, tokenize
             assert row.ids[0] == tokenizer.bos_token_id
 
 
-def test_the_parts_of_one_long_document_hold_one_end(stories_tokenizer):
+def test_the_parts_of_one_long_document_hold_one_end(spm_tokenizer):
     text = "Once upon a time there was a girl. " * 300
     examples = text_examples(text)
     assert len(examples) > 3
-    rows = encode(examples, TEXT, stories_tokenizer).rows
-    ends = [row.ids.count(stories_tokenizer.eos_token_id) for row in rows]
+    rows = encode(examples, TEXT, spm_tokenizer).rows
+    ends = [row.ids.count(spm_tokenizer.eos_token_id) for row in rows]
     assert ends == [0] * (len(rows) - 1) + [1]
 
 
@@ -71,9 +71,9 @@ def test_long_rows_are_cut_and_rows_without_loss_are_dropped(byte_tokenizer):
     assert row.targets == [*whole.targets[:15], NO_LOSS]
 
 
-def test_padded_rows_hold_each_example_at_the_start(stories_tokenizer):
-    rows = tokenize(PAIRS, DataConfig(), stories_tokenizer)
-    encoded = encode(PAIRS, DataConfig(), stories_tokenizer).rows
+def test_padded_rows_hold_each_example_at_the_start(spm_tokenizer):
+    rows = tokenize(PAIRS, DataConfig(), spm_tokenizer)
+    encoded = encode(PAIRS, DataConfig(), spm_tokenizer).rows
     longest = max(map(len, encoded))
     assert rows.row_length == (longest + 7) // 8 * 8
     assert rows.segments_NT is None
@@ -82,7 +82,7 @@ def test_padded_rows_hold_each_example_at_the_start(stories_tokenizer):
         length = len(row)
         assert rows.lengths_N[index] == length
         assert rows.source_N[index] == index
-        assert rows.input_ids_NT[index].tolist() == row.ids + [stories_tokenizer.pad_token_id] * (
+        assert rows.input_ids_NT[index].tolist() == row.ids + [spm_tokenizer.pad_token_id] * (
             rows.row_length - length
         )
         assert rows.targets_NT[index].tolist() == row.targets + [NO_LOSS] * (
@@ -99,15 +99,15 @@ def test_the_row_length_is_common_to_splits_and_never_above_max_length(byte_toke
 
 
 @pytest.mark.parametrize("loss_on", LossOn)
-def test_packed_segments_are_the_examples(stories_tokenizer, loss_on):
+def test_packed_segments_are_the_examples(spm_tokenizer, loss_on):
     config = DataConfig(packing=True, max_length=200, loss_on=loss_on)
-    rows = tokenize(PAIRS, config, stories_tokenizer)
+    rows = tokenize(PAIRS, config, spm_tokenizer)
     assert rows.row_length == 200
     assert len(rows) < len(PAIRS)
     found = []
     for index in range(len(rows)):
         found += _segments(rows, index)
-    encoded = encode(PAIRS, config, stories_tokenizer).rows
+    encoded = encode(PAIRS, config, spm_tokenizer).rows
     assert sorted(found) == sorted((row.ids, row.targets) for row in encoded)
 
 
@@ -135,22 +135,23 @@ def _assert_aligned(ids: list[int], targets: list[int]) -> None:
     assert all(t in (NO_LOSS, i) for i, t in zip(ids[1:], targets[:-1], strict=True))
 
 
-def test_packing_changes_no_loss_of_a_real_model(shared, stories_tokenizer):
-    """The summed loss of stories260K over packed rows is that over padded rows."""
-    from transformers import AutoModelForCausalLM
+def test_packing_changes_no_loss_of_a_real_model(pretrained):
+    """The summed loss of the embedded model over packed rows is that over padded rows."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(shared / "models" / "stories260K").eval()
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    model = AutoModelForCausalLM.from_pretrained(pretrained, dtype=torch.float32).eval()
     sums = []
     for packing in (False, True):
         config = DataConfig(packing=packing, max_length=200)
-        rows = tokenize(PAIRS, config, stories_tokenizer)
+        rows = tokenize(PAIRS, config, tokenizer)
         with torch.no_grad():
             logits_NV, targets_N = target_logits(model, rows.batch(slice(None)))
         sums.append(cross_entropy(logits_NV, targets_N, reduction="sum").item())
     assert sums[1] == pytest.approx(sums[0], rel=1e-5)
 
 
-def test_no_examples_make_no_rows(stories_tokenizer):
+def test_no_examples_make_no_rows(spm_tokenizer):
     for packing in (False, True):
-        rows = tokenize([], DataConfig(packing=packing), stories_tokenizer)
+        rows = tokenize([], DataConfig(packing=packing), spm_tokenizer)
         assert len(rows) == 0

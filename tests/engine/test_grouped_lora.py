@@ -54,7 +54,9 @@ def backward(shared: SharedBase, adapters: Sequence[Adapter]) -> dict[str, torch
         return {name: g.flat_P.clone() for name, g in shared.plan.gradients().items()}
 
 
-def plain_peft_gradient(adapter: Adapter, lora: LoraConfig, seed: int, index: int) -> torch.Tensor:
+def plain_peft_gradient(
+    adapter: Adapter, lora: LoraConfig, seed: int, index: int, rows: int = ROWS
+) -> torch.Tensor:
     """The same gradient by PEFT's own forward and autograd, in the adapter's layout."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
@@ -66,7 +68,7 @@ def plain_peft_gradient(adapter: Adapter, lora: LoraConfig, seed: int, index: in
     with torch.no_grad():
         for weight, ours in zip(weights, adapter.parameters.values(), strict=True):
             weight.copy_(ours)
-    model(ids(seed=index), use_cache=False).logits.square().sum().backward()
+    model(ids(rows, seed=index), use_cache=False).logits.square().sum().backward()
     gradient = torch.empty_like(adapter.flat_P)
     for view, weight in zip(adapter.of_parameters(gradient), weights, strict=True):
         assert weight.grad is not None
@@ -118,6 +120,51 @@ def test_only_adapters_of_one_layout_and_as_many_rows_are_stacked() -> None:
         up_proj = next(i for i, spec in enumerate(shared.base.linears) if "up_proj" in spec.name)
         assert [b.count for b in shared.plan.bundles(q_proj)] == [2, 1, 1, 1, 1]
         assert [b.count for b in shared.plan.bundles(up_proj)] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "bundles"),
+    [
+        ([2, 2, 2], [3]),
+        ([2, 2, 3], [2, 1]),
+        ([3, 2, 2], [1, 2]),
+        ([1, 2, 1], [1, 1, 1]),
+        ([1, 1, 2, 2, 2, 1], [2, 3, 1]),
+    ],
+)
+def test_adapters_are_stacked_with_neighbours_of_as_many_rows(
+    rows: list[int], bundles: list[int]
+) -> None:
+    shared = SharedBase(random_base())
+    lora = LoraConfig(rank=4, alpha=8.0)
+    names = [shared.attach(lora, seed=0).name for _ in rows]
+    starts = [sum(rows[:index]) for index in range(len(rows))]
+    segments = [
+        Segment(adapter=name, start=start, stop=start + count, dropout_key=None)
+        for name, start, count in zip(names, starts, rows, strict=True)
+    ]
+    with shared.rows(segments):
+        assert [bundle.count for bundle in shared.plan.bundles(0)] == bundles
+
+
+def test_gradients_of_adapters_with_unlike_rows_are_pefts_for_each_alone() -> None:
+    shared, lora = SharedBase(random_base()), LoraConfig(rank=4, alpha=8.0)
+    adapters = [trained(shared, lora, seed) for seed in range(3)]
+    alone = [
+        plain_peft_gradient(adapter, lora, seed=index, index=index, rows=1 + index)
+        for index, adapter in enumerate(adapters)
+    ]
+    joint = torch.cat([ids(rows=1 + index, seed=index) for index in range(3)])
+    segments = [
+        Segment(adapter=adapters[0].name, start=0, stop=1, dropout_key=None),
+        Segment(adapter=adapters[1].name, start=1, stop=3, dropout_key=None),
+        Segment(adapter=adapters[2].name, start=3, stop=6, dropout_key=None),
+    ]
+    with shared.rows(segments):
+        shared.model(joint, use_cache=False).logits.square().sum().backward()
+        gradients = {name: g.flat_P.clone() for name, g in shared.plan.gradients().items()}
+    for adapter, expected in zip(adapters, alone, strict=True):
+        torch.testing.assert_close(gradients[adapter.name], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_without_an_adapter_in_a_layer_see_the_base_and_pass_its_gradient_on() -> None:

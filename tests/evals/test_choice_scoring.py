@@ -5,7 +5,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from harness.evals.choice_scoring import choose_answers  # noqa: E402
-from harness.evals.choices import ShotQuestion, answers, prompt_text, read_choices  # noqa: E402
+from harness.evals.choices import (  # noqa: E402
+    Question,
+    ShotQuestion,
+    answers,
+    prompt_text,
+    read_choices,
+)
 
 CPU = torch.device("cpu")
 
@@ -24,8 +30,10 @@ def _choose(model, tokenizer, items, batch_size=8):
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
-def test_arc_choices_equal_a_computation_by_hand(model, tokenizer, shared, batch_size):
-    questions = read_choices(str(shared / "eval" / "ai2_arc_ARC_Easy_validation.jsonl"))[:12]
+def test_arc_choices_equal_a_computation_by_hand(
+    model, tokenizer, arc_rows, write_jsonl, batch_size
+):
+    questions = read_choices(write_jsonl(arc_rows))[:16]
     expected, unnormalized = [], []
     for question in questions:
         sums = [
@@ -40,12 +48,13 @@ def test_arc_choices_equal_a_computation_by_hand(model, tokenizer, shared, batch
     assert expected != unnormalized  # so that the test sees the normalization
 
 
-def test_mmlu_choices_with_shots_equal_a_computation_by_hand(model, tokenizer, shared):
-    mmlu = read_choices(str(shared / "eval" / "mmlu_test_10perSubject_seed0.jsonl"))
-    dev = read_choices(str(shared / "eval" / "mmlu_dev.jsonl"))
+def test_mmlu_choices_with_shots_equal_a_computation_by_hand(
+    model, tokenizer, mmlu_rows, write_jsonl
+):
+    mmlu = read_choices(write_jsonl(mmlu_rows))
+    by_subject = {q.subject: [s for s in mmlu if s.subject == q.subject] for q in mmlu}
     short = sorted(mmlu, key=lambda q: len(prompt_text(q, [])))[:10]
-    by_subject = {q.subject: [s for s in dev if s.subject == q.subject] for q in short}
-    items = [ShotQuestion(question=q, shots=tuple(by_subject[q.subject][:1])) for q in short]
+    items = [ShotQuestion(question=q, shots=(_another(by_subject[q.subject], q),)) for q in short]
     expected = []
     for item in items:
         prompt = prompt_text(item.question, item.shots)
@@ -57,11 +66,15 @@ def test_mmlu_choices_with_shots_equal_a_computation_by_hand(model, tokenizer, s
     assert (outcome.chosen, outcome.num_with_fewer_shots, outcome.num_cut) == (expected, 0, 0)
 
 
+def _another(questions: list[Question], question: Question) -> Question:
+    return next(q for q in questions if q is not question)
+
+
 def test_shots_are_dropped_from_the_front_until_the_prompt_fits(
-    model, tokenizer, shared, monkeypatch
+    model, tokenizer, mmlu_rows, write_jsonl, monkeypatch
 ):
-    mmlu = read_choices(str(shared / "eval" / "mmlu_dev.jsonl"))
-    question, *shots = [q for q in mmlu if q.subject == "high_school_geography"]
+    mmlu = read_choices(write_jsonl(mmlu_rows))
+    question, *shots = [q for q in mmlu if q.subject == "held_out_lookup"]
     item = ShotQuestion(question=question, shots=tuple(shots))
     last_only = prompt_text(question, shots[-1:])
     known = tokenizer(last_only)["input_ids"]
@@ -73,8 +86,10 @@ def test_shots_are_dropped_from_the_front_until_the_prompt_fits(
     assert [row[: len(known)] for row in seen[0].tolist()] == [known] * 4
 
 
-def test_a_question_too_long_by_itself_keeps_its_end(model, tokenizer, shared, monkeypatch):
-    question = read_choices(str(shared / "eval" / "mmlu_dev.jsonl"))[0]
+def test_a_question_too_long_by_itself_keeps_its_end(
+    model, tokenizer, mmlu_rows, write_jsonl, monkeypatch
+):
+    question = read_choices(write_jsonl(mmlu_rows))[0]
     monkeypatch.setattr(model.config, "max_position_embeddings", 20)
     seen = _inputs_of(model, monkeypatch)
     outcome = _choose(model, tokenizer, [ShotQuestion(question=question, shots=())])

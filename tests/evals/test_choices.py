@@ -1,8 +1,11 @@
 """Multiple-choice files: what is read, what is refused, and how a prompt reads."""
 
+from itertools import islice
+
 import pytest
 
 from harness.config.schema import EvalConfig
+from harness.embedded.corpus import SKILLS, Part, skill_pairs
 from harness.errors import DataError, RequestError
 from harness.evals.choices import (
     ChoiceForm,
@@ -19,18 +22,23 @@ def _mmlu(text: str = "Two plus two?", subject: str | None = "some_maths", answe
     return row if subject is None else {**row, "subject": subject}
 
 
+def _held_out(skill: str):
+    return skill_pairs(skill, Part.HELD_OUT, seed=6)
+
+
 def _arc(text: str = "What is wet?") -> dict:
     choices = {"text": ["Water", "Sand"], "label": ["1", "2"]}
     return {"question": text, "choices": choices, "answerKey": "1"}
 
 
-def test_published_files_are_read_whole(shared):
-    mmlu = read_choices(str(shared / "eval" / "mmlu_test_10perSubject_seed0.jsonl"))
-    arc = read_choices(str(shared / "eval" / "ai2_arc_ARC_Easy_validation.jsonl"))
-    assert (len(mmlu), {q.form for q in mmlu}) == (570, {ChoiceForm.mmlu})
-    assert len({q.subject for q in mmlu}) == 57
-    assert (len(arc), {q.form for q in arc}) == (570, {ChoiceForm.arc})
-    assert arc[0].choices[arc[0].answer] == "cellular telephone"
+def test_files_of_the_published_forms_are_read_whole(mmlu_rows, arc_rows, write_jsonl):
+    mmlu = read_choices(write_jsonl(mmlu_rows, "mmlu.jsonl"))
+    arc = read_choices(write_jsonl(arc_rows, "arc.jsonl"))
+    assert (len(mmlu), {q.form for q in mmlu}) == (54, {ChoiceForm.mmlu})
+    assert len({q.subject for q in mmlu}) == 9
+    assert (len(arc), {q.form for q in arc}) == (48, {ChoiceForm.arc})
+    responses = [p.response for skill in SKILLS for p in islice(_held_out(skill), 4)]
+    assert [q.choices[q.answer] for q in arc] == responses
 
 
 @pytest.mark.parametrize(
@@ -122,10 +130,9 @@ def test_a_question_is_never_its_own_shot(write_jsonl):
         )
 
 
-def test_few_questions_are_spread_over_the_subjects(shared):
-    path = str(shared / "eval" / "mmlu_test_10perSubject_seed0.jsonl")
-    chosen = load_questions(EvalConfig(choice_path=path, choice_rows=57))
-    assert len({item.question.subject for item in chosen}) == 57
+def test_few_questions_are_spread_over_the_subjects(mmlu_rows, write_jsonl):
+    config = EvalConfig(choice_path=write_jsonl(mmlu_rows), choice_rows=9)
+    assert len({item.question.subject for item in load_questions(config)}) == 9
     assert evenly_spaced(5, 2) == [0, 2]
     assert evenly_spaced(3, 9) == evenly_spaced(3, None) == [0, 1, 2]
 

@@ -1,7 +1,6 @@
 """Batched greedy decoding against transformers' own, one prompt at a time."""
 
 import copy
-import json
 import logging
 
 import pytest
@@ -17,10 +16,9 @@ NEW_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def prompts(shared, tokenizer) -> list[list[int]]:
-    """The starts of nine Alpaca instructions, of very different length and in no order."""
-    lines = (shared / "instruct" / "alpaca_200_seed0.jsonl").read_text().splitlines()[:9]
-    texts = [json.loads(line)["instruction"] for line in lines]
+def prompts(stories, tokenizer) -> list[list[int]]:
+    """The starts of nine stories, of very different length and in no order."""
+    texts = ["\n".join(stories[i : i + 2]) for i in range(9)]
     return [tokenizer(text)["input_ids"][: 12 + 7 * (i * 4 % 9)] for i, text in enumerate(texts)]
 
 
@@ -41,6 +39,10 @@ def alone(model, tokenizer, prompts) -> list[list[int]]:
     return answers
 
 
+def decoded(tokenizer, answer: list[int]) -> str:
+    return tokenizer.decode(answer, skip_special_tokens=True)
+
+
 def _generate(model, tokenizer, prompts, **changes):
     decoding = Decoding(**{"batch_size": 4, "max_new_tokens": NEW_TOKENS, **changes})
     return generate_copies(model, tokenizer, prompts, decoding, CPU, ALONE)[0]
@@ -51,7 +53,7 @@ def test_answers_equal_unbatched_generation_in_the_prompts_order(
     model, tokenizer, prompts, alone, batch_size
 ):
     generated = _generate(model, tokenizer, prompts, batch_size=batch_size)
-    assert generated.texts == [tokenizer.decode(answer) for answer in alone]
+    assert generated.texts == [decoded(tokenizer, answer) for answer in alone]
     assert generated.num_new_tokens == [len(answer) for answer in alone]
     assert len(set(generated.texts)) > 1
 
@@ -59,10 +61,11 @@ def test_answers_equal_unbatched_generation_in_the_prompts_order(
 def test_an_answer_ends_with_its_first_stop_token(model, tokenizer, prompts, alone):
     stop = alone[0][10]
     generated = _generate(model, tokenizer, prompts, extra_stop_ids=[stop])
-    lengths = [answer.index(stop) if stop in answer else NEW_TOKENS for answer in alone]
+    ends = (stop, tokenizer.eos_token_id)
+    lengths = [next((i for i, t in enumerate(a) if t in ends), NEW_TOKENS) for a in alone]
     assert generated.num_new_tokens == [min(length + 1, NEW_TOKENS) for length in lengths]
     said = [answer[:length] for answer, length in zip(alone, lengths, strict=True)]
-    assert generated.texts == [tokenizer.decode(answer) for answer in said]
+    assert generated.texts == [decoded(tokenizer, answer) for answer in said]
     assert min(lengths) < NEW_TOKENS
 
 
@@ -85,7 +88,7 @@ def test_the_models_own_sampling_and_penalties_are_not_used_and_come_back(
     )
     monkeypatch.setattr(model, "generation_config", own)
     generated = _generate(model, tokenizer, prompts)
-    assert generated.texts == [tokenizer.decode(answer) for answer in alone]
+    assert generated.texts == [decoded(tokenizer, answer) for answer in alone]
     assert model.generation_config is own
 
 

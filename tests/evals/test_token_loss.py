@@ -1,13 +1,17 @@
 """Held-out loss against a plain transformers forward. Shape suffixes as in harness.evals.token_loss."""
 
 import math
+from contextlib import contextmanager
+from itertools import islice
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from harness.data.rows import NO_LOSS, TokenRows  # noqa: E402
+from harness.embedded.corpus import STORY, Part, documents  # noqa: E402
 from harness.evals import token_loss  # noqa: E402
+from harness.evals.copies import Copies  # noqa: E402
 from harness.evals.token_loss import RowSums, loss_results, score_rows  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -31,13 +35,10 @@ def _rows(sequences: list[list[int]], prompts: list[int]) -> TokenRows:
 
 
 @pytest.fixture(scope="module")
-def sequences(shared, tokenizer) -> list[list[int]]:
-    """Twelve stories cut to different lengths."""
-    text = (shared / "eval" / "tinystories_sample_2MiB.txt").read_text()[:40_000]
-    stories = [story.strip() for story in text.split("<|endoftext|>")][:12]
-    return [
-        tokenizer(story)["input_ids"][: 40 + 17 * (i * 5 % 12)] for i, story in enumerate(stories)
-    ]
+def sequences(stories, tokenizer) -> list[list[int]]:
+    """Twelve texts of up to four stories, cut to different lengths."""
+    texts = ["\n".join(stories[i : i + 4]) for i in range(12)]
+    return [tokenizer(text)["input_ids"][: 40 + 17 * (i * 5 % 12)] for i, text in enumerate(texts)]
 
 
 PROMPTS = [1, 5, 9, 1, 20, 3, 8, 1, 30, 2, 7, 11]
@@ -90,8 +91,37 @@ def test_packed_rows_score_each_example_as_if_alone(model, sequences):
 def test_scoring_in_chunks_changes_nothing(model, sequences, monkeypatch):
     rows = _rows(sequences, PROMPTS)
     whole = score_rows(model, rows, 4, CPU)
-    monkeypatch.setattr(token_loss, "_CHUNK_ELEMENTS", 512 * 7)
+    monkeypatch.setattr(token_loss, "_CHUNK_ELEMENTS", 1024 * 7)
     assert torch.equal(score_rows(model, rows, 4, CPU).loss_sum_N, whole.loss_sum_N)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_every_copy_is_scored_on_every_row(model, sequences, count):
+    """Copies that differ in nothing score what the model scores, and each pass says whose rows it holds."""
+    passes: list[tuple[int, int]] = []
+    positions: list[int] = []
+
+    @contextmanager
+    def sharing(chosen, rows):
+        passes.append((len(chosen), rows))
+        yield
+
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: positions.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    rows = _rows(sequences, PROMPTS)
+    try:
+        scored = token_loss.score_copies(model, rows, 4, CPU, Copies(count, sharing))
+        expected_rows = [copies * rows for copies, rows in passes]
+        assert positions == expected_rows
+    finally:
+        hook.remove()
+    alone = score_rows(model, rows, 4, CPU)
+    assert len(scored) == count
+    for sums in scored:
+        torch.testing.assert_close(sums.loss_sum_N, alone.loss_sum_N, rtol=1e-6, atol=0)
+        assert sums.correct_N.equal(alone.correct_N)
+        assert sums.tokens_N.equal(alone.tokens_N)
 
 
 def test_cross_entropy_is_taken_in_float32(model, sequences):
@@ -121,16 +151,17 @@ def test_rows_of_one_source_are_one_cluster():
     assert results["eval/token_accuracy"].value == 0.5
 
 
-def test_known_perplexity_of_stories260k_on_its_own_domain(shared, model, tokenizer):
-    """7.38 was measured on this text cut blindly into windows of 256 tokens behind a BOS."""
-    text = (shared / "eval" / "tinystories_sample_2MiB.txt").read_text()[:60_000]
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    windows = [[1, *tokens[start : start + 256]] for start in range(0, 64 * 256, 256)]
-    sums = score_rows(model, _rows(windows, [1] * 64), 16, CPU)
-    results = loss_results(sums, torch.arange(64))
-    error = results["eval/perplexity"].standard_error
+def test_the_perplexity_of_held_out_stories_is_that_of_the_models_card(model, tokenizer):
+    """The pretraining has measured 0.4983 nats a token on other held-out stories, with code of its own."""
+    held_out = documents(Part.HELD_OUT, seed=8)
+    texts = islice((d.response for d in held_out if d.skill == STORY), 200)
+    rows = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    sums = score_rows(model, _rows(rows, [1] * 200), 50, CPU)
+    results = loss_results(sums, torch.arange(200))
+    error = results["eval/loss"].standard_error
     assert error is not None
-    assert abs(results["eval/perplexity"].value - 7.38) < 3 * error < 1.0
+    assert abs(results["eval/loss"].value - 0.4983) < 3 * error < 0.05
+    assert results["eval/perplexity"].value == pytest.approx(math.exp(results["eval/loss"].value))
 
 
 def test_training_goes_on_after_an_evaluation(model, sequences):

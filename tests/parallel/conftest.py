@@ -22,8 +22,8 @@ Sharding = Callable[..., AbstractContextManager[tuple[Leader, SharedBase]]]
 
 
 @pytest.fixture
-def lead(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lead:
-    """Return a context manager: lead(size, harm=…) starts followers on stories260K and gives their leader."""
+def lead(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lead:
+    """Return a context manager: lead(size, harm=…) followers on the embedded model, and their leader."""
 
     @contextmanager
     def leading(
@@ -34,7 +34,7 @@ def lead(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lead
         exit_code: int = 0,
     ) -> Iterator[Leader]:
         config = config or RunConfig(
-            model=ModelConfig(name=str(stories)),
+            model=ModelConfig(name=str(pretrained)),
             quant=quant or QuantConfig(),
             resources=ResourcesConfig(device="cpu", data_parallel=size),
             paths=PathsConfig(out=str(tmp_path), cache=str(tmp_path / "cache")),
@@ -81,14 +81,14 @@ def asked(model: Path, out: Path, quant: QuantConfig, size: int) -> RunConfig:
 
 
 @pytest.fixture
-def sharding(stories: Path, tmp_path: Path, lead: Lead) -> Sharding:
+def sharding(pretrained: Path, tmp_path: Path, lead: Lead) -> Sharding:
     """Return a context manager: sharding(quant, …) gives a leader and the base that its processes share."""
 
     @contextmanager
     def sharded(
         quant: QuantConfig,
         *,
-        model: Path = stories,
+        model: Path = pretrained,
         size: int = 2,
         harm: Harm = Harm.none,
         exit_code: int = 0,

@@ -86,10 +86,10 @@ def lead_until_it_breaks(
 
 @pytest.mark.parametrize("breaks", Breaks)
 def test_a_leader_out_of_memory_ends_the_run_and_leaves_nobody_waiting(
-    make_base: MakeBase, make_job: MakeJob, stories: Path, tmp_path: Path, breaks: Breaks
+    make_base: MakeBase, make_job: MakeJob, pretrained: Path, tmp_path: Path, breaks: Breaks
 ) -> None:
     job = make_job(make_base(), "run")
-    config = asked(stories, tmp_path, QuantConfig(), 2)
+    config = asked(pretrained, tmp_path, QuantConfig(), 2)
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.commands.warm"])

@@ -1,20 +1,19 @@
 """Small models of every architecture, built for real and planned."""
 
-from pathlib import Path
-
 import pytest
 
 from harness.plan.model import PlannedModel
 from harness.plan.prediction import BatchSize
 from tests.plan.engine import Bases
-from tests.random_models import SHAPES, save_random_model
+from tests.random_models import SHAPES, UNEVEN, save_random_model
 
 
 @pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory, stories: Path) -> Bases:
-    """The embedded model, stories260K and random models of other architectures."""
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
+    """The embedded model, random models of other architectures, and one that no block size divides."""
     work = tmp_path_factory.mktemp("bases")
-    directories = {"embedded": "embedded", "stories": str(stories)}
+    directories = {"embedded": "embedded"}
+    directories["uneven"] = str(save_random_model(work / "uneven", "llama", **UNEVEN))
     for name in ("gpt2", "gpt_neox", "qwen2"):
         directories[name] = str(save_random_model(work / name, name, **SHAPES[name]))
     return Bases(directories, work)

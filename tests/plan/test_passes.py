@@ -27,14 +27,14 @@ NF4, BFLOAT16 = QuantFormat.nf4, FloatType.bfloat16
 
 # model, storage, compute type, attention, batch, cohort, dropout, gradient checkpointing
 GRID: list[tuple[Any, ...]] = [
-    ("stories", NF4, FloatType.float32, "sdpa", SMALL, 1, 0.0, False),
-    ("stories", NF4, BFLOAT16, "sdpa", LONG, 1, 0.0, False),
-    ("stories", NF4, FloatType.float32, "sdpa", LONG, 1, 0.0, True),
-    ("stories", NF4, FloatType.float32, "sdpa", SMALL, 4, 0.0, False),
-    ("stories", NF4, BFLOAT16, "sdpa", SMALL, 3, 0.1, True),
-    ("stories", QuantFormat.none, FloatType.float32, "eager", LONG, 2, 0.0, False),
-    ("stories", QuantFormat.int4_asym, FloatType.float32, "sdpa", PACKED, 2, 0.1, False),
-    ("stories", QuantFormat.int8, BFLOAT16, "eager", SMALL, 1, 0.1, True),
+    ("uneven", NF4, FloatType.float32, "sdpa", SMALL, 1, 0.0, False),
+    ("uneven", NF4, BFLOAT16, "sdpa", LONG, 1, 0.0, False),
+    ("uneven", NF4, FloatType.float32, "sdpa", LONG, 1, 0.0, True),
+    ("uneven", NF4, FloatType.float32, "sdpa", SMALL, 4, 0.0, False),
+    ("uneven", NF4, BFLOAT16, "sdpa", SMALL, 3, 0.1, True),
+    ("uneven", QuantFormat.none, FloatType.float32, "eager", LONG, 2, 0.0, False),
+    ("uneven", QuantFormat.int4_asym, FloatType.float32, "sdpa", PACKED, 2, 0.1, False),
+    ("uneven", QuantFormat.int8, BFLOAT16, "eager", SMALL, 1, 0.1, True),
     ("qwen2", NF4, FloatType.float32, "sdpa", SMALL, 1, 0.0, False),
     ("qwen2", QuantFormat.none, BFLOAT16, "sdpa", PACKED, 3, 0.0, False),
     ("qwen2", QuantFormat.int4, BFLOAT16, "sdpa", LONG, 2, 0.1, False),
@@ -87,8 +87,8 @@ def test_cohorts_of_different_ranks_and_targets_are_traced_too(bases: Bases) -> 
         LoraConfig(rank=4, alpha=8, target_modules=["model.layers.3.mlp.down_proj"]),
     ]
     quant, optim = QuantConfig(), OptimConfig(steps=1)
-    real = saved_bytes(bases.real("stories", quant, Attention.sdpa), loras, optim, SMALL)
-    planned = bases.planned("stories")
+    real = saved_bytes(bases.real("uneven", quant, Attention.sdpa), loras, optim, SMALL)
+    planned = bases.planned("uneven")
     planned.use(quant)
     runs = [PlannedRun(lora, optim, SMALL) for lora in loras]
     assert pass_bytes(planned, runs, "cpu").saved == real
@@ -97,8 +97,8 @@ def test_cohorts_of_different_ranks_and_targets_are_traced_too(bases: Bases) -> 
 def test_blocks_before_the_first_adapted_one_keep_nothing(bases: Bases) -> None:
     lora = LoraConfig(rank=4, alpha=8, target_modules=["model.layers.3.mlp.down_proj"])
     optim, quant = OptimConfig(steps=1), QuantConfig()
-    real = saved_bytes(bases.real("stories", quant, Attention.sdpa), [lora], optim, SMALL)
-    planned = bases.planned("stories")
+    real = saved_bytes(bases.real("uneven", quant, Attention.sdpa), [lora], optim, SMALL)
+    planned = bases.planned("uneven")
     planned.use(quant)
     assert pass_bytes(planned, [PlannedRun(lora, optim, SMALL)], "cpu").saved == real
 
@@ -160,7 +160,7 @@ def test_one_block_of_each_kind_and_then_one_more_is_traced() -> None:
 # The peak of a pass ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["stories", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("name", ["uneven", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("compute", FloatType)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_peak_of_a_pass_is_that_of_its_real_tensors(

@@ -19,7 +19,7 @@ from harness.plan.base_bytes import base_bytes
 from harness.plan.optimizer_state import optimizer_bytes
 from tests.plan.engine import Bases, optimizer_state_bytes
 
-MODELS = ("embedded", "stories", "gpt2", "gpt_neox", "qwen2")
+MODELS = ("embedded", "uneven", "gpt2", "gpt_neox", "qwen2")
 STORAGES = [(quant_format, False) for quant_format in QuantFormat] + [
     (quant_format, True) for quant_format in BLOCKWISE
 ]
@@ -47,8 +47,8 @@ def test_base_and_constants_are_the_bytes_of_the_built_base(
 @pytest.mark.parametrize("block_size", [32, 4096])
 def test_blocks_that_do_not_divide_a_layer_are_counted_whole(bases: Bases, block_size: int) -> None:
     quant = QuantConfig(format=QuantFormat.int4_asym, double_quant=True, block_size=block_size)
-    real = base_size(bases.real("stories", quant, Attention.sdpa).base)
-    planned = base_bytes(bases.planned("stories").outline, storage_of(quant))
+    real = base_size(bases.real("uneven", quant, Attention.sdpa).base)
+    planned = base_bytes(bases.planned("uneven").outline, storage_of(quant))
     assert planned.constant_bytes == real.constant_bytes
     assert planned.weight_bytes == real.weight_bytes
 
@@ -61,7 +61,7 @@ def test_optimizer_states_are_the_bytes_of_the_optimizer_after_a_step(
 ) -> None:
     # At rank 32 some tensors of this model have 4096 elements and more, from where 8 bits are used.
     lora = LoraConfig(rank=rank, alpha=8)
-    shared = bases.real("stories", QuantConfig(format=QuantFormat.none), Attention.sdpa)
+    shared = bases.real("uneven", QuantConfig(format=QuantFormat.none), Attention.sdpa)
     adapted = adapted_layers(lora, shared.base.linears)
     real = optimizer_state_bytes(shared, lora, OptimConfig(name=name, steps=1))
     assert optimizer_bytes(name, adapted, rank).total == real

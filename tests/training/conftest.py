@@ -34,10 +34,10 @@ MakeJob = Callable[..., Job]
 
 
 @pytest.fixture
-def make_base(stories: Path, tmp_path: Path) -> MakeBase:
-    """Return a function that builds a fresh base on stories260K (or another model) in one format."""
+def make_base(pretrained: Path, tmp_path: Path) -> MakeBase:
+    """Return a function that builds a fresh base on the embedded model (or another) in one format."""
 
-    def build(quant: QuantConfig | None = None, model: Path = stories) -> SharedBase:
+    def build(quant: QuantConfig | None = None, model: Path = pretrained) -> SharedBase:
         config = ModelConfig(name=str(model))
         source = find_model(config)
         base = build_base(
@@ -55,10 +55,10 @@ def make_base(stories: Path, tmp_path: Path) -> MakeBase:
 
 @pytest.fixture
 def sums(tmp_path: Path) -> Path:
-    """A file of 60 small additions in words of their own."""
+    """A file of 60 lists of two numbers and their sum, to be copied and begun again: a loss of 1.6."""
     path = tmp_path / "sums.jsonl"
     rows = [
-        {"prompt": f"How much are {i} and {j}?", "response": f"{i} and {j} are {i + j}."}
+        {"prompt": f"Copy the list: {i}, {j}, {i + j}", "response": f"{i}, {j}, {i + j}, {i}"}
         for i in range(3, 9)
         for j in range(10, 20)
     ]

@@ -67,7 +67,7 @@ def test_a_run_alone_equals_plain_peft(
 ) -> None:
     quant = QuantConfig(format=quant_format)
     ours = make_base(quant)
-    job = make_job(ours, "ours")
+    job = make_job(ours, "ours", optim={"lr": 1e-3})  # a higher rate multiplies what sums round off
     run_all(ours, [job], capacity=1)
     theirs = make_base(quant)
     assert worst(losses(job), plain_peft_losses(theirs, job)) < CLOSE
