@@ -16,19 +16,25 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import torch
 
-from bench.step import FORMATS, Setting, Step, Times, harness_step, random_base, setting_of
-from harness.data.prepare import PreparedData
+from bench.step import (
+    FORMATS,
+    Setting,
+    Step,
+    Times,
+    harness_slot,
+    harness_step,
+    random_base,
+    setting_of,
+)
 from harness.engine.shared_base import SharedBase
+from harness.measure.heap import keep_freed_memory
 from harness.records.provenance import collect_provenance
-from harness.records.run_directory import RunDirectory, utc_now
-from harness.training.heap import keep_freed_memory
-from harness.training.job import Job
+from harness.records.run_directory import utc_now
 from harness.training.slot import Slot
 
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -59,14 +65,7 @@ def slots_of(shared: SharedBase, setting: Setting, ranks: Sequence[int], count: 
         config.lora = replace(config.lora, rank=rank, alpha=2.0 * rank)
         config.optim = replace(config.optim, lr=1e-3 * (1 + index % 4))
         config.seed = index
-        job = Job(
-            config=config,
-            run_id=f"bench{index}",
-            directory=RunDirectory(Path("unused")),
-            data=cast(PreparedData, SimpleNamespace(train=setting.rows)),
-            provenance={},
-        )
-        slots.append(Slot(job, shared))
+        slots.append(harness_slot(shared, config, setting.rows, f"bench{index}"))
     return slots
 
 

@@ -25,12 +25,12 @@ import psutil
 
 from harness.question.axes import CaseAxis, ChoiceAxis, Condition, NumberAxis
 from harness.question.points import Point, Space
-from harness.question.question import (
+from harness.question.question import Question
+from harness.question.settings import (
     Constraint,
     Method,
     Objective,
     PrunerName,
-    Question,
     SearchSettings,
     StudySettings,
     WorkerSettings,
@@ -38,6 +38,7 @@ from harness.question.question import (
 from harness.records.metrics import Direction
 from harness.records.provenance import collect_provenance
 from harness.records.run_directory import utc_now
+from harness.study.database import open_engine
 from harness.study.leases import Leases
 from harness.study.samplers import (
     build_pruner,
@@ -46,9 +47,8 @@ from harness.study.samplers import (
     sampler_settings,
     without_optuna_warnings,
 )
-from harness.study.storage import open_engine
 from harness.study.study import Study, Trial
-from harness.sweeping.sharing import RECENT_SECONDS
+from harness.sweeping.trials import RECENT_SECONDS
 
 TARGET_SECONDS = 60.0  # of 1,000 trials with tpe
 RUNNING = 16

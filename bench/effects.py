@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from scipy import stats
 
-from harness.commands.together import run_together
+from harness.commands.run import run
 from harness.config.compose import compose_run
-from harness.config.schema import QuantConfig, QuantFormat, RunConfig
+from harness.config.schema import QuantConfig, QuantFormat
 from harness.records.record import Record, RunStatus
 
 if TYPE_CHECKING:
@@ -158,12 +158,9 @@ def _rounded() -> Iterable[QuantConfig]:
 
 
 def trained(grid: Sequence[Sequence[str]]) -> list[Record]:
-    """Train one run for every list of overrides; records in the order of the grid.
-
-    On two cores a pass over several runs does not pay at the batch of `facts`.
-    """
-    configs: list[RunConfig] = [compose_run([*COMMON, *overrides]) for overrides in grid]
-    records = run_together(configs, capacity=1 if "data=facts" in grid[0] else 8)
+    """Train one run for every list of overrides; records in the order of the grid."""
+    configs = [compose_run([*COMMON, *overrides]) for overrides in grid]
+    records = [run(config)[0] for config in configs]
     bad = [f"{r.run_id}: {r.status.value}" for r in records if r.status is RunStatus.failed]
     assert not bad, bad
     return records

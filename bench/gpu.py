@@ -22,7 +22,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -30,15 +29,13 @@ import torch
 from bench.gpu_floor import floor_ms, machine_rates
 from bench.gpu_models import SHAPES, Shape, random_base, random_rows, run_config
 from bench.gpu_peers import plain_step, trainer_steps
-from bench.step import FORMATS, Step, harness_step
+from bench.step import FORMATS, Step, harness_slot, harness_step
 from harness.config.schema import QuantConfig
-from harness.data.prepare import PreparedData
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
 from harness.measure.memory import is_out_of_memory
 from harness.records.provenance import collect_provenance
-from harness.records.run_directory import RunDirectory, utc_now, write_text
-from harness.training.job import Job
+from harness.records.run_directory import utc_now, write_text
 from harness.training.slot import Slot
 
 TOKENS = (128, 256, 512, 1024, 2048, 4096)
@@ -121,17 +118,8 @@ def in_turns(
 def slots_of(shared: SharedBase, shape: Shape, tokens: int, count: int) -> list[Slot]:
     """Return runs that differ in seed and learning rate, on rows of their own order."""
     rows = random_rows(shape, tokens)
-    slots = []
-    for index in range(count):
-        job = Job(
-            config=run_config(shared.base.quant, tokens, index),
-            run_id=f"bench{index}",
-            directory=RunDirectory(Path("unused")),
-            data=cast(PreparedData, SimpleNamespace(train=rows)),
-            provenance={},
-        )
-        slots.append(Slot(job, shared))
-    return slots
+    configs = [run_config(shared.base.quant, tokens, index) for index in range(count)]
+    return [harness_slot(shared, config, rows, f"bench{i}") for i, config in enumerate(configs)]
 
 
 def solo(

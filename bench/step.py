@@ -13,8 +13,7 @@ and of processor time, which is the steadier of the two where other work shares 
 - `plain`: forward, cross-entropy, backward, clip, step, written against `peft.get_peft_model`;
 - `trainer`: `transformers.Trainer.train`, neither logging, saving nor evaluating.
 
-Two more comparisons are interleaved in the same way: our step in each format over that in nf4, and a step
-of a cohort of K equal runs over K steps of a run alone.
+`bench.cohort` measures what a pass of several runs costs.
 """
 
 import argparse
@@ -22,8 +21,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,15 +33,15 @@ import torch.nn.functional as F
 
 from bench.trainer import train
 from harness.base.build import Base, freeze
+from harness.config.identity import Identity
 from harness.config.schema import LoraConfig, OptimConfig, QuantConfig, QuantFormat, RunConfig
 from harness.data.order import batch_rows
 from harness.data.prepare import PreparedData
 from harness.data.rows import NO_LOSS, TokenRows
-from harness.engine.cpu.backend import quick_passes
-from harness.engine.micro_step import packed_gradients
 from harness.engine.shared_base import SharedBase
 from harness.records.provenance import collect_provenance
 from harness.records.run_directory import RunDirectory, utc_now
+from harness.request import Request
 from harness.training.job import Job
 from harness.training.slot import Slot, clip
 
@@ -55,7 +53,6 @@ FORMATS = {
 }
 STEPS_BY_TOKENS = {64: 120, 256: 100, 1024: 50, 4096: 24}
 """Interleaved steps by tokens of a micro-batch, which is the whole batch."""
-COHORT_SIZES = (1, 2, 4, 8)
 TARGETS = {"harness_over_plain": 1.05, "harness_over_trainer": 0.90}
 
 _WARMUP_STEPS = 5
@@ -192,13 +189,13 @@ def random_base(hidden: int, quant: QuantConfig) -> Base:
 # The contenders ----------------------------------------------------------------------------------
 
 
-def harness_slot(shared: SharedBase, setting: Setting) -> Slot:
+def harness_slot(shared: SharedBase, config: RunConfig, rows: TokenRows, name: str) -> Slot:
     """Return one run's place in a cohort; of its data a slot reads the training rows only."""
+    base, identity = shared.base, Identity(run_id=name, cell_id=name)
+    unused = RunDirectory(Path("unused"))
     job = Job(
-        config=setting.run_config,
-        run_id="bench",
-        directory=RunDirectory(Path("unused")),
-        data=cast(PreparedData, SimpleNamespace(train=setting.rows)),
+        request=Request(config, base.source, base.fingerprint, identity, unused),
+        data=cast(PreparedData, SimpleNamespace(train=rows)),
         provenance={},
     )
     return Slot(job, shared)
@@ -206,14 +203,13 @@ def harness_slot(shared: SharedBase, setting: Setting) -> Slot:
 
 def harness_step(shared: SharedBase, slots: Sequence[Slot], *, in_cohort: bool = False) -> Step:
     """Return what `harness.training.session` does in a step of these slots, without files."""
-    session = ExitStack()
-    session.enter_context(quick_passes(shared, keeping=in_cohort))
-    return partial(_harness_step, session, shared, slots)
+    shared.backend.keep_decoded(in_cohort)
+    return partial(_harness_step, shared, slots)
 
 
-def _harness_step(_session: ExitStack, shared: SharedBase, slots: Sequence[Slot]) -> float:
-    """Make one step; the session lasts as long as somebody may call this."""
-    gradients = packed_gradients(shared, [slot.next_work() for slot in slots])
+def _harness_step(shared: SharedBase, slots: Sequence[Slot]) -> float:
+    """Make one step."""
+    gradients = shared.backend.gradients([slot.next_work() for slot in slots])
     for slot, gradient in zip(slots, gradients, strict=True):
         slot.receive(gradient)
     numbers = clip(slots).tolist()
@@ -225,7 +221,8 @@ def _harness_step(_session: ExitStack, shared: SharedBase, slots: Sequence[Slot]
 def solo_step(setting: Setting) -> Step:
     """Return the step of a run alone on a base of its own."""
     shared = SharedBase(random_base(setting.hidden, setting.quant))
-    return harness_step(shared, [harness_slot(shared, setting)], in_cohort=False)
+    slot = harness_slot(shared, setting.run_config, setting.rows, "bench")
+    return harness_step(shared, [slot], in_cohort=False)
 
 
 def peft_model(setting: Setting) -> Any:
@@ -330,57 +327,16 @@ def _turns(names: list[str], turn: int) -> list[str]:
     return names[::-1] if turn % 2 else names
 
 
-def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, Times]:
-    """Make all steps in turn, `rounds` times."""
-    times = {name: Times() for name in steps}
-    for turn in range(rounds):
-        for name in _turns(list(steps), turn):
-            times[name].run(steps[name])
-    return times
-
-
-def compare_formats(settings: dict[str, Setting]) -> dict[str, Any]:
-    """Interleave our step in all formats; ratios are over nf4."""
-    rounds = min(setting.total_steps for setting in settings.values())
-    times = interleaved({name: solo_step(s) for name, s in settings.items()}, rounds)
-    return {
-        name: spent.medians() | {"over_nf4": spent.over(times["nf4"])}
-        for name, spent in times.items()
-    }
-
-
-def compare_cohorts(setting: Setting) -> dict[str, Any]:
-    """Interleave cohorts of K equal runs, each on a base of its own; ratios are over K steps alone."""
-    setting = replace(setting, steps=max(6, setting.steps // 3))
-    steps = {}
-    for size in COHORT_SIZES:
-        shared = SharedBase(random_base(setting.hidden, setting.quant))
-        steps[str(size)] = harness_step(
-            shared,
-            [harness_slot(shared, setting) for _ in range(size)],
-            in_cohort=size > 1,
-        )
-    times = interleaved(steps, setting.total_steps)
-    return {
-        str(size): times[str(size)].medians()
-        | {"over_alone": times[str(size)].over(times["1"], times=size)}
-        for size in COHORT_SIZES
-    }
-
-
 def measure(hidden: int, scale: float, loss_share: float) -> dict[str, Any]:
     """Measure the whole grid for one width."""
-    loops, formats, cohorts = {}, {}, {}
+    loops = {}
     for tokens in STEPS_BY_TOKENS:
-        settings = {
-            name: setting_of(hidden, quant, tokens, scale, loss_share)
+        loops[tokens] = {
+            name: compare_loops(setting_of(hidden, quant, tokens, scale, loss_share))
             for name, quant in FORMATS.items()
         }
-        loops[tokens] = {name: compare_loops(setting) for name, setting in settings.items()}
-        formats[tokens] = compare_formats(settings)
-        cohorts[tokens] = compare_cohorts(settings["nf4"])
-        print_rows(tokens, loops[tokens], formats[tokens], cohorts[tokens])
-    return {"loops": loops, "formats": formats, "cohorts_nf4": cohorts}
+        print_rows(tokens, loops[tokens])
+    return {"loops": loops}
 
 
 # Output ------------------------------------------------------------------------------------------
@@ -388,24 +344,18 @@ def measure(hidden: int, scale: float, loss_share: float) -> dict[str, Any]:
 
 def print_header(hidden: int) -> None:
     """Print the head of the table."""
-    columns = ["tokens", "format", "harness ms", "/ plain", "/ trainer", "/ nf4"]
-    columns += [f"K={size} / K alone" for size in COHORT_SIZES[1:]]
+    columns = ["tokens", "format", "harness ms", "/ plain", "/ trainer"]
     print(
         f"\nhidden {hidden}; ratios of wall clock (of processor time)\n\n| {' | '.join(columns)} |"
     )
     print("|" + "---:|" * len(columns))
 
 
-def print_rows(
-    tokens: int, loops: dict[str, Any], formats: dict[str, Any], cohorts: dict[str, Any]
-) -> None:
-    """Print one row for each format; cohorts are measured in nf4."""
+def print_rows(tokens: int, loops: dict[str, Any]) -> None:
+    """Print one row for each format."""
     for name, loop in loops.items():
         cells = [str(tokens), name, f"{loop['harness']['wall_ms']:.1f}"]
         cells += [_shown(loop[key]) for key in TARGETS]
-        cells.append(_shown(formats[name]["over_nf4"]))
-        for size in COHORT_SIZES[1:]:
-            cells.append(_shown(cohorts[str(size)]["over_alone"]) if name == "nf4" else "")
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

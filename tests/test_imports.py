@@ -4,7 +4,7 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -43,12 +43,12 @@ MODULES = sorted((ROOT / "harness").rglob("*.py"))
 ANALYSIS = sorted((ROOT / "analysis").rglob("*.py"))
 
 
-def imported(file: Path) -> Iterator[tuple[str, ast.AST]]:
-    """Yield every module that `file` imports at run time, wherever the import stands."""
+def imported(file: Path, *, for_types: bool = False) -> Iterator[tuple[str, ast.AST]]:
+    """Yield every module that `file` imports at run time, or `for_types` too, wherever the import stands."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     skipped: set[ast.AST] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if not for_types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             skipped.update(inner for part in node.body for inner in ast.walk(part))
     for node in ast.walk(tree):
         if node in skipped:
@@ -84,6 +84,73 @@ def test_analysis_reads_only_records_and_metrics(file):
             assert module in ANALYSIS_MAY, f"{file} imports {module}"
         online = file.name == "wandb_runs.py" and module.split(".")[0] == "wandb"  # when asked for
         assert online or module.split(".")[0] not in HEAVY
+
+
+def module_name(file: Path) -> str:
+    """Return the dotted name under which a file is imported."""
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def edges(files: Iterable[Path]) -> dict[str, set[str]]:
+    """Return for each module the modules among `files` that it imports, also for types alone."""
+    names = {module_name(file) for file in files}
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for file in files:
+        for module, node in imported(file, for_types=True):
+            inside = getattr(node, "names", ()) if isinstance(node, ast.ImportFrom) else ()
+            submodules = {f"{module}.{alias.name}" for alias in inside} & names
+            found[module_name(file)] |= (submodules or {module} & names) - {module_name(file)}
+    return found
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return groups of modules that reach each other (Tarjan 1972), each sorted."""
+    index: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = lowest[name] = len(index)
+        stack.append(name)
+        for other in sorted(graph[name]):
+            if other not in index:
+                visit(other)
+            if other in stack:
+                lowest[name] = min(lowest[name], lowest[other])
+        if lowest[name] == index[name]:
+            group = stack[stack.index(name) :]
+            del stack[-len(group) :]
+            found.append(sorted(group))
+
+    for name in sorted(graph):
+        if name not in index:
+            visit(name)
+    return [group for group in found if len(group) > 1]
+
+
+def rooms(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Return the same between rooms (the folders of the harness, and files at its top)."""
+    found: dict[str, set[str]] = {}
+    for name, others in graph.items():
+        own = part_of(name)
+        found.setdefault(own, set()).update({part_of(other) for other in others} - {own})
+    return {own: {other for other in others if other in found} for own, others in found.items()}
+
+
+def test_a_circle_is_found_where_there_is_one():
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": {"e"}, "e": set()}
+    assert circles(graph) == [["a", "b", "c"]]
+    assert circles({**graph, "c": set()}) == []
+
+
+@pytest.mark.parametrize("files", [MODULES, ANALYSIS], ids=["harness", "analysis"])
+def test_no_modules_import_each_other_in_a_circle(files):
+    assert circles(edges(files)) == []
+
+
+def test_no_rooms_import_each_other_in_a_circle():
+    assert circles(rooms(edges(MODULES))) == []
 
 
 @pytest.mark.parametrize("part", sorted(RANK))

@@ -3,7 +3,7 @@
 import optuna
 import pytest
 
-from harness.study.storage import open_database
+from harness.study.database import open_database
 
 
 @pytest.mark.parametrize("turn", [1, 2])

@@ -48,7 +48,7 @@ def _sweep_names(command: str) -> list[str]:
     """Return the questions that are ready, or the sweeps that have run under out/."""
     if command not in ("sweep", "plan"):
         return sorted(path.parent.name for path in Path("out/sweeps").glob("*/state.json"))
-    from harness.question.question import known_sweeps
+    from harness.question.load import known_sweeps
 
     return list(known_sweeps())
 

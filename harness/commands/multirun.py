@@ -8,19 +8,16 @@ import hashlib
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from harness.commands.sweep import sweep_command
 from harness.config.compose import compose_run
 from harness.errors import RequestError
-from harness.question.question import question_of
+from harness.question.load import load_question, question_of, question_text
+from harness.question.question import Question, comparable, refuse_another
 from harness.records.run_directory import write_text
 
-_ASKED = ("base", "space", "search", "objective", "constraints", "confirm")
-"""The parts of a question that make it another one."""
 _NO_NAME = "multirun"
 
 
@@ -38,12 +35,11 @@ def multirun_command(overrides: Sequence[str], *, as_json: bool) -> int:
         raise RequestError(
             f"-m {words}: no key has several values; write lora.rank=2,8 or seed=0,1, or leave -m out"
         )
-    tree = question.tree()
     if question.name == _NO_NAME:
-        tree["name"] = _name_of(tree)
+        question = replace(question, name=_name_of(question))
     out = Path(compose_run(question.base).paths.out)
-    file = out / "sweeps" / f"{tree['name']}.yaml"
-    is_new = _keep(file, tree)
+    file = out / "sweeps" / f"{question.name}.yaml"
+    is_new = _keep(file, question)
     try:
         return sweep_command(str(file), [], dry_run=False, as_json=as_json)
     except RequestError:
@@ -60,23 +56,22 @@ def _with_seeds(override: str) -> str:
     return f"search.seeds=[{value.removeprefix('choice(').removesuffix(')')}]"
 
 
-def _name_of(tree: dict[str, Any]) -> str:
-    text = json.dumps({part: tree[part] for part in _ASKED}, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return f"{'-'.join([_NO_NAME, *sorted(tree['space'])])[:80]}-{digest}"
+def _name_of(question: Question) -> str:
+    asked = comparable(question)
+    asked["space"].sort()
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    keys = sorted(axis.key for axis in question.space.axes)
+    return f"{'-'.join([_NO_NAME, *keys])[:80]}-{digest}"
 
 
-def _keep(file: Path, tree: dict[str, Any]) -> bool:
+def _keep(file: Path, question: Question) -> bool:
     """Write the question, unless the file holds another one; returns whether there was no file."""
     is_new = not file.exists()
     if not is_new:
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))
-        different = [part for part in _ASKED if before.get(part) != tree[part]]
-        if different:
-            raise RequestError(
-                f"{file} asks for another {', '.join(different)}; give name=OTHER, or `harness sweep {file}`"
-            )
-        tree = tree | {"space": before["space"]}  # in the order in which its trials are numbered
+        before = load_question(str(file), [])
+        if set(before.space.axes) == set(question.space.axes):
+            question = replace(question, space=before.space)  # in the order of its trials' numbers
+        refuse_another(str(file), comparable(before), comparable(question))
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    write_text(file, question_text(question))
     return is_new

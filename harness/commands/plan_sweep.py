@@ -4,25 +4,22 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from harness.commands.plan import (
-    fits,
-    largest_cohort,
-    prediction_tree,
-    with_device_defaults,
-)
 from harness.commands.sweep import plan_text
 from harness.config.compose import compose_run
 from harness.config.devices import device_memory, visible_cuda_devices
 from harness.errors import RequestError
 from harness.plan.costs import CostGroup, cost_groups, distinguishing_keys
+from harness.plan.fit import fits, largest_cohort
 from harness.plan.measured import find_measured
-from harness.plan.settings import PlanSettings
+from harness.plan.settings import PlanSettings, with_device_defaults
 from harness.plan.subject import MARGIN, planned_device
 from harness.plan.text import aligned, duration
 from harness.question.check_space import check_space
-from harness.question.question import Method, Question, load_question
+from harness.question.load import load_question
+from harness.question.question import Question
+from harness.question.settings import Method
 from harness.records.metrics import format_bytes
-from harness.sweeping.driver import MAX_SLOTS, MAX_SLOTS_ADAPTIVE
+from harness.sweeping.driver import most_slots
 from harness.sweeping.requests import base_of
 
 SHOWN = 16
@@ -70,15 +67,14 @@ def plan_sweep(
 
 def _most_slots(question: Question) -> int:
     """Return the most runs that a worker would have side by side."""
-    adaptive = question.search.method not in (Method.grid, Method.random)
-    most = question.resources.cohort or (MAX_SLOTS_ADAPTIVE if adaptive else MAX_SLOTS)
+    most = most_slots(question)
     return min(most, question.search.in_flight or most)
 
 
 def _tree(group: CostGroup) -> dict[str, Any]:
     tree: dict[str, Any] = {"overrides": group.points, "refusal": group.refusal}
     if group.prediction is not None:
-        tree |= prediction_tree(group.prediction)
+        tree |= group.prediction.tree()
     return tree | {
         "largest_cohort": group.cohort,
         "steps": group.steps,

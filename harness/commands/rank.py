@@ -10,26 +10,26 @@ from pathlib import Path
 
 from harness.config.resources import Shard
 from harness.errors import RequestError
-from harness.parallel.meeting import NO_MEMORY, REFUSED, STOPPED, Meeting, rank_log
+from harness.parallel.rendezvous import NO_MEMORY, REFUSED, STOPPED, Rendezvous, rank_log
 from harness.request import Request
 
 
 def main(directory: Path) -> int:
     """Take part in the run that is asked for in `directory`; return the exit code, 0 wherever a record tells
     how the run has ended."""
-    meeting, rank = Meeting(directory), int(os.environ["RANK"])
-    request, sys.argv = meeting.asked()
+    rendezvous, rank = Rendezvous(directory), int(os.environ["RANK"])
+    request, sys.argv = rendezvous.asked()
     _write_output_to(rank_log(request, rank), keep_stderr=rank == 0)
     if rank == 0:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the run itself listens
-        meeting.leader.write_text(str(os.getpid()))
+        rendezvous.leader.write_text(str(os.getpid()))
     else:  # the leader decides, and without it there is nothing to do
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         return _take_part(request)
     except RequestError as error:
-        meeting.refusal.write_text(str(error), encoding="utf-8")
+        rendezvous.refusal.write_text(str(error), encoding="utf-8")
         return REFUSED
     except KeyboardInterrupt:
         return STOPPED
@@ -45,9 +45,9 @@ def _take_part(request: Request) -> int:
     from harness.base.quick_imports import quiet_libraries
     from harness.commands.run import train_request
     from harness.parallel.follower import Follower
+    from harness.parallel.fsdp import share_out
     from harness.parallel.group import RankLost, join
     from harness.parallel.leader import Leader
-    from harness.parallel.sharing import share_out
     from harness.parallel.watch import Watch
     from harness.training.launch import open_base
 

@@ -4,27 +4,23 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from harness.commands.drive import begin_sweep, question_text, train_sweep
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.config.storage import label_of
 from harness.errors import RequestError
-from harness.question.check_space import Point, check_space
-from harness.question.keys import ANYWHERE
-from harness.question.question import Method, PrunerName, Question, load_question
+from harness.question.check_space import check_space
+from harness.question.load import load_question
+from harness.question.points import Point
+from harness.question.question import Question, comparable, refuse_another
+from harness.question.settings import Method, PrunerName
 from harness.records.redact import redact
 from harness.sweeping.check import check_without_device
 from harness.sweeping.display import print_state
+from harness.sweeping.member import Member, begin_sweep
 from harness.sweeping.requests import base_of
 from harness.sweeping.state import SweepDirectory, SweepStatus, state_text
 from harness.training.stop import stop_on_signals
-
-_MAY_CHANGE = ("question", "expect", "confirm", "resources", "study", "launcher")
-"""Parts of a question that a sweep which has begun can change; of `search`, the number of trials."""
 
 
 def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
@@ -46,7 +42,7 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
     if question.launcher is not None:
         return _launch(question, points, directory, Path(base.paths.out))
     with stop_on_signals() as stop:
-        state = train_sweep(question, points, directory, stop, collect=True)
+        state = Member(question, points, directory, stop, collect=True).run()
     if as_json:
         print(state_text(state), end="")
     else:
@@ -80,40 +76,11 @@ def _launch(
 
 
 def _refuse_another_question(directory: SweepDirectory, question: Question) -> None:
-    """Refuse a question that differs from the one that this sweep has begun with."""
-    if not directory.question.exists():
-        return
-    before = yaml.safe_load(directory.question.read_text(encoding="utf-8"))
-    different = _differences(before, yaml.safe_load(question_text(question)))
-    if different:
-        raise RequestError(
-            f"the sweep {question.name} has begun with other values of {', '.join(different)} "
-            f"({directory.question}); its trials would not be comparable: ask for the same, or "
-            "begin another with name=OTHER"
-        )
-
-
-def _differences(before: dict, after: dict) -> list[str]:
-    """Name the parts in which a question differs from the one that its sweep has begun with."""
-    found = [
-        key
-        for key in sorted(before.keys() | after.keys())
-        if key not in (*_MAY_CHANGE, "search")
-        and _what_counts(before.get(key)) != _what_counts(after.get(key))
-    ]
-    old, new = before.get("search", {}), after.get("search", {})
-    return found + [
-        f"search.{key}"
-        for key in sorted(old.keys() | new.keys())
-        if key != "trials" and old.get(key) != new.get(key)
-    ]
-
-
-def _what_counts(part: Any) -> Any:
-    """Leave out of a question's base what changes no result, and differs between machines."""
-    if not isinstance(part, list):
-        return part
-    return [each for each in part if not str(each).startswith(ANYWHERE)]
+    """Refuse a question whose trials cannot stand beside those that this sweep has begun with."""
+    if directory.question.exists():
+        before = load_question(str(directory.question), [])
+        asked = f"the sweep {question.name} ({directory.question})"
+        refuse_another(asked, comparable(before), comparable(question))
 
 
 def plan_text(

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from harness.question.question import known_sweeps
+from harness.question.load import known_sweeps
 
 _HELP = """\
 usage: harness sweep NAME|FILE [override…] [--dry-run] [--json]

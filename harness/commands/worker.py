@@ -6,15 +6,16 @@ from pathlib import Path
 
 import yaml
 
-from harness.commands.drive import train_sweep
 from harness.config.compose import compose_run
 from harness.errors import RequestError
 from harness.question.check_space import check_space
 from harness.question.keys import key_of
-from harness.question.question import Question, question_of
+from harness.question.load import question_of
+from harness.question.question import Question
+from harness.study.database import open_database
 from harness.study.same_question import question_in
-from harness.study.storage import open_database
 from harness.sweeping.display import progress_text
+from harness.sweeping.member import Member
 from harness.sweeping.requests import base_of
 from harness.sweeping.state import SweepDirectory, SweepStatus
 from harness.training.stop import stop_on_signals
@@ -58,7 +59,7 @@ def worker_command(name: str, overrides: Sequence[str]) -> int:
     base = compose_run(base_of(question))
     directory = SweepDirectory(Path(base.paths.out), question.name)
     with stop_on_signals() as stop:
-        state = train_sweep(question, points, directory, stop, collect=False)
+        state = Member(question, points, directory, stop, collect=False).run()
     print(progress_text(state))
     if state.status is SweepStatus.interrupted:
         print(

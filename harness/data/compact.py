@@ -28,10 +28,10 @@ def trimmed(batch: Batch) -> Batch:
     longest = min(length, -(-int(useful_lengths(batch).max()) // _ROUND_TO) * _ROUND_TO)
     if longest == length:
         return batch
-    return Batch(
-        input_ids_BT=batch.input_ids_BT[:, :longest],
-        targets_BT=batch.targets_BT[:, :longest],
-        segments_BT=None,
+    return Batch.of(
+        batch.input_ids_BT[:, :longest],
+        batch.targets_BT[:, :longest],
+        places_BT=batch.places[:, :longest],
     )
 
 
@@ -60,13 +60,13 @@ def folded(batch: Batch) -> Batch:
     from_M = torch.from_numpy(np.repeat(order * length, kept) + offset_M)
     to_M = torch.from_numpy(np.repeat(starts, kept) + offset_M)
     shape = (len(groups), length)
-    return Batch(
-        input_ids_BT=_moved(batch.input_ids_BT, from_M, to_M, shape, fill=0),
-        targets_BT=_moved(batch.targets_BT, from_M, to_M, shape, fill=NO_LOSS),
-        segments_BT=torch.zeros(shape, dtype=torch.int64)
-        .view(-1)
-        .index_put_((to_M,), torch.from_numpy(np.repeat(number, kept)))
-        .view(shape),
+    segments = torch.zeros(shape, dtype=torch.int64).view(-1)
+    segments[to_M] = torch.from_numpy(np.repeat(number, kept))
+    return Batch.of(
+        _moved(batch.input_ids_BT, from_M, to_M, shape, fill=0),
+        _moved(batch.targets_BT, from_M, to_M, shape, fill=NO_LOSS),
+        segments.view(shape),
+        _moved(batch.places, from_M, to_M, shape, fill=0),
     )
 
 

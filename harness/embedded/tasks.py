@@ -15,7 +15,6 @@ a token that pretraining never showed cannot be told from other such tokens and 
 which no pretraining text belongs to. `facts` prompts have phrasings that no other text has.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -51,11 +50,6 @@ _PHRASINGS = tuple((o, c) for o in range(len(FACT_OPENINGS)) for c in range(len(
 _TRAIN_PHRASINGS = tuple(p for p in _PHRASINGS if sum(p) % 4 in (0, 1))
 _VALIDATION_PHRASINGS = tuple(p for p in _PHRASINGS if sum(p) % 4 == 2)
 _TEST_PHRASINGS = tuple(p for p in _PHRASINGS if sum(p) % 4 == 3)
-
-
-def facts_information_bits(train_rows: int) -> float:
-    """The bits that the associations of `facts` hold: answers are uniform and independent."""
-    return num_facts(train_rows) * FACT_ANSWER_WORDS * math.log2(len(NOUNS))
 
 
 def num_facts(train_rows: int) -> int:

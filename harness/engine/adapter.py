@@ -75,6 +75,8 @@ class Adapter:
     """By full name, in PEFT's order; views of `flat_P`."""
     scaling: float
     dropout: float
+    compute_dtype: torch.dtype = torch.float32
+    """Type in which A and B are multiplied; they are kept, and their gradients added up, in float32."""
 
     @property
     def num_parameters(self) -> int:

@@ -3,19 +3,13 @@
 Shape suffixes: B rows, T positions, H hidden, V vocabulary, N positions that carry loss.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from harness.data.rows import NO_LOSS, Batch
-
-
-def loss_positions(batch: Batch) -> torch.Tensor:
-    """Return the flat indices [N] (into B·T) of the positions that carry loss, in row order."""
-    return (batch.targets_BT.reshape(-1) != NO_LOSS).nonzero().squeeze(1)
+from harness.data.rows import Batch
 
 
 def target_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,14 +19,17 @@ def target_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
     of the largest matrix product of a small model, and the logits of the rest never exist. What a model
     does to its logits afterwards (scaling, soft-capping) is elementwise and therefore unaffected.
     """
-    positions_N = loss_positions(batch)
-    with _head_sees(model, positions_N):
+    head = _selection(model)
+    head.positions_N = batch.loss_positions_N
+    try:
         output = model(
             input_ids=batch.input_ids_BT,
             use_cache=False,
             **_attention_arguments(model, batch),
         )
-    return output.logits.squeeze(0), batch.targets_BT.reshape(-1)[positions_N]
+    finally:
+        head.positions_N = None
+    return output.logits.squeeze(0), batch.targets_BT.reshape(-1)[batch.loss_positions_N]
 
 
 def _attention_arguments(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -68,18 +65,30 @@ def restarting_positions(segments_BT: torch.Tensor) -> torch.Tensor:
     return steps_BT - first_BT
 
 
-@contextmanager
-def _head_sees(model: nn.Module, positions_N: torch.Tensor) -> Iterator[None]:
-    """Let the output head see hidden_BTH only at `positions_N`, as [1, N, H]."""
-    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+class _Selection:
+    """What the output head of a model sees of the hidden states: some positions, or all of them."""
 
-    def select(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def __init__(self) -> None:
+        self.positions_N: torch.Tensor | None = None
+
+    def __call__(
+        self, _: nn.Module, inputs: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...] | None:
+        """Return hidden_BTH at the positions alone, as [1, N, H]."""
+        if self.positions_N is None:
+            return None
         hidden_BTH = inputs[0]
         flat_MH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
-        return (flat_MH.index_select(0, positions_N).unsqueeze(0), *inputs[1:])
+        return (flat_MH.index_select(0, self.positions_N).unsqueeze(0), *inputs[1:])
 
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
+
+_selections: WeakKeyDictionary[nn.Module, _Selection] = WeakKeyDictionary()
+
+
+def _selection(model: nn.Module) -> _Selection:
+    """Return what selects for the head of `model`; it stands before the head from the first time on."""
+    head: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    if head not in _selections:
+        _selections[head] = _Selection()
+        head.register_forward_pre_hook(_selections[head])
+    return _selections[head]

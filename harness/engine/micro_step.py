@@ -7,6 +7,7 @@ can be repeated without trace.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,10 @@ import torch.nn.functional as F
 from harness.data.rows import NO_LOSS, Batch
 from harness.engine.adapter import Adapter, FlatGradient
 from harness.engine.forward import target_logits
-from harness.engine.rows import MaskRows, Segment
-from harness.engine.shared_base import SharedBase
+from harness.engine.rows import Segment
+
+if TYPE_CHECKING:
+    from harness.engine.shared_base import SharedBase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +27,9 @@ class Work:
 
     adapter: Adapter
     batch: Batch
-    batch_loss_tokens: int
-    """Loss tokens of `batch`: counted once, where it was made."""
     loss_tokens: int
     """Loss tokens of the whole optimizer step, over all its micro-batches: the loss's denominator."""
     dropout_key: int | None
-    mask_rows: MaskRows | None = None
-    """Which rows of the run's micro-batch `batch` has; None: all of them."""
     recompute: bool
     """Gradient checkpointing: if any run of a pass asks for it, all of it is recomputed (same numbers)."""
 
@@ -45,15 +44,15 @@ class Gradient:
     """Good until the next pass."""
 
 
-def packed_gradients(shared: SharedBase, work: Sequence[Work]) -> list[Gradient]:
+def packed_gradients(shared: "SharedBase", work: Sequence[Work]) -> list[Gradient]:
     """Run forward and backward for all of `work` in one pass; the result keeps its order."""
     ordered = sorted(work, key=_stacking_order)
-    joint = _join([item.batch for item in ordered], shared.base.device)
+    joint = _join(ordered, shared.base.device)
     shared.recompute_activations(any(item.recompute for item in ordered))
-    with shared.rows(_segments(ordered)):
+    with shared.rows(_segments(ordered), joint.places_BT):
         logits_NV, targets_N = target_logits(shared.model, joint)
         loss_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
-        counts = [item.batch_loss_tokens for item in ordered]
+        counts = [item.batch.num_loss_tokens for item in ordered]
         weight_N = torch.cat(
             [
                 loss_N.new_full((count,), 1 / item.loss_tokens)
@@ -85,29 +84,40 @@ def _segments(work: Sequence[Work]) -> list[Segment]:
                 start=start,
                 stop=stop,
                 dropout_key=item.dropout_key,
-                mask_rows=item.mask_rows,
             )
         )
         start = stop
     return segments
 
 
-def _join(batches: Sequence[Batch], device: torch.device) -> Batch:
+def _join(work: Sequence[Work], device: torch.device) -> Batch:
     """Concatenate batches: shorter rows are padded, and examples are told apart if they are in one batch.
 
     Padding stands at the end of a row and changes nothing before it.
     """
+    batches = [item.batch for item in work]
     length = max(batch.input_ids_BT.shape[1] for batch in batches)
     has_segments = any(batch.segments_BT is not None for batch in batches)
+    has_dropout = any(item.dropout_key is not None for item in work)
 
     def joined(parts: Sequence[torch.Tensor], fill: int) -> torch.Tensor:
         padded = [F.pad(part, (0, length - part.shape[1]), value=fill) for part in parts]
         return torch.cat(padded)
 
+    positions, first_row = [], 0
+    for batch in batches:
+        own = batch.loss_positions_N
+        rows, width = batch.input_ids_BT.shape
+        if width < length:
+            own = own.div(width, rounding_mode="floor") * length + own % width
+        positions.append(own + first_row * length)
+        first_row += rows
     joint = Batch(
         input_ids_BT=joined([b.input_ids_BT for b in batches], 0),
         targets_BT=joined([b.targets_BT for b in batches], NO_LOSS),
         segments_BT=joined([_segment_numbers(b) for b in batches], 0) if has_segments else None,
+        loss_positions_N=torch.cat(positions),
+        places_BT=joined([b.places for b in batches], 0) if has_dropout else None,
     )
     return joint.to(device)
 

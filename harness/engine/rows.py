@@ -4,24 +4,16 @@ Adapters of one layout with equally many rows can be stacked: one batched produc
 product for each. Gradients are written where they belong by the layers themselves, not by autograd.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 
 from harness.engine.adapter import Adapter, FlatGradient, is_power_of_two
-
-
-class MaskRows(NamedTuple):
-    """Which rows of a micro-batch are here, where the others are computed elsewhere."""
-
-    first: int
-    of: int
-    """Rows of the whole micro-batch: masks are drawn for all of them."""
+from harness.engine.dropout import keep_mask
+from harness.engine.lora_math import Scaling, Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,21 +25,6 @@ class Segment:
     stop: int
     dropout_key: int | None
     """Seed of this micro-batch's dropout masks; None while evaluating."""
-    mask_rows: MaskRows | None = None
-    """None: the whole micro-batch is here."""
-
-
-def dropout_key(seed: int, micro_batch: int) -> int:
-    """Return the seed of the masks of one run's micro-batch (counted over its whole training)."""
-    text = f"dropout {seed} {micro_batch}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
-class Weights(NamedTuple):
-    """A and B of one layer, or their gradients: [R, I] and [O, R], or [K, …] for stacked adapters."""
-
-    a: torch.Tensor
-    b: torch.Tensor
 
 
 class Bundle:
@@ -61,17 +38,18 @@ class Bundle:
         self.layout = first.layout
         self.dropout = first.dropout if segments[0].dropout_key is not None else 0.0
         self.dropout_key: int | None = None
-        self.mask_rows: MaskRows | None = None
         self._flat_KP = (
             first.flat_P.unsqueeze(0)
             if self.count == 1
             else torch.stack([adapter.flat_P for adapter in adapters])
         )
+        self._computed_KP = self._flat_KP
+        if first.compute_dtype is not self._flat_KP.dtype:
+            self._computed_KP = torch.empty_like(self._flat_KP, dtype=first.compute_dtype)
         self._gradients_KP: torch.Tensor | None = None
-        self.written: set[int] = set()
-        """Layers whose gradients have been written since `begin`."""
-        self.scaling_is_exact = is_power_of_two(first.scaling / (1 - self.dropout))
-        self.scaling = self._joint_scaling()
+        self.scaling = Scaling(
+            self._joint_scaling(), is_power_of_two(first.scaling / (1 - self.dropout))
+        )
         self._weights: dict[int, Weights] = {}
         self._targets: dict[int, Weights] = {}
         self._finished: list[FlatGradient] = []
@@ -86,27 +64,29 @@ class Bundle:
     def begin(self, segments: Sequence[Segment]) -> None:
         """Take the adapters as they are now, for one pass."""
         self.dropout_key = segments[0].dropout_key
-        self.mask_rows = segments[0].mask_rows
-        self.written.clear()
         if self.count > 1:
             torch.stack([adapter.flat_P for adapter in self.adapters], out=self._flat_KP)
+        if self._computed_KP is not self._flat_KP:
+            self._computed_KP.copy_(self._flat_KP)
+        if self._gradients_KP is not None and torch.is_grad_enabled():
+            self._gradients_KP.zero_()  # layers add to it, however often the model calls them
 
     @property
     def _gradients(self) -> torch.Tensor:
         """The gradients of all adapters; an evaluation never asks."""
         if self._gradients_KP is None:
-            self._gradients_KP = torch.empty_like(self._flat_KP)
+            self._gradients_KP = torch.zeros_like(self._flat_KP)
         return self._gradients_KP
 
     def weights(self, layer: int) -> Weights:
-        """Return A and B of one layer."""
+        """Return A and B of one layer, in the type that they are multiplied in."""
         found = self._weights.get(layer)
         if found is None:
-            found = self._weights[layer] = self._views(self._flat_KP, layer)
+            found = self._weights[layer] = self._views(self._computed_KP, layer)
         return found
 
     def targets(self, layer: int) -> Weights:
-        """Return where the gradients of one layer's A and B are written."""
+        """Return where the gradients of one layer's A and B are added up, in float32."""
         found = self._targets.get(layer)
         if found is None:
             found = self._targets[layer] = self._views(self._gradients, layer)
@@ -117,11 +97,7 @@ class Bundle:
         return Weights(a[0], b[0]) if self.count == 1 else Weights(a, b)
 
     def finished_gradients(self) -> list[FlatGradient]:
-        """Return the adapters' gradients; those of a layer that the pass has not reached are zero."""
-        for layer in self.layout.layers:
-            if layer not in self.written:
-                for target in self.targets(layer):
-                    target.zero_()  # an expert without tokens, say
+        """Return the adapters' gradients."""
         if not self._finished:
             self._finished = [
                 FlatGradient.of(adapter, gradient_P)
@@ -135,6 +111,7 @@ def may_be_stacked(one: Adapter, other: Adapter) -> bool:
     return (
         one.layout is other.layout
         and one.dropout == other.dropout == 0
+        and one.compute_dtype is other.compute_dtype
         and is_power_of_two(one.scaling) == is_power_of_two(other.scaling)
     )
 
@@ -164,7 +141,7 @@ class RowPlan:
         """Makes autograd visit the adapters of a layer that sees no gradient otherwise."""
         self._kept: OrderedDict[_Key, _Composition] = OrderedDict()
         self._now = _Composition([])
-        self._generators: dict[torch.device, torch.Generator] = {}
+        self._places_N: torch.Tensor | None = None
 
     def add(self, adapter: Adapter) -> None:
         """Take an adapter into account."""
@@ -176,17 +153,23 @@ class RowPlan:
         self._kept.clear()
 
     @contextmanager
-    def rows(self, segments: Sequence[Segment]) -> Iterator[None]:
-        """Run the forward passes (and recomputations) inside with these rows."""
-        before = self._now, self.num_rows
+    def rows(
+        self, segments: Sequence[Segment], places_BT: torch.Tensor | None = None
+    ) -> Iterator[None]:
+        """Run the forward passes (and recomputations) inside with these rows.
+
+        `places_BT`: where dropout masks find each position (see `Batch.places_BT`); None: where it lies.
+        """
+        before = self._now, self.num_rows, self._places_N
         self._now = self._composition(segments)
+        self._places_N = None if places_BT is None else places_BT.reshape(-1)
         self.num_rows = segments[-1].stop if len(segments) > 1 else 0
         for bundle, of_bundle in self._now.bundles:
             bundle.begin(of_bundle)
         try:
             yield
         finally:
-            self._now, self.num_rows = before
+            self._now, self.num_rows, self._places_N = before
 
     def bundles(self, layer: int) -> list[Bundle]:
         """Return the bundles that adapt one layer."""
@@ -209,15 +192,26 @@ class RowPlan:
             for adapter, gradient in zip(bundle.adapters, bundle.finished_gradients(), strict=True)
         }
 
-    def generator(self, device: torch.device, key: int, layer: int) -> torch.Generator | None:
-        """Return a generator for one layer's mask of one micro-batch; the meta device has none."""
-        if device.type == "meta":
+    def keep_mask(self, bundle: Bundle, layer: int, x_NI: torch.Tensor) -> torch.Tensor | None:
+        """Return which of a bundle's inputs dropout keeps, bool [N, I]; None without dropout.
+
+        A bundle with dropout is of one adapter.
+        """
+        if bundle.dropout == 0 or bundle.dropout_key is None:
             return None
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device)
-        # Weyl steps keep the seeds of neighbouring layers far apart.
-        seed = (key + layer * 0x9E3779B97F4A7C15) & 0x7FFFFFFFFFFFFFFF
-        return self._generators[device].manual_seed(seed)
+        rows, inputs = x_NI.shape
+        places_N = self._places_N
+        if places_N is None:
+            places_N = torch.arange(rows, device=x_NI.device)
+        elif self.num_rows:
+            width = len(places_N) // self.num_rows
+            places_N = places_N[bundle.start * width : bundle.stop * width]
+        if len(places_N) != rows:
+            raise NotImplementedError(
+                f"a layer of this model sees {rows} of {len(places_N)} positions (routed experts?): "
+                "which dropout masks they have is not known; use lora.dropout=0"
+            )
+        return keep_mask(bundle.dropout_key, layer, places_N, inputs, bundle.dropout)
 
     def _composition(self, segments: Sequence[Segment]) -> _Composition:
         rows = ((s.adapter, s.start, s.stop, s.dropout_key is None) for s in segments)

@@ -13,8 +13,10 @@ from torch import nn
 
 from harness.base.build import Base
 from harness.base.layout import adapted_layers, shortest_names
+from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit
 from harness.engine.adapter import Adapter, Layout
+from harness.engine.backend import choose_backend
 from harness.engine.dense_start import rewrites_base, start_from_dense
 from harness.engine.reference.grouped_lora import PackedLora
 from harness.engine.rows import RowPlan, Segment
@@ -40,7 +42,14 @@ def lora_alpha(lora: LoraConfig) -> float:
 class SharedBase:
     """A base and the adapters on it."""
 
-    def __init__(self, base: Base, load_peak_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        base: Base,
+        *,
+        backend: BackendName = BackendName.auto,
+        load_peak_bytes: int | None = None,
+    ) -> None:
+        """`backend`: who computes its passes. Raises RequestError where that one cannot."""
         self.base = base
         self.load_peak_bytes = load_peak_bytes
         self.plan = RowPlan(base.device)
@@ -57,6 +66,7 @@ class SharedBase:
         self.keeps_examples_apart: bool | None = None
         """Whether the model obeys a mask between examples in one row; None until it has been tried."""
         self._can_recompute = False
+        self.backend = choose_backend(self, backend)
 
     @cached_property
     def size(self) -> BaseSize:
@@ -122,9 +132,11 @@ class SharedBase:
         self.plan.remove(adapter.name)
 
     @contextmanager
-    def rows(self, segments: Sequence[Segment]) -> Iterator[None]:
-        """Within this context the model's rows belong to the adapters of `segments`."""
-        with self.plan.rows(segments):
+    def rows(
+        self, segments: Sequence[Segment], places_BT: torch.Tensor | None = None
+    ) -> Iterator[None]:
+        """Within this context the model's rows belong to the adapters of `segments` (see `RowPlan.rows`)."""
+        with self.plan.rows(segments, places_BT):
             yield
 
     @contextmanager

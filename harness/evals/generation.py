@@ -9,7 +9,7 @@ import torch
 
 from harness.errors import RequestError
 from harness.evals.context import context_length
-from harness.evals.copies import ALONE, Copies
+from harness.evals.copies import Copies
 from harness.evals.decoding import SideBySideDecoding
 
 if TYPE_CHECKING:
@@ -40,17 +40,6 @@ class Decoding:
     max_new_tokens: int
     extra_stop_ids: Sequence[int] = ()
     """Stop tokens besides the tokenizer's EOS and those of the model's own generation settings."""
-
-
-def generate_greedily(
-    model: Any,
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
-    device: torch.device,
-) -> Generated:
-    """Answer each prompt; see `generate_copies`."""
-    return generate_copies(model, tokenizer, prompts, decoding, device, ALONE)[0]
 
 
 @torch.no_grad()

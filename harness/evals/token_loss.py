@@ -12,7 +12,7 @@ from torch import nn
 
 from harness.data.compact import trimmed
 from harness.data.rows import Batch, TokenRows
-from harness.engine.forward import loss_positions, target_logits
+from harness.engine.forward import target_logits
 from harness.evals.copies import ALONE, Copies
 from harness.evals.result import EvalResult, token_loss_results
 
@@ -51,10 +51,10 @@ def score_copies(
     order_N = torch.argsort(rows.lengths_N, stable=True)
     parts: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in range(copies.count)]
     for chosen_B in order_N.split(batch_size):
-        batch = trimmed(rows.batch(chosen_B)).to(device)
+        batch = trimmed(rows.batch(chosen_B))
         for some in copies.parts(batch_size * rows.row_length // batch.num_input_tokens):
             with copies.sharing(some, len(chosen_B)):
-                columns = _score_batch(model, _repeated(batch, len(some)))
+                columns = _score_batch(model, _repeated(batch, len(some)).to(device))
             by_copy = zip(*(column.split(len(chosen_B)) for column in columns), strict=True)
             for copy, sums in zip(some, by_copy, strict=True):
                 parts[copy].append(sums)
@@ -89,10 +89,10 @@ def _repeated(batch: Batch, times: int) -> Batch:
     if times == 1:
         return batch
     segments_BT = batch.segments_BT
-    return Batch(
-        input_ids_BT=batch.input_ids_BT.repeat(times, 1),
-        targets_BT=batch.targets_BT.repeat(times, 1),
-        segments_BT=None if segments_BT is None else segments_BT.repeat(times, 1),
+    return Batch.of(
+        batch.input_ids_BT.repeat(times, 1),
+        batch.targets_BT.repeat(times, 1),
+        None if segments_BT is None else segments_BT.repeat(times, 1),
     )
 
 
@@ -100,7 +100,7 @@ def _score_batch(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Te
     """Return the sums [B] of loss, correct positions and positions of each row, on the device."""
     logits_MV, targets_M = target_logits(model, batch)
     loss_M, correct_M = _token_scores(logits_MV, targets_M)
-    positions_M = loss_positions(batch)
+    positions_M = batch.loss_positions_N
 
     def per_row(values_M: torch.Tensor) -> torch.Tensor:
         values_BT = values_M.new_zeros(batch.targets_BT.shape)

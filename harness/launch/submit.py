@@ -15,7 +15,8 @@ from harness.config.devices import visible_cuda_devices
 from harness.errors import RequestError
 from harness.launch.job import MemberJob
 from harness.launch.jobs import Submitted, cluster_name, keep_jobs, logs_of
-from harness.question.question import LauncherKind, LauncherSettings, Question
+from harness.question.question import Question
+from harness.question.settings import LauncherKind, LauncherSettings
 from harness.records.run_directory import utc_now
 
 if TYPE_CHECKING:

@@ -1,15 +1,10 @@
-"""Memory by parts, as exact tensor bytes, and peaks by phase.
-
-On a GPU a phase's peak is the CUDA allocator's. On a CPU it is the resident peak of the process, which
-the kernel lets us reset between phases; there the training peak of a run is the sum of its parts.
-"""
+"""Memory by parts, as exact tensor bytes; peaks by phase are the device's meter's (harness.measure.meter)."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -17,7 +12,6 @@ from torch.distributed.tensor import DTensor
 from harness.base.build import Base
 from harness.base.layers import FrozenLinear
 from harness.base.sharding import held_here
-from harness.config.devices import workers_on_device
 
 
 def distinct_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -127,44 +121,3 @@ class SavedBytes:
         """Count inside this context."""
         with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
             yield
-
-
-class PhasePeak:
-    """The peak of one phase (load, train, eval): begin, do the work, read."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def begin(self) -> None:
-        """Forget the peak so far."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            # Linux: writing 5 resets the process's resident peak (man 5 proc, clear_refs).
-            with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-                file.write("5")
-
-    def read(self) -> int:
-        """Return the peak since `begin` in bytes: allocated by CUDA, or resident in the process."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return process_peak_bytes()
-
-
-def device_memory_bytes(device: torch.device) -> int:
-    """Return all memory of a device: a GPU's own, or this worker's part of one, or the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory // workers_on_device()
-    return psutil.virtual_memory().total
-
-
-def process_peak_bytes() -> int:
-    """Return the resident peak of this process in bytes (since the last reset, where the OS has one)."""
-    try:
-        with open("/proc/self/status") as file:
-            for line in file:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return psutil.Process().memory_info().rss

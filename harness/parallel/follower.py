@@ -2,18 +2,17 @@
 
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import assert_never
 
 import torch
 
 from harness.engine.adapter import Adapter
-from harness.engine.cpu.backend import quick_passes
 from harness.engine.micro_step import Gradient
 from harness.engine.shared_base import SharedBase
+from harness.measure.meter import meter_of
 from harness.parallel.group import Group
 from harness.parallel.leader import digest
-from harness.parallel.orders import Assist, Divide, Drop, End, Fault, Hold, Order, Pass, Reply
+from harness.parallel.messages import Assist, Command, Divide, Drop, End, Fault, Hold, Pass, Reply
 from harness.parallel.shares import added_up, computed, fault_of
 
 
@@ -23,7 +22,7 @@ class Follower:
     def __init__(
         self, group: Group, open_base: Callable[[], SharedBase], *, shards: bool = False
     ) -> None:
-        """A base that cannot be opened is the answer to the first order; one that `shards` waits for that."""
+        """A base that cannot be opened answers the first command; one that `shards` waits for it."""
         assert not group.is_leader
         self._group = group
         self._open_base = open_base
@@ -44,40 +43,38 @@ class Follower:
 
     def follow(self) -> None:
         """Do what the leader says until it ends. Raises RankLost where it is gone."""
-        # As the leader's session: products of one kind round alike.
-        with nullcontext() if self._base is None else quick_passes(self._base, keeping=False):
-            while self._obey(self._group.hear()):
-                pass
+        while self._obey(self._group.hear()):
+            pass
 
-    def _obey(self, order: Order) -> bool:
-        """Do what one order says; return whether others will come."""
-        match order:
+    def _obey(self, command: Command) -> bool:
+        """Do what one command says; return whether others will come."""
+        match command:
             case Divide():
                 self._open()
                 self._group.exchange(Reply(fault=fault_of(self._fault)))
             case Assist():
                 self._assist()
             case Hold():
-                self._group.exchange(self._hold(order))
+                self._group.exchange(self._hold(command))
             case Drop():
-                self._drop(order.name)
+                self._drop(command.name)
             case Pass():
-                self._pass(order)
+                self._pass(command)
             case End():
                 return False
             case _ as unreachable:
                 assert_never(unreachable)
         return True
 
-    def _hold(self, order: Hold) -> Reply:
+    def _hold(self, command: Hold) -> Reply:
         if self._base is None:
             return Reply(fault=fault_of(self._fault))
         try:
-            adapter = self._base.attach(order.lora, order.seed)
+            adapter = self._base.attach(command.lora, command.seed)
         except Exception as error:
             traceback.print_exc()
             return Reply(fault=fault_of(error))
-        self._adapters[order.name] = adapter
+        self._adapters[command.name] = adapter
         return Reply(digest=digest(adapter))
 
     def _drop(self, name: str) -> None:
@@ -93,22 +90,22 @@ class Follower:
         with torch.no_grad(), base.only(None):
             base.model(input_ids=one_position, use_cache=False)
 
-    def _pass(self, order: Pass) -> None:
+    def _pass(self, command: Pass) -> None:
         assert self._base is not None, "a pass before an adapter"
-        for name in order.moved:
+        for name in command.moved:
             self._group.spread(self._adapters[name].flat_P)
-        gradients, fault = self._computed(self._base, order)
+        gradients, fault = self._computed(self._base, command)
         answers = self._group.exchange(Reply(fault=fault))
         if all(answer.fault is None for answer in answers):
-            added_up(self._group, {name: self._adapters[name] for name in order.names}, gradients)
-        elif self._base.base.device.type == "cuda":
-            torch.cuda.empty_cache()
+            added_up(self._group, {name: self._adapters[name] for name in command.names}, gradients)
+        else:
+            meter_of(self._base.base.device).empty()
 
     def _computed(
-        self, base: SharedBase, order: Pass
+        self, base: SharedBase, command: Pass
     ) -> tuple[Mapping[str, Gradient], Fault | None]:
         """Return the gradients of our share or what went wrong; not the error, which holds tensors."""
-        own = computed(base, order.shares[self._group.rank], self._adapters)
+        own = computed(base, command.shares[self._group.rank], self._adapters)
         if own.error is not None:
             if self._shards:  # the others wait in the middle of the pass: there is no answering
                 raise own.error

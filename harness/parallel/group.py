@@ -16,14 +16,14 @@ import torch.distributed as dist
 from harness.config.devices import resolved_device, threads_per_process
 from harness.config.schema import ResourcesConfig
 from harness.errors import RunFailed
-from harness.parallel.orders import Order
+from harness.parallel.messages import Command
 from harness.training.ranks import check_size
 
 T = TypeVar("T")
 
 LEADER = 0
 IDLE = timedelta(days=365)
-"""How long a rank waits for an order: the leader may evaluate for hours. A dead one closes the connection."""
+"""How long a rank waits for a command: the leader may evaluate for hours; a dead one hangs up."""
 STUCK = timedelta(minutes=30)
 """After this long a rank that does not take part counts as lost; the first answer waits for its base."""
 
@@ -50,12 +50,12 @@ class Group:
         """Whether this rank decides, evaluates and writes."""
         return self.rank == LEADER
 
-    def tell(self, order: Order) -> None:
-        """Give an order to all other ranks, which `hear` it."""
-        self._broadcast([order])
+    def tell(self, command: Command) -> None:
+        """Give a command to all other ranks, which `hear` it."""
+        self._broadcast([command])
 
-    def hear(self) -> Order:
-        """Wait for the leader's next order."""
+    def hear(self) -> Command:
+        """Wait for the leader's next command."""
         heard: list[Any] = [None]
         self._broadcast(heard)
         return heard[0]

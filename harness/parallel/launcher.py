@@ -17,7 +17,7 @@ from types import FrameType
 
 from harness.config.compose import config_tree
 from harness.errors import RequestError
-from harness.parallel.meeting import NO_MEMORY, REFUSED, STOPPED, Meeting, rank_log
+from harness.parallel.rendezvous import NO_MEMORY, REFUSED, STOPPED, Rendezvous, rank_log
 from harness.records.provenance import collect_provenance
 from harness.records.record import Record, RecordError, RunStatus, read_record, write_record
 from harness.request import Request, settled_record
@@ -46,27 +46,27 @@ def train_in_ranks(request: Request) -> Record:
     """
     _begin_logs(request)
     with tempfile.TemporaryDirectory(prefix="harness-") as directory:
-        meeting = Meeting(Path(directory))
-        meeting.ask(request)
+        rendezvous = Rendezvous(Path(directory))
+        rendezvous.ask(request)
         try:
-            with _signals_forwarded(meeting):
-                _run_torchrun(request, meeting)
+            with _signals_forwarded(rendezvous):
+                _run_torchrun(request, rendezvous)
         except _RankFailedError as failed:
-            return _after_failure(request, meeting, failed)
+            return _after_failure(request, rendezvous, failed)
         except KeyboardInterrupt:
             _interrupt_record(request)
             raise
     return read_record(request.directory.record)
 
 
-def _after_failure(request: Request, meeting: Meeting, failed: _RankFailedError) -> Record:
+def _after_failure(request: Request, rendezvous: Rendezvous, failed: _RankFailedError) -> Record:
     """Say what the end of a rank means for the run."""
     settled = settled_record(request.directory)
     if settled is not None:  # whatever happened afterwards
         return settled
-    if failed.rank == 0 and failed.exit_code == REFUSED and meeting.refusal.exists():
+    if failed.rank == 0 and failed.exit_code == REFUSED and rendezvous.refusal.exists():
         _remove_logs(request)
-        raise RequestError(meeting.refusal.read_text(encoding="utf-8"))
+        raise RequestError(rendezvous.refusal.read_text(encoding="utf-8"))
     if failed.rank == 0 and failed.exit_code == STOPPED:
         raise KeyboardInterrupt
     out_of_memory = failed.exit_code == NO_MEMORY
@@ -74,7 +74,7 @@ def _after_failure(request: Request, meeting: Meeting, failed: _RankFailedError)
     return _end_record(request, status, _how_it_ended(request, failed))
 
 
-def _run_torchrun(request: Request, meeting: Meeting) -> None:
+def _run_torchrun(request: Request, rendezvous: Rendezvous) -> None:
     """Start the ranks as `torchrun --standalone` does and wait for all; raises for the first that failed."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -94,7 +94,7 @@ def _run_torchrun(request: Request, meeting: Meeting) -> None:
     )
     logging.disable()  # what the agent has to say is said in the record
     try:
-        elastic_launch(config, sys.executable)("-m", RANK_MODULE, str(meeting.directory))
+        elastic_launch(config, sys.executable)("-m", RANK_MODULE, str(rendezvous.directory))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise _RankFailedError(rank, failure.exitcode) from None
@@ -105,17 +105,17 @@ def _run_torchrun(request: Request, meeting: Meeting) -> None:
 
 
 @contextmanager
-def _signals_forwarded(meeting: Meeting) -> Iterator[None]:
+def _signals_forwarded(rendezvous: Rendezvous) -> Iterator[None]:
     """Pass SIGINT and SIGTERM on to the leading rank, which knows how to stop (main thread only)."""
     count = 0
 
     def forward(number: int, frame: FrameType | None) -> None:
         nonlocal count
         count += 1
-        if count > _PATIENCE or not meeting.leader.exists():
+        if count > _PATIENCE or not rendezvous.leader.exists():
             raise KeyboardInterrupt
         with suppress(ProcessLookupError):  # it has just ended
-            os.kill(int(meeting.leader.read_text()), number)
+            os.kill(int(rendezvous.leader.read_text()), number)
 
     ours = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in (*ours, *_TORCHRUN_TAKES)}

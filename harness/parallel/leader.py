@@ -17,10 +17,10 @@ from harness.engine.adapter import Adapter
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
 from harness.errors import RunFailed
+from harness.parallel.fsdp import AssistedForwards, shared_out
 from harness.parallel.group import Group, RankLost
-from harness.parallel.orders import Divide, Drop, End, Fault, Hold, Order, Pass, Reply, Share
+from harness.parallel.messages import Command, Divide, Drop, End, Fault, Hold, Pass, Reply, Share
 from harness.parallel.shares import added_up, computed, divided, fault_of
-from harness.parallel.sharing import AssistedForwards, shared_out
 from harness.training.slot import Slot
 
 
@@ -49,9 +49,9 @@ class Leader:
         if kind is None and not self._group.is_broken:
             self._tell(End())  # else the connections close, which says it too
 
-    def _tell(self, order: Order) -> None:
+    def _tell(self, command: Command) -> None:
         self._notice_broken_pass()
-        self._group.tell(order)
+        self._group.tell(command)
 
     def _notice_broken_pass(self) -> None:
         if self._lends is not None and not self._lends.is_in_step:

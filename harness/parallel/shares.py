@@ -12,42 +12,37 @@ import torch
 from harness.data.rows import Batch
 from harness.engine.adapter import Adapter, FlatGradient
 from harness.engine.micro_step import Gradient, Work, packed_gradients
-from harness.engine.rows import MaskRows
 from harness.engine.shared_base import SharedBase
 from harness.measure.memory import is_out_of_memory
 from harness.parallel.group import Group
-from harness.parallel.orders import Fault, Share
+from harness.parallel.messages import Fault, Share
 from harness.training.slot import Slot
 
 
 def divided(slot: Slot, work: Work, size: int) -> list[Share | None]:
     """Return each rank's rows of a slot's micro-batch; None for a rank without any."""
     parts = slot.shares(size)
-    keys = work.dropout_key is not None
     shares: list[Share | None] = []
-    first = 0
     for part in parts:
-        rows = part.input_ids_BT.shape[0]
         share = Share(
             name=work.adapter.name,
             batch=_owned(part),
             loss_tokens=work.loss_tokens,
             dropout_key=work.dropout_key,
-            mask_rows=MaskRows(first, slot.micro_batch_size) if keys else None,
             recompute=work.recompute,
         )
-        shares.append(share if rows else None)
-        first += rows
+        shares.append(share if part.input_ids_BT.shape[0] else None)
     return shares
 
 
 def _owned(batch: Batch) -> Batch:
     """Return a batch in tensors of its own: what is sent is the storage that they lie in."""
     segments_BT = batch.segments_BT
-    return Batch(
-        input_ids_BT=batch.input_ids_BT.clone(),
-        targets_BT=batch.targets_BT.clone(),
-        segments_BT=None if segments_BT is None else segments_BT.clone(),
+    return Batch.of(
+        batch.input_ids_BT.clone(),
+        batch.targets_BT.clone(),
+        None if segments_BT is None else segments_BT.clone(),
+        batch.places.clone(),
     )
 
 
@@ -84,10 +79,8 @@ def _work(share: Share, adapter: Adapter) -> Work:
     return Work(
         adapter=adapter,
         batch=share.batch,
-        batch_loss_tokens=share.batch.num_loss_tokens,
         loss_tokens=share.loss_tokens,
         dropout_key=share.dropout_key,
-        mask_rows=share.mask_rows,
         recompute=share.recompute,
     )
 

@@ -110,7 +110,7 @@ def traced_pass(
         with model.only_blocks(blocks):
             _make_lasting_tensors(model, work)
             saved = SavedOnMeta([*model.model.parameters(), *model.model.buffers()])
-            live = LiveBytes(device, sum(run.batch.loss_tokens for run in runs))
+            live = LiveBytes(device)
             with planned_attention(device), live, saved.counting():
                 packed_gradients(model.shared, work)
     except (NotImplementedError, RuntimeError, ValueError) as error:
@@ -137,8 +137,8 @@ def _work(model: PlannedModel, runs: Sequence[PlannedRun], blocks: set[int]) -> 
                     input_ids_BT=_tokens(batch),
                     targets_BT=_tokens(batch),
                     segments_BT=_tokens(batch) if batch.packed else None,
+                    loss_positions_N=torch.empty(batch.loss_tokens, dtype=torch.int64, device=META),
                 ),
-                batch_loss_tokens=batch.loss_tokens,
                 loss_tokens=batch.loss_tokens,
                 dropout_key=None if run.lora.dropout == 0 else 0,
                 recompute=run.optim.gradient_checkpointing,

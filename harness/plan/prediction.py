@@ -82,3 +82,14 @@ class Prediction:
             "base/logical_params": self.logical_params,
             "base/bits_per_param": self.bits_per_param,
         }
+
+    def tree(self) -> dict[str, object]:
+        """Return what `--json` prints of one configuration."""
+        return {
+            "metrics": self.metrics(),
+            "parts": self.cohort_parts,
+            "cohort": self.cohort,
+            "device": self.device,
+            "transient_bytes": self.transient_bytes,
+            "peak_bytes": self.peak_bytes,
+        }

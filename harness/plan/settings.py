@@ -79,3 +79,20 @@ def parse_bytes(text: str, where: str) -> int:
             f"{', '.join(BYTE_UNITS)}, such as 24GiB"
         )
     return int(float(match.group(1)) * BYTE_UNITS[unit])
+
+
+def with_device_defaults(overrides: Sequence[str], settings: PlanSettings) -> list[str]:
+    """Return the overrides with the compute type that is the planned device's default, wherever this runs.
+
+    Raises RequestError for a model beside `plan.shape`, which would be ignored.
+    """
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    model = sorted(given & {"model", "model.name", "model.revision"})
+    if settings.shape is not None and model:
+        raise RequestError(
+            f"{', '.join(model)} would be ignored beside plan.shape; give one of them"
+        )
+    if settings.device is None or "quant.compute_dtype" in given:
+        return list(overrides)
+    name = "bfloat16" if settings.device == "cuda" else "float32"
+    return [*overrides, f"quant.compute_dtype={name}"]

@@ -14,7 +14,6 @@ _ALIGNMENT = 512
 
 _aten = torch.ops.aten
 _TOLD = (
-    _aten.nonzero.default,
     _aten._local_scalar_dense.default,
     _aten.native_layer_norm.default,
 )
@@ -23,14 +22,13 @@ _TOLD = (
 class LiveBytes(TorchDispatchMode):
     """Follows every storage that is allocated inside it, as CUDA's caching allocator counts them.
 
-    What only data can decide is told: how many positions carry loss, and that a row without segments is one
-    sequence (which transformers asks the positions about).
+    What only data can decide is told: that a row without segments is one sequence (which transformers asks
+    the positions about).
     """
 
-    def __init__(self, device: str, loss_positions: int) -> None:
+    def __init__(self, device: str) -> None:
         super().__init__()
         self.device = device
-        self.loss_positions = loss_positions
         self.live = 0
         self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
@@ -55,9 +53,6 @@ class LiveBytes(TorchDispatchMode):
         """Return what the meta device cannot say or says otherwise than the device that is meant."""
         if func not in _TOLD or args[0].device.type != "meta":
             return None
-        if func is _aten.nonzero.default:
-            shape = (self.loss_positions, args[0].dim())
-            return torch.empty(shape, dtype=torch.int64, device="meta")
         if func is _aten._local_scalar_dense.default:
             return True if args[0].dtype is torch.bool else None
         if self.device == "cuda":

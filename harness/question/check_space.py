@@ -5,30 +5,25 @@ Must not import torch, transformers or wandb.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from harness.config.schema import DataForm, RunConfig, Split
 from harness.errors import RequestError
-from harness.question.composer import Composer, check_cell
+from harness.question.composer import Composer
 from harness.question.points import Point, Space
-
-if TYPE_CHECKING:
-    from harness.question.question import Question
-
-__all__ = ["Point", "Space", "check_space", "refused_points", "sample_points"]
+from harness.question.question import Question
+from harness.question.settings import Method
+from harness.request import check
 
 SHOWN = 10
 """Refusals that a message gives in full."""
 
 
-def sample_points(question: "Question") -> list[Point]:
+def sample_points(question: Question) -> list[Point]:
     """Return the points that are checked: of a grid all, of a search a few that stand for the rest.
 
     In those every two values of two axes occur together (of an interval both ends), the other axes at their
     first value; the starting points come first.
     """
-    from harness.question.question import Method
-
     space = question.space
     if question.search.method is Method.grid:
         return list(space.points())
@@ -62,7 +57,7 @@ def _completed(space: Space, wanted: Mapping[str, str]) -> Point | None:
 # Checking ----------------------------------------------------------------------------------------
 
 
-def check_space(question: "Question") -> list[tuple[Point, RunConfig]]:
+def check_space(question: Question) -> list[tuple[Point, RunConfig]]:
     """Return the points of `sample_points` with their configurations, each checked with one seed.
 
     Raises RequestError that lists what is refused, and at which values of which axes.
@@ -75,18 +70,13 @@ def check_space(question: "Question") -> list[tuple[Point, RunConfig]]:
     return accepted
 
 
-def refused_points(question: "Question") -> list[tuple[Point, str]]:
-    """Return the points of `sample_points` that are refused, each with the reason."""
-    return [(point, result) for point, result in _checked(question) if isinstance(result, str)]
-
-
-def _checked(question: "Question") -> Iterator[tuple[Point, RunConfig | str]]:
+def _checked(question: Question) -> Iterator[tuple[Point, RunConfig | str]]:
     composer = Composer(question.base)
     seed = f"seed={question.search.seeds[0]}"
     for point in sample_points(question):
         try:
             config = composer.compose([*question.space.overrides(point), seed])
-            check_cell(config)
+            check(config)
             check_measured(question, config)
         except RequestError as error:
             yield point, str(error)
@@ -94,7 +84,7 @@ def _checked(question: "Question") -> Iterator[tuple[Point, RunConfig | str]]:
             yield point, config
 
 
-def check_measured(question: "Question", config: RunConfig) -> None:
+def check_measured(question: Question, config: RunConfig) -> None:
     """Refuse a run that would not measure what the question asks for."""
     asked = {each.metric for each in (*question.objectives, *question.constraints)}
     without_prompt = config.data.form is DataForm.text

@@ -2,19 +2,16 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from harness.config.compose import EXCLUSIVE, compose_run
 from harness.errors import RequestError
 from harness.question.axes import Axis, CaseAxis, ChoiceAxis, NumberAxis
 from harness.question.draft import Draft
 from harness.question.keys import is_group, key_of
-from harness.question.launcher import launcher_problems
 from harness.question.points import Space
+from harness.question.question import Question
+from harness.question.reading import launcher_problems
 from harness.question.settings import Method, PrunerName, SearchSettings
-
-if TYPE_CHECKING:
-    from harness.question.question import Question
 
 EVALUATIONS = 10
 """Evaluations of a run that a pruner judges, where eval.every_steps is not given."""
@@ -23,7 +20,7 @@ REPORTED = ("eval/loss", "eval/perplexity", "eval/token_accuracy")
 """What a run measures while it trains, and a pruner can judge by."""
 
 
-def check_question(question: "Question", draft: Draft) -> None:
+def check_question(question: Question, draft: Draft) -> None:
     """Raise RequestError for parts that contradict each other or would do nothing."""
     problems = itertools.chain(
         _search_problems(question),
@@ -62,7 +59,7 @@ def with_evaluations(
 # Search ------------------------------------------------------------------------------------------
 
 
-def _search_problems(question: "Question") -> Iterator[tuple[str, str]]:
+def _search_problems(question: Question) -> Iterator[tuple[str, str]]:
     """Yield the part of the file and the problem."""
     search, space = question.search, question.space
     metrics = [objective.metric for objective in question.objectives]
@@ -97,7 +94,7 @@ def _search_problems(question: "Question") -> Iterator[tuple[str, str]]:
         )
 
 
-def _cmaes_problems(question: "Question") -> Iterator[tuple[str, str]]:
+def _cmaes_problems(question: Question) -> Iterator[tuple[str, str]]:
     """Yield what CMA-ES cannot do: several objectives, and a space without numbers."""
     if len(question.objectives) > 1:
         yield (
@@ -114,7 +111,7 @@ def _cmaes_problems(question: "Question") -> Iterator[tuple[str, str]]:
         )
 
 
-def _confirm_problems(question: "Question") -> Iterator[tuple[str, str]]:
+def _confirm_problems(question: Question) -> Iterator[tuple[str, str]]:
     confirm = question.confirm
     if confirm is None:
         return

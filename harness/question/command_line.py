@@ -9,26 +9,35 @@ from harness.question.draft import Draft
 from harness.question.entries import Entries, read_axes
 from harness.question.grammar import is_sweep
 from harness.question.keys import (
-    QUESTION_KEYS,
     QUESTION_SECTIONS,
     check_axis_key,
     field_types,
     is_group,
     key_of,
 )
-from harness.question.launcher import LAUNCHER_KEYS, TEXT_KEYS, with_launcher
-from harness.question.settings import SearchSettings, StudySettings, WorkerSettings
+from harness.question.question import TEXTS
+from harness.question.reading import TEXT_KEYS, with_launcher
+from harness.question.settings import (
+    Confirmation,
+    LauncherSettings,
+    SearchSettings,
+    StudySettings,
+    WorkerSettings,
+)
 from harness.question.values import from_text, normalized
 
 WORKER_KEYS = tuple(f"resources.{each.name}" for each in fields(WorkerSettings))
 _SECTION_KEYS = {
-    "search": tuple(each.name for each in fields(SearchSettings)),
-    "confirm": ("top", "seeds", "split"),
-    "study": tuple(each.name for each in fields(StudySettings)),
-    "launcher": LAUNCHER_KEYS,
+    part: tuple(each.name for each in fields(kind))
+    for part, kind in (
+        ("search", SearchSettings),
+        ("confirm", Confirmation),
+        ("study", StudySettings),
+        ("launcher", LauncherSettings),
+    )
 }
 _NULLABLE = ("study.storage", "study.artifacts", *(f"launcher.{key}" for key in TEXT_KEYS))
-_AS_WRITTEN = (*QUESTION_KEYS, *_NULLABLE)
+_AS_WRITTEN = (*TEXTS, *_NULLABLE)
 """Keys whose value is text, whatever it looks like in Hydra's grammar."""
 
 
@@ -43,7 +52,7 @@ def apply_override(draft: Draft, text: str) -> None:
     """
     key, equals, value = text.partition("=")
     part, _, name = key.partition(".")
-    if equals and (key in QUESTION_KEYS or key in WORKER_KEYS or part in QUESTION_SECTIONS):
+    if equals and (key in TEXTS or key in WORKER_KEYS or part in QUESTION_SECTIONS):
         _apply_to_question(draft, key, part, name, value)
     elif equals and is_sweep(value) and not key.startswith(("+", "~")):
         _apply_axis(draft, key, value)
@@ -138,7 +147,7 @@ def _apply_to_base(draft: Draft, text: str) -> None:
         )
     sections = {name.split(".")[0] for name in field_types()}
     if key not in (*field_types(), *sections, "hydra") and not is_group(key.split("/")[0]):
-        known = (*field_types(), *QUESTION_KEYS, *WORKER_KEYS, *draft.entries.axes)
+        known = (*field_types(), *TEXTS, *WORKER_KEYS, *draft.entries.axes)
         known += tuple(f"{part}.{name}" for part, names in _SECTION_KEYS.items() for name in names)
         raise RequestError(
             f"unknown key {key!r}{near_names(key, known)}; `harness run --help` lists a run's keys, "

@@ -19,13 +19,10 @@ from harness.config.compose import (
 )
 from harness.config.schema import RunConfig
 from harness.errors import RequestError
-from harness.request import check as check_cell
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
-
-__all__ = ["Composer", "check_cell"]
 
 
 class Composer:

@@ -12,9 +12,7 @@ import yaml
 from harness.errors import RequestError, near_names
 from harness.question.entries import Entries
 from harness.question.grammar import is_sweep
-from harness.question.keys import QUESTION_KEYS, QUESTION_SECTIONS
-
-FILE_KEYS = (*QUESTION_KEYS, "base", "space", *QUESTION_SECTIONS, "resources")
+from harness.question.question import PARTS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,12 +49,12 @@ def read_draft(file: Path, shown: str) -> Draft:
 def draft_of(tree: Any, where: str, name: str) -> Draft:
     """Take a question's parts from plain values; `name` is its name where they give none."""
     if not isinstance(tree, dict):
-        raise RequestError(f"{where}a question is a mapping with {', '.join(FILE_KEYS)}")
+        raise RequestError(f"{where}a question is a mapping with {', '.join(PARTS)}")
     for key in tree:
-        if key not in FILE_KEYS:
+        if key not in PARTS:
             raise RequestError(
-                f"{where}unknown key {key!r}{near_names(str(key), FILE_KEYS)}; a question has "
-                f"{', '.join(FILE_KEYS)}"
+                f"{where}unknown key {key!r}{near_names(str(key), PARTS)}; a question has "
+                f"{', '.join(PARTS)}"
             )
     parts = {key: value for key, value in tree.items() if key not in ("base", "space")}
     space = tree.get("space")

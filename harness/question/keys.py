@@ -13,16 +13,15 @@ from typing import Any, get_args, get_origin
 from harness.config.compose import FREE_GROUP, group_options, known_keys, parse_override
 from harness.config.schema import RunConfig
 from harness.errors import RequestError, near_names
+from harness.question.question import PARTS, TEXTS
 from harness.question.values import spelled
 
 WITHOUT_EFFECT = ("tracker", "checkpoint", "resources", "paths")
 """Sections that change no result (the identity leaves them out): their values would be one run."""
 
-ANYWHERE = ("paths.", "tracker.", "tracker=", "resources.", "checkpoint.")
-"""Overrides that change no result, and may differ between the machines of a sweep."""
 
-QUESTION_SECTIONS = ("search", "objective", "constraints", "confirm", "study", "launcher")
-QUESTION_KEYS = ("name", "question", "expect")
+QUESTION_SECTIONS = tuple(p for p in PARTS if p not in (*TEXTS, "base", "space", "resources"))
+"""Parts that an override gives by their name; the keys of `resources` tell a sweep's from a run's."""
 
 
 def key_of(override: str) -> str:
@@ -76,7 +75,7 @@ def check_axis_key(key: str, labels: Iterable[str] = ()) -> None:
 
 def check_label(label: str) -> None:
     """Refuse a name for an axis of cases that is, or looks like, a key of something else."""
-    taken = (*field_types(), *group_options(), *QUESTION_SECTIONS, *QUESTION_KEYS)
+    taken = (*field_types(), *group_options(), *QUESTION_SECTIONS, *TEXTS)
     sections = {key.split(".")[0] for key in field_types()}
     if label in taken or label in sections:
         raise RequestError(

@@ -1,70 +1,37 @@
-"""A sweep as it is asked: from `sweeps/NAME.yaml` and the command line to one checked, typed question.
+"""A sweep as it is asked: one checked, typed question. Pure; `harness.question.load` reads it from files."""
 
-Must not import torch, transformers, wandb or optuna.
-"""
-
-import re
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from itertools import zip_longest
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-import harness
-from harness.errors import RequestError, near_names
+from harness.errors import RequestError
 from harness.question.axes import Axis, CaseAxis
-from harness.question.coherence import check_question, with_evaluations
-from harness.question.command_line import apply_override
-from harness.question.draft import Draft, draft_of, read_draft
-from harness.question.entries import read_axes
-from harness.question.goals import read_constraints, read_objectives
-from harness.question.launcher import LauncherKind, LauncherSettings, read_launcher
-from harness.question.points import Point, Space
-from harness.question.reading import (
-    read_confirmation,
-    read_resources,
-    read_search,
-    read_starts,
-    read_study,
-)
+from harness.question.points import Space
 from harness.question.settings import (
+    APART,
     Confirmation,
     Constraint,
-    Method,
+    LauncherSettings,
     Objective,
-    PrunerName,
     SearchSettings,
     StudySettings,
     WorkerSettings,
     has_password,
 )
 
-__all__ = [
-    "Confirmation",
-    "Constraint",
-    "LauncherKind",
-    "LauncherSettings",
-    "Method",
-    "Objective",
-    "Point",
-    "PrunerName",
-    "Question",
-    "SearchSettings",
-    "StudySettings",
-    "WorkerSettings",
-    "known_sweeps",
-    "load_question",
-]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """Everything that a sweep is."""
+    """Everything that a sweep is; `comparable` judges by the fields' metadata whether two ask the same."""
 
-    name: str
+    name: str = field(metadata=APART)
     """Also of its directory and its study."""
-    question: str
-    expect: str
+    question: str = field(metadata=APART)
+    expect: str = field(metadata=APART)
     """What is expected, written before anything is trained."""
     base: tuple[str, ...]
     """Overrides of every run."""
@@ -72,10 +39,10 @@ class Question:
     search: SearchSettings
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
-    confirm: Confirmation | None
-    resources: WorkerSettings
-    study: StudySettings
-    launcher: LauncherSettings | None = None
+    confirm: Confirmation | None = field(metadata=APART)
+    resources: WorkerSettings = field(metadata=APART)
+    study: StudySettings = field(metadata=APART)
+    launcher: LauncherSettings | None = field(default=None, metadata=APART)
     """Who starts the members; none: this command is the one that trains."""
 
     def tree(self) -> dict[str, Any]:
@@ -83,45 +50,43 @@ class Question:
 
         The password of a storage url is left out: PGPASSWORD and ~/.pgpass are where it belongs.
         """
-        search, confirm, resources = self.search, self.confirm, self.resources
-        devices = resources.devices
-        return {
-            "name": self.name,
-            "question": self.question,
-            "expect": self.expect,
-            "base": list(self.base),
-            "space": {axis.key: _axis_tree(axis) for axis in self.space.axes},
-            "search": {
-                "method": search.method.value,
-                "trials": search.trials,
-                "pruner": search.pruner.value,
-                "seeds": list(search.seeds),
-                "sampler_seed": search.sampler_seed,
-                "reduction_factor": search.reduction_factor,
-                "in_flight": search.in_flight,
-                "starts": [dict(start) for start in search.starts],
-            },
-            "objective": {each.metric: each.direction.value for each in self.objectives},
-            "constraints": {each.metric: _limits(each) for each in self.constraints},
-            "confirm": None
-            if confirm is None
-            else {
-                "top": confirm.top,
-                "seeds": list(confirm.seeds),
-                "split": confirm.split.value,
-            },
-            "resources": {
-                "devices": list(devices) if isinstance(devices, tuple) else devices,
-                "cohort": resources.cohort,
-                "hang_seconds": resources.hang_seconds,
-            },
-            "study": {
-                "storage": _without_password(self.study.storage),
-                "heartbeat_seconds": self.study.heartbeat_seconds,
-                "artifacts": self.study.artifacts,
-            },
-            "launcher": None if self.launcher is None else self.launcher.tree(),
-        }
+        tree = {key: _plain(value) for key, value in parts_of(self).items()}
+        tree["objective"] = {each.metric: each.direction.value for each in self.objectives}
+        tree["constraints"] = {each.metric: _limits(each) for each in self.constraints}
+        tree["study"]["storage"] = _without_password(self.study.storage)
+        return tree
+
+
+def in_file(name: str) -> str:
+    """Return the key of a sweep's file that a field of `Question` stands under."""
+    return "objective" if name == "objectives" else name
+
+
+def parts_of(question: Question) -> dict[str, Any]:
+    """Return the parts of a question by the keys of a sweep's file."""
+    return {in_file(each.name): getattr(question, each.name) for each in fields(question)}
+
+
+PARTS = tuple(in_file(each.name) for each in fields(Question))
+"""Keys of a sweep's file."""
+TEXTS = tuple(each.name for each in fields(Question) if each.type is str)
+"""Those that are said in words."""
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Space():
+            return {axis.key: _axis_tree(axis) for axis in value.axes}
+        case Enum():
+            return value.value
+        case Mapping():
+            return dict(value)
+        case tuple():
+            return [_plain(each) for each in value]
+        case _ if is_dataclass(value):
+            return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+        case _:
+            return value
 
 
 def _axis_tree(axis: Axis) -> str | dict[str, Any]:
@@ -152,110 +117,82 @@ def _without_password(url: str | None) -> str | None:
     return urlunsplit(parts._replace(netloc=f"{account.partition(':')[0]}{at}{host}"))
 
 
-# Finding -----------------------------------------------------------------------------------------
+# Whether two questions ask the same: the one judge for a study, a sweep's directory and multirun
+
+ANYWHERE = ("paths.", "tracker.", "tracker=", "resources.", "checkpoint.")
+"""Overrides that change no result, and may differ between the machines of a sweep."""
 
 
-def sweeps_directory() -> Path:
-    """Return where the ready questions lie: beside the package, as conf/ does."""
-    return Path(harness.__file__).parent.parent / "sweeps"
+def comparable(question: Question) -> dict[str, Any]:
+    """Return all that makes the trials of one study comparable, as JSON, by the names in a sweep's file.
 
-
-def known_sweeps() -> dict[str, str]:
-    """Return the question of every file in sweeps/, by the name to give to `harness sweep`."""
-    return {file.stem: _question_in(file) for file in sorted(sweeps_directory().glob("*.yaml"))}
-
-
-def _question_in(file: Path) -> str:
-    try:
-        return str(read_draft(file, file.name).parts.get("question", ""))
-    except RequestError as error:  # one broken file must not hide the others
-        return str(error)
-
-
-def _file_of(name_or_file: str) -> tuple[Path, str]:
-    """Return a question's file, and how to call it in a message."""
-    as_file = Path(name_or_file).expanduser()
-    if as_file.suffix in (".yaml", ".yml") or "/" in name_or_file:
-        if not as_file.is_file():
-            raise RequestError(
-                f"{name_or_file}: no such file; ready questions: {', '.join(known_sweeps())}"
-            )
-        return as_file, name_or_file
-    file = sweeps_directory() / f"{name_or_file}.yaml"
-    if not file.is_file():
-        known = known_sweeps()
-        raise RequestError(
-            f"no question is called {name_or_file!r}{near_names(name_or_file, known)}; give a file "
-            f"(NAME.yaml) or one of {', '.join(known)}"
-        )
-    return file, f"sweeps/{file.name}"
-
-
-# Reading -----------------------------------------------------------------------------------------
-
-
-def load_question(name_or_file: str, overrides: Sequence[str]) -> Question:
-    """Return the question of a file, or of a name in sweeps/, as the overrides change it.
-
-    `apply_override` says what an override can be. Raises RequestError, before anything is composed but the
-    base, with the file, the key, what was given, near names, and what would work.
+    Every field of a question counts, and of its sections every field, unless its metadata say `APART`.
     """
-    file, shown = _file_of(name_or_file)
-    return _asked(read_draft(file, shown), overrides)
+    found: dict[str, Any] = {}
+    for key, value in _counting(question).items():
+        if is_dataclass(value) and not isinstance(value, Space):
+            found |= {f"{key}.{inner}": _spelled(each) for inner, each in _counting(value).items()}
+        else:
+            found[key] = _spelled(value)
+    found["base"] = _with_effect(question.base)
+    return {in_file(key): value for key, value in found.items()}
 
 
-def question_of(tree: Mapping[str, Any], name: str, overrides: Sequence[str]) -> Question:
-    """Return the question that `Question.tree` gave, as the overrides change it."""
-    return _asked(draft_of(tree, f"the study {name}: ", name), overrides)
+def _counting(parts: Any) -> dict[str, Any]:
+    return {
+        each.name: getattr(parts, each.name)
+        for each in fields(parts)
+        if not each.metadata.get("apart")
+    }
 
 
-def _asked(draft: Draft, overrides: Sequence[str]) -> Question:
-    for text in overrides:
-        apply_override(draft, text)
-    question = _whole(draft)
-    check_question(question, draft)
-    return question
+def _spelled(value: Any) -> Any:
+    match value:
+        case Space():
+            return [axis.described for axis in value.axes]
+        case Objective():
+            return f"{value.metric}: {value.direction.value}"
+        case Constraint():
+            return f"{value.metric}: at_most={value.at_most}, at_least={value.at_least}"
+        case Enum():
+            return value.value
+        case Mapping():
+            return dict(value)
+        case tuple():
+            return [_spelled(each) for each in value]
+        case _:
+            return value
 
 
-def _whole(draft: Draft) -> Question:
-    parts, place = draft.parts, draft.place
-    space = Space(read_axes(draft.entries))
-    search = read_search(parts.get("search") or {}, place("search"))
-    base = with_evaluations(draft.base, space, search, place("base"))
-    return Question(
-        name=_name(draft),
-        question=_text(draft, "question"),
-        expect=_text(draft, "expect"),
-        base=tuple(base),
-        space=space,
-        search=read_starts(search, parts.get("search") or {}, space, place("search")),
-        objectives=read_objectives(parts.get("objective"), place("objective")),
-        constraints=read_constraints(parts.get("constraints"), place("constraints")),
-        confirm=read_confirmation(parts.get("confirm"), place("confirm")),
-        resources=read_resources(parts.get("resources"), place("resources")),
-        study=read_study(parts.get("study"), place("study")),
-        launcher=read_launcher(parts.get("launcher"), place("launcher")),
-    )
+def _with_effect(base: Sequence[str]) -> list[str]:
+    """Leave out what changes no result, and may differ between the machines of a sweep."""
+    return [override for override in base if not override.startswith(ANYWHERE)]
 
 
-def _name(draft: Draft) -> str:
-    name = str(draft.parts.get("name"))
-    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", name, re.ASCII):
-        raise RequestError(
-            f"{draft.place('name')}name={name!r} cannot name a directory and a study; use letters, digits, "
-            "-, _, + and dots, at most 100, with a letter or digit first"
-        )
-    return name
+def refuse_another(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise RequestError where `comparable` of two questions differs, with the first part that does.
+
+    `before` may be of an earlier version; `name` says what has been asked, as in "the study rank".
+    """
+    for key in [*before, *now]:
+        there, here = before.get(key), now.get(key)
+        if key == "base":  # written by a version that kept all of it
+            there = _with_effect(there or ())
+        if there != here:
+            there, here = _differing(there, here)
+            raise RequestError(
+                f"{name} was asked with {key} {there}, and now with {here}: its trials would not be "
+                "comparable; ask as before, or give the sweep another name with name=OTHER"
+            )
 
 
-def _text(draft: Draft, key: str) -> str:
-    value = draft.parts.get(key)
-    if key == "expect" and value in (None, ""):
-        return ""
-    if not isinstance(value, str) or not value.strip():
-        given = "nothing" if value is None else repr(value)
-        wanted = "asked" if key == "question" else "expected"
-        raise RequestError(
-            f"{draft.place(key)}{key} must say in words what is {wanted}, got {given}"
-        )
-    return " ".join(value.split())
+def _differing(before: Any, now: Any) -> tuple[str, str]:
+    """Return two values in one line each; of lists, the first entries that differ."""
+    if isinstance(before, list) and isinstance(now, list):
+        pairs = zip_longest(before, now, fillvalue="nothing more")
+        before, now = next(pair for pair in pairs if pair[0] != pair[1])
+    return _shown(before), _shown(now)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

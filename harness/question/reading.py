@@ -5,34 +5,38 @@ Must not import torch.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, fields, replace
 from enum import Enum
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin
 
-from harness.config.schema import Split
 from harness.errors import RequestError, near_names
 from harness.question.axes import NumberAxis
 from harness.question.points import Space
 from harness.question.settings import (
     Confirmation,
+    LauncherKind,
+    LauncherSettings,
     Method,
     PrunerName,
     SearchSettings,
     StudySettings,
     WorkerSettings,
+    has_password,
 )
 from harness.question.values import from_text, normalized
 
 E = TypeVar("E", bound=Enum)
-
-_SEARCH, _WORKERS = SearchSettings(), WorkerSettings()  # the defaults
+T = TypeVar("T")
 
 
 class Section:
     """One mapping of a sweep's file, read key by key."""
 
-    def __init__(self, name: str, given: Any, keys: Sequence[str], where: str = "") -> None:
+    def __init__(self, name: str, given: Any, kind: type | Sequence[str], where: str = "") -> None:
+        """`kind`: the settings that the section becomes, or its keys."""
+        keys = [each.name for each in fields(kind)] if isinstance(kind, type) else kind
         self.name, self.where = name, where
         if not isinstance(given, Mapping):
             raise RequestError(
@@ -50,18 +54,49 @@ class Section:
         """Return the refusal of a key's value."""
         return RequestError(f"{self.where}{self.name}.{key}={self.given.get(key)} {wanted}")
 
-    def integer(self, key: str, default: int | None, at_least: int) -> Any:
-        """Return a whole number, or the default where there is none."""
+    def settings(self, kind: type[T], **read: Any) -> T:
+        """Return the section as its settings, each field by its declared type and bound; null is its default.
+
+        `read` are those that need more than that.
+        """
+        for each in fields(kind):  # pyright: ignore[reportArgumentType]
+            if each.name not in read and self.given.get(each.name) is not None:
+                read[each.name] = self._typed(each)
+        return kind(**read)
+
+    def _typed(self, field: Field[Any]) -> Any:
+        declared = next(t for t in get_args(field.type) or (field.type,) if t is not NoneType)
+        if get_origin(field.type) is tuple:
+            return self.seeds(field.name)
+        if issubclass(declared, Enum):
+            return self.choice(field.name, declared)
+        bound, unit = field.metadata.get("at_least"), field.metadata.get("unit", "")
+        return (
+            self.integer(field.name, bound)
+            if declared is int
+            else self.number(field.name, bound, unit)
+        )
+
+    def integer(self, key: str, at_least: int) -> int:
+        """Return a whole number."""
         value = self.given.get(key)
-        if value is None:
-            return default
         if not is_integer(value) or value < at_least:
             raise self.refuse(key, f"must be a whole number of at least {at_least}")
         return value
 
-    def seeds(self, key: str, default: tuple[int, ...] | None) -> tuple[int, ...]:
+    def number(self, key: str, at_least: float | None, unit: str) -> float:
+        """Return a number above zero, or of at least so much."""
+        value = finite_number(self.given.get(key))
+        if value is None or value <= 0 or (at_least is not None and value < at_least):
+            wanted = (
+                "a positive number" if at_least is None else f"a number of at least {at_least:g},"
+            )
+            raise self.refuse(key, f"must be {wanted} of {unit}")
+        return value
+
+    def seeds(self, key: str) -> tuple[int, ...]:
         """Return distinct seeds, one or more."""
-        value = self.given.get(key, default)
+        value = self.given.get(key)
         seeds = (value,) if is_integer(value) else value
         if not isinstance(seeds, (list, tuple)) or not seeds or not all(map(is_integer, seeds)):
             raise self.refuse(key, "must be a list of one or more whole numbers, such as [0, 1]")
@@ -71,9 +106,9 @@ class Section:
             raise self.refuse(key, "gives a seed twice; replicates need different seeds")
         return tuple(seeds)
 
-    def choice(self, key: str, kind: type[E], default: E) -> E:
+    def choice(self, key: str, kind: type[E]) -> E:
         """Return a member of an enum by its name."""
-        value = self.given.get(key, default.name)
+        value = self.given.get(key)
         if not isinstance(value, str) or value not in kind.__members__:
             names = list(kind.__members__)
             raise self.refuse(key, f"is none of {', '.join(names)}{near_names(str(value), names)}")
@@ -96,71 +131,46 @@ def finite_number(text: Any) -> float | None:
 
 def read_search(given: Any, where: str) -> SearchSettings:
     """Read `search`, but for its starting points, which need the space."""
-    section = Section("search", given, [each.name for each in fields(SearchSettings)], where)
-    method = section.choice("method", Method, Method.grid)
-    pruner = section.choice("pruner", PrunerName, PrunerName.none)
-    trials = section.integer("trials", None, 1)
-    if trials is None and method is not Method.grid:
+    section = Section("search", given, SearchSettings, where)
+    search = section.settings(SearchSettings, starts=())
+    if search.trials is None and search.method is not Method.grid:
         raise RequestError(
-            f"{where}search.method={method.value} needs search.trials, the number of cells to try"
+            f"{where}search.method={search.method.value} needs search.trials, the number of cells to try"
         )
-    factor = section.integer("reduction_factor", _SEARCH.reduction_factor, 2)
-    if factor != _SEARCH.reduction_factor and pruner not in (
-        PrunerName.asha,
-        PrunerName.hyperband,
-    ):
+    halves = search.pruner in (PrunerName.asha, PrunerName.hyperband)
+    if search.reduction_factor != SearchSettings().reduction_factor and not halves:
         raise section.refuse(
-            "reduction_factor", f"would be ignored by search.pruner={pruner.value}"
+            "reduction_factor", f"would be ignored by search.pruner={search.pruner.value}"
         )
-    in_flight = section.integer("in_flight", None, 1)
-    if in_flight is not None and method in (Method.grid, Method.random):
+    if search.in_flight is not None and not search.method.is_adaptive:
         raise section.refuse(
             "in_flight",
-            f"would be ignored by search.method={method.value}, which learns of no result",
+            f"would be ignored by search.method={search.method.value}, which learns of no result",
         )
-    return SearchSettings(
-        method=method,
-        trials=trials,
-        pruner=pruner,
-        seeds=section.seeds("seeds", (0,)),
-        sampler_seed=section.integer("sampler_seed", 0, 0),
-        reduction_factor=factor,
-        in_flight=in_flight,
-    )
+    return search
 
 
 def read_confirmation(given: Any, where: str) -> Confirmation | None:
     """Read `confirm`: null, or `{top: 3, seeds: [10, 11, 12], split: test}`."""
     if given is None:
         return None
-    section = Section("confirm", given, ("top", "seeds", "split"), where)
+    section = Section("confirm", given, Confirmation, where)
     if "seeds" not in section.given:
         raise RequestError(
             f"{where}confirm needs confirm.seeds, fresh ones such as [10, 11, 12]; confirm=null for no "
             "confirmation"
         )
-    return Confirmation(
-        top=section.integer("top", 1, 1),
-        seeds=section.seeds("seeds", None),
-        split=section.choice("split", Split, Split.test),
-    )
+    return section.settings(Confirmation, seeds=section.seeds("seeds"))
 
 
 def read_resources(given: Any, where: str) -> WorkerSettings:
     """Read `resources` of a sweep: devices, cohort, hang_seconds."""
-    section = Section("resources", given or {}, ("devices", "cohort", "hang_seconds"), where)
-    seconds = finite_number(section.given.get("hang_seconds", _WORKERS.hang_seconds))
-    if seconds is None or seconds <= 0:
-        raise section.refuse("hang_seconds", "must be a positive number of seconds")
-    return WorkerSettings(
-        devices=_devices(section),
-        cohort=section.integer("cohort", None, 1),
-        hang_seconds=seconds,
-    )
+    section = Section("resources", given or {}, WorkerSettings, where)
+    return section.settings(WorkerSettings, devices=_devices(section))
 
 
 def _devices(section: Section) -> str | tuple[int, ...]:
-    value = section.given.get("devices", _WORKERS.devices)
+    value = section.given.get("devices", WorkerSettings().devices)
     indices = [value] if is_integer(value) else value
     if isinstance(indices, (list, tuple)):
         good = all(is_integer(index) and index >= 0 for index in indices)
@@ -173,21 +183,18 @@ def _devices(section: Section) -> str | tuple[int, ...]:
 
 def read_study(given: Any, where: str) -> StudySettings:
     """Read `study`: its storage and, where that is a server, how its members share it."""
-    section = Section("study", given or {}, [each.name for each in fields(StudySettings)], where)
+    section = Section("study", given or {}, StudySettings, where)
     storage = section.given.get("storage")
     if storage is not None and not re.match(r"[a-z][a-z0-9+]*://", str(storage)):
         raise section.refuse(
             "storage",
             "must be a SQLAlchemy url, such as postgresql://user@host/name or sqlite:////path/study.db",
         )
-    defaults = StudySettings()
-    seconds = finite_number(section.given.get("heartbeat_seconds", defaults.heartbeat_seconds))
-    if seconds is None or seconds < 1:
-        raise section.refuse("heartbeat_seconds", "must be a number of seconds, at least 1")
     artifacts = section.given.get("artifacts")
     if artifacts is not None and not isinstance(artifacts, str):
         raise section.refuse("artifacts", "must be a directory or s3://bucket/prefix")
-    settings = StudySettings(storage=storage, heartbeat_seconds=seconds, artifacts=artifacts)
+    settings = section.settings(StudySettings, storage=storage, artifacts=artifacts)
+    defaults = StudySettings()
     if not settings.is_shared:
         for key in ("heartbeat_seconds", "artifacts"):
             if getattr(settings, key) != getattr(defaults, key):
@@ -234,3 +241,95 @@ def _start_value(space: Space, key: str, value: Any) -> str:
         exact = axis.integer and number != int(number)
         return text if exact else axis.spelled(number)
     return text
+
+
+# Launcher -----------------------------------------------------------------------------------------
+
+TEXT_KEYS = ("partition", "account", "qos")
+"""Keys whose value is a name, also where it looks like a number or a list."""
+_OF_SLURM = ("cpus", "memory_gib", *TEXT_KEYS)
+
+
+def with_launcher(before: Any, name: str, value: Any) -> Any:
+    """Return `launcher` of a draft as `launcher=value`, or `launcher.name=value`, changes it."""
+    if not name and (value is None or isinstance(value, Mapping)):
+        return value
+    section = {"kind": before} if isinstance(before, str) else dict(before or {})
+    return {**section, name or "kind": value}
+
+
+def read_launcher(given: Any, where: str) -> LauncherSettings | None:
+    """Read `launcher`: null, `slurm`, or `{kind: slurm, workers: 16, partition: gpu}`.
+
+    Raises RequestError with the key, what was given, and near names.
+    """
+    if given is None:
+        return None
+    section = Section(
+        "launcher", {"kind": given} if isinstance(given, str) else given, LauncherSettings, where
+    )
+    if section.given.get("kind") is None:
+        ignored = [f"launcher.{key}" for key in section.given if key != "kind"]
+        raise RequestError(
+            f"{where}{', '.join(ignored) or 'launcher'} would be ignored without launcher=slurm or "
+            "launcher=local"
+        )
+    if section.choice("kind", LauncherKind) is LauncherKind.local:
+        _refuse_what_only_slurm_knows(section)
+    names = {key: _name(section, key) for key in TEXT_KEYS}
+    settings = section.settings(LauncherSettings, setup=_lines(section), **names)
+    if settings.grace_seconds >= 60 * settings.time_minutes:
+        raise RequestError(
+            f"{where}launcher.grace_seconds={settings.grace_seconds} leaves nothing of "
+            f"launcher.time_minutes={settings.time_minutes}; give fewer seconds, or more minutes"
+        )
+    return settings
+
+
+def launcher_problems(
+    launcher: LauncherSettings | None, study: StudySettings
+) -> Iterator[tuple[str, str]]:
+    """Yield the part of the file and the problem, where jobs could not share the study."""
+    if launcher is None:
+        return
+    if not study.is_shared:
+        given = f"study.storage={study.storage}" if study.storage else "no study.storage"
+        yield (
+            "launcher",
+            f"launcher={launcher.kind.value} has its jobs share one study in PostgreSQL, and {given} is "
+            "given; start a server that every job can reach and give "
+            "study.storage=postgresql://user@host/database",
+        )
+    elif has_password(study.storage or ""):
+        yield (
+            "launcher",
+            f"launcher={launcher.kind.value} would write the password of study.storage into the command "
+            "of every job, where others can read it; leave it out of the url, and give it in ~/.pgpass or "
+            "PGPASSWORD",
+        )
+
+
+def _refuse_what_only_slurm_knows(section: Section) -> None:
+    for key in _OF_SLURM:
+        if section.given.get(key) is not None:
+            raise section.refuse(
+                key, "would be ignored by launcher=local; leave it out, or take launcher=slurm"
+            )
+
+
+def _name(section: Section, key: str) -> str | None:
+    value = section.given.get(key)
+    if value is None:
+        return None
+    text = str(value)
+    if isinstance(value, (Mapping, list, bool)) or not text or len(text.split()) != 1:
+        raise section.refuse(key, "must be a name that Slurm knows, without spaces")
+    return text
+
+
+def _lines(section: Section) -> tuple[str, ...]:
+    value = section.given.get("setup") or []
+    lines = [value] if isinstance(value, str) else value
+    if not isinstance(lines, (list, tuple)) or not all(isinstance(line, str) for line in lines):
+        raise section.refuse("setup", "must be a list of lines such as ['module load cuda']")
+    return tuple(lines)

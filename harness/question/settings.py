@@ -1,13 +1,27 @@
 """How a question is searched, judged, confirmed and run: the typed parts of a sweep's file. Pure data."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from harness.config.schema import Split
 from harness.question.points import Point
 from harness.records.metrics import Direction
+
+APART = {"apart": True}
+"""Metadata of a field that shapes no trial: a sweep that has begun may go on with another value."""
+
+
+def at_least(bound: float, unit: str = "") -> dict[str, Any]:
+    """Return the metadata of a number with a lower bound."""
+    return {"at_least": bound, "unit": unit}
+
+
+def positive(unit: str) -> dict[str, Any]:
+    """Return the metadata of a number above zero."""
+    return {"unit": unit}
 
 
 class Method(Enum):
@@ -19,6 +33,11 @@ class Method(Enum):
     gp = "gp"
     nsga2 = "nsga2"
     cmaes = "cmaes"
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether results decide which points come next."""
+        return self not in (Method.grid, Method.random)
 
 
 class PrunerName(Enum):
@@ -35,16 +54,16 @@ class SearchSettings:
     """How points are chosen and given up."""
 
     method: Method = Method.grid
-    trials: int | None = None
+    trials: int | None = field(default=None, metadata=APART | at_least(1))
     """Cells to try; none, for a grid only: every cell."""
     pruner: PrunerName = PrunerName.none
     seeds: tuple[int, ...] = (0,)
     """Seeds of every cell."""
-    sampler_seed: int = 0
+    sampler_seed: int = field(default=0, metadata=at_least(0))
     """Seed of the points that are drawn."""
-    reduction_factor: int = 3
-    """Of the runs at one rung, one in so many goes on (asha, hyperband)."""
-    in_flight: int | None = None
+    reduction_factor: int = field(default=3, metadata=at_least(2))
+    """At each rung the best 1/reduction_factor of the runs continue (asha, hyperband)."""
+    in_flight: int | None = field(default=None, metadata=APART | at_least(1))
     """Trials training at once at most, where results steer the search: those know nothing of each other.
     None: a fifth of all, at least eight."""
     starts: tuple[Point, ...] = ()
@@ -78,7 +97,7 @@ class Constraint:
 class Confirmation:
     """The best cells, trained again on seeds that the search has not seen."""
 
-    top: int = 1
+    top: int = field(default=1, metadata=at_least(1))
     """Cells to confirm."""
     seeds: tuple[int, ...]
     split: Split = Split.test
@@ -91,9 +110,9 @@ class WorkerSettings:
     devices: str | tuple[int, ...] = "auto"
     """`auto` (every visible GPU, else the CPU: a worker on each core for a small base, one for a large one),
     `cpu` (one worker), `cpu:N`, or CUDA indices; one that is given twice gets two workers."""
-    cohort: int | None = None
+    cohort: int | None = field(default=None, metadata=at_least(1))
     """Runs side by side at most; none: what is measured to be fastest."""
-    hang_seconds: float = 1800.0
+    hang_seconds: float = field(default=1800.0, metadata=positive("seconds"))
     """Silence after which a worker is taken to hang."""
 
 
@@ -103,7 +122,7 @@ class StudySettings:
 
     storage: str | None = None
     """A SQLAlchemy url; none: study.db in the sweep's directory. In PostgreSQL many machines share it."""
-    heartbeat_seconds: float = 20.0
+    heartbeat_seconds: float = field(default=20.0, metadata=at_least(1, "seconds"))
     """What a member has that gave no sign of life for so long waits for another within as long again."""
     artifacts: str | None = None
     """Where members without a shared file system leave their runs: a directory, or s3://bucket/prefix."""
@@ -112,6 +131,37 @@ class StudySettings:
     def is_shared(self) -> bool:
         """Whether several members may work on it: in PostgreSQL they can keep each other out."""
         return re.match(r"postgres(ql)?(\+\w+)?://", self.storage or "") is not None
+
+
+class LauncherKind(Enum):
+    """Who starts the members: Slurm, or submitit's stand-in for it on this machine."""
+
+    slurm = "slurm"
+    local = "local"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LauncherSettings:
+    """What to submit: so many jobs, each of which is one member of the sweep."""
+
+    kind: LauncherKind
+    workers: int = field(default=1, metadata=at_least(1))
+    """Jobs, each of them one `harness worker`."""
+    time_minutes: int = field(default=60, metadata=at_least(1))
+    """Time limit per job, in minutes. A job that hits it is requeued."""
+    grace_seconds: int = field(default=120, metadata=at_least(1))
+    """Seconds before the limit at which a job is signalled; its runs must checkpoint within them."""
+    gpus: int | None = field(default=None, metadata=at_least(1))
+    """GPUs per job; none: as many as the partition gives by default."""
+    cpus: int | None = field(default=None, metadata=at_least(1))
+    """Cores per job; none: as many as the partition gives by default."""
+    memory_gib: float | None = field(default=None, metadata=positive("GiB"))
+    """Memory per job, in GiB; none: as much as the partition gives by default."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    setup: tuple[str, ...] = ()
+    """Lines of shell before the worker, such as `module load cuda`."""
 
 
 def has_password(url: str) -> bool:

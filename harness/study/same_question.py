@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from itertools import zip_longest
 from typing import Any
 
 import optuna
@@ -10,9 +9,8 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
 from harness.errors import RequestError, near_names
-from harness.question.keys import ANYWHERE
-from harness.question.question import Question
-from harness.study.storage import MirroredStorage
+from harness.question.question import Question, comparable, refuse_another
+from harness.study.database import MirroredStorage
 
 _ASKED_KEY = "asked"
 _SEARCHED_KEY = "searched_with"
@@ -52,16 +50,15 @@ def mark_or_compare(
 ) -> None:
     """Write what is asked, and the settings of sampler and pruner, into a new study; compare with an old one.
 
-    The number of trials, the confirmation and the resources may change; nothing else. `asks`: keep the
-    question as it is asked now for members that join.
+    `comparable` says what may change. `asks`: keep the question as it is asked now for members that join.
 
     Raises:
         RequestError: the study was asked something else.
     """
     notes = storage.get_study_user_attrs(storage.study_id)
-    asked = as_json(_asked(question))
+    asked = as_json(comparable(question))
     if _ASKED_KEY in notes:
-        _compare(question.name, notes[_ASKED_KEY], asked)
+        refuse_another(f"the study {question.name}", notes[_ASKED_KEY], asked)
     elif storage.get_all_trials(storage.study_id, deepcopy=False):
         raise RequestError(
             f"the study {question.name} was made by another program; move its database away, or give the"
@@ -103,48 +100,6 @@ def question_in(database: RDBStorage, name: str) -> dict[str, Any]:
 def as_json(value: Any) -> Any:
     """Return a value as it reads back from JSON."""
     return json.loads(json.dumps(value))
-
-
-def _asked(question: Question) -> dict[str, Any]:
-    """Return everything that makes one study's trials comparable, by the names in a sweep's file."""
-    search = question.search
-    return {
-        "base": [each for each in question.base if not each.startswith(ANYWHERE)],
-        "space": [axis.described for axis in question.space.axes],
-        "search.method": search.method.value,
-        "search.sampler_seed": search.sampler_seed,
-        "search.pruner": search.pruner.value,
-        "search.reduction_factor": search.reduction_factor,
-        "search.seeds": list(search.seeds),
-        "search.starts": [dict(start) for start in search.starts],
-        "objective": [f"{each.metric}: {each.direction.value}" for each in question.objectives],
-        "constraints": [
-            f"{each.metric}: at_most={each.at_most}, at_least={each.at_least}"
-            for each in question.constraints
-        ],
-    }
-
-
-def _compare(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    before = {**before, "base": [o for o in before["base"] if not o.startswith(ANYWHERE)]}
-    for key in [*before, *now]:
-        if before.get(key) != now.get(key):
-            there, here = _differing(before.get(key), now.get(key))
-            raise RequestError(
-                f"the study {name} was asked with {key} {there}, and now with {here}; {_ADVICE}"
-            )
-
-
-def _differing(before: Any, now: Any) -> tuple[str, str]:
-    """Return two values in one line each; of lists, the first entries that differ."""
-    if isinstance(before, list) and isinstance(now, list):
-        pairs = zip_longest(before, now, fillvalue="nothing more")
-        before, now = next(pair for pair in pairs if pair[0] != pair[1])
-    return _shown(before), _shown(now)
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _spelled(directions: list[StudyDirection]) -> str:

@@ -30,7 +30,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import RequestError
 from harness.question.axes import Axis, NumberAxis
-from harness.question.question import Method, PrunerName, Question
+from harness.question.question import Question
+from harness.question.settings import Method, PrunerName
 from harness.study.parameters import rounded
 
 _MEANT = (
@@ -92,7 +93,7 @@ class PointSampler(BaseSampler):
 
 
 def sampler_settings(question: Question) -> dict[str, Any]:
-    """Return a method's settings, by the names of Optuna's arguments and, for gp, of `WarpedSampler`'s.
+    """Return a method's settings, by the names of Optuna's arguments.
 
     Raises:
         RequestError: the method cannot search this space.
@@ -114,12 +115,7 @@ def sampler_settings(question: Question) -> dict[str, Any]:
                 "constant_liar": True,  # other trials are running while this one is drawn
             }
         case Method.gp:
-            return {
-                "n_startup_trials": 10,
-                "deterministic_objective": False,
-                # A pruner judges one objective, and constraints are known at the end only.
-                "foresees": single and not question.constraints,
-            }
+            return {"n_startup_trials": 10, "deterministic_objective": False}
         case Method.nsga2:
             # Optuna's population of 50 would leave a usual sweep in its random first generation.
             return {
@@ -165,11 +161,7 @@ def build_sampler(method: Method, settings: Mapping[str, Any], seed: int) -> Bas
         case Method.tpe:
             return TPESampler(seed=seed, **settings)
         case Method.gp:
-            from harness.study.warping import WarpedSampler  # imports scipy.stats
-
-            theirs = {key: value for key, value in settings.items() if key != "foresees"}
-            sampler = GPSampler(seed=seed, warn_independent_sampling=False, **theirs)
-            return WarpedSampler(sampler, foresees=settings["foresees"])
+            return GPSampler(seed=seed, warn_independent_sampling=False, **settings)
         case Method.nsga2:
             return NSGAIISampler(seed=seed, **settings)
         case Method.cmaes:

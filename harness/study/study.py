@@ -10,16 +10,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.question.axes import Axis
 from harness.question.points import Point
-from harness.question.question import Method, Question
+from harness.question.question import Question
+from harness.question.settings import Method
+from harness.records.metrics import Direction
+from harness.study.database import MirroredStorage, open_database
 from harness.study.leases import Leases
 from harness.study.parameters import exists, suggest, value_of
-from harness.study.ranking import ranked
 from harness.study.same_question import as_json, find_or_create, mark_or_compare
 from harness.study.samplers import (
     PointSampler,
@@ -30,7 +33,6 @@ from harness.study.samplers import (
     seed_of_trial,
     without_optuna_warnings,
 )
-from harness.study.storage import MirroredStorage, open_database
 from harness.study.trial import Trial, TrialStatus, trial_of
 
 __all__ = ["Study", "Trial", "TrialStatus"]
@@ -139,15 +141,6 @@ class Study:
     def trials(self) -> list[Trial]:
         """All trials in order of number."""
         return list(self._trials)
-
-    @property
-    def study_notes(self) -> dict[str, Any]:
-        """What was noted of the study as a whole."""
-        return dict(self._storage.get_study_user_attrs(self._storage.study_id))
-
-    def study_note(self, key: str, value: Any) -> None:
-        """Note a JSON value of the study as a whole."""
-        self._storage.set_study_user_attr(self._storage.study_id, key, as_json(value))
 
     def ask(self) -> Trial:
         """Return the next trial, running; it is in the database with its whole point, or not at all.
@@ -298,3 +291,32 @@ class Study:
     def _seen(self, trial: FrozenTrial) -> Trial:
         is_given = trial.number < len(self._given)
         return trial_of(trial, self._question, self._given[trial.number] if is_given else {})
+
+
+def ranked(values: Sequence[Sequence[float]], directions: Sequence[Direction]) -> list[int]:
+    """Return the indices of `values`, best first.
+
+    The Pareto front comes first, then the front of what is left, and so on (the non-dominated sorting of
+    Deb et al. 2002); within a front the first objective decides, then the order given.
+    """
+    if not values:
+        return []
+    signs = [-1.0 if direction is Direction.maximize else 1.0 for direction in directions]
+    costs = np.asarray(values, dtype=float) * signs
+    fronts = front_of_each(costs)
+    return sorted(range(len(costs)), key=lambda index: (fronts[index], costs[index, 0]))
+
+
+def front_of_each(costs: np.ndarray) -> list[int]:
+    """Return the number of each row's front, 0 for the rows that no other is better than; less is better."""
+    if costs.shape[1] == 1:
+        return np.unique(costs[:, 0], return_inverse=True)[1].tolist()
+    no_worse = (costs[:, None, :] <= costs[None, :, :]).all(axis=-1)
+    better = (costs[:, None, :] < costs[None, :, :]).any(axis=-1)
+    dominates = np.logical_and(no_worse, better)
+    fronts = np.full(len(costs), -1)
+    number = 0
+    while (left := fronts < 0).any():
+        fronts[left & ~dominates[left].any(axis=0)] = number
+        number += 1
+    return fronts.tolist()

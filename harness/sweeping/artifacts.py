@@ -33,6 +33,7 @@ class RunArtifacts:
 
     def __init__(self, study: Study, place: str) -> None:
         """`place` is a directory or s3://bucket. Raises RequestError for one that cannot be used."""
+        self.place = place
         self._study = study
         self._store = _store_at(place)
         self._pushed: set[str] = set()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from harness.config.schema import RunConfig
 from harness.errors import RequestError, RunFailed
-from harness.question.check_space import Point
+from harness.question.points import Point
 from harness.sweeping.messages import Check, Checked, Ready
 from harness.sweeping.pool import Device, Died, Pool
 from harness.sweeping.state import SweepDirectory

@@ -11,11 +11,11 @@ from typing import assert_never
 
 from harness.config.compose import config_tree
 from harness.errors import RunFailed
-from harness.question.question import Method
+from harness.question.question import Question
 from harness.question.settings import SearchSettings
 from harness.records.record import Record, RecordError, RunStatus, read_record, write_record
-from harness.sweeping.desks import Allotment, Desk
-from harness.sweeping.ledger import Run, RunState
+from harness.sweeping.assignment import Assignment, WorkerView
+from harness.sweeping.ledger import Ledger, Run, RunState
 from harness.sweeping.messages import (
     Busy,
     Checked,
@@ -32,7 +32,6 @@ from harness.sweeping.messages import (
 )
 from harness.sweeping.pool import END_SECONDS, Died, Pool, WorkerProcess
 from harness.sweeping.state import DeviceLine
-from harness.sweeping.streak import Streak
 from harness.sweeping.trials import Trials
 from harness.training.stop import StopRequest
 
@@ -46,14 +45,24 @@ otherwise."""
 MAX_DEATHS = 1
 """Workers that may die with a run in them before it counts as failed."""
 MAX_STARTS_IN_VAIN = 2
+MOST_IN_A_ROW = 8
+"""Runs that may fail one after another, of every kind that is left."""
+MOST_OF_SOME_KINDS = 24
+"""Runs that may, in a search that learns, though other kinds might still be asked for."""
 TAKEN_SECONDS = 5.0
 """After how long a run is tried again that another process was training."""
 ASK_SECONDS = 0.05
 """How long the driver asks on end before it listens again."""
 
 
+def most_slots(question: Question) -> int:
+    """Return the most runs that a worker has side by side."""
+    adaptive = question.search.method.is_adaptive
+    return question.resources.cohort or (MAX_SLOTS_ADAPTIVE if adaptive else MAX_SLOTS)
+
+
 def most_in_flight(search: SearchSettings) -> int:
-    """Return how many trials of a search that learns are in flight at most, by its own word or by default."""
+    """Return how many trials of an adaptive search are in flight at most, as configured or by default."""
     trials = search.trials or 0
     return search.in_flight or max(MAX_SLOTS_ADAPTIVE, trials // ROUNDS_ADAPTIVE)
 
@@ -62,22 +71,19 @@ class Driver:
     """One sweep in progress."""
 
     def __init__(self, trials: Trials, pool: Pool, stop: StopRequest) -> None:
-        search = trials.question.search
         self.trials = trials
-        self.desks: list[Desk] = []
+        self.views: list[WorkerView] = []
         self.is_finished = False
         self._pool = pool
         self._stop = stop
-        self._desk_of: dict[int, Desk] = {}
+        self._view_of: dict[int, WorkerView] = {}
         """By the identity of its worker."""
         self._asks_on = False
         """Whether asking was broken off: what workers have to say comes first."""
         self._starts_in_vain: dict[str, int] = defaultdict(int)
-        self._adaptive = search.method not in (Method.grid, Method.random)
-        self._max_slots = trials.question.resources.cohort or (
-            MAX_SLOTS_ADAPTIVE if self._adaptive else MAX_SLOTS
-        )
-        self._streak = Streak(trials.ledger, adaptive=self._adaptive)
+        self._adaptive = trials.question.search.method.is_adaptive
+        self._max_slots = most_slots(trials.question)
+        self._streak = FailureStreak(trials.ledger, adaptive=self._adaptive)
         self.complaint: str | None = None
         """Why it has ended early though nobody asked for it."""
 
@@ -109,8 +115,8 @@ class Driver:
         self._pool.ask_to_stop()
         give_up = time.monotonic() + END_SECONDS
         while self._pool.workers and time.monotonic() < give_up:
-            for desk in self.desks:
-                desk.doing = "keeping checkpoints"
+            for view in self.views:
+                view.doing = "keeping checkpoints"
             for worker, news in self._pool.hear(seconds=0.25):
                 if isinstance(news, Ended):
                     self._handle(worker, news)
@@ -119,14 +125,14 @@ class Driver:
 
     def device_lines(self) -> list[DeviceLine]:
         """Return what each of our workers does."""
-        return [_device_line(desk) for desk in self.desks]
+        return [_device_line(view) for view in self.views]
 
     # Workers -------------------------------------------------------------------------------------
 
     def _adopt(self, worker: WorkerProcess) -> None:
         doing = "ready" if worker.ready else "starting"
-        desk = self._desk_of[id(worker)] = Desk(worker=worker, doing=doing)
-        self.desks.append(desk)
+        view = self._view_of[id(worker)] = WorkerView(worker=worker, doing=doing)
+        self.views.append(view)
 
     def _assign(self) -> None:
         """Give every worker as many runs as it has room for, asking for more trials where none waits."""
@@ -134,31 +140,31 @@ class Driver:
         if not self._adaptive:
             while self.trials.asks_ahead and time.monotonic() < give_up:
                 self.trials.ask()
-        allotment = Allotment(self.trials.ledger, self.desks, ahead=not self._adaptive)
+        assignment = Assignment(self.trials.ledger, self.views, ahead=not self._adaptive)
         room = self._room()
         self._asks_on = False
         give_up = time.monotonic() + ASK_SECONDS
-        queue = [(len(desk.runs), i) for i, desk in enumerate(self.desks) if desk.worker.ready]
+        queue = [(len(view.runs), i) for i, view in enumerate(self.views) if view.worker.ready]
         heapq.heapify(queue)  # who has the fewest comes first: none is idle while others are filled
         while queue:
-            desk = self.desks[queue[0][1]]
-            run = allotment.next_for(desk)
+            view = self.views[queue[0][1]]
+            run = assignment.next_for(view)
             if run is not None and self.trials.claim(run):
-                allotment.take(desk, run)
-                self._give(desk, run)
-                heapq.heapreplace(queue, (len(desk.runs), queue[0][1]))
+                assignment.take(view, run)
+                self._give(view, run)
+                heapq.heapreplace(queue, (len(view.runs), queue[0][1]))
             elif run is not None:
-                allotment.look_again()
-            elif len(desk.runs) >= desk.slots or allotment.has_its_share(desk):
+                assignment.look_again()
+            elif len(view.runs) >= view.slots or assignment.has_its_share(view):
                 heapq.heappop(queue)
             elif room <= 0 or time.monotonic() >= give_up:
                 self._asks_on |= room > 0
                 heapq.heappop(queue)
             else:
                 self.trials.ask()
-                allotment.look_again()
+                assignment.look_again()
                 # A cell that is known needs no slot.
-                room = room - 1 if allotment.waits_for_anybody() else self._room()
+                room = room - 1 if assignment.waits_for_anybody() else self._room()
 
     def _room(self) -> int:
         """Return how many trials may be asked for: no more are in flight than there are slots."""
@@ -166,7 +172,7 @@ class Driver:
         if more <= 0:
             return 0
         here = self.trials.in_flight_here
-        free = min(more, sum(desk.slots for desk in self.desks) - here)
+        free = min(more, sum(view.slots for view in self.views) - here)
         question = self.trials.question
         allowed = most_in_flight(question.search) - self.trials.in_flight
         if question.search.in_flight is not None:
@@ -174,14 +180,14 @@ class Driver:
         if not self._adaptive or question.resources.cohort is not None:
             return free
         # A worker without a run is worse than a trial that knows less.
-        return min(free, max(len(self.desks) - here, allowed))
+        return min(free, max(len(self.views) - here, allowed))
 
-    def _give(self, desk: Desk, run: Run) -> None:
-        desk.began_at = desk.began_at or time.monotonic()
+    def _give(self, view: WorkerView, run: Run) -> None:
+        view.began_at = view.began_at or time.monotonic()
         run.state, run.started = RunState.assigned, False
-        desk.runs[run.run_id] = run
+        view.runs[run.run_id] = run
         alone = run.cohort == cohort_of(run.request, alone=True)
-        desk.worker.send(
+        view.worker.send(
             Train(
                 request=run.request,
                 cohort=run.cohort,
@@ -193,46 +199,46 @@ class Driver:
         )
 
     def _handle(self, worker: WorkerProcess, news: News | Died) -> None:
-        desk = self._desk_of[id(worker)]
+        view = self._view_of[id(worker)]
         match news:
             case Ready():
-                worker.ready, desk.doing = True, "ready"
-                worker.busy = bool(desk.runs)
+                worker.ready, view.doing = True, "ready"
+                worker.busy = bool(view.runs)
             case Slots():
-                desk.slots, desk.packing = news.count, news.packing
+                view.slots, view.packing = news.count, news.packing
             case Busy():
-                desk.doing = news.doing
+                view.doing = news.doing
             case Waited():
-                desk.waited_seconds = news.seconds
+                view.waited_seconds = news.seconds
             case Stepped():
-                self._handle_step(desk, news)
+                self._handle_step(view, news)
             case Ended():
-                self._handle_end(desk, news)
+                self._handle_end(view, news)
             case Taken():
-                run = desk.runs.pop(news.run_id)
-                desk.worker.busy = bool(desk.runs)
-                desk.doing = f"waiting: {news.holder}"
+                run = view.runs.pop(news.run_id)
+                view.worker.busy = bool(view.runs)
+                view.doing = f"waiting: {news.holder}"
                 run.state = RunState.waiting
                 run.not_before = time.monotonic() + TAKEN_SECONDS
             case Died():
-                self._handle_death(desk, news)
+                self._handle_death(view, news)
             case Checked():
                 pass  # answered before the sweep began
             case unknown:
                 assert_never(unknown)
 
-    def _handle_step(self, desk: Desk, news: Stepped) -> None:
-        desk.doing = "training"
+    def _handle_step(self, view: WorkerView, news: Stepped) -> None:
+        view.doing = "training"
         run = self.trials.ledger.runs[news.run_id]
         run.started, run.step, run.total_steps = True, news.step, news.total_steps
         if news.evaluated is not None:
             reason = self.trials.evaluated(run, news.step, news.total_steps, news.evaluated)
             if reason is not None:
-                desk.worker.send(Prune(run_id=run.run_id, reason=reason))
+                view.worker.send(Prune(run_id=run.run_id, reason=reason))
 
-    def _handle_end(self, desk: Desk, news: Ended) -> None:
-        run = desk.runs.pop(news.run_id)
-        desk.worker.busy = bool(desk.runs)
+    def _handle_end(self, view: WorkerView, news: Ended) -> None:
+        run = view.runs.pop(news.run_id)
+        view.worker.busy = bool(view.runs)
         if news.status is RunStatus.interrupted:
             run.state = RunState.waiting  # goes on with the next driver
             return
@@ -250,16 +256,16 @@ class Driver:
             tree = config_tree(run.request.config)
             return Record(run_id=run.run_id, status=RunStatus.running, config=tree)
 
-    def _handle_death(self, desk: Desk, death: Died) -> None:
+    def _handle_death(self, view: WorkerView, death: Died) -> None:
         """Start another worker; the runs in this one are tried once more, each in a worker to itself."""
-        self.desks.remove(desk)
-        del self._desk_of[id(desk.worker)]
-        device = desk.worker.device
-        self._starts_in_vain[device.name] += 0 if desk.worker.ready else 1
+        self.views.remove(view)
+        del self._view_of[id(view.worker)]
+        device = view.worker.device
+        self._starts_in_vain[device.name] += 0 if view.worker.ready else 1
         if self._starts_in_vain[device.name] > MAX_STARTS_IN_VAIN:
             raise RunFailed(f"the worker on {device.name} does not start: it {death.reason}")
-        suspects = [run for run in desk.runs.values() if run.started]
-        for run in desk.runs.values():
+        suspects = [run for run in view.runs.values() if run.started]
+        for run in view.runs.values():
             if run in suspects or not suspects:
                 run.deaths += 1
                 self.trials.ledger.send_alone(run)
@@ -280,12 +286,54 @@ class Driver:
         self._has_ended(run, record)
 
 
-def _device_line(desk: Desk) -> DeviceLine:
+def _device_line(view: WorkerView) -> DeviceLine:
     return DeviceLine(
-        name=desk.worker.device.name,
-        doing=desk.doing if desk.runs or desk.doing == "starting" else "idle",
-        packing=desk.packing,
-        runs=[run.run_id for run in desk.runs.values()],
-        seconds=0.0 if desk.began_at is None else time.monotonic() - desk.began_at,
-        waited_seconds=desk.waited_seconds,
+        name=view.worker.device.name,
+        doing=view.doing if view.runs or view.doing == "starting" else "idle",
+        packing=view.packing,
+        runs=[run.run_id for run in view.runs.values()],
+        seconds=0.0 if view.began_at is None else time.monotonic() - view.began_at,
+        waited_seconds=view.waited_seconds,
     )
+
+
+class FailureStreak:
+    """The runs that have failed since one has not.
+
+    A full disk or a broken device fails every run within seconds, and a night's trials in minutes. A kind of
+    run that cannot work (a format that a device lacks) is not that: other kinds still come to their ends.
+    """
+
+    def __init__(self, ledger: Ledger, *, adaptive: bool) -> None:
+        """`adaptive`: results decide what is asked for next, so that what has ended may come again."""
+        self._ledger = ledger
+        self._adaptive = adaptive
+        self._failed: list[tuple[Run, Record]] = []
+
+    def add(self, run: Run, record: Record) -> None:
+        """Take note of how a run has ended."""
+        if record.status is not RunStatus.failed:
+            self._failed.clear()
+        else:
+            self._failed.append((run, record))
+
+    @property
+    def complaint(self) -> str | None:
+        """Why nothing more should be begun; None where runs may go on."""
+        if len(self._failed) < MOST_IN_A_ROW:
+            return None
+        may_come = {
+            run.cohort
+            for run in self._ledger.runs.values()
+            if self._adaptive or run.state in (RunState.waiting, RunState.assigned)
+        }
+        of_every_kind = may_come <= {run.cohort for run, _ in self._failed}
+        if not of_every_kind and not (self._adaptive and len(self._failed) >= MOST_OF_SOME_KINDS):
+            return None
+        run, record = self._failed[-1]
+        return (
+            f"{len(self._failed)} runs have failed one after another, so nothing more is begun here. The "
+            f"last was {run.run_id}: {record.error}; its log is {run.request.directory.log}. Once that is "
+            "mended, the same command goes on with what is left; with name=OTHER it also trains those again "
+            "that have failed, and takes the results of the others"
+        )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
-from harness.question.check_space import Point
+from harness.question.points import Point
 from harness.records.record import Record, RecordError, RunStatus, read_record
 from harness.request import Request
 from harness.sweeping.messages import Role, cohort_of

@@ -5,7 +5,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.question.question import Objective, Question
+from harness.question.question import Question
+from harness.question.settings import Objective
 from harness.records.metrics import COHORT_SHARES, Direction
 from harness.records.record import Record, RunStatus
 from harness.study.study import TrialStatus

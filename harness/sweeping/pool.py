@@ -9,17 +9,25 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+import psutil
+
+from harness.base.source import find_model, weights_bytes
 from harness.config.devices import WORKERS_VARIABLE, usable_cores, visible_cuda_devices
+from harness.config.schema import ModelConfig, RunConfig
 from harness.errors import RequestError
 from harness.sweeping.messages import News, Order, Stop
 
 WORKER = "harness.sweeping.worker"
+SMALL_BYTES = 2**25
+"""A base is small if its weights have at most so many bytes on disk: 32 MiB."""
+WORKER_BYTES = 2**31
+"""What a worker with a small base is taken to need at most: 2 GiB, mostly of activations."""
 END_SECONDS = 60.0
 """How long workers may take to keep their checkpoints when they are told to stop."""
 
@@ -116,6 +124,27 @@ def _cpu(index: int, count: int) -> Device:
         threads = str(max(1, usable_cores() // count))
         environment |= {"OMP_NUM_THREADS": threads, WORKERS_VARIABLE: str(count)}
     return Device(name=f"cpu:{index}" if count > 1 else "cpu", environment=environment)
+
+
+def workers_on_cpu(configs: Iterable[RunConfig], trials: int) -> int:
+    """Return one for each core where every base is small, as far as memory and trials go; else one.
+
+    A product with small matrices is no faster on several threads, so runs side by side use the cores better.
+    A large base keeps all of them busy, and each worker would hold it once more.
+    """
+    models: list[ModelConfig] = []
+    for config in configs:
+        if config.model not in models:
+            models.append(config.model)
+    if not all(_is_small(model) for model in models):
+        return 1
+    room = psutil.virtual_memory().available // WORKER_BYTES
+    return max(1, min(usable_cores(), room, trials))
+
+
+def _is_small(model: ModelConfig) -> bool:
+    size = weights_bytes(find_model(model))
+    return size is not None and size <= SMALL_BYTES
 
 
 class Pool:

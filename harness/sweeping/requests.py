@@ -10,11 +10,11 @@ from harness.config.identity import identify
 from harness.config.schema import DataConfig, ModelConfig, PathsConfig, RunConfig
 from harness.data.check import data_fingerprint
 from harness.plan.probe import probe_config
-from harness.question.check_space import Point
-from harness.question.composer import Composer, check_cell
+from harness.question.composer import Composer
+from harness.question.points import Point
 from harness.question.question import Question
 from harness.records.run_directory import RunDirectory
-from harness.request import Request, check_writable
+from harness.request import Request, check, check_writable
 from harness.sweeping.messages import Role
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class RequestMaker:
     def config(self, point: Point, overrides: Sequence[str] = ()) -> RunConfig:
         """Return the checked configuration of a point. Raises RequestError for what is refused."""
         config = self._composer.compose([*self._space.overrides(point), *overrides])
-        check_cell(config)
+        check(config)
         return config
 
     def request(self, point: Point, overrides: Sequence[str], role: Role) -> Request:

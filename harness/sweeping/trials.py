@@ -1,20 +1,22 @@
 """The trials of a sweep: asked of the study, trained as cells of runs, told, and in the end confirmed.
 
 Knows nothing of workers. What it holds can be lost at any moment: the study and the records on disk say all
-of it again. Here everything is this driver's own; `harness.sweeping.sharing` has the trials of a sweep that
-several members work on.
+of it again. What is trained is this driver's own (`tenancy.Alone`), or leased to one of several members, of
+which each asks, claims, trains and tells (`tenancy.Leased`).
 """
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import assert_never
 
 from harness.errors import RequestError
-from harness.question.check_space import Point, check_space
-from harness.question.question import Method, PrunerName, Question
-from harness.records.record import Record
+from harness.question.check_space import check_space
+from harness.question.points import Point
+from harness.question.question import Question
+from harness.question.settings import Method, PrunerName
+from harness.records.record import Record, RunStatus
 from harness.request import Request
 from harness.study.study import Study, Trial, TrialStatus
 from harness.sweeping.confirmation import chosen_for_confirmation
@@ -23,12 +25,30 @@ from harness.sweeping.messages import Role
 from harness.sweeping.outcome import Outcome, cost_metrics, outcome_of
 from harness.sweeping.requests import RequestMaker
 from harness.sweeping.state import DeviceLine
+from harness.sweeping.tenancy import (
+    Holder,
+    Tenancy,
+    in_training,
+    item_of_cell,
+    item_of_run,
+    refuse_another_run,
+)
+
+AHEAD = 64
+"""Runs that may wait for whoever is free, where several members work: each look reads them all."""
+RECENT_SECONDS = 1.0
+"""How old what others have reported may be when a pruner judges."""
+TURN_SECONDS = 0.2
+"""How long a member takes up what others have asked before it lets them write."""
 
 
 class Trials:
     """Everything that is to be trained, and what the study knows of it."""
 
-    def __init__(self, question: Question, study: Study, maker: RequestMaker) -> None:
+    def __init__(
+        self, question: Question, study: Study, maker: RequestMaker, tenancy: Tenancy
+    ) -> None:
+        self.tenancy = tenancy
         self.question = question
         self.study = study
         self.ledger = Ledger(question.name)
@@ -36,6 +56,8 @@ class Trials:
         self.seconds_asking = 0.0
         """Time spent on asking and telling."""
         self._maker = maker
+        self._lost: dict[str, str] = {}
+        """What our workers still train of what was leased to us: run id -> item."""
         self._races = question.search.pruner is not PrunerName.none
 
     # What there is -------------------------------------------------------------------------------
@@ -59,17 +81,25 @@ class Trials:
     @property
     def asks_ahead(self) -> bool:
         """Whether to ask before a worker is free, in a search that results do not steer."""
-        return self.has_more
+        if not self.tenancy.has_others:
+            return self.has_more
+        waiting = sum(run.state is RunState.waiting for run in self.ledger.runs.values())
+        return self.has_more and waiting < AHEAD
 
     @property
     def in_flight(self) -> int:
-        """How many cells have been asked for and not ended."""
-        return sum(not cell.is_ended for cell in self.ledger.cells.values())
+        """How many trials have been asked for and not told, those that wait for one cell counted once."""
+        running = {t.number for t in self.study.trials if t.status is TrialStatus.running}
+        of_cells = [running.intersection(cell.trials) for cell in self.ledger.cells.values()]
+        return sum(map(bool, of_cells)) + len(running) - sum(map(len, of_cells))
 
     @property
     def in_flight_here(self) -> int:
-        """How many of them are not in the hands of another member."""
-        return self.in_flight
+        """How many cells are not in the hands of another member."""
+        return sum(
+            any(run.state in (RunState.waiting, RunState.assigned) for run in cell.everything)
+            for cell in self.ledger.cells.values()
+        )
 
     def is_done(self) -> bool:
         """Whether all trials are told and all confirmation runs have ended; begins the confirmation."""
@@ -79,41 +109,49 @@ class Trials:
             self._begin_confirmation()
         return all(run.state is RunState.ended for _, runs in self.confirmed for run in runs)
 
-    # Of several members, this one ------------------------------------------------------------------
+    def _untold(self, cell: Cell) -> list[int]:
+        trials = self.study.trials
+        return [n for n in cell.trials if trials[n].status is TrialStatus.running]
 
-    def claim(self, run: Run) -> bool:
-        """Make sure that nobody else trains a run; False where somebody does."""
-        return True
-
-    def keep_up(self, devices: Sequence[DeviceLine]) -> None:
-        """Tell the others that we live and what our devices do, and hear it of them."""
-
-    @property
-    def devices_elsewhere(self) -> list[DeviceLine]:
-        """What the workers of other members do."""
-        return []
-
-    def leave(self) -> None:
-        """Give back what has not ended, for others to take up; called when our workers have stopped."""
-
-    def collect(self, runs: Path) -> None:
-        """Bring the runs of other members to `runs` on this machine, where that needs to be done."""
+    def _new_trials(self) -> list[Trial]:
+        """Return the trials in flight that have not been taken up: others asked, or an earlier driver."""
+        known = {number for cell in self.ledger.cells.values() for number in cell.trials}
+        return [
+            trial
+            for trial in self.study.trials
+            if trial.status is TrialStatus.running and trial.number not in known
+        ]
 
     # Asking ---------------------------------------------------------------------------------------
 
     def resume(self) -> None:
         """Take up the trials that were asked and not told."""
-        for trial in self.study.trials:
-            if trial.status is TrialStatus.running:
-                self._take_up(trial)
+        if not self.tenancy.has_others:
+            self._take_up_new()
+            return
+        known = next((trial for trial in self.study.trials if "runs" in trial.notes), None)
+        if known is not None:
+            refuse_another_run(known, [r.identity.run_id for r in self._requests(known.point)])
+        self.keep_up([])
 
     def ask(self) -> None:
         """Ask for one more trial, if there is to be one, and let its runs wait for a worker."""
         started = time.perf_counter()
         with self.study.turn():
+            if self.tenancy.has_others:  # their cells may be asked for again
+                self._take_up_new()
             if self.has_more:
                 self._take_up(self.study.ask())
         self.seconds_asking += time.perf_counter() - started
+
+    def _take_up_new(self, seconds: float = math.inf) -> None:
+        """Take up what was asked by others; after `seconds` the rest is left for the next look."""
+        give_up = time.monotonic() + seconds
+        for trial in self._new_trials():
+            self._take_up(trial)
+            if time.monotonic() > give_up:
+                self.tenancy.look_soon()
+                break
 
     def _take_up(self, trial: Trial) -> None:
         """Find or make the cell of a trial; a cell whose result is known is told at once."""
@@ -152,6 +190,10 @@ class Trials:
 
     def _note(self, number: int, cell: Cell) -> None:
         """Write into the study which runs answer a trial."""
+        if self.tenancy.has_others:
+            refuse_another_run(
+                self.study.trials[number], [r.identity.run_id for r in cell.requests]
+            )
         notes = self.study.trials[number].notes
         if "runs" not in notes:
             self.study.note(number, "cell", cell.cell_id)
@@ -165,6 +207,102 @@ class Trials:
             probe = self._maker.probe(cell.requests[0].config)
             cell.probe = self.ledger.add(probe, Role.probe, trial)
 
+    # What is whose ---------------------------------------------------------------------------------
+
+    def claim(self, run: Run) -> bool:
+        """Make sure that nobody else trains a run; False where somebody does."""
+        if not self.tenancy.has_others:
+            return True
+        cell = self._cell_of(run)
+        if cell is None and run.role is not Role.confirmation:  # another has told it meanwhile
+            run.end(self._record_from_elsewhere(run))
+            return False
+        if self.tenancy.take(item_of_run(run) if cell is None else item_of_cell(cell)):
+            return True
+        for each in [run] if cell is None else cell.everything:
+            if each.state is RunState.waiting:
+                each.state = RunState.elsewhere
+        return False
+
+    def _cell_of(self, run: Run) -> Cell | None:
+        """Return the cell in flight that needs a run; of several that need a probe, one of ours if any."""
+        if run.role is Role.confirmation:
+            return None
+        cells = [
+            each for each in self.ledger.cells.values() if each.trials and run in each.everything
+        ]
+        return max(cells, key=lambda cell: self.tenancy.holds(item_of_cell(cell)), default=None)
+
+    def keep_up(self, devices: Sequence[DeviceLine]) -> None:
+        """Tell others what our devices do, and take in what they have asked, claimed, told and lost."""
+        lost = self.tenancy.look(devices)
+        if lost is None:
+            return
+        for item in lost:
+            self._lost.update(in_training(item, self.ledger.cells.values(), self.confirmed))
+        self.study.refresh()
+        if self._new_trials():
+            with self.study.turn():
+                self._take_up_new(TURN_SECONDS)
+        self._sort(self.tenancy.holders())
+
+    def _sort(self, holders: Mapping[str, Holder]) -> None:
+        """Let runs wait here exactly if they are needed and nobody else has them."""
+        open_here: dict[str, bool] = {}
+        for cell in self.ledger.cells.values():
+            cell.trials = self._untold(cell)
+            if not cell.trials:
+                continue
+            is_open = holders.get(item_of_cell(cell), Holder.nobody) is not Holder.other
+            if is_open and self._repeat_what_was_told(cell):
+                continue
+            for run in cell.everything:
+                open_here[run.run_id] = open_here.get(run.run_id, False) or is_open
+            if is_open and all(run.state is RunState.ended for run in cell.everything):
+                self._settle(cell)  # who had it has gone before telling
+        for run in self.ledger.runs.values():
+            if run.state not in (RunState.waiting, RunState.elsewhere):
+                continue
+            if run.role is Role.confirmation:
+                self._sort_confirmation(run, holders.get(item_of_run(run), Holder.nobody))
+            elif run.run_id in open_here:
+                run.state = RunState.waiting if open_here[run.run_id] else RunState.elsewhere
+            else:
+                run.end(self._record_from_elsewhere(run))
+
+    def _sort_confirmation(self, run: Run, holder: Holder) -> None:
+        match holder:
+            case Holder.done:
+                run.end(self._record_from_elsewhere(run))
+                if run.record is None:
+                    self.tenancy.say(
+                        f"{run.run_id} was trained by another member, whose runs are not here: let all "
+                        "members have one paths.out, or give study.artifacts"
+                    )
+            case Holder.other:
+                run.state = RunState.elsewhere
+            case Holder.nobody:
+                run.state = RunState.waiting
+            case unknown:
+                assert_never(unknown)
+
+    def _repeat_what_was_told(self, cell: Cell) -> bool:
+        """Tell trials that asked for a cell while another member was telling it; False if none did."""
+        known = told_before(self.study, cell.cell_id, cell.trials[0])
+        if known is None:
+            return False
+        with self.study.turn():
+            for number in self._untold(cell):
+                self._repeat(known, number)
+        cell.trials.clear()
+        return True
+
+    def _record_from_elsewhere(self, run: Run) -> Record | None:
+        """Return the record of a run that another member has trained, if it can be had here."""
+        if run.role is Role.confirmation:
+            self.tenancy.fetch(run)
+        return self.ledger.record_on_disk(run.request)
+
     # Hearing of runs and telling ------------------------------------------------------------------
 
     def evaluated(
@@ -175,9 +313,14 @@ class Trials:
             return None
         cell = self.ledger.cells[run.request.identity.cell_id]
         value = values.get(self.question.objectives[0].metric)
-        if run is not cell.runs[0] or value is None:
+        if run is not cell.runs[0] or value is None or not cell.trials:
             return None
         number = cell.trials[0]
+        if self.tenancy.has_others:
+            self.study.refresh(RECENT_SECONDS)  # the pruner compares with what others have reported
+            is_running = self.study.trials[number].status is TrialStatus.running
+            if not is_running or not self.tenancy.holds(item_of_cell(cell)):
+                return None  # it has been lost, and is another's to prune
         started = time.perf_counter()
         prune = self.study.report(number, step, value)
         self.seconds_asking += time.perf_counter() - started
@@ -187,6 +330,10 @@ class Trials:
     def ended(self, run: Run, record: Record) -> None:
         """Keep a run's record and tell of every cell that it belongs to: a probe serves several."""
         run.end(record)
+        item = self._lost.pop(run.run_id, None)
+        if item is not None and not self.tenancy.retake(item):
+            self.tenancy.say(f"the late result of {item} ({record.status.value}) is refused")
+            return
         if run.role is Role.confirmation:
             self._confirmation_ended(run)
         own = self.ledger.cells.get(run.request.identity.cell_id)
@@ -214,12 +361,25 @@ class Trials:
 
     def _tell_all(self, cell: Cell, outcome: Outcome) -> None:
         """Tell the study how a cell has ended."""
-        for number in cell.trials:
-            self._tell(number, outcome)
-        cell.trials.clear()
+        item = item_of_cell(cell)
+        if not self.tenancy.retake(item):
+            return
+        self.tenancy.push(cell.everything)
+        with self.study.turn(), self.tenancy.ending(item) as is_ours:
+            if is_ours:
+                for number in self._untold(cell):  # others may have told some
+                    self._tell(number, outcome)
+                cell.trials.clear()
+            else:
+                self.tenancy.say(f"the late result of {item} ({outcome.status.value}) is refused")
 
     def _confirmation_ended(self, run: Run) -> None:
         """Take note of the end of a run that no trial waits for."""
+        self.tenancy.push([run])
+        failed = run.record is None or run.record.status is RunStatus.failed
+        with self.tenancy.ending(item_of_run(run), frees=failed) as is_ours:  # others try once more
+            if not is_ours:
+                self.tenancy.say(f"the late result of {item_of_run(run)} is refused")
 
     def _tell(self, number: int, outcome: Outcome) -> None:
         match outcome.status:

@@ -36,7 +36,7 @@ class View:
     def state(self) -> SweepState:
         """Return the state as it is now."""
         driver, state = self._driver, self._state
-        state.devices = [*driver.device_lines(), *driver.trials.devices_elsewhere]
+        state.devices = [*driver.device_lines(), *driver.trials.tenancy.devices_elsewhere]
         state.trials = [_trial_line(trial) for trial in driver.trials.study.trials]
         state.runs = [_run_line(run) for run in driver.trials.ledger.runs.values()]
         state.confirmed = [

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, assert_never
 from harness.errors import RequestError
 from harness.records.record import Record, RunLocked, RunStatus, write_record
 from harness.request import settled_record
-from harness.sweeping.bases import Bases
 from harness.sweeping.mailbox import Mailbox
 from harness.sweeping.messages import (
     Busy,
@@ -33,17 +32,20 @@ from harness.sweeping.messages import (
 
 if TYPE_CHECKING:
     from harness.data.prepare import PreparedData
+    from harness.engine.shared_base import SharedBase
     from harness.training.job import Job
     from harness.training.packing import Packing
     from harness.training.session import Event, StepDone
 
+BASES_SHARE = 0.25
+"""Bases that are not in use are kept while all of them fit into this share of the device's memory."""
 LOCK_SECONDS = 2.0
 """How long to wait for a run that another process holds, before the driver hears of it."""
 REPORT_SECONDS = 0.5
 """Progress of a run is reported at most this often, apart from evaluations."""
 
 
-class WorkerDesk:
+class CohortSource:
     """Where a session gets the runs of one cohort from, as the driver sends them."""
 
     def __init__(self, worker: "Worker", first: Train) -> None:
@@ -65,6 +67,39 @@ class WorkerDesk:
     def pruned(self, run_id: str) -> str | None:
         """Return why a run is to be given up, or None."""
         return self._worker.mailbox.pruned.pop(run_id, None)
+
+
+class Bases:
+    """The bases that stay loaded between cohorts."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, SharedBase] = {}
+
+    def open(self, task: Train) -> "SharedBase":
+        """Return the base of a task, loaded if it is not kept; it is the newest now."""
+        from harness.training.launch import open_base
+
+        request = task.request
+        key = repr((request.fingerprint, request.config.model, request.config.quant))
+        shared = self._kept.pop(key, None)
+        if task.role is Role.probe:
+            self._kept.clear()  # what a probe measures must be its own
+        if shared is None:
+            shared = open_base(request.config, request.source, request.fingerprint)
+        self._kept[key] = shared
+        self._evict(shared)
+        return shared
+
+    def drop_rewritten(self) -> None:
+        """Forget bases that an adapter's initialization has changed."""
+        self._kept = {key: base for key, base in self._kept.items() if not base.is_rewritten}
+
+    def _evict(self, newest: "SharedBase") -> None:
+        from harness.measure.meter import meter_of
+
+        limit = BASES_SHARE * meter_of(newest.base.device).total_bytes()
+        while len(self._kept) > 1 and sum(b.size.total_bytes for b in self._kept.values()) > limit:
+            del self._kept[next(iter(self._kept))]
 
 
 class Worker:
@@ -120,8 +155,8 @@ class Worker:
             first.cohort,
             Packing(max_slots=first.max_slots, predicted_bytes=RunEntry.predicted_pass_bytes),
         )
-        desk = WorkerDesk(self, first)
-        for event in train(shared, desk, packing=packing, stop=self.mailbox.stop):
+        source = CohortSource(self, first)
+        for event in train(shared, source, packing=packing, stop=self.mailbox.stop):
             self._tell(event)
             self._tell_slots(packing)
         self._bases.drop_rewritten()

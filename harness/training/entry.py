@@ -10,7 +10,8 @@ import torch
 from harness.config.compose import config_tree
 from harness.config.devices import resolved_device
 from harness.engine.shared_base import SharedBase
-from harness.measure.memory import PhasePeak, distinct_bytes, process_peak_bytes
+from harness.measure.memory import distinct_bytes
+from harness.measure.meter import meter_of
 from harness.plan.batch import WINDOW_STEPS
 from harness.plan.subject import predicted_run
 from harness.records.metrics import MEMORY_PARTS, memory_part_name
@@ -22,7 +23,6 @@ from harness.training.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
-from harness.training.heap import give_back_freed_memory
 from harness.training.job import Job
 from harness.training.slot import Slot
 
@@ -36,7 +36,7 @@ def record_without_base(job: Job, error: BaseException) -> Record:
         run_id=job.run_id,
         status=RunStatus.out_of_memory,
         config=config_tree(job.config),
-        metrics={"memory/load_peak_bytes": PhasePeak(job_device(job)).read()},
+        metrics={"memory/load_peak_bytes": meter_of(job_device(job)).read()},
         provenance=job.provenance,
         error=f"while loading the base: {(str(error).splitlines() or ['no memory'])[0]}",
         notes=job.notes,
@@ -57,6 +57,7 @@ class RunEntry:
     def __init__(self, job: Job, shared: SharedBase) -> None:
         self.job = job
         self.shared = shared
+        self.meter = meter_of(shared.base.device)
         self.loss = self.grad_norm = float("nan")
         self.before: dict[str, Estimate] | None = None
         self.after: dict[str, Estimate] | None = None
@@ -104,7 +105,8 @@ class RunEntry:
                 self.before = {k: Estimate(**v) for k, v in checkpoint.progress.before.items()}  # pyright: ignore[reportArgumentType]
             self.note(f"resumed after step {checkpoint.progress.step}")
         self._metrics.truncate_after(self.slot.progress.step)
-        PhasePeak(self.shared.base.device).begin()
+        if not self.shared_process:
+            self.meter.begin()
 
     def note(self, text: str) -> None:
         """Add a remark to the record, once."""
@@ -163,7 +165,7 @@ class RunEntry:
 
     def keep_peak(self) -> None:
         """Take note of the peak of training so far, which somebody is about to reset."""
-        self._train_peak = max(self._train_peak, PhasePeak(self.shared.base.device).read())
+        self._train_peak = max(self._train_peak, self.meter.read())
 
     @contextlib.contextmanager
     def phase_peak(self) -> Iterator[None]:
@@ -172,16 +174,10 @@ class RunEntry:
             yield
             return
         self.keep_peak()
-        self._begin_phase()
+        self.meter.begin()
         yield
-        self._eval_peak = max(self._eval_peak, PhasePeak(self.shared.base.device).read())
-        self._begin_phase()
-
-    def _begin_phase(self) -> None:
-        device = self.shared.base.device
-        if device.type == "cpu":
-            give_back_freed_memory()
-        PhasePeak(device).begin()
+        self._eval_peak = max(self._eval_peak, self.meter.read())
+        self.meter.begin()
 
     # At the end ----------------------------------------------------------------------------------
 
@@ -266,19 +262,13 @@ class RunEntry:
         return metrics
 
     def _peaks(self, parts: dict[str, float | None]) -> dict[str, float | None]:
-        """Return the peaks by phase; on a CPU the training peak is the sum of the parts."""
-        device = self.shared.base.device
-        train_peak = max(self._train_peak, PhasePeak(device).read())
-        if device.type == "cuda":
-            peak: float | None = train_peak
-        else:
-            known = [value for value in parts.values() if value is not None]
-            peak = sum(known) if len(known) == len(parts) else None
+        """Return the peaks by phase."""
+        self.keep_peak()
+        known = [int(value) for value in parts.values() if value is not None]
+        total = sum(known) if len(known) == len(parts) else None
         return {
-            "memory/peak_bytes": peak,
+            "memory/peak_bytes": self.meter.training_peak(self._train_peak, total),
             "memory/load_peak_bytes": self.shared.load_peak_bytes,
             "memory/eval_peak_bytes": self._eval_peak or None,
-            "memory/process_peak_bytes": process_peak_bytes()
-            if device.type == "cuda"
-            else train_peak,
+            "memory/process_peak_bytes": self.meter.process_peak(self._train_peak),
         }

@@ -6,7 +6,6 @@ A run's results are those that it would have alone: the same batches, each row w
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
-from harness.engine.cpu.backend import quick_passes
 from harness.engine.dense_start import rewrites_base
 from harness.engine.shared_base import SharedBase
 from harness.evals.copies import Copies
@@ -71,7 +70,7 @@ def _evaluate(
     with ExitStack() as phases:
         for entry in entries:
             phases.enter_context(entry.phase_peak())
-        phases.enter_context(quick_passes(shared, keeping=True))
+        phases.enter_context(shared.backend.decoded())
         return evaluate_copies(
             shared.model,
             shared.base.tokenizer,

@@ -18,7 +18,7 @@ from harness.config.schema import ModelConfig, RunConfig
 from harness.data.prepare import PreparedData, prepare_data
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
-from harness.measure.memory import PhasePeak
+from harness.measure.meter import meter_of
 from harness.records.provenance import collect_provenance, write_code_diff
 from harness.request import Request
 from harness.training.job import Job
@@ -78,9 +78,9 @@ def open_base(
         "resources.shard=fsdp needs the processes that share the base"
     )
     device = torch.device(resolved_device(config.resources.device))
-    peak = PhasePeak(device)
-    peak.begin()
-    already = peak.read() if device.type == "cpu" else 0
+    meter = meter_of(device)
+    meter.begin()
+    already = meter.read()  # other bases that a worker keeps, and on a CPU the libraries
     base = build_base(
         source,
         config.model,
@@ -92,7 +92,9 @@ def open_base(
     )
     if shard is not None:
         shard(base)
-    return SharedBase(base, load_peak_bytes=peak.read() - already)
+    return SharedBase(
+        base, backend=config.resources.backend, load_peak_bytes=meter.read() - already
+    )
 
 
 def cache_directory(config: RunConfig) -> Path:
@@ -128,9 +130,7 @@ def make_job(request: Request, data: PreparedData) -> Job:
         "data": data.report.as_dict(),
     }
     return Job(
-        config=request.config,
-        run_id=request.identity.run_id,
-        directory=request.directory,
+        request=request,
         data=data,
         provenance=provenance,
         notes=data_notes(data),

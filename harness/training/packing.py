@@ -11,11 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import psutil
-import torch
-
-from harness.config.devices import workers_on_device
-from harness.measure.memory import device_memory_bytes
+from harness.measure.meter import Meter, meter_of
 from harness.training.entry import RunEntry
 
 MARGIN = 0.04
@@ -200,10 +196,10 @@ class Packing:
 
     def _bound(self, group: Sequence[RunEntry], pass_bytes_per_run: float) -> None:
         """Allow as many runs in a pass as have room, each with its gradient and two moments in float32."""
-        device = group[0].shared.base.device
+        meter = meter_of(group[0].shared.base.device)
         adapter = max(entry.slot.adapter.num_bytes for entry in group)
         per_run = pass_bytes_per_run + 4 * adapter
-        free = MEMORY_SHARE * self._limit(device) - _used_bytes(device)
+        free = MEMORY_SHARE * self._limit(meter) - meter.used_bytes()
         sizes = self._of(_key(group[0]))
         sizes.most = min(max(1, int(free / per_run)), sizes.ceiling)
 
@@ -241,21 +237,11 @@ class Packing:
     def _of(self, key: Key) -> _Sizes:
         return self._sizes.setdefault(key, _Sizes(most=self.max_slots, ceiling=self.max_slots))
 
-    def _limit(self, device: torch.device) -> int:
+    def _limit(self, meter: Meter) -> int:
         if self.memory_bytes is None:
-            self.memory_bytes = (
-                device_memory_bytes(device)
-                if device.type == "cuda"
-                else psutil.virtual_memory().available // workers_on_device() + _used_bytes(device)
-            )
+            self.memory_bytes = meter.usable_bytes()
         return self.memory_bytes
 
 
 def _key(entry: RunEntry) -> Key:
     return entry.slot.micro_batch_size, entry.job.data.train.row_length
-
-
-def _used_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    return psutil.Process().memory_info().rss

@@ -4,11 +4,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-
-from harness.engine.micro_step import Gradient, Work, packed_gradients
+from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
-from harness.measure.memory import PhasePeak, SavedBytes, is_out_of_memory
+from harness.measure.memory import SavedBytes, is_out_of_memory
+from harness.measure.meter import meter_of
 from harness.training.entry import RunEntry
 from harness.training.packing import Packing
 from harness.training.ranks import Ranks
@@ -27,7 +26,7 @@ class Alone:
         self, shared: SharedBase, slots: Sequence[Slot], work: Sequence[Work]
     ) -> list[Gradient]:
         """Return the gradients of one packed pass."""
-        return packed_gradients(shared, work)
+        return shared.backend.gradients(work)
 
 
 ALONE = Alone()
@@ -44,8 +43,8 @@ def advance(
         if isinstance(outcome, Gradient):
             entry.slot.receive(outcome)
     _read_numbers([entry for entry in received if entry.slot.step_is_complete])
-    if packing.is_timing(group) and shared.base.device.type == "cuda":
-        torch.cuda.synchronize(shared.base.device)
+    if packing.is_timing(group):
+        meter_of(shared.base.device).synchronize()
     seconds = time.perf_counter() - started
     if len(received) == len(group):
         packing.observe(group, seconds)
@@ -74,8 +73,7 @@ def _gradients(
             parts = [[entry] for entry in group] if len(group) > 1 else None
         if parts is None:
             return [(entry, error) for entry in group]
-    if shared.base.device.type == "cuda":  # out here, where the failed pass's tensors are free
-        torch.cuda.empty_cache()
+    meter_of(shared.base.device).empty()  # out here, where the failed pass's tensors are free
     return [outcome for part in parts for outcome in _gradients(shared, packing, part, ranks)]
 
 
@@ -104,24 +102,20 @@ def _counted(shared: SharedBase, packing: Packing, group: Sequence[RunEntry]) ->
     A run's activations are what autograd saves; a pass also needs what is alive for a moment, which only
     the CUDA allocator tells.
     """
-    first, device = group[0], shared.base.device
+    first, meter = group[0], meter_of(shared.base.device)
     alone = len(group) == 1 and not first.shared_process and first.slot.counts_activations()
     if not alone and not packing.wants_bytes(group):
         yield
         return
-    saved, peak, before = SavedBytes(shared.model), PhasePeak(device), 0
-    if device.type == "cuda":
-        for entry in group:
-            entry.keep_peak()
-        peak.begin()
-        before = torch.cuda.memory_allocated(device)
+    for entry in group:
+        entry.keep_peak()
+    saved, begun = SavedBytes(shared.model), meter.begin_pass()
     with saved.counting():
         yield
     if alone:
         first.slot.count_activations(saved.total)
     if packing.wants_bytes(group):
-        needed = peak.read() - before if device.type == "cuda" else saved.total
-        packing.observe_bytes(group, needed)
+        packing.observe_bytes(group, meter.pass_bytes(begun, saved.total))
 
 
 def _read_numbers(entries: Sequence[RunEntry]) -> None:

@@ -9,19 +9,17 @@ import math
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from harness.engine.cpu.backend import quick_passes
 from harness.engine.shared_base import SharedBase
 from harness.errors import RunFailed
 from harness.evals.evaluate import LOSS_METRICS
 from harness.measure.memory import is_out_of_memory
+from harness.measure.meter import meter_of
 from harness.records.record import Record, RunStatus
 from harness.training.entry import RunEntry
 from harness.training.evaluation import evaluate_together, evaluate_untouched
-from harness.training.heap import keep_freed_memory
 from harness.training.job import Job
 from harness.training.packing import Packing
 from harness.training.passes import ALONE, Outcome, advance
@@ -116,22 +114,20 @@ def train(
     Ends when no run is left and the desk has none, or, with a checkpoint of each, when `stop` is asked for.
     """
     session = _Session(shared, desk, packing, stop, ranks)
-    if shared.base.device.type == "cpu":
-        keep_freed_memory()
+    meter_of(shared.base.device).keep_freed()
     try:
-        with ExitStack() as whole:
-            # What a run costs is told by probes and by runs alone: they keep nothing decoded.
-            whole.enter_context(quick_passes(shared, keeping=session.may_share))
-            while True:
-                yield from _admit(session)
-                yield from _give_up(session)
-                if not session.entries:
-                    return
-                if stop.signal is not None:
-                    yield from _interrupt(session, stop.signal.name)
-                    return
-                for group in packing.groups(session.entries):
-                    yield from _after_pass(session, advance(shared, packing, group, ranks))
+        # What a run costs is told by probes and by runs alone: they keep nothing decoded.
+        shared.backend.keep_decoded(session.may_share)
+        while True:
+            yield from _admit(session)
+            yield from _give_up(session)
+            if not session.entries:
+                return
+            if stop.signal is not None:
+                yield from _interrupt(session, stop.signal.name)
+                return
+            for group in packing.groups(session.entries):
+                yield from _after_pass(session, advance(shared, packing, group, ranks))
     finally:  # whoever consumes us has gone, or a second Ctrl-C: say so on disk, save nothing more
         for entry in list(session.entries):
             _end(session, entry, RunStatus.interrupted, "stopped at once")

@@ -14,8 +14,8 @@ import torch
 from harness.data.order import batch_rows, steps_for
 from harness.data.rows import Batch
 from harness.engine.adapter import Adapter, FlatGradient
+from harness.engine.dropout import dropout_key
 from harness.engine.micro_step import Gradient, Work
-from harness.engine.rows import dropout_key
 from harness.engine.shared_base import SharedBase
 from harness.measure.throughput import WARMUP_STEPS, StepClock
 from harness.plan.batch import largest_micro_batch
@@ -37,7 +37,6 @@ class _MicroBatch:
     """As the data set has its rows."""
     batch: Batch
     """As the model sees it."""
-    loss_tokens: int
 
 
 class Slot:
@@ -83,7 +82,6 @@ class Slot:
         return Work(
             adapter=self.adapter,
             batch=first.batch,
-            batch_loss_tokens=first.loss_tokens,
             loss_tokens=self._loss_tokens,
             dropout_key=None
             if self.config.lora.dropout == 0
@@ -99,23 +97,19 @@ class Slot:
         step = self._first_step + self.progress.step
         order = batch_rows(len(rows), optim.batch_size, self.config.seed, step)
         self._waiting.extend(self._laid_out(rows.batch(part)) for part in order.split(micro))
-        self._loss_tokens = sum(each.loss_tokens for each in self._waiting)
+        self._loss_tokens = sum(each.batch.num_loss_tokens for each in self._waiting)
         self._input_tokens = sum(each.batch.num_input_tokens for each in self._waiting)
         self._loss = self._gradient = None
         self._seconds = 0.0
 
     def _laid_out(self, padded: Batch) -> "_MicroBatch":
-        """Return a micro-batch without the positions that do not matter.
-
-        Dropout masks are drawn for all positions of the padded rows: with dropout these stay as they are.
-        """
-        batch = padded if self.config.lora.dropout else without_padding(self.shared, padded)
-        return _MicroBatch(padded, batch, padded.num_loss_tokens)
+        """Return a micro-batch without the positions that do not matter."""
+        return _MicroBatch(padded, without_padding(self.shared, padded))
 
     def counts_activations(self) -> bool:
         """Say whether the next micro-batch may keep more activations than those counted so far."""
         first = self._waiting[0]
-        size = first.batch.num_input_tokens, first.loss_tokens
+        size = first.batch.num_input_tokens, first.batch.num_loss_tokens
         if size[0] <= self._counted_size[0] and size[1] <= self._counted_size[1]:
             return False
         self._counted_size = (
@@ -151,7 +145,7 @@ class Slot:
         padded = self._waiting[0].padded
         rows = padded.input_ids_BT.shape[0]
         edges = [rows * part // count for part in range(count + 1)]
-        parts = [_rows(padded, start, stop) for start, stop in pairwise(edges)]
+        parts = [padded.rows(start, stop) for start, stop in pairwise(edges)]
         return [self._laid_out(part).batch if part.input_ids_BT.numel() else part for part in parts]
 
     def receive(self, gradient: Gradient) -> None:
@@ -246,17 +240,7 @@ def _first_probed_step(job: Job) -> int:
 def _split(batch: Batch, rows: int) -> list[Batch]:
     """Return a batch in parts of so many rows."""
     starts = range(0, batch.input_ids_BT.shape[0], rows)
-    return [_rows(batch, start, start + rows) for start in starts]
-
-
-def _rows(batch: Batch, start: int, stop: int) -> Batch:
-    """Return rows [start, stop) of a batch."""
-    segments_BT = batch.segments_BT
-    return Batch(
-        input_ids_BT=batch.input_ids_BT[start:stop],
-        targets_BT=batch.targets_BT[start:stop],
-        segments_BT=None if segments_BT is None else segments_BT[start:stop],
-    )
+    return [batch.rows(start, start + rows) for start in starts]
 
 
 def clip(slots: Sequence[Slot]) -> torch.Tensor:

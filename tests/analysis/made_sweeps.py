@@ -4,10 +4,11 @@ import hashlib
 import itertools
 from pathlib import Path
 
-from harness.commands.sweep import question_text
 from harness.config.compose import config_tree
-from harness.question.check_space import Point, sample_points
-from harness.question.question import Question, load_question
+from harness.question.check_space import sample_points
+from harness.question.load import load_question, question_text
+from harness.question.points import Point
+from harness.question.question import Question
 from harness.records.record import (
     Estimate,
     MeasuredIn,

@@ -75,7 +75,9 @@ def test_a_name_that_another_question_has_is_refused(words, tmp_path, capsys):
     before = "{question: 'Which rank?', space: {lora.rank: 'choice(1, 4)'}, search: {method: grid}}"
     file.write_text(before)
     assert dispatch([*words, "lora.rank=1,2", "name=mine"]) == 2
-    assert "asks for another base, space" in capsys.readouterr().err
+    assert (
+        f"{file} was asked with base nothing more, and now with model=" in capsys.readouterr().err
+    )
     assert file.read_text() == before
 
 

@@ -16,7 +16,7 @@ def padded(lengths: list[int], length: int, first_loss: int = 0) -> Batch:
     for row, used in enumerate(lengths):
         ids[row, :used] = 1000 * (row + 1) + torch.arange(used)
         targets[row, first_loss : used - 1] = ids[row, first_loss + 1 : used]
-    return Batch(input_ids_BT=ids, targets_BT=targets, segments_BT=None)
+    return Batch.of(ids, targets)
 
 
 def examples(batch: Batch) -> list[list[tuple[int, int]]]:

@@ -8,15 +8,17 @@ import torch
 import torch.nn.functional as F
 
 from harness.base.build import freeze
+from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, QuantConfig, QuantFormat
 from harness.data.rows import NO_LOSS, Batch
 from harness.engine.adapter import Adapter
 from harness.engine.cpu import matmul as products
-from harness.engine.cpu.backend import DECODED_BYTES, quick_passes
+from harness.engine.cpu.backend import DECODED_BYTES
 from harness.engine.cpu.decoder_layer import QuickBlock
 from harness.engine.cpu.matmul import FrozenWeight, Operand
-from harness.engine.micro_step import Gradient, Work, packed_gradients
+from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
+from harness.errors import RequestError
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {
@@ -28,11 +30,17 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 256,
     "vocab_size": 300,
 }
+CPU_BACKEND = BackendName.cpu
 ALL, ATTENTION, QV, MLP = ["all_linear"], ["attention"], ["q_proj", "v_proj"], ["mlp"]
 RANDOM = torch.Generator()
 
 
-def base_of(model_type: str, quant: QuantFormat = QuantFormat.nf4, **fields: Any) -> SharedBase:
+def base_of(
+    model_type: str,
+    quant: QuantFormat = QuantFormat.nf4,
+    backend: BackendName = BackendName.auto,
+    **fields: Any,
+) -> SharedBase:
     """Return a packed random model; the same one every time."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -46,7 +54,7 @@ def base_of(model_type: str, quant: QuantFormat = QuantFormat.nf4, **fields: Any
     for name, parameter in model.named_parameters():
         if "norm" in name or name.endswith("bias"):
             parameter.data.add_(0.1 * torch.randn(parameter.shape))
-    return SharedBase(freeze(model, QuantConfig(format=quant), CPU))
+    return SharedBase(freeze(model, QuantConfig(format=quant), CPU), backend=backend)
 
 
 def trained(shared: SharedBase, lora: LoraConfig, seed: int) -> Adapter:
@@ -56,7 +64,15 @@ def trained(shared: SharedBase, lora: LoraConfig, seed: int) -> Adapter:
     return adapter
 
 
-def work_of(adapter: Adapter, seed: int, *, packed: bool, rows: int = 3, length: int = 24) -> Work:
+def work_of(
+    adapter: Adapter,
+    seed: int,
+    *,
+    packed: bool,
+    rows: int = 3,
+    length: int = 24,
+    recompute: bool = False,
+) -> Work:
     """Return one run's share of a pass: random rows, a third of whose positions carry loss."""
     RANDOM.manual_seed(seed)
     ids = torch.randint(3, 300, (rows, length), generator=RANDOM)
@@ -65,11 +81,10 @@ def work_of(adapter: Adapter, seed: int, *, packed: bool, rows: int = 3, length:
     tokens = int((targets != NO_LOSS).sum())
     return Work(
         adapter=adapter,
-        batch=Batch(input_ids_BT=ids, targets_BT=targets, segments_BT=segments if packed else None),
-        batch_loss_tokens=tokens,
+        batch=Batch.of(ids, targets, segments if packed else None),
         loss_tokens=tokens,
         dropout_key=seed if adapter.dropout else None,
-        recompute=False,
+        recompute=recompute,
     )
 
 
@@ -77,122 +92,114 @@ def outcome(gradients: Sequence[Gradient]) -> list[tuple[float, torch.Tensor]]:
     return [(g.loss.item(), g.of_adapter.flat_P.clone()) for g in gradients]
 
 
-def three_ways(shared: SharedBase, work: Sequence[Work]) -> list[list[tuple[float, torch.Tensor]]]:
-    """Return losses and gradients of one pass as ever, with quick products, and with quick blocks."""
-    usual = outcome(packed_gradients(shared, work))
-    with quick_passes(shared, keeping=False):
-        products_only = outcome(packed_gradients(shared, work))
-    with quick_passes(shared, keeping=True):
-        assert any(isinstance(vars(m).get("forward"), QuickBlock) for m in shared.model.modules())
-        blocks = outcome(packed_gradients(shared, work))
-    return [usual, products_only, blocks]
+def three_ways(
+    model_type: str,
+    loras: Sequence[LoraConfig],
+    *,
+    packed: bool,
+    quant: QuantFormat = QuantFormat.nf4,
+    recompute: bool = False,
+) -> list[list[tuple[float, torch.Tensor]]]:
+    """Return losses and gradients of a pass: the reference's, with quick products, with blocks."""
+    found = []
+    for backend, keeps in (
+        (BackendName.reference, False),
+        (CPU_BACKEND, False),
+        (CPU_BACKEND, True),
+    ):
+        shared = base_of(model_type, quant, backend)
+        shared.backend.keep_decoded(keeps)
+        work = [
+            work_of(trained(shared, lora, seed), seed, packed=packed, recompute=recompute)
+            for seed, lora in enumerate(loras)
+        ]
+        found.append(outcome(shared.backend.gradients(work)))
+    return found
+
+
+def assert_same_bits(ways: list[list[tuple[float, torch.Tensor]]]) -> None:
+    for (loss, gradient), *others in zip(*ways, strict=True):
+        for other_loss, other in others:
+            assert other_loss == loss
+            assert torch.equal(other, gradient)
+
+
+def blocks_of(shared: SharedBase) -> list[QuickBlock]:
+    found = (vars(module).get("forward") for module in shared.model.modules())
+    return [forward for forward in found if isinstance(forward, QuickBlock)]
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed rows"])
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "mistral"])
 def test_adapters_that_are_not_stacked_get_the_same_bits(model_type: str, packed: bool) -> None:
-    shared = base_of(model_type)
     loras = [
         LoraConfig(rank=2, alpha=3.0, target_modules=ALL),
         LoraConfig(rank=8, alpha=16.0, target_modules=QV),
         LoraConfig(rank=4, alpha=4.0, target_modules=MLP),
         LoraConfig(rank=16, alpha=16.0, target_modules=ATTENTION, rslora=True),
     ]
-    work = [
-        work_of(trained(shared, lora, seed), seed, packed=packed) for seed, lora in enumerate(loras)
-    ]
-    usual, products_only, blocks = three_ways(shared, work)
-    for (loss, gradient), *others in zip(usual, products_only, blocks, strict=True):
-        for other_loss, other in others:
-            assert other_loss == loss
-            assert torch.equal(other, gradient)
+    assert_same_bits(three_ways(model_type, loras, packed=packed))
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed rows"])
 def test_stacked_adapters_get_the_same_bits_as_ever(packed: bool) -> None:
-    shared = base_of("llama", QuantFormat.none)
-    work = []
-    for seed in range(6):
-        lora = LoraConfig(rank=2 if seed < 3 else 8, alpha=float(8 * (1 + seed % 2)))
-        work.append(work_of(trained(shared, lora, seed), seed, packed=packed))
-    usual, _, blocks = three_ways(shared, work)
-    for (loss, gradient), (other_loss, other) in zip(usual, blocks, strict=True):
-        assert other_loss == loss
-        assert torch.equal(other, gradient)
+    loras = [
+        LoraConfig(rank=2 if seed < 3 else 8, alpha=float(8 * (1 + seed % 2))) for seed in range(6)
+    ]
+    usual, _, blocks = three_ways("llama", loras, packed=packed, quant=QuantFormat.none)
+    assert_same_bits([usual, blocks])
 
 
 def test_a_pass_with_dropout_goes_its_usual_way() -> None:
-    shared = base_of("llama")
     loras = [LoraConfig(rank=4, alpha=8.0, dropout=0.2), LoraConfig(rank=8, alpha=8.0)]
-    work = [work_of(trained(shared, lora, i), i, packed=False) for i, lora in enumerate(loras)]
-    usual, _, blocks = three_ways(shared, work)
-    for (_, gradient), (_, other) in zip(usual, blocks, strict=True):
-        assert torch.equal(other, gradient)
+    assert_same_bits(three_ways("llama", loras, packed=False))
 
 
 def test_recomputed_activations_change_nothing() -> None:
-    shared = base_of("llama")
-    work = work_of(trained(shared, LoraConfig(rank=4, alpha=8.0), 0), 0, packed=True)
-    recomputed = Work(
-        adapter=work.adapter,
-        batch=work.batch,
-        batch_loss_tokens=work.batch_loss_tokens,
-        loss_tokens=work.loss_tokens,
-        dropout_key=None,
-        recompute=True,
-    )
-    with quick_passes(shared, keeping=True):
-        ((_, kept),) = outcome(packed_gradients(shared, [work]))
-        ((_, again),) = outcome(packed_gradients(shared, [recomputed]))
-    assert torch.equal(again, kept)
+    lora = LoraConfig(rank=4, alpha=8.0)
+    kept = three_ways("llama", [lora], packed=True)
+    assert_same_bits([*kept, *three_ways("llama", [lora], packed=True, recompute=True)])
 
 
 @torch.no_grad()
 def test_generation_with_a_cache_is_the_same() -> None:
-    shared = base_of("llama")
-    adapter = trained(shared, LoraConfig(rank=4, alpha=8.0), 0)
     prompt = torch.randint(3, 300, (2, 9), generator=RANDOM.manual_seed(0))
-
-    def answers() -> torch.Tensor:
-        with shared.only(adapter):
-            return shared.model.generate(prompt, max_new_tokens=12, do_sample=False, use_cache=True)
-
-    usual = answers()
-    with quick_passes(shared, keeping=True):
-        assert torch.equal(answers(), usual)
+    answers = []
+    for backend in (BackendName.reference, CPU_BACKEND):
+        shared = base_of("llama", backend=backend)
+        adapter = trained(shared, LoraConfig(rank=4, alpha=8.0), 0)
+        with shared.backend.decoded(), shared.only(adapter):
+            answers.append(
+                shared.model.generate(prompt, max_new_tokens=12, do_sample=False, use_cache=True)
+            )
+    assert torch.equal(*answers)
 
 
 def test_another_family_has_quick_products_and_its_own_blocks() -> None:
-    shared = base_of("gpt_neox")
-    work = [work_of(trained(shared, LoraConfig(rank=4, alpha=8.0), 0), 0, packed=False)]
-    ((_, usual),) = outcome(packed_gradients(shared, work))
-    with quick_passes(shared, keeping=True):
-        assert not any(
-            isinstance(vars(m).get("forward"), QuickBlock) for m in shared.model.modules()
-        )
-        ((_, quick),) = outcome(packed_gradients(shared, work))
-    assert torch.equal(quick, usual)
+    assert blocks_of(base_of("llama"))
+    assert not blocks_of(base_of("gpt_neox"))
+    assert_same_bits(three_ways("gpt_neox", [LoraConfig(rank=4, alpha=8.0)], packed=False))
 
 
-def test_everything_is_put_back_and_nothing_stays_decoded() -> None:
+def test_nothing_stays_decoded_behind_an_evaluation() -> None:
     shared = base_of("llama")
-    with quick_passes(shared, keeping=False):
-        weights = [
-            found
-            for module in shared.model.modules()
-            if isinstance(found := vars(module).get("forward"), FrozenWeight)
-        ]
-        assert len(weights) == 3 * 7 + 1
-        with quick_passes(shared, keeping=True):  # an evaluation during a run alone
-            assert all(weight.is_kept for weight in weights)
-        assert not any(weight.is_kept for weight in weights)
+    forwards = (vars(module).get("forward") for module in shared.model.modules())
+    weights = [forward for forward in forwards if isinstance(forward, FrozenWeight)]
+    assert len(weights) == 3 * 7 + 1
+    with shared.backend.decoded():
+        assert all(weight.is_kept for weight in weights)
+        assert all(block.is_used for block in blocks_of(shared))
+    assert not any(weight.is_kept for weight in weights)
+    assert not any(block.is_used for block in blocks_of(shared))
+
+
+def test_a_base_of_some_size_or_another_type_is_left_to_the_reference() -> None:
+    large = DECODED_BYTES // 4 // 64
+    shared = base_of("llama", vocab_size=large)
+    assert shared.backend.name is BackendName.reference
     assert not any("forward" in vars(module) for module in shared.model.modules())
-
-
-def test_a_base_of_some_size_is_left_alone() -> None:
-    shared = base_of("llama", vocab_size=DECODED_BYTES // 4 // 64)
-    with quick_passes(shared, keeping=True):
-        assert not any("forward" in vars(module) for module in shared.model.modules())
+    with pytest.raises(RequestError, match=r"resources\.backend=cpu: decoded, the base has"):
+        base_of("llama", backend=CPU_BACKEND, vocab_size=large)
 
 
 @pytest.mark.parametrize("inputs", [64, 172, 192, 193, 256, 384, 1024])

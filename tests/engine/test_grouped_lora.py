@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from harness.base.build import Base, freeze
+from harness.config.resources import BackendName
 from harness.config.schema import FloatType, LoraConfig, QuantConfig, QuantFormat
 from harness.engine.adapter import Adapter, Layout
-from harness.engine.cpu.backend import quick_passes
 from harness.engine.rows import Segment
 from harness.engine.shared_base import SharedBase
 from tests.random_models import LLAMA
@@ -206,17 +206,18 @@ def test_a_layout_has_every_a_before_every_b() -> None:
     ids=lambda quant: quant.format.value,
 )
 def test_decoded_layers_give_the_packed_layers_numbers(quant: QuantConfig) -> None:
-    shared = SharedBase(random_base(quant))
-    adapter = trained(shared, LoraConfig(rank=4, alpha=8.0, target_modules=["q_proj"]), seed=0)
-    with torch.no_grad(), shared.only(adapter):
-        packed = shared.model(ids()).logits
-        with quick_passes(shared, keeping=True):
-            assert torch.equal(shared.model(ids()).logits, packed)
-        assert torch.equal(shared.model(ids()).logits, packed)
+    logits = []
+    for backend in (BackendName.reference, BackendName.cpu):
+        shared = SharedBase(random_base(quant), backend=backend)
+        adapter = trained(shared, LoraConfig(rank=4, alpha=8.0, target_modules=["q_proj"]), seed=0)
+        with torch.no_grad(), shared.only(adapter):
+            logits.append(shared.model(ids()).logits)
+            with shared.backend.decoded():
+                logits.append(shared.model(ids()).logits)
+            logits.append(shared.model(ids()).logits)
+    assert all(torch.equal(each, logits[0]) for each in logits)
 
 
 def test_other_compute_types_are_not_decoded_in_advance() -> None:
     shared = SharedBase(random_base(QuantConfig(compute_dtype=FloatType.bfloat16)))
-    linear = shared.model.get_submodule(shared.base.linears[0].name)
-    with quick_passes(shared, keeping=True):
-        assert "forward" not in vars(linear)
+    assert shared.backend.name is BackendName.reference

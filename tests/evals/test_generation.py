@@ -9,7 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from harness.errors import RequestError  # noqa: E402
-from harness.evals.generation import Decoding, generate_greedily  # noqa: E402
+from harness.evals.copies import ALONE  # noqa: E402
+from harness.evals.generation import Decoding, generate_copies  # noqa: E402
 
 CPU = torch.device("cpu")
 NEW_TOKENS = 24
@@ -42,7 +43,7 @@ def alone(model, tokenizer, prompts) -> list[list[int]]:
 
 def _generate(model, tokenizer, prompts, **changes):
     decoding = Decoding(**{"batch_size": 4, "max_new_tokens": NEW_TOKENS, **changes})
-    return generate_greedily(model, tokenizer, prompts, decoding, CPU)
+    return generate_copies(model, tokenizer, prompts, decoding, CPU, ALONE)[0]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])

@@ -23,6 +23,7 @@ from harness.config.schema import (
 from harness.engine.micro_step import packed_gradients
 from harness.engine.shared_base import SharedBase
 from harness.measure.memory import SavedBytes
+from harness.measure.meter import meter_of
 from harness.training.slot import Slot, clip
 from tests.base.test_storage import ALL, PACKED, name
 from tests.random_models import LLAMA, save_random_model
@@ -138,10 +139,9 @@ def test_every_optimizer_trains(model: Path, tmp_path: Path, optimizer: Optimize
 
 
 def test_the_peak_is_the_allocators(model: Path, tmp_path: Path) -> None:
-    from harness.measure.memory import PhasePeak
-
-    peak = PhasePeak(CUDA)
-    peak.begin()
+    meter = meter_of(CUDA)
+    meter.begin()
     held = torch.empty(64 * 2**20, dtype=torch.uint8, device=CUDA)
     del held
-    assert peak.read() >= 64 * 2**20
+    assert meter.read() >= 64 * 2**20
+    assert meter.now().peak_bytes == meter.read()

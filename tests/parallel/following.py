@@ -18,8 +18,8 @@ from harness.engine.adapter import Adapter
 from harness.engine.shared_base import SharedBase
 from harness.parallel import shares
 from harness.parallel.follower import Follower
+from harness.parallel.fsdp import share_out
 from harness.parallel.group import join
-from harness.parallel.sharing import share_out
 from harness.training.launch import cache_directory, open_base
 
 

@@ -13,8 +13,6 @@ from harness.config.schema import (
     QuantFormat,
     ResourcesConfig,
 )
-from harness.engine.reference.grouped_lora import _of_whole_micro_batch
-from harness.engine.rows import MaskRows
 from harness.engine.shared_base import SharedBase
 from harness.errors import RunFailed
 from harness.parallel.group import join
@@ -237,10 +235,3 @@ def test_a_run_that_asks_for_two_processes_is_not_trained_by_one(
         monkeypatch.setenv(name, value)
     with pytest.raises(RunFailed, match="asks for 2 processes, and 1 would"):
         join(ResourcesConfig(device="cpu", data_parallel=2)).__enter__()
-
-
-def test_masks_of_rows_that_a_layer_counts_otherwise_are_refused() -> None:
-    """Two rows of five, three positions each, begin at input 3 of 15; routed experts see other counts."""
-    assert _of_whole_micro_batch(MaskRows(first=1, of=5), rows=2, count=6) == (3, 15)
-    with pytest.raises(NotImplementedError, match=r"lora\.dropout=0 or resources\.data_parallel=1"):
-        _of_whole_micro_batch(MaskRows(first=1, of=5), rows=2, count=7)

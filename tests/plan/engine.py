@@ -53,10 +53,10 @@ def made_batch(size: BatchSize) -> Batch:
     targets = torch.full((positions,), NO_LOSS)
     targets[torch.randperm(positions)[: size.loss_tokens]] = 5
     segments = 1 + torch.arange(size.length) // (size.length // 2)
-    return Batch(
-        input_ids_BT=torch.randint(3, 250, (size.rows, size.length)),
-        targets_BT=targets.view(size.rows, size.length),
-        segments_BT=segments.expand(size.rows, -1).contiguous() if size.packed else None,
+    return Batch.of(
+        torch.randint(3, 250, (size.rows, size.length)),
+        targets.view(size.rows, size.length),
+        segments.expand(size.rows, -1).contiguous() if size.packed else None,
     )
 
 
@@ -70,7 +70,6 @@ def work_of(
         Work(
             adapter=adapter,
             batch=made_batch(size),
-            batch_loss_tokens=size.loss_tokens,
             loss_tokens=size.loss_tokens,
             dropout_key=None if adapter.dropout == 0 else seed,
             recompute=optim.gradient_checkpointing,
@@ -95,7 +94,7 @@ def live_bytes(
     shared: SharedBase, loras: Sequence[LoraConfig], optim: OptimConfig, size: BatchSize
 ) -> int:
     """Run a second pass and return the peak of the bytes of its real tensors."""
-    live = LiveBytes("cpu", 0)
+    live = LiveBytes("cpu")
     with work_of(shared, loras, optim, size) as work:
         packed_gradients(shared, work)
         with live:

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from harness.errors import RequestError
+from harness.question.load import load_question
 from harness.question.points import Space
-from harness.question.question import Question, load_question
+from harness.question.question import Question
 
 QUICK = ["data=rule", "optim.steps=40", "tracker=none"]
 

@@ -9,7 +9,8 @@ from harness.config.compose import compose_run
 from harness.errors import RequestError
 from harness.question.axes import ChoiceAxis, Condition
 from harness.question.check_space import check_space
-from harness.question.question import Confirmation, Method, Question
+from harness.question.question import Question
+from harness.question.settings import Confirmation, Method
 from tests.question.asking import QUICK, ask, refusal
 
 

@@ -8,7 +8,8 @@ import pytest
 from harness.config.compose import compose_run, group_options
 from harness.errors import RequestError
 from harness.question import composer as composer_module
-from harness.question.composer import Composer, check_cell
+from harness.question.composer import Composer
+from harness.request import check
 
 BASES = {
     "nothing": [],
@@ -152,9 +153,9 @@ def test_a_cell_is_refused_as_a_plain_run_is(overrides):
     with pytest.raises(RequestError) as expected:
         run_command(overrides, as_json=True)
     with pytest.raises(RequestError) as refused:
-        check_cell(Composer([]).compose(overrides))
+        check(Composer([]).compose(overrides))
     assert str(refused.value) == str(expected.value)
 
 
 def test_a_good_cell_is_not_refused():
-    check_cell(compose_run(["data=rule", "tracker=none"]))
+    check(compose_run(["data=rule", "tracker=none"]))

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from harness.question.question import LauncherKind, LauncherSettings, load_question
+from harness.question.load import load_question
+from harness.question.settings import LauncherKind, LauncherSettings
 from tests.question.asking import ask, refusal
 
 SHARED = "study.storage=postgresql://somebody@database.cluster/studies"

@@ -9,15 +9,8 @@ import yaml
 from harness.config.schema import Split
 from harness.errors import RequestError
 from harness.question.axes import ChoiceAxis, NumberAxis
-from harness.question.question import (
-    Confirmation,
-    Constraint,
-    Method,
-    Objective,
-    PrunerName,
-    known_sweeps,
-    load_question,
-)
+from harness.question.load import known_sweeps, load_question
+from harness.question.settings import Confirmation, Constraint, Method, Objective, PrunerName
 from harness.records.metrics import Direction
 from tests.question.asking import ask, refusal, write_question
 
@@ -212,7 +205,7 @@ def test_reading_and_checking_a_question_loads_nothing_heavy(tmp_path):
     file = write_question(tmp_path / "light.yaml", search={"method": "random", "trials": 2})
     code = (
         "import sys\n"
-        "from harness.question.question import load_question\n"
+        "from harness.question.load import load_question\n"
         "from harness.question.check_space import check_space\n"
         f"check_space(load_question({str(file)!r}, []))\n"
         "heavy = ('torch', 'transformers', 'wandb', 'optuna', 'datasets', 'peft')\n"

@@ -8,13 +8,9 @@ import yaml
 from harness.config.compose import compose_run
 from harness.question.axes import CaseAxis
 from harness.question.check_space import check_space
-from harness.question.question import (
-    Method,
-    Question,
-    known_sweeps,
-    load_question,
-    sweeps_directory,
-)
+from harness.question.load import known_sweeps, load_question, sweeps_directory
+from harness.question.question import Question
+from harness.question.settings import Method
 
 NAMED = (
     *("demo", "rank", "alpha", "targets", "nf4_vs_int4", "double_quant", "joint"),

@@ -17,12 +17,12 @@ from optuna.trial import TrialState
 from harness.errors import RequestError
 from harness.question.axes import CaseAxis, ChoiceAxis, Condition, NumberAxis
 from harness.question.points import Space
-from harness.question.question import (
+from harness.question.question import Question
+from harness.question.settings import (
     Constraint,
     Method,
     Objective,
     PrunerName,
-    Question,
     SearchSettings,
     StudySettings,
     WorkerSettings,
@@ -291,7 +291,6 @@ def test_what_was_asked_reported_noted_and_told_is_there_after_reopening(url):
     study.complete(1, [0.25], [-1.0])
     study.prune(2)
     study.fail(3, "the worker died")
-    study.study_note("confirmed", {"cells": [1]})
     before = study.trials
     again = opened(question, url)  # the first one was killed: it never closed
     assert str(again.trials) == str(before)  # text, since NaN is not equal to itself
@@ -302,7 +301,6 @@ def test_what_was_asked_reported_noted_and_told_is_there_after_reopening(url):
     assert again.trials[1].values == (0.25,)
     assert again.trials[1].violations == (-1.0,)
     assert again.trials[3].notes == {"reason": "the worker died"}
-    assert again.study_notes["confirmed"] == {"cells": [1]}
     assert again.ask().number == 5
 
 
@@ -422,14 +420,16 @@ def test_a_trial_that_has_trained_to_its_end_is_not_pruned(url):
 
 def test_what_searched_is_written_down(url):
     study = opened(asked(Method.tpe, pruner=PrunerName.asha), url)
-    (searched,) = study.study_notes["searched_with"]
+    (searched,) = study.optuna_study.user_attrs["searched_with"]
     assert searched["optuna"] == optuna.__version__
     assert searched["sampler"]["n_startup_trials"] == 10
     assert searched["sampler"]["group"] is True
     assert searched["pruner"]["min_resource"] == 10
     study.close()
     study = opened(asked(Method.tpe, pruner=PrunerName.asha), url, every=20)
-    assert [each["pruner"]["min_resource"] for each in study.study_notes["searched_with"]] == [
+    assert [
+        each["pruner"]["min_resource"] for each in study.optuna_study.user_attrs["searched_with"]
+    ] == [
         *(10, 20),
     ]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.question.question import load_question
+from harness.question.load import load_question
 from tests.random_models import LLAMA, save_random_model
 from tests.sweeping.joined import Member
 

@@ -5,12 +5,13 @@ import sqlalchemy
 from harness.config.compose import config_tree
 from harness.question.question import Question
 from harness.records.record import Estimate, Record, RunStatus, write_record
+from harness.study.database import open_engine
 from harness.study.leases import Leases
-from harness.study.storage import open_engine
 from harness.study.study import Study
 from harness.sweeping.ledger import Run, RunState
 from harness.sweeping.requests import RequestMaker
-from harness.sweeping.sharing import SharedTrials
+from harness.sweeping.tenancy import Leased
+from harness.sweeping.trials import Trials
 
 HEARTBEAT_SECONDS = 10.0
 
@@ -22,14 +23,13 @@ class Member:
         self.said: list[str] = []
         leases = Leases(open_engine(url), question.name, HEARTBEAT_SECONDS, member=name)
         self.study = Study.open(question, url, eval_every_steps=2, total_steps=8, leases=leases)
-        self.trials = SharedTrials(
-            question, self.study, RequestMaker(question), leases, self.said.append
-        )
+        self.tenancy = Leased(leases, None, self.said.append)
+        self.trials = Trials(question, self.study, RequestMaker(question), self.tenancy)
 
     def look(self) -> None:
         """Look at the others, again where there was more to take up than one turn allows."""
-        self.trials._look_at = 0.0
-        while self.trials._look_at == 0.0:
+        self.tenancy.look_soon()
+        while self.tenancy._look_at == 0.0:
             self.trials.keep_up([])
 
     def ask(self) -> None:

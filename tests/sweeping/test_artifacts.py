@@ -3,12 +3,12 @@
 import pytest
 
 from harness.errors import RequestError
-from harness.question.question import load_question
+from harness.question.load import load_question
 from harness.records.record import read_metrics, read_records
 from harness.study.study import Study
 from harness.sweeping.artifacts import RunArtifacts
 from tests.sweeping.test_crash import lines_of
-from tests.sweeping.test_members import SECONDS, member, shared, state_of, wait_until
+from tests.sweeping.test_member import SECONDS, member, shared, state_of, wait_until
 
 
 def test_the_sweep_has_every_run_in_the_end_though_each_member_has_a_disk_of_its_own(

@@ -4,15 +4,16 @@ from typing import Any, cast
 
 import pytest
 
-from harness.commands.drive import open_study
 from harness.question.check_space import check_space
-from harness.question.question import load_question
-from harness.sweeping.desks import Desk
+from harness.question.load import load_question
+from harness.sweeping.assignment import WorkerView
 from harness.sweeping.driver import Driver
+from harness.sweeping.member import open_study
 from harness.sweeping.messages import Order
 from harness.sweeping.pool import Pool
 from harness.sweeping.requests import RequestMaker
 from harness.sweeping.state import SweepDirectory
+from harness.sweeping.tenancy import Alone
 from harness.sweeping.trials import Trials
 from harness.training.stop import StopRequest
 
@@ -40,10 +41,10 @@ def given(ask, tmp_path):
         directory = SweepDirectory(tmp_path / "out", question.name)
         directory.path.mkdir(parents=True)
         study = open_study(question, check_space(question), directory, None)
-        trials = Trials(question, study, RequestMaker(question))
+        trials = Trials(question, study, RequestMaker(question), Alone())
         driver = Driver(trials, Pool(directory.workers, 60.0), StopRequest())
         listeners = [Listener() for _ in range(workers)]
-        driver.desks = [Desk(worker=cast(Any, each), slots=slots) for each in listeners]
+        driver.views = [WorkerView(worker=cast(Any, each), slots=slots) for each in listeners]
         for _ in range(10 * workers * slots):  # it asks for so long at a time
             driver._assign()
         study.close()

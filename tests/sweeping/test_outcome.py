@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from harness.question.question import Question, load_question
+from harness.question.load import load_question
+from harness.question.question import Question
 from harness.records.record import Estimate, Record, RunStatus
 from harness.study.study import TrialStatus
 from harness.sweeping.outcome import outcome_of

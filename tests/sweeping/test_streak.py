@@ -3,12 +3,12 @@
 import pytest
 
 from harness.question.check_space import check_space
-from harness.question.question import load_question
+from harness.question.load import load_question
 from harness.records.record import Record, RunStatus
+from harness.sweeping.driver import MOST_IN_A_ROW, MOST_OF_SOME_KINDS, FailureStreak
 from harness.sweeping.ledger import Ledger, RunState
 from harness.sweeping.messages import Role
 from harness.sweeping.requests import RequestMaker
-from harness.sweeping.streak import MOST_IN_A_ROW, MOST_OF_SOME_KINDS, Streak
 
 
 @pytest.fixture
@@ -23,7 +23,9 @@ def ledger(ask) -> Ledger:
     return ledger
 
 
-def end(ledger: Ledger, streak: Streak, word: str, status: RunStatus, most: int = 100) -> None:
+def end(
+    ledger: Ledger, streak: FailureStreak, word: str, status: RunStatus, most: int = 100
+) -> None:
     """End so many of the runs of a format that have not ended."""
     waiting = [r for r in ledger.runs.values() if r.state is RunState.waiting]
     for run in [r for r in waiting if r.request.config.quant.format.value.startswith(word)][:most]:
@@ -35,7 +37,7 @@ def end(ledger: Ledger, streak: Streak, word: str, status: RunStatus, most: int 
 
 
 def test_failures_of_every_kind_that_is_left_end_it(ledger):
-    streak = Streak(ledger, adaptive=False)
+    streak = FailureStreak(ledger, adaptive=False)
     end(ledger, streak, "nf4", RunStatus.failed, MOST_IN_A_ROW - 1)
     assert streak.complaint is None
     end(ledger, streak, "int4", RunStatus.failed, 1)
@@ -45,7 +47,7 @@ def test_failures_of_every_kind_that_is_left_end_it(ledger):
 
 
 def test_one_kind_that_cannot_work_does_not(ledger):
-    streak = Streak(ledger, adaptive=False)
+    streak = FailureStreak(ledger, adaptive=False)
     end(ledger, streak, "nf4", RunStatus.failed)
     assert streak.complaint is None  # the other kind waits
     end(ledger, streak, "int4", RunStatus.failed, 1)
@@ -56,7 +58,7 @@ def test_one_kind_that_cannot_work_does_not(ledger):
     "status", [RunStatus.completed, RunStatus.diverged, RunStatus.out_of_memory, RunStatus.pruned]
 )
 def test_a_run_that_comes_to_an_end_of_its_own_begins_the_count_anew(ledger, status):
-    streak = Streak(ledger, adaptive=False)
+    streak = FailureStreak(ledger, adaptive=False)
     end(ledger, streak, "nf4", RunStatus.failed, MOST_IN_A_ROW - 1)
     end(ledger, streak, "nf4", status, 1)
     end(ledger, streak, "int4", RunStatus.failed, MOST_IN_A_ROW - 1)
@@ -69,7 +71,7 @@ def test_a_kind_that_has_worked_may_come_again_in_a_search_that_learns(ledger):
     for adaptive in (False, True):
         for run in ledger.runs.values():
             run.state = RunState.waiting
-        streak = Streak(ledger, adaptive=adaptive)
+        streak = FailureStreak(ledger, adaptive=adaptive)
         end(ledger, streak, "nf4", RunStatus.completed)
         end(ledger, streak, "int4", RunStatus.failed, MOST_IN_A_ROW)
         assert (streak.complaint is None) == adaptive
@@ -77,7 +79,7 @@ def test_a_kind_that_has_worked_may_come_again_in_a_search_that_learns(ledger):
 
 def test_a_search_that_learns_does_not_wait_for_every_kind_for_ever(ledger):
     for adaptive in (False, True):
-        streak = Streak(ledger, adaptive=adaptive)
+        streak = FailureStreak(ledger, adaptive=adaptive)
         for _ in range(MOST_OF_SOME_KINDS // MOST_IN_A_ROW):
             for run in ledger.runs.values():
                 run.state = RunState.waiting

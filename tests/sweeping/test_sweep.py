@@ -9,8 +9,8 @@ import pytest
 from harness.cli.main import dispatch
 from harness.records.record import MeasuredIn, Record, RunStatus, read_records
 from harness.sweeping import pool
+from harness.sweeping.driver import MOST_IN_A_ROW
 from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, read_state
-from harness.sweeping.streak import MOST_IN_A_ROW
 from tests.sweeping import faulty_worker
 from tests.sweeping.conftest import STEPS
 

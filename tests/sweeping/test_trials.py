@@ -2,13 +2,14 @@
 
 import pytest
 
-from harness.commands.drive import open_study
 from harness.question.check_space import check_space
-from harness.question.question import load_question
+from harness.question.load import load_question
 from harness.records.record import Estimate, Record, RunStatus
 from harness.study.study import TrialStatus
+from harness.sweeping.member import open_study
 from harness.sweeping.requests import RequestMaker
 from harness.sweeping.state import SweepDirectory
+from harness.sweeping.tenancy import Alone
 from harness.sweeping.trials import Trials
 from tests.sweeping.conftest import STEPS
 
@@ -21,7 +22,7 @@ def test_a_known_result_is_told_again_but_not_what_was_reported_on_the_way(ask, 
     directory = SweepDirectory(tmp_path / "out", question.name)
     directory.path.mkdir(parents=True)
     study = open_study(question, check_space(question), directory, None)
-    trials = Trials(question, study, RequestMaker(question))
+    trials = Trials(question, study, RequestMaker(question), Alone())
 
     trials.ask()
     (run,) = trials.ledger.runs.values()

@@ -11,6 +11,7 @@ import torch
 
 from harness.base.build import build_base
 from harness.base.source import find_model, model_fingerprint
+from harness.config.identity import Identity
 from harness.config.schema import (
     DataConfig,
     EvalConfig,
@@ -25,6 +26,7 @@ from harness.config.schema import (
 from harness.data.prepare import prepare_data
 from harness.engine.shared_base import SharedBase
 from harness.records.run_directory import RunDirectory
+from harness.request import Request
 from harness.training.job import Job
 
 MakeBase = Callable[..., SharedBase]
@@ -84,6 +86,9 @@ def make_job(sums: Path, tmp_path: Path) -> MakeJob:
         )
         directory = RunDirectory(tmp_path / "runs" / run_id)
         directory.path.mkdir(parents=True, exist_ok=True)
-        return Job(config=config, run_id=run_id, directory=directory, data=prepared, provenance={})
+        base = shared.base
+        identity = Identity(run_id=run_id, cell_id=run_id)
+        request = Request(config, base.source, base.fingerprint, identity, directory)
+        return Job(request=request, data=prepared, provenance={})
 
     return make

@@ -5,16 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.config.schema import LoraConfig, OptimConfig, RunConfig
+from harness.config.schema import LoraConfig
 from harness.data.compact import folded, trimmed
 from harness.data.rows import NO_LOSS, Batch
+from harness.engine.adapter import FlatGradient
+from harness.engine.dropout import dropout_key
 from harness.engine.micro_step import Gradient, Work, packed_gradients
 from harness.engine.shared_base import SharedBase
 from harness.training import layout
 from harness.training.layout import without_padding
 from harness.training.slot import Slot
 from tests.training.conftest import MakeBase, MakeJob
-from tests.training.rows import job_on_random_rows, random_rows
+from tests.training.rows import random_rows
 
 CLOSE = 1e-6
 
@@ -26,7 +28,7 @@ def short_rows(count: int = 12) -> Batch:
     for row in range(count):
         targets_BT[row, 8 + 2 * row :] = NO_LOSS
         targets_BT[row, 2:6] = batch.input_ids_BT[row, 3:7]
-    return replace(batch, targets_BT=targets_BT)
+    return Batch.of(batch.input_ids_BT, targets_BT)
 
 
 def gradients(shared: SharedBase, batches: list[Batch]) -> list[Gradient]:
@@ -40,7 +42,6 @@ def gradients(shared: SharedBase, batches: list[Batch]) -> list[Gradient]:
             Work(
                 adapter=adapter,
                 batch=batch,
-                batch_loss_tokens=tokens,
                 loss_tokens=tokens,
                 dropout_key=None,
                 recompute=False,
@@ -111,20 +112,29 @@ def test_the_model_is_tried_once(make_base: MakeBase, monkeypatch: pytest.Monkey
     assert without_padding(shared, batch).segments_BT is not None
 
 
-def test_with_dropout_rows_stay_padded(make_base: MakeBase) -> None:
+def test_dropout_masks_follow_the_places_not_the_layout(make_base: MakeBase) -> None:
+    """The gradient of folded rows is that of the padded ones, with the same elements dropped."""
     shared = make_base()
+    adapter = shared.attach(LoraConfig(rank=4, alpha_over_rank=2.0, dropout=0.3), 0)
+    adapter.flat_P.add_(
+        torch.randn(adapter.flat_P.shape, generator=torch.Generator().manual_seed(0)), alpha=0.05
+    )
+    padded = short_rows(8)
 
-    def positions(dropout: float) -> int:
-        lora = LoraConfig(alpha_over_rank=2.0, dropout=dropout)
-        config = RunConfig(lora=lora, optim=OptimConfig(batch_size=16, steps=2))
-        job = job_on_random_rows(config)
-        rows = job.data.train
-        rows.targets_NT[:, 12:] = NO_LOSS  # of each row a quarter is useful
-        rows.targets_NT[:, 2:12] = 7
-        return Slot(job, shared).next_work().batch.num_input_tokens
+    def gradient(batch: Batch) -> Gradient:
+        work = Work(
+            adapter=adapter,
+            batch=batch,
+            loss_tokens=batch.num_loss_tokens,
+            dropout_key=dropout_key(0, 3),
+            recompute=False,
+        )
+        (found,) = packed_gradients(shared, [work])
+        return replace(found, of_adapter=FlatGradient(found.of_adapter.flat_P.clone(), []))
 
-    assert positions(0.1) == 16 * random_rows().row_length
-    assert positions(0.0) < positions(0.1)
+    laid_out = folded(padded)
+    assert laid_out.num_input_tokens < padded.num_input_tokens
+    assert_same(gradient(laid_out), gradient(padded))
 
 
 def test_the_largest_micro_batch_is_the_one_whose_activations_count(

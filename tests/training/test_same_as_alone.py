@@ -167,14 +167,14 @@ def test_an_exception_in_one_run_is_that_runs_alone(
     clean = eight_jobs(shared, make_job, "clean")
     run_all(shared, clean, capacity=8)
     dirty = eight_jobs(shared, make_job, "dirty")
-    real = passes.packed_gradients
+    real = passes.Alone.gradients
 
-    def failing(base: SharedBase, work: list) -> list:
+    def failing(ranks: passes.Alone, base: SharedBase, slots: list, work: list) -> list:
         names = {id(item.adapter) for item in work}
         bad = [e for e in entries if e.job.run_id == "dirty5" and id(e.slot.adapter) in names]
         if bad and bad[0].slot.progress.step == 2:
             raise error
-        return real(base, work)
+        return real(ranks, base, slots, work)
 
     entries: list[session.RunEntry] = []
     start = session.RunEntry.start
@@ -184,7 +184,7 @@ def test_an_exception_in_one_run_is_that_runs_alone(
         entries.append(entry)
 
     monkeypatch.setattr(session.RunEntry, "start", remember)
-    monkeypatch.setattr(passes, "packed_gradients", failing)
+    monkeypatch.setattr(passes.Alone, "gradients", failing)
     records = run_all(shared, dirty, capacity=8)
     expected = RunStatus.failed if isinstance(error, ValueError) else RunStatus.out_of_memory
     assert records["dirty5"].status is expected

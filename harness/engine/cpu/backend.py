@@ -1,61 +1,91 @@
 """Quick passes over a small base on a CPU: faster products, and blocks computed by `Block`.
 
-A short pass over a tiny model costs more in unpacking weights, in autograd and in passing over memory than in
-multiplying. So the frozen layers' products are those of `harness.engine.cpu.matmul`; of a cohort the decoded
-weights are kept, and decoder layers of a kind that is known here are replaced, as long as the context lasts.
-What that does not cover (dropout in adapters, caches of keys and values) goes its usual way, as does every
-other model. Numbers do not depend on it, to the bit. On a GPU, whose kernels are others, and for a base of
-some size, whose memory is what the formats are about, nothing is replaced.
+A short pass over a tiny model costs more in unpacking weights, in autograd and in passing over memory than
+in multiplying. So the frozen layers' products are those of `harness.engine.cpu.matmul`; where decoded weights
+may be kept, decoder layers of a kind that is known here are computed by `Block`. What that does not cover
+(dropout in adapters, caches of keys and values) goes its usual way. Numbers do not depend on it, to the bit.
+A base of some size, whose memory is what the formats are about, is not for this backend.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from harness.base.layers import FrozenLinear
+from harness.config.resources import BackendName
 from harness.config.schema import FloatType
-from harness.engine.cpu.decoder_layer import enter_blocks, replaced
+from harness.engine.cpu.decoder_layer import known_blocks
 from harness.engine.cpu.matmul import FrozenWeight
-from harness.engine.shared_base import SharedBase
+from harness.engine.micro_step import Gradient, Work, packed_gradients
+
+if TYPE_CHECKING:
+    from harness.engine.shared_base import SharedBase
 
 DECODED_BYTES = 2**25
 """A base is small if its linear layers and its head have, decoded, at most so many bytes, 32 MiB."""
 
 
-@contextmanager
-def quick_passes(shared: SharedBase, *, keeping: bool) -> Iterator[None]:
-    """Compute passes the quick way within this context, if the base is small.
-
-    `keeping`: keep decoded weights (twice, for forward and backward) and use `Block`; else weights are
-    decoded for each product, so that a run keeps in memory what it would keep on a large base.
-    """
-    with ExitStack() as stack:
-        if _is_small(shared):
-            weights = _weights_of(stack, shared)
-            if keeping and not _are_kept(weights):
-                for weight in weights.values():
-                    weight.keep()
-                    stack.callback(weight.let_go)
-                enter_blocks(stack, shared, weights)
-        yield
-
-
-def _is_small(shared: SharedBase) -> bool:
+def why_not_cpu(shared: "SharedBase") -> str | None:
+    """Return why a base is not for the CPU backend, None where it is."""
     base, head = shared.base, shared.model.get_output_embeddings()
-    if base.device.type != "cpu" or base.quant.compute_dtype is not FloatType.float32:
-        return False
-    if not isinstance(head, nn.Linear) or base.processes > 1:
-        return False
+    if base.device.type != "cpu":
+        return f"the base lies on {base.device}"
+    if base.quant.compute_dtype is not FloatType.float32:
+        return f"it computes in float32, and quant.compute_dtype={base.quant.compute_dtype.value}"
+    if base.processes > 1:
+        return f"the base is divided among {base.processes} processes"
+    if not isinstance(head, nn.Linear):
+        return "the model's head is no plain linear layer"
     elements = head.weight.numel() + sum(s.in_features * s.out_features for s in base.linears)
-    return elements * torch.float32.itemsize <= DECODED_BYTES
+    size = elements * torch.float32.itemsize
+    if size > DECODED_BYTES:
+        return f"decoded, the base has {size} bytes, and it is for bases of at most {DECODED_BYTES}"
+    return None
 
 
-def _weights_of(stack: ExitStack, shared: SharedBase) -> dict[str, FrozenWeight]:
-    """Replace the products of the frozen layers and of the head, unless an outer context has."""
+class CpuBackend:
+    """Computes passes with products and blocks of its own; decoded weights are kept where that is allowed."""
+
+    name = BackendName.cpu
+    tolerance = 0.0
+
+    def __init__(self, shared: "SharedBase") -> None:
+        self._shared = shared
+        self._weights = _install_products(shared)
+        self._blocks = known_blocks(shared, self._weights)
+        self._keeps = False
+
+    def gradients(self, work: Sequence[Work]) -> list[Gradient]:
+        """Return the gradients of one packed pass, in the order of `work`."""
+        return packed_gradients(self._shared, work)
+
+    def keep_decoded(self, wanted: bool) -> None:
+        """Keep decoded weights (for forward and for backward) and use `Block`, or decode each time."""
+        if wanted == self._keeps:
+            return
+        self._keeps = wanted
+        for weight in self._weights.values():
+            weight.keep() if wanted else weight.let_go()
+        for block in self._blocks:
+            block.is_used = wanted
+
+    @contextmanager
+    def decoded(self) -> Iterator[None]:
+        """Keep decoded weights within this context."""
+        before = self._keeps
+        self.keep_decoded(True)
+        try:
+            yield
+        finally:
+            self.keep_decoded(before)
+
+
+def _install_products(shared: "SharedBase") -> dict[str, FrozenWeight]:
+    """Replace the products of the frozen layers and of the head; return them by the layer's name."""
     layers: dict[str, Any] = {
         s.name: shared.model.get_submodule(s.name) for s in shared.base.linears
     }
@@ -63,16 +93,10 @@ def _weights_of(stack: ExitStack, shared: SharedBase) -> dict[str, FrozenWeight]
     weights = {}
     for name, layer in layers.items():
         frozen = getattr(layer, "base_layer", layer)
-        weight = vars(frozen).get("forward")
-        if weight is None:
-            weight = FrozenWeight(partial(_dense_weight, frozen), frozen.bias)
-            stack.enter_context(replaced(frozen, weight))
-        weights[name] = weight
+        weights[name] = FrozenWeight(partial(_dense_weight, frozen), frozen.bias)
+        # An attribute of the instance comes before the method of its class.
+        object.__setattr__(frozen, "forward", weights[name])
     return weights
-
-
-def _are_kept(weights: dict[str, FrozenWeight]) -> bool:
-    return all(weight.is_kept for weight in weights.values())
 
 
 def _dense_weight(layer: nn.Linear) -> torch.Tensor:

@@ -1,8 +1,7 @@
 """Decoder layers of transformers replaced by `Block`, and the passes for which it stands in."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,7 +11,9 @@ from harness.engine.cpu.fused_linears import all_parts
 from harness.engine.cpu.llama_block import Block, BlockInput, Kept
 from harness.engine.cpu.matmul import FrozenWeight
 from harness.engine.rows import RowPlan
-from harness.engine.shared_base import SharedBase
+
+if TYPE_CHECKING:
+    from harness.engine.shared_base import SharedBase
 
 _KNOWN = (
     "transformers.models.llama.modeling_llama.LlamaDecoderLayer",
@@ -22,36 +23,28 @@ _KNOWN = (
 _LINEARS_OF_BLOCK = 7
 
 
-@contextmanager
-def replaced(module: nn.Module, forward: Any) -> Iterator[None]:
-    """Let `module` compute `forward` within this context."""
-    # An attribute of the instance comes before the method of its class.
-    object.__setattr__(module, "forward", forward)
-    try:
-        yield
-    finally:
-        object.__delattr__(module, "forward")
-
-
-def enter_blocks(stack: ExitStack, shared: SharedBase, weights: Mapping[str, FrozenWeight]) -> None:
-    """Replace the decoder layers, if all are of one known kind without a peculiarity."""
+def known_blocks(shared: "SharedBase", weights: Mapping[str, FrozenWeight]) -> list["QuickBlock"]:
+    """Put a `QuickBlock` before each decoder layer, if all are of one known kind without a peculiarity."""
     index = {spec.name: number for number, spec in enumerate(shared.base.linears)}
-    blocks = [
+    layers = [
         (name, module)
         for name, module in shared.model.named_modules()
         if f"{type(module).__module__}.{type(module).__qualname__}" in _KNOWN
     ]
-    if len(blocks) * _LINEARS_OF_BLOCK != len(index) or not _is_plain(shared.model.config, blocks):
-        return
+    if len(layers) * _LINEARS_OF_BLOCK != len(index) or not _is_plain(shared.model.config, layers):
+        return []
     masks = _Masks()
-    for name, module in blocks:
+    blocks = []
+    for name, module in layers:
         inside = {full.rpartition(".")[2]: full for full in index if full.startswith(f"{name}.")}
         block = Block(
             module,
             {own: weights[full] for own, full in inside.items()},
             {own: index[full] for own, full in inside.items()},
         )
-        stack.enter_context(replaced(module, QuickBlock(module, block, shared.plan, masks)))
+        blocks.append(QuickBlock(module, block, shared.plan, masks))
+        object.__setattr__(module, "forward", blocks[-1])
+    return blocks
 
 
 def _is_plain(config: Any, blocks: Sequence[tuple[str, Any]]) -> bool:
@@ -75,6 +68,8 @@ class QuickBlock:
         self.block = block
         self.plan = plan
         self.masks = masks
+        self.is_used = False
+        """Whether the block stands in for the decoder layer: with decoded weights at hand."""
 
     def __call__(
         self,
@@ -88,7 +83,8 @@ class QuickBlock:
     ) -> torch.Tensor:
         """Return the block's output, as the decoder layer would."""
         has_dropout = any(b.dropout and b.dropout_key is not None for b in self.plan.present)
-        if past_key_values is not None or position_embeddings is None or has_dropout:
+        is_covered = past_key_values is None and position_embeddings is not None
+        if not self.is_used or not is_covered or has_dropout:
             return type(self.module).forward(  # pyright: ignore[reportReturnType]
                 self.module,
                 hidden_states,
@@ -99,6 +95,7 @@ class QuickBlock:
                 position_embeddings=position_embeddings,
                 **others,
             )
+        assert position_embeddings is not None
         cos_BTD, sin_BTD = position_embeddings
         parts = all_parts(self.plan, hidden_states.shape[0] * hidden_states.shape[1])
         given = BlockInput(parts, cos_BTD, sin_BTD, self.masks.added(attention_mask))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from harness.engine.cpu.matmul import FrozenWeight
-from harness.engine.reference.grouped_lora import add_product, add_update
+from harness.engine.lora_math import add_gradients, add_product, add_update
 from harness.engine.rows import Bundle, RowPlan
 
 
@@ -53,7 +53,8 @@ class JointLayers:
             for part in parts:
                 if layer in part.bundle.layout:
                     adapter = part.bundle.weights(layer)
-                    kept.append(add_update(part.bundle, adapter, part.rows(x_NI), part.rows(y_NO)))
+                    x_rows, y_rows = part.rows(x_NI), part.rows(y_NO)
+                    kept.append(add_update(adapter, part.bundle.scaling, x_rows, y_rows))
             ys_NO.append(y_NO)
         return ys_NO, kept
 
@@ -66,7 +67,7 @@ class JointLayers:
         *,
         grad_x_wanted: bool = True,
     ) -> torch.Tensor | None:
-        """Write the gradients of A and B where the bundles keep them; return that of x, if it is wanted.
+        """Add up the gradients of A and B where the bundles keep them; return that of x, if it is wanted.
 
         `grads_NO`: of each layer's output. Terms are added in autograd's order: last layer first, and in
         each the adapters before the base.
@@ -81,25 +82,12 @@ class JointLayers:
                 grad_x_NI = torch.zeros_like(x_NI)
             for part in reversed(adapted):
                 bundle, x_rows = part.bundle, part.rows(x_NI)
-                grad_h = _of_adapters(bundle, layer, part.rows(grad_NO), x_rows, remaining.pop())
+                adapter, targets = bundle.weights(layer), bundle.targets(layer)
+                grad_h = add_gradients(
+                    adapter, targets, bundle.scaling, part.rows(grad_NO), x_rows, remaining.pop()
+                )
                 if grad_x_NI is not None:
-                    add_product(part.rows(grad_x_NI), grad_h, bundle.weights(layer).a)
+                    add_product(part.rows(grad_x_NI), grad_h, adapter.a)
             if grad_x_wanted:
                 grad_x_NI = weight.backward.times(grad_NO, added=grad_x_NI)
         return grad_x_NI
-
-
-def _of_adapters(
-    bundle: Bundle, layer: int, grad_NO: torch.Tensor, x_NI: torch.Tensor, h_NR: torch.Tensor
-) -> torch.Tensor:
-    """Write the gradients of a bundle in one layer; return that of A x."""
-    weights, targets = bundle.weights(layer), bundle.targets(layer)
-    if not bundle.scaling_is_exact:
-        grad_NO = grad_NO * bundle.scaling
-    torch.matmul(grad_NO.mT, h_NR, out=targets.b)
-    grad_h_NR = torch.matmul(grad_NO, weights.b)
-    if bundle.scaling_is_exact:
-        grad_h_NR.mul_(bundle.scaling)
-    torch.matmul(grad_h_NR.mT, x_NI, out=targets.a)
-    bundle.written.add(layer)
-    return grad_h_NR

@@ -5,9 +5,8 @@ numbers and gradients are PEFT's, bit for bit (dropout masks aside). Autograd se
 whatever the number of adapters, and the adapters' gradients do not pass through it: with two leaves per
 adapter and layer, and a slice of the batch for each, autograd would cost more than the products.
 
-Dropout is stateless: its mask is drawn from a generator seeded by (run, micro-batch, layer), so that it
-does not depend on the other runs, survives recomputation in gradient checkpointing, and leaves no
-generator state to save.
+Dropout is stateless (`harness.engine.dropout`): masks do not depend on the other runs, survive recomputation
+in gradient checkpointing, and leave no generator state to save.
 
 Shape suffixes: N rows (B·T) of one adapter or of the batch, K stacked adapters, R rank, I inputs, O outputs.
 """
@@ -17,7 +16,8 @@ from typing import Any
 
 import torch
 
-from harness.engine.rows import Bundle, MaskRows, RowPlan, Weights
+from harness.engine.lora_math import add_gradients, add_update
+from harness.engine.rows import Bundle, RowPlan
 
 
 class PackedLora:
@@ -78,10 +78,10 @@ class _Update:
             weights = bundle.weights(self.layer_index)
             x_rows, y_rows = self._rows(x, bundle), self._rows(y, bundle)
             x_rows = x_rows.to(weights.a.dtype)
-            kept = self._kept(bundle, x_rows)
+            kept = self.plan.keep_mask(bundle, self.layer_index, x_rows)
             if kept is not None:
                 x_rows = x_rows * kept
-            saved += [add_update(bundle, weights, x_rows, y_rows), kept]
+            saved += [add_update(weights, bundle.scaling, x_rows, y_rows), kept]
         return saved
 
     def gradients(
@@ -92,23 +92,16 @@ class _Update:
         *,
         grad_x_wanted: bool,
     ) -> torch.Tensor | None:
-        """Write the gradients of A and B where the bundles keep them; return that of x, if it is wanted."""
+        """Add up the gradients of A and B where the bundles keep them; return that of x, if it is wanted."""
         grad_x = self._empty_gradient(x) if grad_x_wanted else None
         for bundle, h, kept in zip(self.bundles, saved[::2], saved[1::2], strict=True):
             assert h is not None
-            weights, target = bundle.weights(self.layer_index), bundle.targets(self.layer_index)
+            weights, targets = bundle.weights(self.layer_index), bundle.targets(self.layer_index)
             x_rows = self._rows(x, bundle).to(weights.a.dtype)
             if kept is not None:
                 x_rows = x_rows * kept
             grad = self._rows(grad_y, bundle).to(weights.a.dtype)
-            if not bundle.scaling_is_exact:
-                grad = grad * bundle.scaling
-            self._write(bundle, target.b, grad.mT, h)
-            grad_h = torch.matmul(grad, weights.b)
-            if bundle.scaling_is_exact:
-                grad_h.mul_(bundle.scaling)
-            self._write(bundle, target.a, grad_h.mT, x_rows)
-            bundle.written.add(self.layer_index)
+            grad_h = add_gradients(weights, targets, bundle.scaling, grad, x_rows, h)
             if grad_x is not None:
                 grad_rows = self._rows(grad_x, bundle)
                 if kept is None and grad_rows.dtype is grad_h.dtype:
@@ -117,15 +110,6 @@ class _Update:
                     through = torch.matmul(grad_h, weights.a)
                     grad_rows.copy_(through if kept is None else through.mul_(kept))
         return grad_x
-
-    def _write(
-        self, bundle: Bundle, target: torch.Tensor, left: torch.Tensor, right: torch.Tensor
-    ) -> None:
-        """Set `target` to a product, or add it where the layer was called before in this pass."""
-        if self.layer_index in bundle.written:
-            target.add_(torch.matmul(left, right))
-        else:
-            torch.matmul(left, right, out=target)
 
     def _rows(self, tensor: torch.Tensor, bundle: Bundle) -> torch.Tensor:
         """Return the bundle's rows as [N, …], or [K, N, …] for stacked adapters."""
@@ -139,53 +123,6 @@ class _Update:
         covered = sum(bundle.stop - bundle.start for bundle in self.bundles)
         complete = self.width == 0 or covered == self.plan.num_rows
         return torch.empty_like(x) if complete else torch.zeros_like(x)
-
-    def _kept(self, bundle: Bundle, x_rows: torch.Tensor) -> torch.Tensor | None:
-        """Return the dropout mask of a bundle, which is then of one adapter; None without dropout."""
-        if bundle.dropout == 0 or bundle.dropout_key is None:
-            return None
-        device = x_rows.device
-        generator = self.plan.generator(device, bundle.dropout_key, self.layer_index)
-        count, inputs = x_rows.shape
-        begin, drawn = 0, count
-        if bundle.mask_rows is not None:
-            begin, drawn = _of_whole_micro_batch(
-                bundle.mask_rows, bundle.stop - bundle.start, count
-            )
-        mask = torch.rand((drawn, inputs), generator=generator, device=device)
-        return mask[begin : begin + count] >= bundle.dropout
-
-
-def _of_whole_micro_batch(place: MaskRows, rows: int, count: int) -> tuple[int, int]:
-    """Return where the `count` inputs of some rows begin among those of the whole micro-batch, and how many
-    these are: a run's masks are the same however many processes share its rows."""
-    width, rest = divmod(count, rows)
-    if rest:
-        raise NotImplementedError(
-            f"a layer of this model sees {count} rows for a batch of {rows} (routed experts?): which "
-            "dropout masks they have in one process is not known; use lora.dropout=0 or "
-            "resources.data_parallel=1"
-        )
-    return place.first * width, place.of * width
-
-
-def add_update(
-    bundle: Bundle, weights: Weights, x_rows: torch.Tensor, y_rows: torch.Tensor
-) -> torch.Tensor:
-    """Add s B A x to y in place; return A x, times s where that is exact. Rounds as PEFT does."""
-    h = torch.matmul(x_rows, weights.a.mT)
-    if not bundle.scaling_is_exact:
-        y_rows.add_(torch.matmul(h, weights.b.mT).mul_(bundle.scaling))
-    elif y_rows.dtype is h.dtype:
-        add_product(y_rows, h.mul_(bundle.scaling), weights.b.mT)
-    else:
-        y_rows.add_(torch.matmul(h.mul_(bundle.scaling), weights.b.mT))
-    return h
-
-
-def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add a matrix product to `target`, or a batched one, without a tensor in between."""
-    (torch.Tensor.addmm_ if target.dim() == 2 else torch.Tensor.baddbmm_)(target, left, right)
 
 
 class _Adapted(torch.autograd.Function):

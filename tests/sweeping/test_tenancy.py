@@ -6,7 +6,7 @@ from harness.study.leases import LEASE_HEARTBEATS
 from harness.study.study import TrialStatus
 from harness.sweeping.ledger import RunState
 from harness.sweeping.messages import Role
-from harness.sweeping.sharing import LOOKS
+from harness.sweeping.tenancy import LOOKS
 from tests.sweeping.joined import age
 
 
@@ -140,7 +140,7 @@ def test_who_leaves_gives_back_at_once(members):
     run = one.claim()
     two.look()
     assert two.trials.ledger.runs[run.run_id].state is RunState.elsewhere
-    one.trials.leave()
+    one.tenancy.leave()
     two.look()
     assert two.trials.ledger.runs[run.run_id].state is RunState.waiting
     assert two.said == []

@@ -14,7 +14,7 @@ NO_MEMORY = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class Rendezvous:
     """A directory that lives as long as the ranks do."""
 
     directory: Path

@@ -1,16 +1,22 @@
-"""A base that all ranks hold together: how it is divided, and how the leader calls them to its passes."""
+"""A base that all ranks hold together: how it is divided, gathered, and how the leader calls to its passes.
 
-from collections.abc import Iterator
+Gathering is FSDP2's own way, save that a lost process is told from a fault of ours.
+"""
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
 
 from harness.base.build import Base
 from harness.base.sharding import shard_model
-from harness.parallel.gathering import gather_by
 from harness.parallel.group import Group
-from harness.parallel.orders import Assist
+from harness.parallel.messages import Assist
 
 
 def share_out(base: Base, group: Group) -> None:
@@ -27,6 +33,32 @@ def shared_out(base: Base, group: Group) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+class Gathering(DefaultAllGather):
+    """Gathers one block's shares; raises RankLost where another process is gone."""
+
+    def __init__(self, ranks: Group) -> None:
+        self._ranks = ranks
+
+    def __call__(
+        self,
+        output_tensor: torch.Tensor,
+        input_tensor: torch.Tensor,
+        group: dist.ProcessGroup,
+        async_op: bool = False,
+    ) -> dist.Work | None:
+        """Gather: between GPUs beside the computation, while gloo is awaited here, where it can fail."""
+        beside = async_op and input_tensor.is_cuda
+        with self._ranks.connected():
+            return super().__call__(output_tensor, input_tensor, group, async_op=beside)
+
+
+def gather_by(parts: Sequence[FSDPModule], ranks: Group) -> None:
+    """Let the parts of a sharded model be gathered among `ranks`."""
+    gathering = Gathering(ranks)
+    for part in parts:
+        part.set_custom_all_gather(gathering)
 
 
 class AssistedForwards:

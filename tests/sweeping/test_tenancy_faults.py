@@ -9,14 +9,14 @@ import pytest
 import yaml
 from sqlalchemy.exc import DBAPIError
 
-from harness.commands.drive import question_text
 from harness.commands.sweep import _differences
 from harness.errors import RequestError
-from harness.question.question import Question, load_question, question_of
+from harness.question.load import load_question, question_of, question_text
+from harness.question.question import Question
 from harness.study import leases as leases_module
+from harness.study.database import open_database, open_engine
 from harness.study.leases import Leases
 from harness.study.same_question import question_in
-from harness.study.storage import open_database, open_engine
 from harness.study.study import Study, TrialStatus
 from harness.sweeping.ledger import RunState
 from tests.sweeping.joined import age
@@ -82,7 +82,7 @@ def test_a_member_that_freezes_in_a_transaction_holds_the_others_up_for_seconds(
     went_on = threading.Event()
 
     def look() -> None:
-        two.trials._leases.free_what_is_over()
+        two.tenancy._leases.free_what_is_over()
         went_on.set()
 
     with pytest.raises(DBAPIError):  # it had its row locked, and nothing was said for ten seconds
@@ -91,7 +91,7 @@ def test_a_member_that_freezes_in_a_transaction_holds_the_others_up_for_seconds(
 
 
 def _hold(member, item: str, until: threading.Event, other: threading.Thread) -> None:
-    with member.trials._leases.ending(item):
+    with member.tenancy._leases.ending(item):
         other.start()
         until.wait(30)
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from harness.config.schema import LoraConfig
 from harness.data.rows import Batch
-from harness.engine.rows import MaskRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,6 @@ class Share:
     loss_tokens: int
     """Of the whole optimizer step, over all ranks: the loss's denominator."""
     dropout_key: int | None
-    mask_rows: MaskRows | None
     recompute: bool
 
 
@@ -64,7 +62,7 @@ class End:
     """There is nothing more to do; no answer."""
 
 
-Order = Divide | Assist | Hold | Drop | Pass | End
+Command = Divide | Assist | Hold | Drop | Pass | End
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +75,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A rank's answer to one order."""
+    """A rank's answer to one command."""
 
     fault: Fault | None = None
     digest: str | None = None

@@ -9,9 +9,9 @@ from harness.config import devices
 from harness.config.devices import usable_cores
 from harness.config.schema import ModelConfig, RunConfig
 from harness.question.check_space import check_space
-from harness.question.question import load_question
-from harness.sweeping import cores
-from harness.sweeping.cores import SMALL_BYTES, WORKER_BYTES, workers_on_cpu
+from harness.question.load import load_question
+from harness.sweeping import pool
+from harness.sweeping.pool import SMALL_BYTES, WORKER_BYTES, workers_on_cpu
 
 Memory = namedtuple("Memory", "available")
 
@@ -22,7 +22,7 @@ def machine(monkeypatch) -> Callable[..., None]:
 
     def have(*, usable: int, workers_in_memory: int = 100) -> None:
         available = Memory(workers_in_memory * WORKER_BYTES)
-        monkeypatch.setattr(cores.psutil, "virtual_memory", lambda: available)
+        monkeypatch.setattr(pool.psutil, "virtual_memory", lambda: available)
         monkeypatch.setenv("OMP_NUM_THREADS", str(usable))
 
     return have

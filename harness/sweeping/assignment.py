@@ -9,7 +9,7 @@ from harness.sweeping.pool import WorkerProcess
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Desk:
+class WorkerView:
     """What the driver knows of one worker."""
 
     worker: WorkerProcess
@@ -29,19 +29,19 @@ class Desk:
         return Counter(run.cohort for run in self.runs.values())
 
 
-class Allotment:
+class Assignment:
     """The runs that wait at one moment, and whose they are to be.
 
     Workers on the same cohort share what is left of it evenly, however many slots each of them offers: one
     that takes all it has room for would train on when the others have nothing left.
     """
 
-    def __init__(self, ledger: Ledger, desks: Sequence[Desk], *, ahead: bool) -> None:
+    def __init__(self, ledger: Ledger, views: Sequence[WorkerView], *, ahead: bool) -> None:
         """`ahead`: let one run wait at a busy worker, so that it begins without a pause."""
         self._ledger = ledger
-        self._num_desks = len(desks)
+        self._num_views = len(views)
         self._ahead = ahead
-        cohorts = [desk.cohorts for desk in desks]
+        cohorts = [view.cohorts for view in views]
         self._busy = sum(cohorts, Counter[str]())
         self._workers_on = Counter(cohort for each in cohorts for cohort in each)
         self._idle = sum(not each for each in cohorts)
@@ -51,39 +51,39 @@ class Allotment:
         """Look up what waits now."""
         self._waiting = Waiting(self._ledger)
 
-    def next_for(self, desk: Desk) -> Run | None:
+    def next_for(self, view: WorkerView) -> Run | None:
         """Return the run that a worker should have next; None if it has enough, or nothing waits for it."""
-        if len(desk.runs) >= desk.slots + self._ahead:
+        if len(view.runs) >= view.slots + self._ahead:
             return None
-        mine = desk.cohorts
+        mine = view.cohorts
         if not mine:
             return self._waiting.best(self._busy, None)
         # What waits at a worker cannot go to another one that has nothing: none does, near the end.
-        ahead = int(self._ahead and self._waiting.count > self._num_desks)
+        ahead = int(self._ahead and self._waiting.count > self._num_views)
         others = self._busy - mine
-        if len(mine) == 1 and len(desk.runs) < desk.slots + ahead and not self.has_its_share(desk):
+        if len(mine) == 1 and len(view.runs) < view.slots + ahead and not self.has_its_share(view):
             run = self._waiting.best(others, tuple(mine))
             if run is not None:
                 return run
-        return self._waiting.best(others, None) if len(desk.runs) <= ahead else None
+        return self._waiting.best(others, None) if len(view.runs) <= ahead else None
 
-    def has_its_share(self, desk: Desk) -> bool:
+    def has_its_share(self, view: WorkerView) -> bool:
         """Say whether what waits of a worker's cohort is for others, which are on it or have nothing."""
-        mine = desk.cohorts
+        mine = view.cohorts
         if len(mine) != 1:
             return False
         (cohort,) = mine
         waiting = self._waiting.count_of(cohort)
         share = (waiting + self._busy[cohort]) / (self._workers_on[cohort] + self._idle)
-        return waiting > 0 and len(desk.runs) >= share
+        return waiting > 0 and len(view.runs) >= share
 
     def waits_for_anybody(self) -> bool:
         """Say whether there is a run that a worker without any could begin."""
         return self._waiting.count > 0
 
-    def take(self, desk: Desk, run: Run) -> None:
+    def take(self, view: WorkerView, run: Run) -> None:
         """Let a run wait no more, just before a worker gets it."""
         self._waiting.take(run)
         self._busy[run.cohort] += 1
-        self._workers_on[run.cohort] += run.cohort not in desk.cohorts
-        self._idle -= not desk.runs
+        self._workers_on[run.cohort] += run.cohort not in view.cohorts
+        self._idle -= not view.runs

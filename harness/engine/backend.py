@@ -1,0 +1,56 @@
+"""The backends: who computes the passes over a shared base, chosen once for each.
+
+Every backend gives the reference's losses, gradients and adapters within its `tolerance`; which one computed
+a run is in its record. A backend installs what it needs when it is made: whoever trains or evaluates on the
+base has nothing to remember.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol, assert_never
+
+from harness.config.resources import BackendName
+from harness.engine.cpu.backend import CpuBackend, why_not_cpu
+from harness.engine.micro_step import Gradient, Work
+from harness.engine.reference.backend import ReferenceBackend
+from harness.errors import RequestError
+
+if TYPE_CHECKING:
+    from harness.engine.shared_base import SharedBase
+
+
+class Backend(Protocol):
+    """What computes passes over one base and its adapters."""
+
+    name: BackendName
+    tolerance: float
+    """Relative difference of a loss from the reference's in one step; 0.0: the same bits."""
+
+    def gradients(self, work: Sequence[Work]) -> list[Gradient]:
+        """Return the gradients of one packed pass, in the order of `work`."""
+        ...
+
+    def keep_decoded(self, wanted: bool) -> None:
+        """Allow decoded weights to be kept between passes, where that is quicker; costs memory only."""
+        ...
+
+    def decoded(self) -> AbstractContextManager[None]:
+        """Allow it within this context: for an evaluation of a run whose training keeps nothing."""
+        ...
+
+
+def choose_backend(shared: "SharedBase", wanted: BackendName) -> Backend:
+    """Return the backend for a base. Raises RequestError where the one that is wanted cannot compute it."""
+    match wanted:
+        case BackendName.reference:
+            return ReferenceBackend(shared)
+        case BackendName.cpu:
+            if (reason := why_not_cpu(shared)) is not None:
+                raise RequestError(f"resources.backend=cpu: {reason}; use resources.backend=auto")
+            return CpuBackend(shared)
+        case BackendName.cuda:
+            raise RequestError("resources.backend=cuda: not there")
+        case BackendName.auto:
+            return ReferenceBackend(shared) if why_not_cpu(shared) else CpuBackend(shared)
+        case _ as unreachable:
+            assert_never(unreachable)

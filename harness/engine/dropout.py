@@ -1,0 +1,60 @@
+"""Dropout masks as a function: of (run, micro-batch, layer, place, channel), and of nothing else.
+
+A mask drawn from a generator depends on how many numbers were drawn before it, so on the device, on how rows
+are laid out and on what is computed beside them. Here every element's bits are a hash of where it stands: the
+same on a CPU and a GPU, in any company, in a share of the rows, recomputed as often as one likes.
+
+The hash is the 32-bit finalizer "lowbias32" (C. Wellons, hash-prospector, bias 0.17), applied to the layer,
+to the place and to the channel in turn. Shape suffixes: N positions, I inputs of a layer.
+"""
+
+import hashlib
+
+import torch
+
+_LAYER_STEP, _CHANNEL_STEP = 0x9E3779B9, 0x85EBCA6B
+"""Odd multipliers: neighbouring layers and channels begin far apart."""
+_RATE_BITS = 24
+"""Bits that are compared with the rate: it is exact to 6e-8."""
+
+
+def dropout_key(seed: int, micro_batch: int) -> int:
+    """Return the 62-bit key of the masks of one run's micro-batch (counted over its whole training)."""
+    text = f"dropout {seed} {micro_batch}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 2
+
+
+def key_words(key: int) -> tuple[int, int]:
+    """Return a key as two words below 2**31, as kernels take it."""
+    return key & 0x7FFFFFFF, (key >> 31) & 0x7FFFFFFF
+
+
+def threshold(rate: float) -> int:
+    """Return the least value of the compared bits that is kept, for a dropout `rate` in [0, 1)."""
+    return round(rate * 2**_RATE_BITS)
+
+
+def keep_mask(
+    key: int, layer: int, places_N: torch.Tensor, inputs: int, rate: float
+) -> torch.Tensor:
+    """Return bool [N, I]: which inputs of a layer are kept at these places of the run's micro-batch."""
+    low, high = key_words(key)
+    row_N1 = _mix(places_N.to(torch.int32) ^ _signed(low ^ (layer * _LAYER_STEP))).unsqueeze(1)
+    channel_I = torch.arange(inputs, dtype=torch.int32, device=places_N.device)
+    channel_I *= _signed(_CHANNEL_STEP)
+    bits_NI = _mix((row_N1 + channel_I).bitwise_xor_(high))
+    kept = bits_NI.bitwise_right_shift_(8).bitwise_and_(2**_RATE_BITS - 1)
+    return kept >= threshold(rate)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """Return lowbias32 of int32 words, in place; products wrap, and shifts fill with zeros."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(_signed(factor))
+    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
+
+
+def _signed(word: int) -> int:
+    """Return the low 32 bits of `word` as torch's int32 holds them."""
+    word &= 0xFFFFFFFF
+    return word - 2**32 if word >= 2**31 else word

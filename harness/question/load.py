@@ -1,0 +1,142 @@
+"""From `sweeps/NAME.yaml` and the command line to one checked question.
+
+Must not import torch, transformers, wandb or optuna.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import harness
+from harness.errors import RequestError, near_names
+from harness.question.coherence import check_question, with_evaluations
+from harness.question.command_line import apply_override
+from harness.question.draft import Draft, draft_of, read_draft
+from harness.question.entries import read_axes
+from harness.question.goals import read_constraints, read_objectives
+from harness.question.points import Space
+from harness.question.question import Question
+from harness.question.reading import (
+    read_confirmation,
+    read_launcher,
+    read_resources,
+    read_search,
+    read_starts,
+    read_study,
+)
+
+# Finding -----------------------------------------------------------------------------------------
+
+
+def sweeps_directory() -> Path:
+    """Return where the ready questions lie: beside the package, as conf/ does."""
+    return Path(harness.__file__).parent.parent / "sweeps"
+
+
+def known_sweeps() -> dict[str, str]:
+    """Return the question of every file in sweeps/, by the name to give to `harness sweep`."""
+    return {file.stem: _question_in(file) for file in sorted(sweeps_directory().glob("*.yaml"))}
+
+
+def _question_in(file: Path) -> str:
+    try:
+        return str(read_draft(file, file.name).parts.get("question", ""))
+    except RequestError as error:  # one broken file must not hide the others
+        return str(error)
+
+
+def _file_of(name_or_file: str) -> tuple[Path, str]:
+    """Return a question's file, and how to call it in a message."""
+    as_file = Path(name_or_file).expanduser()
+    if as_file.suffix in (".yaml", ".yml") or "/" in name_or_file:
+        if not as_file.is_file():
+            raise RequestError(
+                f"{name_or_file}: no such file; ready questions: {', '.join(known_sweeps())}"
+            )
+        return as_file, name_or_file
+    file = sweeps_directory() / f"{name_or_file}.yaml"
+    if not file.is_file():
+        known = known_sweeps()
+        raise RequestError(
+            f"no question is called {name_or_file!r}{near_names(name_or_file, known)}; give a file "
+            f"(NAME.yaml) or one of {', '.join(known)}"
+        )
+    return file, f"sweeps/{file.name}"
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+def load_question(name_or_file: str, overrides: Sequence[str]) -> Question:
+    """Return the question of a file, or of a name in sweeps/, as the overrides change it.
+
+    `apply_override` says what an override can be. Raises RequestError, before anything is composed but the
+    base, with the file, the key, what was given, near names, and what would work.
+    """
+    file, shown = _file_of(name_or_file)
+    return _question_of_draft(read_draft(file, shown), overrides)
+
+
+def question_text(question: Question) -> str:
+    """Return a question as YAML that `harness sweep FILE` takes."""
+    return yaml.safe_dump(question.tree(), sort_keys=False, allow_unicode=True)
+
+
+def question_of(tree: Mapping[str, Any], name: str, overrides: Sequence[str]) -> Question:
+    """Return the question that `Question.tree` gave, as the overrides change it."""
+    return _question_of_draft(draft_of(tree, f"the study {name}: ", name), overrides)
+
+
+def _question_of_draft(draft: Draft, overrides: Sequence[str]) -> Question:
+    for text in overrides:
+        apply_override(draft, text)
+    question = _whole(draft)
+    check_question(question, draft)
+    return question
+
+
+def _whole(draft: Draft) -> Question:
+    parts, place = draft.parts, draft.place
+    space = Space(read_axes(draft.entries))
+    search = read_search(parts.get("search") or {}, place("search"))
+    base = with_evaluations(draft.base, space, search, place("base"))
+    return Question(
+        name=_name(draft),
+        question=_text(draft, "question"),
+        expect=_text(draft, "expect"),
+        base=tuple(base),
+        space=space,
+        search=read_starts(search, parts.get("search") or {}, space, place("search")),
+        objectives=read_objectives(parts.get("objective"), place("objective")),
+        constraints=read_constraints(parts.get("constraints"), place("constraints")),
+        confirm=read_confirmation(parts.get("confirm"), place("confirm")),
+        resources=read_resources(parts.get("resources"), place("resources")),
+        study=read_study(parts.get("study"), place("study")),
+        launcher=read_launcher(parts.get("launcher"), place("launcher")),
+    )
+
+
+def _name(draft: Draft) -> str:
+    name = str(draft.parts.get("name"))
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", name, re.ASCII):
+        raise RequestError(
+            f"{draft.place('name')}name={name!r} cannot name a directory and a study; use letters, digits, "
+            "-, _, + and dots, at most 100, with a letter or digit first"
+        )
+    return name
+
+
+def _text(draft: Draft, key: str) -> str:
+    value = draft.parts.get(key)
+    if key == "expect" and value in (None, ""):
+        return ""
+    if not isinstance(value, str) or not value.strip():
+        given = "nothing" if value is None else repr(value)
+        wanted = "asked" if key == "question" else "expected"
+        raise RequestError(
+            f"{draft.place(key)}{key} must say in words what is {wanted}, got {given}"
+        )
+    return " ".join(value.split())

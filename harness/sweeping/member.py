@@ -1,0 +1,240 @@
+"""A driver of a sweep from its workers' start to its last state: alone on it, or a member of several."""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+
+from harness.config.schema import RunConfig
+from harness.errors import RequestError, RunFailed
+from harness.question.load import question_text
+from harness.question.points import Point
+from harness.question.question import Question
+from harness.records.run_directory import write_text
+from harness.study.database import open_engine
+from harness.study.leases import Leases
+from harness.study.study import Study
+from harness.sweeping.artifacts import RunArtifacts
+from harness.sweeping.check import check_without_device, refuse_what_does_not_fit
+from harness.sweeping.display import SweepDisplay
+from harness.sweeping.driver import Driver
+from harness.sweeping.messages import Role
+from harness.sweeping.pool import Pool, devices_for, workers_on_cpu
+from harness.sweeping.requests import RequestMaker
+from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, write_state
+from harness.sweeping.tenancy import Alone, Leased, Tenancy
+from harness.sweeping.trials import Trials
+from harness.sweeping.view import View
+from harness.training.stop import StopRequest
+
+STATE_SECONDS = 1.0
+DRAW_SECONDS = 0.2
+"""A state is drawn up at most this often: that looks at every run there is."""
+OUTAGE_SECONDS = 6 * 3600.0
+"""How long a member waits for a server that does not answer."""
+OUTAGE_PAUSE_SECONDS = 2.0
+MAX_OUTAGES = 100
+"""After how many the member gives up: a server that is always gone at once has another fault."""
+
+Points = Sequence[tuple[Point, RunConfig]]
+
+
+class Member:
+    """A driver of a sweep, with workers of its own."""
+
+    def __init__(
+        self,
+        question: Question,
+        points: Points,
+        directory: SweepDirectory,
+        stop: StopRequest,
+        *,
+        collect: bool,
+    ) -> None:
+        """`collect`: bring the runs of all members here in the end, where they do not share a file system."""
+        self._question = question
+        self._points = points
+        self._directory = directory
+        self._stop = stop
+        self._collect = collect
+        self._leases = _leases_of(question)
+        logs = (
+            directory.workers if self._leases is None else directory.workers / self._leases.member
+        )
+        self._pool = Pool(logs, question.resources.hang_seconds)
+
+    def run(self) -> SweepState:
+        """Train what is left of the sweep, or this member's part of it, until all is done or `stop` is set.
+
+        Raises RequestError where another driver has the sweep, or where model and data refuse a point, and
+        RunFailed where run after run fails.
+        """
+        with self._directory.lock(shared=self._leases is not None):
+            for attempt in itertools.count():
+                asks = self._collect and attempt == 0  # a member that begins anew asks nothing new
+                try:
+                    return self._train(asks=asks)
+                except Exception as error:
+                    if self._leases is None or not _is_outage(error) or attempt == MAX_OUTAGES:
+                        raise
+                    self._wait_for_server(error)
+        raise AssertionError("the loop ends by itself")
+
+    def _train(self, *, asks: bool) -> SweepState:
+        """Start workers, and drive them until nothing is left, a stop is asked for, or the server is gone."""
+        question, file = self._question, self._directory.question
+        try:
+            self._start_workers()
+            if not file.exists():
+                refuse_what_does_not_fit(self._points, self._pool)
+            if self._collect or not file.exists():
+                write_text(file, question_text(question))
+            maker = RequestMaker(question)
+            maker.request(self._points[0][0], [], Role.search)  # before others wait for our turn
+            study = open_study(question, self._points, self._directory, self._leases, asks=asks)
+            return self._drive(study, maker)
+        except Exception as error:
+            if _is_outage(error):
+                self._pool.stop()  # what is in flight keeps a checkpoint
+            self._pool.kill()
+            if self._leases is not None and not _is_outage(error):
+                self._leases.give_back()
+            raise
+        finally:
+            self._pool.kill()
+
+    def _start_workers(self) -> None:
+        search = self._question.search
+        configs = (config for _, config in self._points)
+        on_cpu = partial(workers_on_cpu, configs, search.trials or len(self._points))
+        for device in devices_for(self._question.resources.devices, on_cpu):
+            self._pool.start(device)
+
+    def _drive(self, study: Study, maker: RequestMaker) -> SweepState:
+        """Show and write down how the sweep stands while it is driven."""
+        with SweepDisplay() as display:
+
+            def say(text: str) -> None:
+                self._directory.append_log(text)
+                display.say(text)
+
+            tenancy = _tenancy_of(study, self._question, say)
+            driver = Driver(Trials(self._question, study, maker, tenancy), self._pool, self._stop)
+            view = View(driver)
+            drawn_at = written_at = 0.0
+            try:
+                for _ in driver.drive():
+                    if time.monotonic() - drawn_at < DRAW_SECONDS:
+                        continue
+                    state = view.state()
+                    display.show(state)
+                    drawn_at = time.monotonic()
+                    if time.monotonic() - written_at >= STATE_SECONDS:
+                        write_state(self._directory, state)
+                        written_at = time.monotonic()
+                if driver.is_finished and self._collect:
+                    tenancy.collect(self._directory.path.parents[1] / "runs")
+                tenancy.leave()
+            finally:
+                state = view.state()
+                ended = SweepStatus.finished if driver.is_finished else SweepStatus.interrupted
+                state.status = ended
+                write_state(self._directory, state)
+                study.close()
+        if driver.complaint is not None:
+            self._directory.append_log(driver.complaint)
+            raise RunFailed(driver.complaint)
+        return state
+
+    def _wait_for_server(self, error: Exception) -> None:
+        """Wait until the study's server answers again; raises KeyboardInterrupt when a stop is asked for.
+
+        The study says everything that a member has to know, so it begins anew from there.
+        """
+        said = str(error.__cause__ or error).splitlines()[0]
+        line = f"the study's server is gone ({said}); runs keep their checkpoints, and wait for it"
+        self._directory.append_log(line)
+        print(f"harness: {line}", file=sys.stderr)
+        assert self._question.study.storage is not None
+        give_up = time.monotonic() + OUTAGE_SECONDS
+        while not self._stop:
+            time.sleep(OUTAGE_PAUSE_SECONDS)
+            try:
+                open_engine(self._question.study.storage).dispose()
+                return
+            except RequestError as refused:
+                if time.monotonic() > give_up:
+                    raise RunFailed(f"{refused}, for {OUTAGE_SECONDS / 3600:.0f} hours") from error
+        raise KeyboardInterrupt
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    """Whether an error says that the study's server is gone, or has ended a connection."""
+    if isinstance(error, StorageInternalError):  # Optuna's, around what SQLAlchemy raised
+        return _is_outage(error.__cause__)
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(error, (OperationalError, InterfaceError, InternalError))
+
+
+def begin_sweep(question: Question, points: Points, directory: SweepDirectory) -> None:
+    """Create the study of a sweep that others will train, after checking its points; trains nothing.
+
+    Raises RequestError where a driver works on it alone, or where model and data refuse a point.
+    """
+    with directory.lock(shared=True):
+        if not directory.question.exists():
+            check_without_device(points, directory)
+        write_text(directory.question, question_text(question))
+        study = open_study(question, points, directory, _leases_of(question))
+        tenancy = _tenancy_of(study, question, directory.append_log)
+        trials = Trials(question, study, RequestMaker(question), tenancy)
+        pool = Pool(directory.workers, question.resources.hang_seconds)
+        state = View(Driver(trials, pool, StopRequest())).state()
+        state.status = SweepStatus.interrupted  # until the first member has begun
+        write_state(directory, state)
+        tenancy.leave()
+        study.close()
+
+
+def open_study(
+    question: Question,
+    points: Points,
+    directory: SweepDirectory,
+    leases: Leases | None,
+    *,
+    asks: bool = True,
+) -> Study:
+    """Create or load the study of a question; `asks`: members that join are to answer it as it is now."""
+    steps = {config.optim.steps for _, config in points}
+    every = {config.eval.every_steps for _, config in points}
+    return Study.open(
+        question,
+        question.study.storage or directory.storage,
+        eval_every_steps=every.pop() if len(every) == 1 else None,
+        total_steps=steps.pop() if len(steps) == 1 else None,
+        leases=leases,
+        asks=asks,
+    )
+
+
+def _leases_of(question: Question) -> Leases | None:
+    """Return this member's leases where others may work on the study too."""
+    study = question.study
+    if not study.is_shared:
+        return None
+    assert study.storage is not None
+    engine = open_engine(study.storage)
+    return Leases(engine, question.name, study.heartbeat_seconds)
+
+
+def _tenancy_of(study: Study, question: Question, say: Callable[[str], None]) -> Tenancy:
+    if study.leases is None:
+        return Alone()
+    place = question.study.artifacts
+    artifacts = None if place is None else RunArtifacts(study, place)
+    return Leased(study.leases, artifacts, say)
