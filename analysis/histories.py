@@ -6,9 +6,10 @@ A packed copy is derived and may be deleted at any time; one that cannot be read
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,13 +60,22 @@ def read_histories(
 def parse_history(path: Path, metrics: Iterable[str]) -> History:
     """Parse one `metrics.jsonl`; missing values are left out, torn lines counted."""
     parsed = read_metrics(path)
+    return History(
+        curves=curves_of(parsed.rows, metrics), num_damaged_lines=parsed.num_damaged_lines
+    )
+
+
+def curves_of(
+    rows: Sequence[Mapping[str, Any]], metrics: Iterable[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the (steps, values) of each metric that some row has; NaN may be spelt as a word."""
     curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for metric in metrics:
-        points = [(row["step"], row[metric]) for row in parsed.rows if row.get(metric) is not None]
+        points = [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
         if points:
             steps, values = np.array(points, dtype=np.float64).T
             curves[metric] = (steps, values)
-    return History(curves=curves, num_damaged_lines=parsed.num_damaged_lines)
+    return curves
 
 
 class _Cache:

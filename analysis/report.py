@@ -7,12 +7,11 @@ from pathlib import Path
 from analysis.calibration import calibration_table
 from analysis.effects import effects_table
 from analysis.figures.cells import SEARCH_VALUE, counts, runs_of, value_of
-from analysis.figures.choose import Draw, cost_figures, curve_figures, quality_figures
+from analysis.figures.choose import CURVES, Draw, cost_figures, curve_figures, quality_figures
 from analysis.figures.factors import printed, varying_factors
 from analysis.figures.learning import runs_with_curves
 from analysis.figures.search import importance_bars, parallel_coordinates, trial_points
 from analysis.frame import Role, Row
-from analysis.histories import read_histories
 from analysis.page.document import Section, document
 from analysis.page.parts import (
     bullet_list,
@@ -21,13 +20,12 @@ from analysis.page.parts import (
     status_line,
 )
 from analysis.page.writer import ReportWriter, Written
-from analysis.sources import SweepData, load_runs, load_sweep
+from analysis.sources import Records, Source, SweepData
 from analysis.spec import Spec
 from analysis.specs import specs_for
 from harness.records.metrics import METRICS
 from harness.records.record import RunStatus
 
-CURVES = ("train/loss", "eval/loss")
 SCORES = ("eval/exact_match", "eval/choice_accuracy", "eval/rouge_l")
 """A task's own score, the first that was measured, is drawn beside the objectives."""
 MAX_LINES = 60
@@ -36,21 +34,25 @@ MAX_GROUPS = 4
 """Groups of comparable runs that get figures of their own when all runs are reported."""
 
 
-def report_sweep(out: Path, name: str, *, refresh_seconds: int | None = None) -> Written:
+def report_sweep(
+    out: Path, name: str, *, refresh_seconds: int | None = None, source: Source | None = None
+) -> Written:
     """Write `<out>/sweeps/<name>/report/` and return what is in it.
 
     Args:
         refresh_seconds: let a browser load the page again so often, for a sweep that still runs.
+        source: where rows and curves come from; None: the records under `out`.
 
     Raises:
         RequestError: no sweep of that name has run there, or its state cannot be read.
     """
-    sweep = load_sweep(out, name)
+    source = source or Records(out)
+    sweep = source.sweep(name)
     _remember_search_values(sweep)
-    page = ReportWriter(sweep.directory / "report")
+    page = ReportWriter(sweep.directory / source.report)
     page.written.lacks += _lacks(sweep)
     verdict, others = page.tables(specs_for(sweep), sweep.rows)
-    figures = _sweep_figures(page, sweep, out)
+    figures = _sweep_figures(page, sweep, source)
     head = (
         f'<p class="over">{escape(sweep.name)}</p><h1>{escape(sweep.question or sweep.name)}</h1>'
         f'<p class="expect">Expected: {escape(sweep.expect or "nothing was stated")}</p>'
@@ -71,16 +73,17 @@ def report_sweep(out: Path, name: str, *, refresh_seconds: int | None = None) ->
     return page.written
 
 
-def report_runs(out: Path) -> Written:
-    """Write `<out>/report/` about all runs under `<out>/runs`.
+def report_runs(out: Path, source: Source | None = None) -> Written:
+    """Write `<out>/report/` about all runs under `<out>/runs`, or all that another source has.
 
     Runs on different models, data or evaluations never share a figure.
 
     Raises:
         RequestError: there is no record; the message says where it looked.
     """
-    rows, problems = load_runs(out)
-    page = ReportWriter(out / "report")
+    source = source or Records(out)
+    rows, problems = source.runs()
+    page = ReportWriter(out / source.report)
     page.written.lacks += problems + _failures(rows)
     sections = []
     groups = sorted(_comparable(rows), key=lambda group: -len(group[1]))
@@ -89,7 +92,7 @@ def report_runs(out: Path) -> Written:
         if not metrics:
             continue
         draws = [*quality_figures(group, metrics), *cost_figures(group, metrics[0])]
-        draws += _curve_draws(page, out, group, metrics[0])
+        draws += _curve_draws(page, source, group, metrics[0])
         prefix = f"group{number}_" if len(groups) > 1 else ""
         table, more = page.tables([_spec_of_runs(group, f"{prefix}runs", label, metrics)], group)
         body = table + more + page.figures(draws, prefix=prefix)
@@ -112,7 +115,7 @@ def report_runs(out: Path) -> Written:
     return page.written
 
 
-def _sweep_figures(page: ReportWriter, sweep: SweepData, out: Path) -> Iterator[Section]:
+def _sweep_figures(page: ReportWriter, sweep: SweepData, source: Source) -> Iterator[Section]:
     """Yield the figures of the confirmation, of the cost, and of the search, apart."""
     probes = sweep.rows_of(Role.probe)
     confirmed, searched = sweep.rows_of(Role.confirmation), sweep.rows_of(Role.search)
@@ -125,7 +128,7 @@ def _sweep_figures(page: ReportWriter, sweep: SweepData, out: Path) -> Iterator[
     results = confirmed or searched
     if results and quality is not None:
         draws = [*cost_figures([*results, *probes], quality)]
-        draws += _curve_draws(page, out, results, quality)
+        draws += _curve_draws(page, source, results, quality)
         body = page.figures(draws, prefix="")
         calibration = calibration_table(sweep.rows)
         body += "" if calibration is None else page.table(calibration)
@@ -162,9 +165,11 @@ def _search_draws(page: ReportWriter, sweep: SweepData) -> Iterator[Draw]:
         yield lambda width: importance_bars(shares, width=width)
 
 
-def _curve_draws(page: ReportWriter, out: Path, rows: Sequence[Row], objective: str) -> list[Draw]:
+def _curve_draws(
+    page: ReportWriter, source: Source, rows: Sequence[Row], objective: str
+) -> list[Draw]:
     run_ids = runs_with_curves(rows, objective)
-    histories = read_histories(out, run_ids, CURVES, cache=out / "cache")
+    histories = source.histories(run_ids, CURVES)
     damaged = sum(history.num_damaged_lines for history in histories.values())
     if damaged:
         page.written.lacks.append(f"{damaged} torn lines in metrics.jsonl were left out")

@@ -1,15 +1,16 @@
-"""Where rows come from: run directories and a sweep's directory (for W&B see `analysis.wandb_runs`).
+"""Where rows and curves come from: run directories here, or what W&B holds (`analysis.wandb_runs`).
 
 Every source returns rows and a sentence for each thing that it could not use; the rest is read.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from analysis.frame import PLACE_KEYS, Role, Row, flat_row
+from analysis.histories import History, read_histories
 from harness.errors import RequestError, near_names
 from harness.records.record import RecordError, RunDirectory, read_record
 
@@ -39,6 +40,7 @@ class SweepData:
     rows: list[Row]
     problems: list[str]
     directory: Path
+    """Its place under `paths.out`, where the report goes."""
 
     def rows_of(self, role: Role | str) -> list[Row]:
         """Return the rows of one role."""
@@ -49,6 +51,47 @@ class SweepData:
         """The SQLAlchemy url of the study: the one asked for, or the default place."""
         given = (self.asked.get("study") or {}).get("storage")
         return given or f"sqlite:///{(self.directory / 'study.db').absolute()}"
+
+
+class Source(Protocol):
+    """What a report is made of."""
+
+    @property
+    def report(self) -> str:
+        """Name of the report's directory, so that reports of one sweep by source lie side by side."""
+        ...
+
+    def runs(self) -> tuple[list[Row], list[str]]:
+        """Return a row for each run, and what could not be used. Raises RequestError where there is none."""
+        ...
+
+    def sweep(self, name: str) -> SweepData:
+        """Return a sweep with its runs. Raises RequestError where it is not there."""
+        ...
+
+    def histories(self, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, History]:
+        """Return the curves of the runs that have some."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The records under `paths.out`."""
+
+    out: Path
+    report = "report"
+
+    def runs(self) -> tuple[list[Row], list[str]]:
+        """Return a row for each record."""
+        return load_runs(self.out)
+
+    def sweep(self, name: str) -> SweepData:
+        """Return a sweep of its directory and its runs' records."""
+        return load_sweep(self.out, name)
+
+    def histories(self, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, History]:
+        """Return curves from metrics.jsonl, or from what was parsed of it before."""
+        return read_histories(self.out, run_ids, metrics, cache=self.out / "cache")
 
 
 def load_runs(out: Path) -> tuple[list[Row], list[str]]:
@@ -73,18 +116,32 @@ def load_sweep(out: Path, name: str) -> SweepData:
     Raises RequestError where no sweep of that name has run there, or its state cannot be read.
     """
     directory = out / "sweeps" / name
-    state, asked = _state(directory), _asked(directory)
+
+    def read(run_ids: Sequence[str]) -> tuple[list[Row], list[str]]:
+        places = [RunDirectory(out / "runs" / run_id) for run_id in run_ids]
+        return _read(place.path for place in places if place.record.exists())
+
+    return assembled(_state(directory), _asked(directory), directory, read)
+
+
+def assembled(
+    state: dict[str, Any],
+    asked: dict[str, Any],
+    directory: Path,
+    read: Callable[[Sequence[str]], tuple[list[Row], list[str]]],
+) -> SweepData:
+    """Return a sweep of its state, its question and what `read` finds of the runs that it is asked for."""
     wanted = [line["run_id"] for line in state["runs"]]
-    there = [RunDirectory(out / "runs" / run_id) for run_id in wanted]
-    missing = [place.path.name for place in there if not place.record.exists()]
-    rows, problems = _read(place.path for place in there if place.record.exists())
+    rows, problems = read(wanted)
+    found = {row["run_id"] for row in rows}
+    missing = [run_id for run_id in wanted if run_id not in found]
     rows, unlike = unique_rows(rows)
     ended = {line["run_id"] for line in state["runs"] if line["status"] not in _NOT_STARTED}
     problems += unlike
     problems += [f"run {run_id} has no record" for run_id in missing if run_id in ended]
     _place_rows(rows, state)
     return SweepData(
-        name=name,
+        name=state["name"],
         question=state["question"],
         expect=state["expect"],
         method=state["method"],

@@ -1,103 +1,202 @@
-"""Rows from what W&B holds: offline `.wandb` files, or a project online by the public API.
+"""What W&B holds of runs and sweeps: offline `.wandb` files, or a project online by the public API.
 
-W&B holds what was logged: configuration, metrics, and the evaluation after training without its standard
-error; no notes and no provenance. wandb is imported only by the functions that read what it wrote.
+A run's summary has its whole record, without the configuration, which W&B has of its own; a sweep has a run
+of its own with its question and its state. wandb is imported only by the functions that read what it wrote.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from analysis.frame import PREDICTED, Role, Row, flat_row
-from analysis.sources import unique_rows
-from harness.errors import RequestError
-from harness.records.metrics import METRICS
-from harness.records.record import MeasuredIn, Record, RunStatus
-from harness.tracking.wandb_file import read_wandb_run
+from analysis.frame import Row, flat_row
+from analysis.histories import History, curves_of
+from analysis.sources import SweepData, assembled, unique_rows
+from harness.errors import RequestError, near_names
+from harness.records.record import Record, RecordError, RunStatus, record_of_tree
+from harness.tracking.wandb_file import WandbHistory, read_wandb_files
+
+SWEEP = "sweep-"
+"""What the id of a sweep's own run begins with; the sweep's name follows."""
 
 
-def load_wandb_files(directory: Path) -> tuple[list[Row], list[str]]:
-    """Return a row for each run that has offline `.wandb` files below `directory`, and what went wrong.
+@dataclass(frozen=True)
+class WandbFiles:
+    """The offline files below a directory, however they lie there."""
 
-    Raises RequestError where there is no such file.
-    """
-    homes: dict[Path, None] = {}
-    for file in sorted(directory.rglob("*.wandb")):
-        homes[_wandb_home(file)] = None
-    if not homes:
-        raise RequestError(f"no .wandb file under {directory.absolute()}")
-    rows, problems = [], []
-    for home in homes:
-        history = read_wandb_run(home)
-        problems += history.problems
-        if history.run_id is not None:
-            rows.append(_row_of_wandb(history.run_id, history.config, history.summary))
-    rows, unlike = unique_rows(rows)
-    return rows, problems + unlike
+    out: Path
+    report = "report_wandb_offline"
+
+    @cached_property
+    def _files(self) -> dict[str, list[Path]]:
+        """The files of each run by its id, which their names have: `run-<id>.wandb`."""
+        found: dict[str, list[Path]] = {}
+        for file in sorted(self.out.rglob("*.wandb")):
+            found.setdefault(file.stem.removeprefix("run-"), []).append(file)
+        if not found:
+            raise RequestError(
+                f"no .wandb file under {self.out.absolute()}: tracker=wandb_offline writes them into a run's "
+                "directory; paths.out=DIR looks elsewhere"
+            )
+        return found
+
+    def _read(self, run_id: str) -> WandbHistory:
+        return read_wandb_files(self._files[run_id])
+
+    def runs(self) -> tuple[list[Row], list[str]]:
+        """Return a row for each run that has files."""
+        return self._rows([run_id for run_id in self._files if not run_id.startswith(SWEEP)])
+
+    def _rows(self, run_ids: Sequence[str]) -> tuple[list[Row], list[str]]:
+        rows, problems = [], []
+        for run_id in run_ids:
+            if run_id not in self._files:
+                continue
+            run = self._read(run_id)
+            problems += run.problems
+            if run.run_id is None:
+                continue
+            _add(rows, problems, run.run_id, run.config, run.summary)
+        rows, unlike = unique_rows(rows)
+        return rows, problems + unlike
+
+    def sweep(self, name: str) -> SweepData:
+        """Return a sweep from the file of its own run and from those of its runs."""
+        if SWEEP + name not in self._files:
+            raise _no_sweep(str(self.out.absolute()), name, self._files)
+        run = self._read(SWEEP + name)
+        return _sweep(run.config, run.summary, self.out, name, self._rows)
+
+    def histories(self, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, History]:
+        """Return the curves of the runs that have files."""
+        wanted = tuple(metrics)
+        found = {}
+        for run_id in dict.fromkeys(run_ids):
+            if run_id in self._files:
+                found[run_id] = History(
+                    curves=curves_of(self._read(run_id).history, wanted), num_damaged_lines=0
+                )
+        return found
 
 
-def load_wandb_project(path: str) -> tuple[list[Row], list[str]]:
-    """Return a row for each run of a W&B project (`entity/project`) by the public API.
+@dataclass(frozen=True)
+class WandbProject:
+    """A project online: `entity/project`, or `project` of the entity that is logged in."""
 
-    Raises RequestError where wandb is not installed or the project cannot be read.
-    """
-    try:
-        import wandb
-    except ImportError:
-        raise RequestError("reading a W&B project needs the package wandb") from None
-    try:
-        runs = list(wandb.Api().runs(path))
-    except Exception as error:  # whatever the network, the server or the client raises
-        raise RequestError(f"W&B project {path} cannot be read: {error}") from error
-    rows, problems = [], []
-    for run in runs:
+    path: str
+    out: Path
+    """Where the report goes."""
+    report = "report_wandb"
+
+    @cached_property
+    def _api(self) -> Any:
         try:
-            summary = {k: v for k, v in dict(run.summary).items() if not k.startswith("_")}
-            rows.append(_row_of_wandb(run.id, dict(run.config), summary))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            problems.append(f"W&B run {run.id} holds a value that no run writes: {error}")
-    rows, unlike = unique_rows(rows)
-    return rows, problems + unlike
+            import wandb
+        except ImportError:
+            raise RequestError("--source wandb needs the package wandb") from None
+        try:
+            return wandb.Api()
+        except Exception as error:  # whatever the network, the server or the client raises
+            raise RequestError(f"W&B cannot be reached: {error}") from error
+
+    def _runs(self, filters: dict[str, Any]) -> list[Any]:
+        api = self._api
+        try:
+            # Not lazy: configuration and summary come with the page, and not run by run.
+            return list(api.runs(self.path, filters=filters, order="+created_at", lazy=False))
+        except Exception as error:
+            raise RequestError(f"W&B project {self.path} cannot be read: {error}") from error
+
+    def runs(self) -> tuple[list[Row], list[str]]:
+        """Return a row for each run of the project, by run id."""
+        runs = self._runs({})
+        return self._rows_of(run for run in runs if not run.id.startswith(SWEEP))
+
+    def _rows_of(self, runs: Iterable[Any]) -> tuple[list[Row], list[str]]:
+        rows, problems = [], []
+        for run in sorted(runs, key=lambda run: run.id):
+            _add(rows, problems, run.id, dict(run.config), _plain(run.summary))
+        if not rows and not problems:
+            raise RequestError(f"W&B project {self.path} has no run")
+        rows, unlike = unique_rows(rows)
+        return rows, problems + unlike
+
+    def sweep(self, name: str) -> SweepData:
+        """Return a sweep from the runs of the group that has its name."""
+        runs = {run.id: run for run in self._runs({"group": name})}
+        if SWEEP + name not in runs:
+            raise _no_sweep(f"W&B project {self.path}", name, [run.id for run in self._runs({})])
+        own = runs[SWEEP + name]
+
+        def read(run_ids: Sequence[str]) -> tuple[list[Row], list[str]]:
+            rows, problems = [], []
+            for run_id in run_ids:
+                if run_id in runs:
+                    run = runs[run_id]
+                    _add(rows, problems, run_id, dict(run.config), _plain(run.summary))
+            return rows, problems
+
+        return _sweep(dict(own.config), _plain(own.summary), self.out, name, read)
+
+    def histories(self, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, History]:
+        """Return the curves of runs, all rows of them."""
+        wanted, found = tuple(metrics), {}
+        for run_id in dict.fromkeys(run_ids):
+            try:
+                rows = list(self._api.run(f"{self.path}/{run_id}").scan_history())
+            except Exception as error:
+                raise RequestError(
+                    f"the history of W&B run {run_id} cannot be read: {error}"
+                ) from error
+            steps = [{"step": row.pop("_step")} | row for row in rows]
+            found[run_id] = History(curves=curves_of(steps, wanted), num_damaged_lines=0)
+        return found
 
 
-def _wandb_home(file: Path) -> Path:
-    """Return the directory that holds the files of this file's run and of no other."""
-    siblings = {other.stem for other in file.parent.parent.glob("*/*.wandb")}
-    return file.parent.parent if siblings == {file.stem} else file.parent
+def _add(
+    rows: list[Row],
+    problems: list[str],
+    run_id: str,
+    config: Mapping[str, Any],
+    summary: Mapping[str, Any],
+) -> None:
+    """Add the row of one run, or say why it has none."""
+    if not isinstance(summary.get("record"), dict):
+        # Killed, or still running: W&B has the configuration and the rows so far.
+        rows.append(
+            flat_row(Record(run_id=run_id, status=RunStatus.interrupted, config=dict(config)))
+        )
+        return
+    try:
+        rows.append(flat_row(record_of_tree(summary["record"] | {"config": dict(config)}, run_id)))
+    except RecordError as error:
+        problems.append(f"{error}; left out")
 
 
-def _row_of_wandb(run_id: str, config: Mapping[str, Any], summary: Mapping[str, Any]) -> Row:
-    """Return the row that a run's configuration and final values make."""
-    status = summary.get("status")
-    values = {name: _number(value) for name, value in summary.items() if name in METRICS}
-    predicted = {
-        metric: _number(value)
-        for name, value in summary.items()
-        if name.startswith(PREDICTED) and (metric := name.removeprefix(PREDICTED)) in METRICS
-    }
-    evals = {name: value for name, value in values.items() if name.startswith("eval/")}
-    metrics = {name: value for name, value in values.items() if name not in evals}
-    alone = metrics.get("throughput/step_ms") is not None  # a shared process measures none
-    record = Record(
-        run_id=run_id,
-        status=RunStatus.interrupted if status is None else RunStatus(status),
-        config=dict(config),
-        metrics=metrics,
-        predicted=predicted,
-        measured_in=MeasuredIn.solo if alone else MeasuredIn.cohort,
+def _sweep(
+    config: Mapping[str, Any], summary: Mapping[str, Any], out: Path, name: str, read: Any
+) -> SweepData:
+    state = summary.get("state")
+    if not isinstance(state, dict):
+        raise RequestError(f"the W&B run of the sweep {name} has no state: it has not ended yet")
+    return assembled(dict(state), dict(config), out / "sweeps" / name, read)
+
+
+def _no_sweep(place: str, name: str, run_ids: Iterable[str]) -> RequestError:
+    known = sorted(each.removeprefix(SWEEP) for each in run_ids if each.startswith(SWEEP))
+    return RequestError(
+        f"{place} has no W&B run of a sweep {name}{near_names(name, known)}; there are: "
+        f"{', '.join(known) or 'none'}"
     )
-    row = flat_row(record)
-    job_type = row.get("tracker.job_type")
-    row["role"] = job_type if job_type in {role.value for role in Role} else None
-    for name, value in evals.items():
-        row[f"after.{name}"] = value
-    return row
 
 
-def _number(value: Any) -> float | None:
-    """Return a number of a summary, where NaN and infinities are words; raises TypeError for no number."""
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
-    if isinstance(value, str):
-        return float(value)
-    raise TypeError(f"expected a number, got {value!r}")
+def _plain(summary: Any) -> dict[str, Any]:
+    """Return a summary of the public API as plain trees."""
+    return {key: _tree(value) for key, value in summary.items() if not key.startswith("_")}
+
+
+def _tree(value: Any) -> Any:
+    if hasattr(value, "items"):
+        return {key: _tree(each) for key, each in value.items()}
+    return value

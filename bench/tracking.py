@@ -30,7 +30,7 @@ import torch
 
 from harness.config.schema import TrackerConfig, TrackerName
 from harness.records.provenance import collect_provenance
-from harness.records.record import MetricsLog, RunStatus, utc_now
+from harness.records.record import MetricsLog, Record, RunStatus, utc_now
 from harness.tracking import Tracker, open_tracker
 
 STEP_SECONDS = 0.050
@@ -112,7 +112,7 @@ def measure(directory: Path, rounds: int) -> dict[str, Any]:
     micro = _micro(log, tracker, step)
     log.close()
     began = time.perf_counter()
-    problems = tracker.finish(RunStatus.completed)
+    problems = tracker.finish(Record(run_id="bench", status=RunStatus.completed, config={}), [])
     assert problems == [], problems
     opening["finish_seconds"] = time.perf_counter() - began
     return {
@@ -143,6 +143,14 @@ def _row(step: int) -> dict[str, float]:
         "train/grad_norm": 0.731 + step * 1e-3,
         "train/learning_rate": 2e-4,
         "train/epoch": step / 977,
+        "throughput/step_ms": 50.0 + 1e-5 * step,
+        "throughput/input_tokens_per_second": 20480.0 + 1e-3 * step,
+        "throughput/loss_tokens_per_second": 10240.0 + 1e-3 * step,
+        "memory/allocated_bytes": 5_012_345_678,
+        "memory/peak_bytes": 15_012_345_678,
+        "memory/resident_bytes": 2_012_345_678 + 4096 * step,
+        "cohort/runs": 8,
+        "cohort/token_share": 0.125 + 1e-7 * step,
     }
 
 

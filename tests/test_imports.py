@@ -43,12 +43,12 @@ MODULES = sorted((ROOT / "harness").rglob("*.py"))
 ANALYSIS = sorted((ROOT / "analysis").rglob("*.py"))
 
 
-def imported(file: Path, *, for_types: bool = False) -> Iterator[tuple[str, ast.AST]]:
-    """Yield every module that `file` imports at run time, or `for_types` too, wherever the import stands."""
+def imported(file: Path) -> Iterator[tuple[str, ast.AST]]:
+    """Yield every module that `file` imports at run time, wherever the import stands."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     skipped: set[ast.AST] = set()
     for node in ast.walk(tree):
-        if not for_types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             skipped.update(inner for part in node.body for inner in ast.walk(part))
     for node in ast.walk(tree):
         if node in skipped:
@@ -92,11 +92,11 @@ def module_name(file: Path) -> str:
 
 
 def edges(files: Iterable[Path]) -> dict[str, set[str]]:
-    """Return for each module the modules among `files` that it imports, also for types alone."""
+    """Return for each module the modules among `files` that it imports, wherever the import stands."""
     names = {module_name(file) for file in files}
     found: dict[str, set[str]] = {name: set() for name in names}
     for file in files:
-        for module, node in imported(file, for_types=True):
+        for module, node in imported(file):
             inside = getattr(node, "names", ()) if isinstance(node, ast.ImportFrom) else ()
             submodules = {f"{module}.{alias.name}" for alias in inside} & names
             found[module_name(file)] |= (submodules or {module} & names) - {module_name(file)}

@@ -138,7 +138,7 @@ def provenance_list(rows: Sequence[Row]) -> str:
 
 def reproduction(sweep: SweepData) -> str:
     """Return the commands that make the sweep and this page again, with the question's file."""
-    asked = (sweep.directory / "sweep.yaml").read_text(encoding="utf-8")
+    asked = _asked_text(sweep)
     file = f"{sweep.name}.yaml"
     out = [override for override in sweep.base if override.startswith("paths.out=")]
     commands = f"harness sweep {file}\n{' '.join(['harness report', sweep.name, *out])}"
@@ -150,6 +150,16 @@ def reproduction(sweep: SweepData) -> str:
         f"<pre>{escape(asked)}</pre>"
         f'<textarea id="sweep-yaml" hidden readonly aria-label="{escape(file)}">{escape(asked)}</textarea>'
     )
+
+
+def _asked_text(sweep: SweepData) -> str:
+    """Return the question as its file has it, or, where the file is elsewhere, as it was read."""
+    try:
+        return (sweep.directory / "sweep.yaml").read_text(encoding="utf-8")
+    except OSError:
+        import yaml
+
+        return yaml.safe_dump(sweep.asked, sort_keys=False, allow_unicode=True)
 
 
 def status_line(state: Mapping[str, Any], rows: Sequence[Row]) -> str:

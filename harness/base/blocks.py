@@ -1,6 +1,6 @@
 """The linear layers of a model's blocks: find them, pack them, freeze the rest in the compute type."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,12 +8,24 @@ from torch import nn
 
 from harness.base.layout import LinearSpec, in_block
 from harness.base.storage import Storage
+from harness.errors import RequestError
 
 
 def weight_and_bias(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return (weight [out, in], bias) of an nn.Linear or of GPT-2's transposed Conv1D."""
+    """Return (weight [out, in], bias) of an nn.Linear or of GPT-2's transposed Conv1D.
+
+    Raises RequestError for a layer that is called linear and holds something else than its weights.
+    """
     weight: Any = module.weight
     bias: Any = module.bias
+    if isinstance(module, nn.Linear):
+        dense = (module.out_features, module.in_features)
+        if tuple(weight.shape) != dense or not weight.is_floating_point():
+            raise RequestError(
+                f"a layer of the model is a {type(module).__name__} of {dense[1]} -> {dense[0]} whose "
+                f"weight is {tuple(weight.shape)} of {weight.dtype}: it is packed already; give the "
+                "unquantized checkpoint"
+            )
     return (weight if isinstance(module, nn.Linear) else weight.T.contiguous()), bias
 
 
@@ -37,6 +49,20 @@ def block_linears(model: nn.Module) -> Iterator[LinearSpec]:
         else:
             weight: Any = module.weight
             yield LinearSpec(name, weight.shape[0], weight.shape[1])
+
+
+def uncovered_weights(model: nn.Module, linears: Sequence[LinearSpec]) -> dict[str, int]:
+    """Return the matrices of the blocks that lie in no linear layer, as fused experts, with their sizes."""
+    inside = {spec.name for spec in linears}
+    return {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2
+        and in_block(name)
+        and not any(
+            ".".join(name.split(".")[:depth]) in inside for depth in range(1, name.count(".") + 1)
+        )
+    }
 
 
 def pack_blocks(

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from harness.base.attention import attends_both_ways, implementation_of
 from harness.base.blocks import (
     block_linears,
     finish_base,
     linear_modules,
     pack_blocks,
+    uncovered_weights,
     weight_and_bias,
 )
 from harness.base.cache import cache_entry, load_entry, save_entry
@@ -23,6 +25,10 @@ from harness.base.source import ModelSource
 from harness.base.storage import Dense, Storage, storage_of
 from harness.config.schema import ModelConfig, QuantConfig
 from harness.errors import RequestError
+
+_TRIED_POSITIONS = 8
+_ROUNDING = 2e-2
+"""Share of the largest logit that another company in a batch may move one by, in 16 bits."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,15 +60,28 @@ class ModelOutline:
     """What a model is, known without its weights."""
 
     linears: tuple[LinearSpec, ...]
+    uncovered: dict[str, int]
+    """Matrices of the blocks that lie in no linear layer, with their sizes."""
     max_positions: int | None
     """Longest row the model has positions for, or None if it does not say."""
+    num_embeddings: int
+    """Tokens that the model has embeddings for."""
+    config: Any
+    """Its transformers configuration, as the base will have it."""
 
 
 def inspect_model(source: ModelSource, config: ModelConfig) -> ModelOutline:
     """Return the model's outline without loading any weight."""
     model = _empty_model(source, config)
     positions = getattr(model.config, "max_position_embeddings", None)
-    return ModelOutline(linears=tuple(block_linears(model)), max_positions=positions)
+    linears = tuple(block_linears(model))
+    return ModelOutline(
+        linears=linears,
+        uncovered=uncovered_weights(model, linears),
+        max_positions=positions,
+        num_embeddings=model.get_input_embeddings().weight.shape[0],
+        config=model.config,
+    )
 
 
 def build_base(
@@ -129,6 +148,21 @@ def dense_weights(base: Base) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, weight_and_bias(module)[0].detach()
 
 
+@torch.no_grad()
+def check_causal(base: Base) -> None:
+    """Refuse a model in which the last token of a row changes what stands before it."""
+    most = base.model.get_input_embeddings().weight.shape[0]
+    ids_BT = torch.arange(2 * _TRIED_POSITIONS, device=base.device).view(2, -1) % most
+    ids_BT[1, :-1] = ids_BT[0, :-1]
+    one_TV, other_TV = base.model(input_ids=ids_BT, use_cache=False).logits.float()
+    moved = (one_TV - other_TV).abs().amax(dim=1)
+    if not bool(moved[:-1].max() <= _ROUNDING * one_TV.abs().max()):
+        raise RequestError(
+            f"model={base.source.name} is not causal: its logits change with the token that they are to "
+            "predict; give a causal language model"
+        )
+
+
 def load_tokenizer(source: ModelSource, config: ModelConfig) -> Any:
     """Return the model's tokenizer, with a padding token."""
     from transformers import AutoTokenizer
@@ -192,11 +226,30 @@ def _read_config(source: ModelSource, config: ModelConfig) -> Any:
             revision=source.revision,
             trust_remote_code=config.trust_remote_code,
         )
+    _refuse_what_is_no_dense_causal_model(source, model_config)
     for name, value in model_config.to_dict().items():
         if ("drop" in name or "_pdrop" in name) and isinstance(value, float):
             setattr(model_config, name, 0.0)
-    model_config._attn_implementation = config.attention.value
+    model_config._attn_implementation = implementation_of(model_config, config.attention.value)
     return model_config
+
+
+def _refuse_what_is_no_dense_causal_model(source: ModelSource, config: Any) -> None:
+    """Refuse encoders, and weights that are codes of another quantizer."""
+    if attends_both_ways(config):
+        raise RequestError(
+            f"model={source.name} is an encoder ({config.model_type}): its positions see the tokens that "
+            "they are to predict; give a causal language model (a checkpoint that was trained as a decoder "
+            "says is_decoder in its config.json)"
+        )
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None:
+        fields = quantized if isinstance(quantized, dict) else quantized.to_dict()
+        raise RequestError(
+            f"model={source.name} is already quantized ({fields.get('quant_method', 'unknown method')}, "
+            "quantization_config of its config.json), and its codes are no weights; give the unquantized "
+            "checkpoint, which quant=… quantizes"
+        )
 
 
 def _empty_model(source: ModelSource, config: ModelConfig) -> Any:

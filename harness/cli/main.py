@@ -19,6 +19,7 @@ from harness.cli.options import (
     RUN_FLAGS,
     STATUS_FLAGS,
     SWEEP_FLAGS,
+    WANDB_FLAGS,
     WORKER_FLAGS,
 )
 from harness.errors import RequestError, RunFailed, near_names
@@ -29,7 +30,8 @@ usage: harness run    [-m] [override…] [--json]
        harness worker NAME [override…]
        harness plan   [NAME|FILE] [override…] [--budget 24GiB] [--explain] [--probe] [--json]
        harness status [NAME] [--json]
-       harness report [NAME…] [--watch] [--json]
+       harness report [NAME…] [--source records|wandb-offline|wandb] [--watch] [--json]
+       harness wandb  [NAME] [--paths] [--json]
 
 commands:
 {commands}
@@ -120,6 +122,8 @@ def _dispatch(arguments: list[str]) -> int:
             return _status(rest)
         case "report":
             return _report(rest)
+        case "wandb":
+            return _wandb(rest)
         case _:
             return _run(command, rest)
 
@@ -213,13 +217,31 @@ def _status(rest: list[str]) -> int:
 
 def _report(rest: list[str]) -> int:
     flags, words = _split("report", rest, REPORT_FLAGS)
-    names = [flag[0] for flag in flags]
-    if "--help" in names or "-h" in names:
-        print("usage: harness report [NAME…] [paths.out=DIRECTORY] [--watch] [--json]")
-        return 0
-    from harness.commands.report import report_command
+    values = {flag[0]: flag[1] if len(flag) > 1 else "" for flag in flags}
+    if "--help" in values or "-h" in values:
+        from harness.commands.report import REPORT_HELP
 
-    return report_command(words, watch="--watch" in names, as_json="--json" in names)
+        print(REPORT_HELP, end="")
+        return 0
+    from harness.commands.report import report_command, source_of
+
+    return report_command(
+        words,
+        watch="--watch" in values,
+        as_json="--json" in values,
+        source=source_of(values.get("--source")),
+    )
+
+
+def _wandb(rest: list[str]) -> int:
+    flags, words = _split("wandb", rest, WANDB_FLAGS)
+    names = [flag[0] for flag in flags]
+    from harness.commands.wandb import WANDB_HELP, wandb_command
+
+    if "--help" in names or "-h" in names:
+        print(WANDB_HELP, end="")
+        return 0
+    return wandb_command(words, only_paths="--paths" in names, as_json="--json" in names)
 
 
 def _usage() -> str:

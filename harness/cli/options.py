@@ -7,11 +7,13 @@ COMMANDS = {
     "plan": "what a run or a sweep would need: memory by part, what fits, how long",
     "status": "progress and leaders of a sweep, while it runs and afterwards",
     "report": "tables, figures and one html page from the records of sweeps",
+    "wandb": "where the offline W&B files of a sweep lie, and how to see them online",
 }
 
 SWEEP_FLAGS = {"--dry-run": 0, "--json": 0, "--help": 0, "-h": 0}
 WORKER_FLAGS = {"--help": 0, "-h": 0}
-REPORT_FLAGS = {"--watch": 0, "--json": 0, "--help": 0, "-h": 0}
+REPORT_FLAGS = {"--source": 1, "--watch": 0, "--json": 0, "--help": 0, "-h": 0}
+WANDB_FLAGS = {"--paths": 0, "--json": 0, "--help": 0, "-h": 0}
 PLAN_FLAGS = {"--budget": 1, "--explain": 0, "--probe": 0, "--json": 0, "--help": 0, "-h": 0}
 STATUS_FLAGS = {"--json": 0, "--help": 0, "-h": 0}
 RUN_FLAGS = {  # option of a command: how many values follow it
@@ -36,6 +38,7 @@ FLAGS_OF = {
     "plan": PLAN_FLAGS,
     "status": STATUS_FLAGS,
     "report": REPORT_FLAGS,
+    "wandb": WANDB_FLAGS,
 }
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")

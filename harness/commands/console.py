@@ -24,6 +24,8 @@ _PLAIN_SECONDS = 5.0
 _COST = (
     "adapter/trainable_params",
     "base/bits_per_param",
+    "base/packed_share",
+    "adapter/adapted_share",
     "memory/peak_bytes",
     "throughput/step_ms",
     "throughput/input_tokens_per_second",
@@ -64,8 +66,18 @@ class RunDisplay:
 
     def show(self, event: "Event") -> None:
         """Show what the session has just reported."""
-        from harness.training.session import StepDone
+        from harness.training.session import RunStarted, StepDone
 
+        if isinstance(event, RunStarted):
+            shares, quant = event.entry.coverage, event.entry.job.config.quant
+            self._console.print(
+                f"of the blocks' weights {shares.packed:.1%} are stored as {quant.format.value}, "
+                f"{shares.adapted:.1%} adapted",
+                soft_wrap=True,
+                markup=False,
+            )
+            for note in event.entry.job.notes:
+                self._console.print(f"note  {note}", soft_wrap=True, markup=False)
         if not isinstance(event, StepDone):
             return
         slot = event.entry.slot

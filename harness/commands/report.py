@@ -4,15 +4,27 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from harness.config.compose import compose_run
-from harness.errors import RequestError
+from harness.config.schema import TrackerConfig
+from harness.errors import RequestError, near_names
 from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
 
 if TYPE_CHECKING:
     from analysis.page.writer import Written
+    from analysis.sources import Source
+
+REPORT_HELP = """\
+usage: harness report [NAME…] [paths.out=DIRECTORY] [--source records|wandb-offline|wandb] [--watch] [--json]
+
+--source says where rows and curves come from; tables and figures are the same.
+  records        the records under paths.out (the default)
+  wandb-offline  the .wandb files below paths.out, wherever they lie there
+  wandb          the project tracker.project of tracker.entity, by W&B's public API
+"""
 
 MAX_LACKS = 8
 """Sentences about what is missing that are printed; the page has all of them."""
@@ -21,7 +33,21 @@ WATCH_SECONDS = 5.0
 """Pause between two reports of a sweep that runs."""
 
 
-def report_command(words: Sequence[str], *, watch: bool, as_json: bool = False) -> int:
+class SourceName(Enum):
+    """Where a report's rows and curves come from."""
+
+    records = "records"
+    wandb_offline = "wandb-offline"
+    wandb = "wandb"
+
+
+def report_command(
+    words: Sequence[str],
+    *,
+    watch: bool,
+    as_json: bool = False,
+    source: SourceName = SourceName.records,
+) -> int:
     """Write the report of each named sweep, or of all runs, and print where it is.
 
     `paths.out=` says where the records are. With `watch` the reports of running sweeps are written again and
@@ -34,21 +60,25 @@ def report_command(words: Sequence[str], *, watch: bool, as_json: bool = False) 
     from analysis.report import report_runs, report_sweep  # matplotlib: 0.4 s
 
     names = list(dict.fromkeys(word for word in words if "=" not in word))
-    out = Path(compose_run([word for word in words if "=" in word]).paths.out)
+    config = compose_run([word for word in words if "=" in word])
+    out = Path(config.paths.out)
+    origin = _source(source, out, config.tracker)
+    if watch and source is not SourceName.records:
+        raise RequestError(f"--watch goes by the records, and --source says {source.value}")
     if not names:
         if watch:
             raise RequestError("harness report --watch needs the name of a sweep")
-        written = {"": report_runs(out)}
+        written = {"": report_runs(out, origin)}
         _print(written, as_json)
         return 0
     written = {}
     while names:
-        running = [
-            name for name in names if _is_running(out, name)
-        ]  # all are there, or none is written
+        # All are there, or none is written.
+        from_records = source is SourceName.records
+        running = [name for name in names if from_records and _is_running(out, name)]
         for name in names:
             refresh = round(WATCH_SECONDS) if watch and name in running else None
-            written[name] = report_sweep(out, name, refresh_seconds=refresh)
+            written[name] = report_sweep(out, name, refresh_seconds=refresh, source=origin)
             if not as_json:
                 _print({name: written[name]}, as_json)
         names = running if watch else []  # those that ran before their report was made
@@ -57,6 +87,34 @@ def report_command(words: Sequence[str], *, watch: bool, as_json: bool = False) 
     if as_json:
         _print(written, as_json)
     return 0
+
+
+def source_of(word: str | None) -> SourceName:
+    """Return the source that `--source` names. Raises RequestError for a word that is none."""
+    if word is None:
+        return SourceName.records
+    known = [each.value for each in SourceName]
+    if word not in known:
+        raise RequestError(
+            f"--source takes one of {', '.join(known)}, got {word or 'nothing'}{near_names(word, known)}"
+        )
+    return SourceName(word)
+
+
+def _source(name: SourceName, out: Path, tracker: TrackerConfig) -> "Source":
+    from analysis.sources import Records
+    from analysis.wandb_runs import WandbFiles, WandbProject
+
+    match name:
+        case SourceName.records:
+            return Records(out)
+        case SourceName.wandb_offline:
+            return WandbFiles(out)
+        case SourceName.wandb:
+            entity = [] if tracker.entity is None else [tracker.entity]
+            return WandbProject("/".join([*entity, tracker.project]), out)
+        case unknown:
+            assert_never(unknown)
 
 
 def _is_running(out: Path, name: str) -> bool:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.commands.mirror import mirror_finished_sweep
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.config.storage import label_of
@@ -43,6 +44,10 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
         return _launch(question, points, directory, Path(base.paths.out))
     with stop_on_signals() as stop:
         state = Member(question, points, directory, stop, collect=True).run()
+    if state.status is SweepStatus.finished:
+        for problem in mirror_finished_sweep(base.tracker, Path(base.paths.out), directory, state):
+            directory.append_log(problem)
+            print(f"harness: {redact(problem)}", file=sys.stderr)
     if as_json:
         print(state_text(state), end="")
     else:

@@ -41,7 +41,7 @@ its lease is given back.
 """
 
 _OWN = ("paths", "tracker", "checkpoint", "resources", "study")
-"""What a member may have different from the others; of `study` where it is, and where runs are left."""
+"""Sections that a member may set for itself; of `study` its storage and artifacts."""
 _OF_ALL = ("study.heartbeat_seconds",)
 
 

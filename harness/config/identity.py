@@ -15,7 +15,7 @@ from harness.config.compose import config_tree
 from harness.config.schema import RunConfig
 from harness.config.storage import label_of
 
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 """Raised when a change of the harness changes the numbers of a run (and named in CHANGELOG.md)."""
 
 _NOT_RESULT = ("tracker", "checkpoint", "resources", "paths")
@@ -51,6 +51,7 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     over_rank = lora.pop("alpha_over_rank")
     lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
     lora["target_modules"] = sorted(lora["target_modules"])
+    del tree["quant"]["skip_experts"]  # it allows what is done anyway
     optim = tree["optim"]
     optim["micro_batch_size"] = optim["micro_batch_size"] or optim["batch_size"]
     for key in _EVAL_FILES:

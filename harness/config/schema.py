@@ -99,6 +99,7 @@ class TrackerName(Enum):
     none = "none"
     wandb_offline = "wandb_offline"
     wandb_online = "wandb_online"
+    tensorboard = "tensorboard"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -125,6 +126,8 @@ class QuantConfig:
     """Weights per block of one scale, 32 to 4096, a power of two; 4-bit formats only."""
     compute_dtype: FloatType = FloatType.float32
     """Type of activations and of everything that is not quantized."""
+    skip_experts: bool = False
+    """Leave weights of the blocks that lie in no linear layer, as fused experts, unpacked and unadapted."""
 
 
 @dataclass(kw_only=True, slots=True)

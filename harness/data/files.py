@@ -24,8 +24,8 @@ _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 @dataclass(frozen=True, slots=True)
-class _Version:
-    """A file's identity on disk: it is read again when any of this changes."""
+class FileVersion:
+    """A file's identity on disk; the file is read again when any of this changes."""
 
     path: Path
     inode: int
@@ -40,21 +40,24 @@ def read_file(path: str, form: RecordForm, key: str) -> ReadRows:
         DataError: the file is missing, is no file, has an unknown suffix, no usable row, or a malformed
             one, which the message names by file and line.
     """
-    return _parse(_version(path, key), form)
+    return _parse(file_version(path, key), form)
 
 
 def file_digest(path: str, key: str) -> str:
     """Return the SHA-256 of a file's bytes and suffix (the suffix says how it is parsed)."""
-    version = _version(path, key)
-    return _digest(version)
+    version = file_version(path, key)
+    if version not in _digests:
+        _content(version)
+    return _digests[version]
 
 
 def resolved_file(path: str, key: str) -> Path:
     """Return the absolute path of a data file; refuses what cannot be one (DataError)."""
-    return _version(path, key).path
+    return file_version(path, key).path
 
 
-def _version(path: str, key: str) -> _Version:
+def file_version(path: str, key: str) -> FileVersion:
+    """Return which file a path is now; refuses what cannot be a data file (DataError)."""
     given = Path(path).expanduser()
     if given.is_dir():
         raise DataError(
@@ -72,24 +75,30 @@ def _version(path: str, key: str) -> _Version:
             "formats load through data.hub=DIRECTORY"
         )
     status = given.stat()
-    return _Version(given.resolve(), status.st_ino, status.st_size, status.st_mtime_ns)
+    return FileVersion(given.resolve(), status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _either(names: tuple[str, ...]) -> str:
     return ", ".join(names[:-1]) + f" or {names[-1]}"
 
 
-@lru_cache(maxsize=16)
-def _digest(version: _Version) -> str:
-    digest = hashlib.sha256(version.path.suffix.lower().encode() + b"\0")
-    digest.update(version.path.read_bytes())
-    return digest.hexdigest()
+_digests: dict[FileVersion, str] = {}
+"""Of every file that has been read."""
 
 
-@lru_cache(maxsize=16)
-def _parse(version: _Version, form: RecordForm) -> ReadRows:
-    name = version.path.name
+def _content(version: FileVersion) -> bytes:
+    """Read a file, and keep its digest: whoever asks for that later reads nothing."""
     content = version.path.read_bytes()
+    digest = hashlib.sha256(version.path.suffix.lower().encode() + b"\0")
+    digest.update(content)
+    _digests[version] = digest.hexdigest()
+    return content
+
+
+@lru_cache(maxsize=16)
+def _parse(version: FileVersion, form: RecordForm) -> ReadRows:
+    name = version.path.name
+    content = _content(version)
     match version.path.suffix.lower():
         case ".jsonl":
             return read_records(_json_lines(content, name), form, name)

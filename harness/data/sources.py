@@ -11,9 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import assert_never
 
+from harness.config.keyed import Keyed
 from harness.config.schema import DataConfig, Split
 from harness.data.example import Example, examples_digest, pair
-from harness.data.files import read_file
+from harness.data.files import FileVersion, file_version, read_file
 from harness.data.records import ReadRows, Record, RecordForm, read_records
 from harness.errors import DataError, near_names
 
@@ -97,16 +98,21 @@ def read_splits(config: DataConfig) -> Splits:
     """
     if config.task is not None:
         return _task_splits(config)
-    if config.path is not None:
-        source = Path(config.path).name
-        rows = read_file(config.path, RecordForm.of(config), "data.path")
-    else:
+    if config.path is None:  # only a preparation loads a hub data set
         assert config.hub is not None, "check_data refuses a config without a source"
-        source = config.hub
-        rows = _read_hub(config)
-    splits = _divide(config, source, rows)
-    splits.of(Split.train)
-    return splits
+        return _divide(config, config.hub, _read_hub(config))
+    keys = ("path", "validation_path", "test_path")
+    given = [(path, f"data.{key}") for key in keys if (path := getattr(config, key)) is not None]
+    return _file_splits(Keyed(config), tuple(file_version(path, key) for path, key in given))
+
+
+@lru_cache(maxsize=8)
+def _file_splits(asked: Keyed[DataConfig], _versions: tuple[FileVersion, ...]) -> Splits:
+    """Divide local files, once per process and version of theirs."""
+    config = asked.value
+    assert config.path is not None
+    rows = read_file(config.path, RecordForm.of(config), "data.path")
+    return _divide(config, Path(config.path).name, rows)
 
 
 def _task_splits(config: DataConfig) -> Splits:
@@ -225,12 +231,14 @@ def _divide(config: DataConfig, source: str, rows: ReadRows) -> Splits:
         validation_rows=len(drawn[Split.validation]),
         test_rows=len(drawn[Split.test]),
     )
-    return Splits(
+    splits = Splits(
         train=tuple(rows.examples[index] for index in chosen),
         validation=drawn[Split.validation],
         test=drawn[Split.test],
         report=report,
     )
+    splits.of(Split.train)
+    return splits
 
 
 def _order(num_rows: int, seed: int) -> list[int]:

@@ -39,12 +39,30 @@ def keep_mask(
 ) -> torch.Tensor:
     """Return bool [N, I]: which inputs of a layer are kept at these places of the run's micro-batch."""
     low, high = key_words(key)
-    row_N1 = _mix(places_N.to(torch.int32) ^ _signed(low ^ (layer * _LAYER_STEP))).unsqueeze(1)
+    salt = _signed(low ^ (layer * _LAYER_STEP))
+    return keep_mask_of_words(salt, high, places_N, inputs, threshold(rate))
+
+
+def layer_salt(low_S: torch.Tensor, layer: int) -> torch.Tensor:
+    """Return what stands for a layer and the low words int32 [S] of some keys."""
+    return low_S ^ _signed(layer * _LAYER_STEP)
+
+
+def keep_mask_of_words(
+    salt: int | torch.Tensor,
+    high: int | torch.Tensor,
+    places_N: torch.Tensor,
+    inputs: int,
+    least: int | torch.Tensor,
+) -> torch.Tensor:
+    """Return the mask [N, I] for words and a `threshold` that are one for all, or int32 [N] for each place."""
+    row_N1 = _mix(places_N.to(torch.int32) ^ salt).unsqueeze(1)
     channel_I = torch.arange(inputs, dtype=torch.int32, device=places_N.device)
     channel_I *= _signed(_CHANNEL_STEP)
-    bits_NI = _mix((row_N1 + channel_I).bitwise_xor_(high))
+    words_NI = row_N1 + channel_I
+    bits_NI = _mix(words_NI ^ (high if isinstance(high, int) else high.unsqueeze(1)))
     kept = bits_NI.bitwise_right_shift_(8).bitwise_and_(2**_RATE_BITS - 1)
-    return kept >= threshold(rate)
+    return kept >= (least if isinstance(least, int) else least.unsqueeze(1))
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:

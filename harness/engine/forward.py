@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from harness.base.side_by_side import attention_arguments
 from harness.data.rows import Batch
 
 
@@ -25,44 +26,16 @@ def target_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
         output = model(
             input_ids=batch.input_ids_BT,
             use_cache=False,
-            **_attention_arguments(model, batch),
+            **_attention(model, batch),
         )
     finally:
         head.positions_N = None
     return output.logits.squeeze(0), batch.targets_BT.reshape(-1)[batch.loss_positions_N]
 
 
-def _attention_arguments(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-    """Return mask and positions: none for padded rows, block-diagonal and restarting for packed ones.
-
-    transformers' `sdpa` takes a boolean mask as one; its `eager` adds whatever it gets to the scores.
-    """
-    if batch.segments_BT is None:
-        return {}
-    segments_BT = batch.segments_BT
-    length = segments_BT.shape[1]
-    same_BTT = segments_BT.unsqueeze(2) == segments_BT.unsqueeze(1)
-    causal_TT = torch.ones(length, length, dtype=torch.bool, device=segments_BT.device).tril()
-    attend_B1TT = (same_BTT & causal_TT).unsqueeze(1)
-    config: Any = model.config
-    mask_B1TT = attend_B1TT
-    if config._attn_implementation == "eager":
-        dtype = next(model.parameters()).dtype
-        mask_B1TT = torch.zeros(attend_B1TT.shape, dtype=dtype, device=attend_B1TT.device)
-        mask_B1TT.masked_fill_(~attend_B1TT, torch.finfo(dtype).min)
-    return {
-        "attention_mask": mask_B1TT,
-        "position_ids": restarting_positions(segments_BT),
-    }
-
-
-def restarting_positions(segments_BT: torch.Tensor) -> torch.Tensor:
-    """Return positions [B, T] that start again from 0 with every segment of a row."""
-    steps_BT = torch.arange(segments_BT.shape[1], device=segments_BT.device).expand_as(segments_BT)
-    starts_BT = torch.ones_like(segments_BT, dtype=torch.bool)
-    starts_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
-    first_BT = torch.where(starts_BT, steps_BT, torch.zeros_like(steps_BT)).cummax(dim=1).values
-    return steps_BT - first_BT
+def _attention(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """Return nothing for rows of one example each, whose padding at the end no position sees."""
+    return {} if batch.segments_BT is None else attention_arguments(model, batch.segments_BT)
 
 
 class _Selection:

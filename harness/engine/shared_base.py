@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness.base.blocks import uncovered_weights
 from harness.base.build import Base
 from harness.base.layout import adapted_layers, shortest_names
+from harness.base.side_by_side import why_apart
 from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit
 from harness.engine.adapter import Adapter, Layout
@@ -63,8 +65,6 @@ class SharedBase:
         """Whether PiSSA or OLoRA has changed the weights for an adapter: no other can use them."""
         self.untouched_results: dict[str, dict[str, Estimate]] = {}
         """Evaluations of the base without an adapter, by what was evaluated."""
-        self.keeps_examples_apart: bool | None = None
-        """Whether the model obeys a mask between examples in one row; None until it has been tried."""
         self._can_recompute = False
         self.backend = choose_backend(self, backend)
 
@@ -72,6 +72,16 @@ class SharedBase:
     def size(self) -> BaseSize:
         """What the base weighs; measured once, before an initialization can rewrite it."""
         return base_size(self.base)
+
+    @cached_property
+    def uncovered(self) -> dict[str, int]:
+        """Matrices of the blocks that lie in no linear layer, with their sizes."""
+        return uncovered_weights(self.model, self.base.linears)
+
+    @cached_property
+    def why_apart(self) -> str | None:
+        """Why each example has a row of its own; None where several may lie in one."""
+        return why_apart(self.model.config)
 
     @property
     def model(self) -> Any:

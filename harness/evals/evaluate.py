@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from harness.evals.copies import ALONE, Copies
 from harness.evals.generation import Decoding, generate_copies
 from harness.evals.result import EvalResult
 from harness.evals.token_loss import loss_results, score_copies
+from harness.records.answers import Answer
 from harness.records.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -29,8 +30,16 @@ logger = logging.getLogger(__name__)
 LOSS_METRICS = ("eval/loss", "eval/perplexity", "eval/token_accuracy")
 """What every evaluation gives, and one with `loss_only` nothing else."""
 
-Results = dict[str, EvalResult]
-"""Each metric's result, by its name in `harness.records.metrics`."""
+
+class Results(dict[str, EvalResult]):
+    """Each metric's result, by its name in `harness.records.metrics`; and the answers that were scored."""
+
+    answers: tuple[Answer, ...] = ()
+
+    def take(self, others: "Results") -> None:
+        """Add what another part of the evaluation found."""
+        self.update(others)
+        self.answers += others.answers
 
 
 def evaluate_model(
@@ -72,12 +81,14 @@ def evaluate_copies(
     with evaluating(model):
         rows = prepared.rows(config.split)
         sums = score_copies(model, rows, config.batch_size, device, copies)
-        results = [loss_results(of_copy, rows.source_N) for of_copy in sums]
+        results = [Results(loss_results(of_copy, rows.source_N)) for of_copy in sums]
         further: list[list[Results]] = []
         if not loss_only:
-            asked = [e for e in prepared.splits.of(config.split) if e.has_prompt]
+            examples = prepared.splits.of(config.split)
+            asked = [row for row, example in enumerate(examples) if example.has_prompt]
             if config.generate and asked:
-                chosen = [asked[i] for i in evenly_spaced(len(asked), config.generate_rows)]
+                rows_asked = [asked[i] for i in evenly_spaced(len(asked), config.generate_rows)]
+                chosen = {row: examples[row] for row in rows_asked}
                 further.append(
                     _generation_results(model, tokenizer, chosen, config, data, device, copies)
                 )
@@ -85,7 +96,7 @@ def evaluate_copies(
                 further.append(_choice_results(model, tokenizer, config, device, copies))
     for part in further:
         for of_copy, added in zip(results, part, strict=True):
-            of_copy |= added
+            of_copy.take(added)
     for of_copy in results:
         assert of_copy.keys() <= METRICS.keys(), of_copy.keys() - METRICS.keys()
     return results
@@ -94,20 +105,21 @@ def evaluate_copies(
 def _generation_results(
     model: Any,
     tokenizer: "PreTrainedTokenizerBase",
-    examples: Sequence["Example"],
+    examples: Mapping[int, "Example"],
     config: EvalConfig,
     data: DataConfig,
     device: torch.device,
     copies: Copies,
 ) -> list[Results]:
-    """Return exact match and ROUGE-L of greedy answers to the prompts of `examples`."""
+    """Return exact match and ROUGE-L of greedy answers to the prompts of `examples`, by row of the split."""
     from harness.evals.modules.exact_match import ExactMatch  # `evaluate` is slow to import
     from harness.evals.modules.rouge_l import RougeL
 
+    prompts = [prompt_ids(example, data, tokenizer) for example in examples.values()]
     generated = generate_copies(
         model,
         tokenizer,
-        [prompt_ids(example, data, tokenizer) for example in examples],
+        prompts,
         Decoding(
             batch_size=config.batch_size,
             max_new_tokens=config.max_new_tokens,
@@ -124,14 +136,23 @@ def _generation_results(
             len(examples),
             config.max_new_tokens,
         )
-    references = [example.response for example in examples]
-    return [
-        {
+    references = [example.response for example in examples.values()]
+    given = tokenizer.batch_decode(prompts, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
+    found = []
+    for answers in generated:
+        scored = {
             "eval/exact_match": _computed(ExactMatch, "exact_match", answers.texts, references),
             "eval/rouge_l": _computed(RougeL, "rouge_l", answers.texts, references),
         }
-        for answers in generated
-    ]
+        results = Results(scored)
+        results.answers = tuple(
+            Answer(row=row, prompt=prompt, reference=reference, answer=answer)
+            for row, prompt, reference, answer in zip(
+                examples, given, references, answers.texts, strict=True
+            )
+        )
+        found.append(results)
+    return found
 
 
 def _choice_results(
@@ -163,7 +184,7 @@ def _choice_results(
             )
         right = [item.question.answer for item in questions]
         accuracy = _computed(ChoiceAccuracy, "choice_accuracy", answers.chosen, right)
-        results.append({"eval/choice_accuracy": accuracy})
+        results.append(Results({"eval/choice_accuracy": accuracy}))
     return results
 
 

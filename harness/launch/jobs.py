@@ -24,7 +24,7 @@ class Submitted:
     """One job, as it was submitted."""
 
     job_id: str
-    """Of Slurm, `17` or of an array `17_3`; of this machine, a process id."""
+    """Slurm's number (`17`, in an array `17_3`), or a process id on this machine."""
     launcher: str
     """slurm or local."""
     where: str

@@ -33,8 +33,6 @@ class Reading:
     utilization: float | None = None
     """Share of the last second in which a kernel ran, of whichever process."""
     power_watts: float | None = None
-    energy_joules: float | None = None
-    """Of a counter that never falls: differences count."""
 
 
 class Meter(Protocol):
@@ -64,6 +62,10 @@ class Meter(Protocol):
 
     def now(self) -> Reading:
         """Return the state of this moment, without waiting for the device."""
+        ...
+
+    def energy_joules(self) -> float | None:
+        """Return the device's energy counter at this moment; None where there is none."""
         ...
 
     def begin_pass(self) -> int:
@@ -126,6 +128,10 @@ class CpuMeter:
     def now(self) -> Reading:
         """Return the resident set."""
         return Reading(resident_bytes=resident_bytes())
+
+    def energy_joules(self) -> float | None:
+        """Return None: a processor's counters are for administrators."""
+        return None
 
     def begin_pass(self) -> int:
         """Return nothing: what a pass saves is counted by its own hooks."""
@@ -193,8 +199,12 @@ class CudaMeter:
             peak_bytes=allocated["peak"],
             utilization=None if gpu is None else gpu.utilization,
             power_watts=None if gpu is None else gpu.power_watts,
-            energy_joules=None if gpu is None else gpu.energy_now(),
         )
+
+    def energy_joules(self) -> float | None:
+        """Return NVML's counter, carried on from its newest sample."""
+        gpu = self._sampler.newest()
+        return None if gpu is None else gpu.energy_now()
 
     def begin_pass(self) -> int:
         """Forget the peak; return what is allocated before the pass."""

@@ -2,6 +2,10 @@
 
 import statistics
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.measure.work import Work
 
 WARMUP_STEPS = 3
 """Steps left out of every figure: allocator growth, kernel selection and the activation count fall there."""
@@ -32,6 +36,12 @@ class StepClock:
             "throughput/input_tokens_per_second": sum(self.input_tokens[WARMUP_STEPS:]) / total,
             "throughput/loss_tokens_per_second": sum(self.loss_tokens[WARMUP_STEPS:]) / total,
         }
+
+    def utilisation(self, work: "Work") -> float | None:
+        """Return the share of the device's rate reached over the steps after the warm-up, if it is known."""
+        after = slice(WARMUP_STEPS, None)
+        tokens, losses = sum(self.input_tokens[after]), sum(self.loss_tokens[after])
+        return work.utilisation(tokens, losses, sum(self.seconds[after]))
 
     def recent_tokens_per_second(self, window: int = 20) -> float | None:
         """Return input tokens per second over the last steps, for display."""

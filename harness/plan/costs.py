@@ -14,7 +14,7 @@ from harness.plan.subject import Subject, subject_of
 
 @dataclass(slots=True, kw_only=True)
 class CostGroup:
-    """Configurations that differ in nothing that costs memory or time, seeds and learning rates say."""
+    """Configurations with equal memory and step time; they may differ in, say, seed or learning rate."""
 
     configs: list[RunConfig]
     points: list[dict[str, str]]

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from harness.base.attention import implementation_of
 from harness.base.blocks import block_linears
 from harness.base.build import Base
 from harness.base.layout import LinearSpec
@@ -156,7 +157,7 @@ def _prepared(config: Any, model: ModelConfig) -> Any:
     for name, value in config.to_dict().items():
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
-    config._attn_implementation = model.attention.value
+    config._attn_implementation = implementation_of(config, model.attention.value)
     return config
 
 

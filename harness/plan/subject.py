@@ -4,8 +4,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from harness.base.side_by_side import why_apart
 from harness.base.source import ModelSource, find_model, model_fingerprint
 from harness.config.devices import resolved_device
+from harness.config.keyed import Keyed
 from harness.config.schema import DataConfig, ModelConfig, OptimizerName, RunConfig
 from harness.config.validate import validate
 from harness.data.check import check_data
@@ -53,8 +55,8 @@ def subject_of(config: RunConfig, settings: PlanSettings) -> Subject:
     """Return what is to be predicted. Raises RequestError or DataError for what cannot run."""
     device = planned_device(settings, config)
     _check(config, device)
-    model = _model(_Key(config.model), settings.shape)
-    batch, source, num_rows = _micro_batch(config, settings)
+    model = _model(Keyed(config.model), settings.shape)
+    batch, source, num_rows = _micro_batch(config, settings, model)
     if model.max_positions is not None and batch.length > model.max_positions:
         raise RequestError(
             f"rows of {batch.length} positions do not fit {model.name}, which has "
@@ -74,33 +76,25 @@ def predicted_run(
     source: ModelSource, config: RunConfig, rows: TokenRows, steps: int
 ) -> Prediction:
     """Return the prediction of a run on these rows, for the device that it runs on."""
-    batch, _ = largest_micro_batch(config, rows, min(steps, _MOST_STEPS))
+    model = _loaded(source, Keyed(config.model))
+    batch, _ = largest_micro_batch(config, rows, min(steps, _MOST_STEPS), apart=_apart(model))
     device = resolved_device(config.resources.device).partition(":")[0]
-    return predict(_loaded(source, _Key(config.model)), config, batch, device=device)
+    return predict(model, config, batch, device=device)
 
 
-class _Key:
-    """A model's configuration as a key of a cache: equal where it prints the same."""
-
-    def __init__(self, value: ModelConfig) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return hash(repr(self.value))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and repr(self.value) == repr(other.value)
+def _apart(model: PlannedModel) -> bool:
+    return why_apart(model.model.config) is not None
 
 
 @lru_cache(maxsize=8)
-def _model(key: _Key, shape: str | None) -> PlannedModel:
+def _model(key: Keyed[ModelConfig], shape: str | None) -> PlannedModel:
     if shape is not None:
         return PlannedModel.from_shape(shape, key.value)
     return _loaded(_source(key.value), key)
 
 
 @lru_cache(maxsize=8)
-def _loaded(source: ModelSource, key: _Key) -> PlannedModel:
+def _loaded(source: ModelSource, key: Keyed[ModelConfig]) -> PlannedModel:
     return PlannedModel.from_source(source, key.value)
 
 
@@ -112,7 +106,9 @@ def _source(model: ModelConfig) -> ModelSource:
     return find_model(model)
 
 
-def _micro_batch(config: RunConfig, settings: PlanSettings) -> tuple[BatchSize, str, int | None]:
+def _micro_batch(
+    config: RunConfig, settings: PlanSettings, model: PlannedModel
+) -> tuple[BatchSize, str, int | None]:
     if settings.shape is not None or settings.length is not None:
         stated = "stated" if settings.loss_tokens else "stated, loss on all positions"
         return stated_micro_batch(config, settings), stated, None
@@ -125,7 +121,7 @@ def _micro_batch(config: RunConfig, settings: PlanSettings) -> tuple[BatchSize, 
             f"{error}\n(the length of the rows comes from the data and the model's tokenizer; with "
             "plan.length=POSITIONS neither is needed)"
         ) from error
-    batch, _ = largest_micro_batch(config, data.train)
+    batch, _ = largest_micro_batch(config, data.train, apart=_apart(model))
     if settings.loss_tokens is not None:
         batch = replace(batch, loss_tokens=min(settings.loss_tokens, batch.rows * batch.length))
     name = config.data.task or config.data.path or config.data.hub

@@ -17,7 +17,7 @@ EVALUATIONS = 10
 """Evaluations of a run that a pruner judges, where eval.every_steps is not given."""
 
 REPORTED = ("eval/loss", "eval/perplexity", "eval/token_accuracy")
-"""What a run measures while it trains, and a pruner can judge by."""
+"""Metrics that a run reports while it trains, for a pruner to judge by."""
 
 
 def check_question(question: Question, draft: Draft) -> None:

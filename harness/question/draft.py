@@ -20,7 +20,7 @@ class Draft:
     """A question's parts as plain values."""
 
     where: str
-    """What a message about the file begins with."""
+    """Beginning of every message about the file."""
     parts: dict[str, Any]
     """Everything but base and space, by its key in the file."""
     base: list[str]

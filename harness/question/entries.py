@@ -32,7 +32,7 @@ class Entries:
     replaced: set[str] = field(default_factory=set)
     """Axes with other values than in the file; conditions on values that are gone are kept out."""
     where: str = ""
-    """What a message about an axis of the file begins with."""
+    """Beginning of every message about an axis of the file."""
 
 
 def read_axes(entries: Entries) -> tuple[Axis, ...]:

@@ -32,7 +32,7 @@ class Question:
     """Also of its directory and its study."""
     question: str = field(metadata=APART)
     expect: str = field(metadata=APART)
-    """What is expected, written before anything is trained."""
+    """The expected answer, written before anything is trained."""
     base: tuple[str, ...]
     """Overrides of every run."""
     space: Space
@@ -181,8 +181,8 @@ def refuse_another(name: str, before: Mapping[str, Any], now: Mapping[str, Any])
         if there != here:
             there, here = _differing(there, here)
             raise RequestError(
-                f"{name} was asked with {key} {there}, and now with {here}: its trials would not be "
-                "comparable; ask as before, or give the sweep another name with name=OTHER"
+                f"{name} was asked with {key} {there}, and now with {here}; its trials would not be "
+                "comparable: ask as before, or give the sweep another name with name=OTHER"
             )
 
 

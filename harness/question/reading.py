@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields, replace
 from enum import Enum
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from harness.errors import RequestError, near_names
 from harness.question.axes import NumberAxis
@@ -59,27 +59,34 @@ class Section:
 
         `read` are those that need more than that.
         """
-        for each in fields(kind):  # pyright: ignore[reportArgumentType]
+        for each in fields(cast(Any, kind)):
             if each.name not in read and self.given.get(each.name) is not None:
                 read[each.name] = self._typed(each)
         return kind(**read)
 
     def _typed(self, field: Field[Any]) -> Any:
-        declared = next(t for t in get_args(field.type) or (field.type,) if t is not NoneType)
+        kinds: list[Any] = [t for t in get_args(field.type) or [field.type] if t is not NoneType]
+        bound, unit = field.metadata.get("at_least"), field.metadata.get("unit", "")
         if get_origin(field.type) is tuple:
             return self.seeds(field.name)
-        if issubclass(declared, Enum):
-            return self.choice(field.name, declared)
-        bound, unit = field.metadata.get("at_least"), field.metadata.get("unit", "")
-        return (
-            self.integer(field.name, bound)
-            if declared is int
-            else self.number(field.name, bound, unit)
-        )
+        if kinds[0] is bool:
+            return self.truth(field.name)
+        if issubclass(kinds[0], Enum):
+            return self.choice(field.name, kinds[0])
+        if kinds[0] is int:
+            return self.integer(field.name, bound or 0)
+        return self.number(field.name, bound, unit)
+
+    def truth(self, key: str) -> bool:
+        """Return true or false."""
+        value = self.given.get(key)
+        if not isinstance(value, bool):
+            raise self.refuse(key, "must be true or false")
+        return value
 
     def integer(self, key: str, at_least: int) -> int:
         """Return a whole number."""
-        value = self.given.get(key)
+        value: Any = self.given.get(key)
         if not is_integer(value) or value < at_least:
             raise self.refuse(key, f"must be a whole number of at least {at_least}")
         return value
@@ -87,16 +94,15 @@ class Section:
     def number(self, key: str, at_least: float | None, unit: str) -> float:
         """Return a number above zero, or of at least so much."""
         value = finite_number(self.given.get(key))
-        if value is None or value <= 0 or (at_least is not None and value < at_least):
-            wanted = (
-                "a positive number" if at_least is None else f"a number of at least {at_least:g},"
-            )
-            raise self.refuse(key, f"must be {wanted} of {unit}")
+        if value is None or value <= 0:
+            raise self.refuse(key, f"must be a positive number of {unit}")
+        if at_least is not None and value < at_least:
+            raise self.refuse(key, f"must be a number of {unit}, at least {at_least:g}")
         return value
 
     def seeds(self, key: str) -> tuple[int, ...]:
         """Return distinct seeds, one or more."""
-        value = self.given.get(key)
+        value: Any = self.given.get(key)
         seeds = (value,) if is_integer(value) else value
         if not isinstance(seeds, (list, tuple)) or not seeds or not all(map(is_integer, seeds)):
             raise self.refuse(key, "must be a list of one or more whole numbers, such as [0, 1]")

@@ -66,13 +66,15 @@ class SearchSettings:
     in_flight: int | None = field(default=None, metadata=APART | at_least(1))
     """Trials training at once at most, where results steer the search: those know nothing of each other.
     None: a fifth of all, at least eight."""
+    probe: bool = field(default=True, metadata=APART)
+    """Measure what each distinct configuration costs, by a few steps of it alone after the trials."""
     starts: tuple[Point, ...] = ()
     """Points to begin with; an axis that one leaves out is drawn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """What is to become small or large: a metric, over the seeds of a cell."""
+    """A metric to minimize or maximize, averaged over the seeds of a cell."""
 
     metric: str
     direction: Direction
@@ -105,7 +107,7 @@ class Confirmation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSettings:
-    """What the sweep may use."""
+    """Devices and processes of a sweep."""
 
     devices: str | tuple[int, ...] = "auto"
     """`auto` (every visible GPU, else the CPU: a worker on each core for a small base, one for a large one),
@@ -123,7 +125,7 @@ class StudySettings:
     storage: str | None = None
     """A SQLAlchemy url; none: study.db in the sweep's directory. In PostgreSQL many machines share it."""
     heartbeat_seconds: float = field(default=20.0, metadata=at_least(1, "seconds"))
-    """What a member has that gave no sign of life for so long waits for another within as long again."""
+    """Heartbeat in seconds; a member that is silent for one and a half of them loses its runs to others."""
     artifacts: str | None = None
     """Where members without a shared file system leave their runs: a directory, or s3://bucket/prefix."""
 
@@ -142,7 +144,7 @@ class LauncherKind(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LauncherSettings:
-    """What to submit: so many jobs, each of which is one member of the sweep."""
+    """The jobs to submit, each of which is one member of the sweep."""
 
     kind: LauncherKind
     workers: int = field(default=1, metadata=at_least(1))

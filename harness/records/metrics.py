@@ -59,6 +59,41 @@ _ALL = (
         "train/learning_rate", "learning rate", "", _NONE, 6, "Learning rate used by the step."
     ),
     _metric("train/epoch", "epoch", "epochs", _NONE, 2, "Training rows seen over rows in the set."),
+    _metric(
+        "cohort/runs", "runs in the pass", "", _NONE, 0, "Runs that shared the passes of the step."
+    ),
+    _metric(
+        "cohort/token_share",
+        "share of the pass",
+        "fraction",
+        _NONE,
+        3,
+        "This run's share of all positions in the passes of the step; 1 for a run alone.",
+    ),
+    _metric(
+        "cohort/energy_joules",
+        "energy",
+        "J",
+        _DOWN,
+        0,
+        "Energy of the GPU during the run's training passes, by its share of their positions (NVML).",
+    ),
+    _metric(
+        "device/utilisation",
+        "GPU utilisation",
+        "fraction",
+        _UP,
+        2,
+        "Share of the last second in which a kernel ran, of whatever process (NVML).",
+    ),
+    _metric(
+        "device/power_watts",
+        "GPU power",
+        "W",
+        _DOWN,
+        0,
+        "Power that the whole GPU drew over the last second (NVML).",
+    ),
     # Held-out quality; the record keeps each with its standard error and n under `evals`.
     _metric(
         "eval/loss",
@@ -115,7 +150,33 @@ _ALL = (
         "bytes",
         _DOWN,
         0,
-        "Training peak: the CUDA allocator's on a GPU; the sum of the parts below on a CPU.",
+        "Training peak: the CUDA allocator's on a GPU; the sum of the parts below on a CPU. In a series: "
+        "the process's so far, with every run in it.",
+    ),
+    _metric(
+        "memory/allocated_bytes",
+        "allocated",
+        "bytes",
+        _DOWN,
+        0,
+        "Tensors in memory after the step, of all runs in the process: the CUDA allocator's count, or on a "
+        "CPU base, adapters, gradients and optimizers, to the byte.",
+    ),
+    _metric(
+        "memory/reserved_bytes",
+        "reserved",
+        "bytes",
+        _DOWN,
+        0,
+        "What the CUDA allocator holds of the GPU after the step, in use or not.",
+    ),
+    _metric(
+        "memory/resident_bytes",
+        "resident",
+        "bytes",
+        _DOWN,
+        0,
+        "Resident set of the process after the step, libraries included.",
     ),
     _metric(
         "memory/load_peak_bytes",
@@ -182,7 +243,8 @@ _ALL = (
         "tokens/s",
         _UP,
         0,
-        "All positions fed to the model, padding included, over the steps' wall-clock.",
+        "All positions fed to the model, padding included, over the steps' wall-clock. In a series: this "
+        "run's positions over the time of the passes that it was in.",
     ),
     _metric(
         "throughput/loss_tokens_per_second",
@@ -190,7 +252,16 @@ _ALL = (
         "tokens/s",
         _UP,
         0,
-        "Positions that carry loss over the steps' wall-clock.",
+        "Positions that carry loss over the steps' wall-clock. In a series as the tokens above.",
+    ),
+    _metric(
+        "throughput/model_flops_utilisation",
+        "MFU",
+        "fraction",
+        _UP,
+        3,
+        "Operations of the step (4 a frozen weight and token, the head's at positions with loss, 6 an "
+        "adapter's) over time and the GPU's published dense bf16 rate.",
     ),
     _metric(
         "throughput/step_ms",
@@ -198,7 +269,16 @@ _ALL = (
         "ms",
         _DOWN,
         1,
-        "Median wall-clock of one optimizer step after the warm-up.",
+        "Median wall-clock of one optimizer step after the warm-up. In a series: of the passes of this step, "
+        "whoever shared them.",
+    ),
+    _metric(
+        "device/step_joules",
+        "energy of a step",
+        "J",
+        _DOWN,
+        2,
+        "Energy of the GPU over the training passes of a run alone, per optimizer step (NVML).",
     ),
     # What the configuration is.
     _metric(
@@ -225,6 +305,22 @@ _ALL = (
         2,
         "Packed weights and every constant of the quantized linear layers, over logical weights.",
     ),
+    _metric(
+        "base/packed_share",
+        "packed share of the blocks",
+        "",
+        _NONE,
+        3,
+        "Weights of the blocks in layers that are stored in the quantization's format, over all of them.",
+    ),
+    _metric(
+        "adapter/adapted_share",
+        "adapted share of the blocks",
+        "",
+        _NONE,
+        3,
+        "Weights of the blocks in layers that the adapter changes, over all of them.",
+    ),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
@@ -239,12 +335,43 @@ COHORT_SHARES = frozenset(
         "throughput/input_tokens_per_second",
         "throughput/loss_tokens_per_second",
         "throughput/step_ms",
+        "throughput/model_flops_utilisation",
+        "device/step_joules",
     }
 )
 """What a run in a cohort shares with the others, so that only a run alone or a probe can measure it; the
 exact tensor bytes (base, adapter, …) are each run's own in a cohort, too."""
 
 MEMORY_PARTS = ("base", "quant_constants", "adapter", "gradient", "optimizer", "activation")
+
+
+SERIES = frozenset(
+    {
+        "train/loss",
+        "train/grad_norm",
+        "train/learning_rate",
+        "train/epoch",
+        "throughput/step_ms",
+        "throughput/input_tokens_per_second",
+        "throughput/loss_tokens_per_second",
+        "throughput/model_flops_utilisation",
+        "memory/allocated_bytes",
+        "memory/peak_bytes",
+        "memory/reserved_bytes",
+        "memory/resident_bytes",
+        "device/utilisation",
+        "device/power_watts",
+        "cohort/runs",
+        "cohort/token_share",
+        "eval/loss",
+        "eval/perplexity",
+        "eval/token_accuracy",
+        "eval/exact_match",
+        "eval/rouge_l",
+        "eval/choice_accuracy",
+    }
+)
+"""What stands in the rows of metrics.jsonl: of every step, or of those after which something was measured."""
 
 
 def memory_part_name(part: str) -> str:

@@ -40,6 +40,8 @@ __all__ = [
     "read_metrics",
     "read_record",
     "read_records",
+    "record_of_tree",
+    "record_tree",
     "utc_now",
     "write_record",
 ]
@@ -102,6 +104,10 @@ class Record:
     wall_seconds: float | None = None
     """Seconds of all processes that worked on the run; None until it has ended once."""
     error: str | None = None
+    probe: str | None = None
+    """The run that measured, alone, what this configuration costs; None where none did."""
+    alone: dict[str, float | None] = field(default_factory=dict)
+    """What that probe measured of memory, time and throughput, by metric name."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the numbers should know: substitutions, rows cut, a tracker that failed."""
     schema_version: int = SCHEMA_VERSION
@@ -109,12 +115,18 @@ class Record:
     def __post_init__(self) -> None:
         check_metric_names(self.metrics)
         check_metric_names(self.predicted)
+        check_metric_names(self.alone)
         for results in self.evals.values():
             check_metric_names(results)
 
 
 def write_record(path: Path, record: Record) -> None:
     """Write `run.json` atomically and without secrets in configuration, provenance, error or notes."""
+    write_text(path, json.dumps(record_tree(record), indent=2, allow_nan=False) + "\n")
+
+
+def record_tree(record: Record) -> dict[str, Any]:
+    """Return a record as JSON has it, without secrets in configuration, provenance, error or notes."""
     check_metric_names(record.metrics)
     tree = {
         "schema_version": record.schema_version,
@@ -132,9 +144,11 @@ def write_record(path: Path, record: Record) -> None:
         "started_at": record.started_at,
         "wall_seconds": plain_number(record.wall_seconds),
         "error": None if record.error is None else redact(record.error),
+        "probe": record.probe,
+        "alone": {name: plain_number(value) for name, value in record.alone.items()},
         "notes": [redact(note) for note in record.notes],
     }
-    write_text(path, json.dumps(spell_not_finite(tree), indent=2, allow_nan=False) + "\n")
+    return spell_not_finite(tree)
 
 
 def read_record(path: Path) -> Record:
@@ -145,12 +159,17 @@ def read_record(path: Path) -> Record:
         raise RecordError(f"{path} cannot be read: {error}") from error
     except json.JSONDecodeError as error:
         raise RecordError(f"{path} is torn or no JSON: {error}") from error
+    return record_of_tree(tree, str(path))
+
+
+def record_of_tree(tree: Any, path: str) -> Record:
+    """Return the record that `record_tree` made into a tree; `path` says in a RecordError where it was."""
     version = tree.get("schema_version") if isinstance(tree, dict) else None
     if version != SCHEMA_VERSION:
         raise RecordError(
             f"{path} has schema_version {version}; this harness reads {SCHEMA_VERSION}"
         )
-    tree.setdefault("predicted", {})  # of a run from before there was a planner
+    tree = {"predicted": {}, "probe": None, "alone": {}} | tree  # keys that records had not always
     known = {entry.name for entry in fields(Record)}
     if known != set(tree):
         missing, unknown = sorted(known - set(tree)), sorted(set(tree) - known)
@@ -180,6 +199,7 @@ def _record(tree: dict[str, Any]) -> Record:
     values["predicted"] = {
         name: optional_number(value) for name, value in tree["predicted"].items()
     }
+    values["alone"] = {name: optional_number(value) for name, value in tree["alone"].items()}
     values["wall_seconds"] = optional_number(tree["wall_seconds"])
     values["evals"] = {
         phase: {

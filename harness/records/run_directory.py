@@ -45,6 +45,10 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def answers(self) -> Path:
+        return self.path / "answers.jsonl"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 

@@ -32,7 +32,7 @@ from harness.errors import RequestError
 from harness.question.axes import Axis, NumberAxis
 from harness.question.question import Question
 from harness.question.settings import Method, PrunerName
-from harness.study.parameters import rounded
+from harness.study.trial import rounded
 
 _MEANT = (
     "Clip non-finite values",  # gp takes the worst finite value for a run that diverged: as it should

@@ -22,7 +22,6 @@ from harness.question.settings import Method
 from harness.records.metrics import Direction
 from harness.study.database import MirroredStorage, open_database
 from harness.study.leases import Leases
-from harness.study.parameters import exists, suggest, value_of
 from harness.study.same_question import as_json, find_or_create, mark_or_compare
 from harness.study.samplers import (
     PointSampler,
@@ -33,7 +32,7 @@ from harness.study.samplers import (
     seed_of_trial,
     without_optuna_warnings,
 )
-from harness.study.trial import Trial, TrialStatus, trial_of
+from harness.study.trial import Trial, TrialStatus, exists, suggest, trial_of, value_of
 
 __all__ = ["Study", "Trial", "TrialStatus"]
 

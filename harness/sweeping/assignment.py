@@ -10,7 +10,7 @@ from harness.sweeping.pool import WorkerProcess
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class WorkerView:
-    """What the driver knows of one worker."""
+    """One worker as the driver sees it."""
 
     worker: WorkerProcess
     runs: dict[str, Run] = field(default_factory=dict)

@@ -48,7 +48,7 @@ MAX_STARTS_IN_VAIN = 2
 MOST_IN_A_ROW = 8
 """Runs that may fail one after another, of every kind that is left."""
 MOST_OF_SOME_KINDS = 24
-"""Runs that may, in a search that learns, though other kinds might still be asked for."""
+"""Runs that may in an adaptive search, which might still ask for other kinds."""
 TAKEN_SECONDS = 5.0
 """After how long a run is tried again that another process was training."""
 ASK_SECONDS = 0.05
@@ -195,6 +195,7 @@ class Driver:
                 role=run.role,
                 trial=run.trial,
                 max_slots=1 if alone else self._max_slots,
+                probe=self.trials.probe_of(run),
             )
         )
 

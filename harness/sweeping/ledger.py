@@ -185,7 +185,7 @@ class Waiting:
 
     @cached_property
     def _left(self) -> dict[str, int]:
-        """What each cohort has left to do."""
+        """Rows that each cohort has left to train."""
         return {cohort: sum(map(_weight, runs)) for cohort, runs in self._runs.items()}
 
     @property

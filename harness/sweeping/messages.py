@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.config.schema import LoraInit, RunConfig
 from harness.records.record import RunStatus
+from harness.records.run_directory import RunDirectory
 from harness.request import Request
 
 
@@ -30,12 +31,14 @@ class Train:
 
     request: Request
     cohort: str
-    """What runs must have in common to share the base and a forward pass; see `cohort_of`."""
+    """Key of the runs that can share the base and a forward pass; see `cohort_of`."""
     sweep: str
     role: Role
     trial: int | None
     max_slots: int
     """Runs side by side at most."""
+    probe: RunDirectory | None = None
+    """Where the probe of the run's configuration is, once it has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +90,7 @@ class Slots:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
-    """What the worker does now, outside training steps."""
+    """The worker's work outside training steps."""
 
     doing: str
 
@@ -101,7 +104,7 @@ class Waited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stepped:
-    """A run has made a step; `values` holds an evaluation's metrics where there was one."""
+    """A run has made a step; `evaluated` holds the metrics of an evaluation where there was one."""
 
     run_id: str
     step: int

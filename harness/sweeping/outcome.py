@@ -1,4 +1,4 @@
-"""What a cell's runs amount to: the values that Optuna is told. Pure."""
+"""Combine the runs of a cell into the values reported to Optuna. Pure."""
 
 import math
 import statistics

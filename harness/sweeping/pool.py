@@ -27,14 +27,14 @@ WORKER = "harness.sweeping.worker"
 SMALL_BYTES = 2**25
 """A base is small if its weights have at most so many bytes on disk: 32 MiB."""
 WORKER_BYTES = 2**31
-"""What a worker with a small base is taken to need at most: 2 GiB, mostly of activations."""
+"""Memory that a worker with a small base is taken to need at most: 2 GiB, mostly activations."""
 END_SECONDS = 60.0
 """How long workers may take to keep their checkpoints when they are told to stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What one worker is pinned to."""
+    """The device that one worker is pinned to."""
 
     name: str
     environment: dict[str, str]

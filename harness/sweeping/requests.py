@@ -1,12 +1,13 @@
 """From points to checked, identified requests: milliseconds each, since a sweep makes thousands."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from harness.base.source import ModelSource, find_model, model_fingerprint
 from harness.config.identity import identify
+from harness.config.keyed import Keyed
 from harness.config.schema import DataConfig, ModelConfig, PathsConfig, RunConfig
 from harness.data.check import data_fingerprint
 from harness.plan.probe import probe_config
@@ -16,8 +17,6 @@ from harness.question.question import Question
 from harness.records.run_directory import RunDirectory
 from harness.request import Request, check, check_writable
 from harness.sweeping.messages import Role
-
-T = TypeVar("T")
 
 
 class RequestMaker:
@@ -43,43 +42,30 @@ class RequestMaker:
 
     def probe(self, config: RunConfig) -> Request:
         """Return the request for the probe of a configuration: the same for all that cost the same."""
-        return self._identified(probe_config(config))
+        tracker = replace(config.tracker, job_type=Role.probe.value)
+        return self._identified(replace(probe_config(config), tracker=tracker))
 
     def _identified(self, config: RunConfig) -> Request:
         if repr(config.paths) not in self._writable:
             check_writable(config.paths)
             self._writable.add(repr(config.paths))
-        source, fingerprint = self._model(_Frozen(config.model), _Frozen(config.paths))
+        source, fingerprint = self._model(Keyed(config.model), Keyed(config.paths))
         identity = identify(
             config,
             model_fingerprint=fingerprint,
-            data_fingerprint=self._data(_Frozen(config.data)),
+            data_fingerprint=self._data(Keyed(config.data)),
         )
         directory = RunDirectory(Path(config.paths.out) / "runs" / identity.run_id)
         return Request(config, source, fingerprint, identity, directory)
 
 
-class _Frozen(Generic[T]):
-    """A configuration as a key of a cache: equal where it prints the same."""
-
-    def __init__(self, value: T) -> None:
-        self.value = value
-        self._key = repr(value)
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Frozen) and self._key == other._key
-
-
-def _model_of(model: _Frozen[ModelConfig], paths: _Frozen[PathsConfig]) -> tuple[ModelSource, str]:
+def _model_of(model: Keyed[ModelConfig], paths: Keyed[PathsConfig]) -> tuple[ModelSource, str]:
     source = find_model(model.value)
     cache = Path(paths.value.cache or Path(paths.value.out) / "cache")
     return source, model_fingerprint(source, cache / "fingerprints.json")
 
 
-def _data_of(data: _Frozen[DataConfig]) -> str:
+def _data_of(data: Keyed[DataConfig]) -> str:
     return data_fingerprint(data.value)
 
 

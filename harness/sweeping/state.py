@@ -193,9 +193,13 @@ def write_state(directory: SweepDirectory, state: SweepState) -> None:
 
 
 def state_text(state: SweepState) -> str:
-    """Return a state as one line of JSON, infinities spelt as in a record."""
-    tree = asdict(state) | {"status": state.status.value}
-    return json.dumps(spell_not_finite(tree), allow_nan=False) + "\n"
+    """Return a state as one line of JSON."""
+    return json.dumps(state_tree(state), allow_nan=False) + "\n"
+
+
+def state_tree(state: SweepState) -> dict[str, Any]:
+    """Return a state as JSON has it, infinities spelt as in a record."""
+    return spell_not_finite(asdict(state) | {"status": state.status.value})
 
 
 def read_state(directory: SweepDirectory) -> SweepState:

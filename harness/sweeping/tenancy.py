@@ -38,7 +38,7 @@ class Tenancy(Protocol):
     has_others: bool
     """Whether several members may work on the sweep."""
     devices_elsewhere: list[DeviceLine]
-    """What the workers of other members do."""
+    """Lines of other members' workers."""
 
     def take(self, item: str) -> bool:
         """Take an item, if nobody else has it; returns whether it is this member's."""

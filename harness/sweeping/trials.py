@@ -16,7 +16,9 @@ from harness.question.check_space import check_space
 from harness.question.points import Point
 from harness.question.question import Question
 from harness.question.settings import Method, PrunerName
+from harness.records.alone import rewrite_with_costs
 from harness.records.record import Record, RunStatus
+from harness.records.run_directory import RunDirectory
 from harness.request import Request
 from harness.study.study import Study, Trial, TrialStatus
 from harness.sweeping.confirmation import chosen_for_confirmation
@@ -53,11 +55,13 @@ class Trials:
         self.study = study
         self.ledger = Ledger(question.name)
         self.confirmed: list[tuple[Trial, list[Run]]] = []
+        self.probes: list[Run] = []
+        """Those of the sweep's end, one for each distinct cost; a question about costs has its own before."""
         self.seconds_asking = 0.0
         """Time spent on asking and telling."""
         self._maker = maker
         self._lost: dict[str, str] = {}
-        """What our workers still train of what was leased to us: run id -> item."""
+        """Runs in training whose lease has run out: run id -> item."""
         self._races = question.search.pruner is not PrunerName.none
 
     # What there is -------------------------------------------------------------------------------
@@ -102,12 +106,23 @@ class Trials:
         )
 
     def is_done(self) -> bool:
-        """Whether all trials are told and all confirmation runs have ended; begins the confirmation."""
+        """Whether all trials are told, and the probes and then the confirmation have ended; begins these."""
         if self.has_more or self.in_flight:
             return False
+        if self.question.search.probe and not self.probes:
+            self._begin_probes()
+        if any(run.state is not RunState.ended for run in self.probes):
+            return False  # a probe is alone, and what it finds stands in the records of the confirmation
         if self.question.confirm is not None and not self.confirmed:
             self._begin_confirmation()
-        return all(run.state is RunState.ended for _, runs in self.confirmed for run in runs)
+        if any(run.state is not RunState.ended for _, runs in self.confirmed for run in runs):
+            return False
+        self._share_costs()
+        return True
+
+    def _is_late(self, run: Run) -> bool:
+        """Whether no trial waits for a run: it belongs to the sweep's end."""
+        return run.role is Role.confirmation or run in self.probes
 
     def _untold(self, cell: Cell) -> list[int]:
         trials = self.study.trials
@@ -214,7 +229,7 @@ class Trials:
         if not self.tenancy.has_others:
             return True
         cell = self._cell_of(run)
-        if cell is None and run.role is not Role.confirmation:  # another has told it meanwhile
+        if cell is None and not self._is_late(run):  # another has told it meanwhile
             run.end(self._record_from_elsewhere(run))
             return False
         if self.tenancy.take(item_of_run(run) if cell is None else item_of_cell(cell)):
@@ -226,7 +241,7 @@ class Trials:
 
     def _cell_of(self, run: Run) -> Cell | None:
         """Return the cell in flight that needs a run; of several that need a probe, one of ours if any."""
-        if run.role is Role.confirmation:
+        if self._is_late(run):
             return None
         cells = [
             each for each in self.ledger.cells.values() if each.trials and run in each.everything
@@ -239,7 +254,8 @@ class Trials:
         if lost is None:
             return
         for item in lost:
-            self._lost.update(in_training(item, self.ledger.cells.values(), self.confirmed))
+            late = [*self.confirmed, (None, self.probes)]
+            self._lost.update(in_training(item, self.ledger.cells.values(), late))
         self.study.refresh()
         if self._new_trials():
             with self.study.turn():
@@ -263,14 +279,14 @@ class Trials:
         for run in self.ledger.runs.values():
             if run.state not in (RunState.waiting, RunState.elsewhere):
                 continue
-            if run.role is Role.confirmation:
-                self._sort_confirmation(run, holders.get(item_of_run(run), Holder.nobody))
+            if self._is_late(run):
+                self._sort_late(run, holders.get(item_of_run(run), Holder.nobody))
             elif run.run_id in open_here:
                 run.state = RunState.waiting if open_here[run.run_id] else RunState.elsewhere
             else:
                 run.end(self._record_from_elsewhere(run))
 
-    def _sort_confirmation(self, run: Run, holder: Holder) -> None:
+    def _sort_late(self, run: Run, holder: Holder) -> None:
         match holder:
             case Holder.done:
                 run.end(self._record_from_elsewhere(run))
@@ -299,7 +315,7 @@ class Trials:
 
     def _record_from_elsewhere(self, run: Run) -> Record | None:
         """Return the record of a run that another member has trained, if it can be had here."""
-        if run.role is Role.confirmation:
+        if self._is_late(run):
             self.tenancy.fetch(run)
         return self.ledger.record_on_disk(run.request)
 
@@ -334,8 +350,8 @@ class Trials:
         if item is not None and not self.tenancy.retake(item):
             self.tenancy.say(f"the late result of {item} ({record.status.value}) is refused")
             return
-        if run.role is Role.confirmation:
-            self._confirmation_ended(run)
+        if self._is_late(run):
+            self._late_ended(run)
         own = self.ledger.cells.get(run.request.identity.cell_id)
         known = self.ledger.cells.values() if run.role is Role.probe else [own] if own else []
         for cell in known:
@@ -373,7 +389,7 @@ class Trials:
             else:
                 self.tenancy.say(f"the late result of {item} ({outcome.status.value}) is refused")
 
-    def _confirmation_ended(self, run: Run) -> None:
+    def _late_ended(self, run: Run) -> None:
         """Take note of the end of a run that no trial waits for."""
         self.tenancy.push([run])
         failed = run.record is None or run.record.status is RunStatus.failed
@@ -413,6 +429,43 @@ class Trials:
                 reason=known.notes.get("reason"),
             ),
         )
+
+    def _begin_probes(self) -> None:
+        """Let each distinct cost be measured by a few steps alone, those of one base one after the other."""
+        requests = {
+            probe.identity.run_id: (probe, trial.number)
+            for trial in reversed(self.study.trials)
+            if (probe := self._probe_of(trial)) is not None
+        }
+        self.probes = [
+            self.ledger.add(probe, Role.probe, number)
+            for probe, number in sorted(
+                requests.values(), key=lambda each: repr(each[0].config.quant)
+            )
+        ]
+
+    def _probe_of(self, trial: Trial) -> Request | None:
+        """Return the probe of a trial's configuration; None for one that never had a run."""
+        if "runs" not in trial.notes:
+            return None
+        return self._maker.probe(self._maker.config(trial.point))
+
+    def _share_costs(self) -> None:
+        """Write what the probes measured into the records of the runs here that lack it."""
+        confirmed = {trial.number: [r.run_id for r in runs] for trial, runs in self.confirmed}
+        for trial in self.study.trials:
+            probe = self._probe_of(trial) if self.question.search.probe else None
+            if probe is None:
+                continue
+            runs = probe.directory.path.parent
+            for run_id in (*trial.notes["runs"], *confirmed.get(trial.number, ())):
+                rewrite_with_costs(RunDirectory(runs / run_id), probe.directory)
+
+    def probe_of(self, run: Run) -> RunDirectory | None:
+        """Return where the probe of a run's configuration is, or will be; None where there is none."""
+        if run.role is Role.probe or not self.question.search.probe:
+            return None
+        return self._maker.probe(run.request.config).directory
 
     def _begin_confirmation(self) -> None:
         """Let the best cells be trained again on fresh seeds and scored on the split of the confirmation."""

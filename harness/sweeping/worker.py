@@ -182,7 +182,7 @@ class Worker:
             self._end(run_id, _record_of_failure(task, error))
             return None
         job.provenance["sweep"] = {"name": task.sweep, "role": task.role.value, "trial": task.trial}
-        job.is_probe = task.role is Role.probe
+        job.is_probe, job.probe = task.role is Role.probe, task.probe
         return job
 
     def _prepare(self, task: Train) -> "PreparedData":

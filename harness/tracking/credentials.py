@@ -1,6 +1,7 @@
 """Whether W&B could log in, judged before anything heavy is imported. Must not import wandb or torch."""
 
 import configparser
+import importlib.util
 import netrc
 import os
 from collections.abc import Mapping
@@ -18,12 +19,20 @@ _MIN_KEY = 40  # characters after an optional `local-`; wandb refuses shorter ke
 def check_tracker(config: TrackerConfig, environ: Mapping[str, str] | None = None) -> None:
     """Raise RequestError for `wandb_online` without credentials where wandb looks for them.
 
+    And for `tensorboard` without the package of that name.
+
     The places are those of wandb 0.31 (sdk/lib/wbauth): environment, netrc file, settings files. Whether
     the server accepts them is not asked.
     """
     match config.name:
         case TrackerName.none | TrackerName.wandb_offline:
             return
+        case TrackerName.tensorboard:
+            if importlib.util.find_spec("tensorboard") is None:
+                raise RequestError(
+                    "tracker=tensorboard needs the package tensorboard: pip install "
+                    "'qlora-harness[tensorboard]'"
+                )
         case TrackerName.wandb_online:
             _check_credentials(os.environ if environ is None else environ)
         case unknown:

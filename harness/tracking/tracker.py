@@ -1,11 +1,13 @@
-"""The tracker of one run, as the training loop sees it. Must not import wandb."""
+"""The tracker of one run, as the training loop sees it. Must not import wandb or tensorboard."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, assert_never
 
 from harness.config.schema import TrackerConfig, TrackerName
-from harness.records.record import RunStatus
+from harness.records.answers import KeptAnswer
+from harness.records.record import Record
+from harness.tracking.tensorboard_tracker import TensorboardTracker
 from harness.tracking.wandb_tracker import WandbTracker
 
 
@@ -16,12 +18,8 @@ class Tracker(Protocol):
         """Mirror one row of metrics.jsonl; steps never fall."""
         ...
 
-    def summary(self, values: Mapping[str, float | None]) -> None:
-        """Set the run's final values, by metric name or `<phase>.<metric name>`."""
-        ...
-
-    def finish(self, status: RunStatus) -> list[str]:
-        """End the mirror and return what went wrong with it, as notes for the record."""
+    def finish(self, record: Record, answers: Sequence[KeptAnswer]) -> list[str]:
+        """Mirror what the run came to, end, and return what went wrong, as notes for the record."""
         ...
 
 
@@ -31,18 +29,20 @@ class NoTracker:
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
         """Do nothing."""
 
-    def summary(self, values: Mapping[str, float | None]) -> None:
-        """Do nothing."""
-
-    def finish(self, status: RunStatus) -> list[str]:
+    def finish(self, record: Record, answers: Sequence[KeptAnswer]) -> list[str]:
         """Return no problems."""
         return []
 
 
 def open_tracker(
-    config: TrackerConfig, *, run_id: str, directory: Path, config_tree: Mapping[str, Any]
+    config: TrackerConfig,
+    *,
+    run_id: str,
+    directory: Path,
+    config_tree: Mapping[str, Any],
+    is_probe: bool = False,
 ) -> Tracker:
-    """Return the tracker of a run; for W&B its files go to `<directory>/wandb/`.
+    """Return the tracker of a run; its files go to `<directory>/wandb/` or `<directory>/tensorboard/`.
 
     Opening returns at once: W&B starts in a thread of its own, and what is logged until it is ready
     waits. A run that is resumed opens a tracker again: a further offline file, or the same online run.
@@ -52,6 +52,14 @@ def open_tracker(
         case TrackerName.none:
             return NoTracker()
         case TrackerName.wandb_offline | TrackerName.wandb_online:
-            return WandbTracker(config, run_id=run_id, directory=directory, config_tree=config_tree)
+            return WandbTracker(
+                config,
+                run_id=run_id,
+                directory=directory,
+                config_tree=config_tree,
+                waits=is_probe,
+            )
+        case TrackerName.tensorboard:
+            return TensorboardTracker(directory / "tensorboard", config_tree)
         case unknown:
             assert_never(unknown)

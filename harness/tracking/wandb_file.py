@@ -11,7 +11,7 @@ Imports wandb.proto inside the function that needs it: Python runs wandb's own _
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -65,11 +65,17 @@ def read_wandb_run(directory: Path) -> WandbHistory:
     stands; configuration and summary keys, too, are the latest. A torn tail, as kill -9 leaves it, is
     reported in `problems`; what stands before it is used.
     """
-    merged = _Merged()
-    files = sorted(directory.rglob("*.wandb"), key=_started)
+    files = list(directory.rglob("*.wandb"))
+    found = read_wandb_files(files)
     if not files:
-        merged.problems.append(f"{directory} has no .wandb file")
-    for file in files:
+        found.problems.append(f"{directory} has no .wandb file")
+    return found
+
+
+def read_wandb_files(files: Iterable[Path]) -> WandbHistory:
+    """Read the `.wandb` files of one run; see `read_wandb_run`."""
+    merged = _Merged()
+    for file in sorted(files, key=_started):
         for record in _records(file, merged.problems):
             if not merged.add(record):
                 merged.problems.append(f"{file.name} is not of run {merged.run_id}; left out")
@@ -217,7 +223,9 @@ def _update(tree: dict[str, Any], change: Any) -> None:
 
 
 def _row(history: Any) -> dict[str, Any]:
-    values = {_name(item): json.loads(item.value_json) for item in history.item}
+    # What has several words is a part of a table or of another file that was logged, no number.
+    items = (item for item in history.item if len(item.nested_key) < 2)
+    values = {_name(item): json.loads(item.value_json) for item in items}
     step = values.get("_step", history.step.num)
     return {"step": int(step)} | _without_own_keys(values)
 

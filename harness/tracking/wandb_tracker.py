@@ -8,23 +8,24 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 from harness.config.schema import TrackerConfig, TrackerName
+from harness.records.answers import KeptAnswer
+from harness.records.metrics import SERIES
 from harness.records.metrics_log import check_metric_names, plain_number, spell_not_finite
-from harness.records.record import RunStatus
+from harness.records.record import Record, RunStatus, record_tree
 from harness.records.redact import redact, redact_tree
+from harness.tracking.final_values import SAMPLE_COLUMNS, final_values, samples
 from harness.tracking.wandb_file import has_ended
 
 if TYPE_CHECKING:
-    from wandb import Run, Settings
+    from wandb import Run, Settings, Table
 
-PHASES = ("before", "after")
-
-_FINISH_SECONDS = (
+FINISH_SECONDS = (
     120.0  # an upload over a slow line may take this long; what is then missing is noted
 )
 _FILE_SECONDS = 10.0
@@ -42,13 +43,13 @@ class _Row:
 
 
 @dataclass(frozen=True, slots=True)
-class _Summary:
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class _Finish:
     status: RunStatus
+    values: dict[str, Any]
+    """Final values, by name."""
+    record: dict[str, Any]
+    """The whole record but its configuration, which W&B has: what `harness report` reads back."""
+    samples: list[Sequence[str]]
 
 
 class WandbTracker:
@@ -61,31 +62,39 @@ class WandbTracker:
         run_id: str,
         directory: Path,
         config_tree: Mapping[str, Any],
+        waits: bool = False,
     ) -> None:
-        """Start the thread that opens the run; `directory` exists and is the run's own."""
+        """Start the thread that opens the run; `directory` exists and is the run's own.
+
+        `waits`: only when the run has ended, so that starting W&B disturbs no step that is measured.
+        """
         self._online = config.name is TrackerName.wandb_online
         self._arguments = {
             "project": config.project,
             "entity": config.entity,
             "id": run_id,
             "name": run_id,
-            "group": config.group,
+            "group": None if config.group is None else redact(config.group),
             "job_type": config.job_type,
             "tags": [redact(tag) for tag in config.tags],
             "config": spell_not_finite(redact_tree(config_tree)),
             "dir": str(directory),
             "resume": "allow" if self._online else None,
         }
-        self._work: queue.SimpleQueue[_Row | _Summary | _Finish] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[_Row | _Finish] = queue.SimpleQueue()
         self._problems: list[str] = []
         self._ending = threading.Event()
         self._last_step = -1
+        self._logged_at: float | None = None
+        """Of the last row that W&B has."""
         self._thread = threading.Thread(
             target=self._mirror,
             name=f"wandb {run_id}",
             daemon=True,  # a process that dies without `finish` must not hang on wandb
         )
-        self._thread.start()
+        self._waits = waits
+        if not waits:
+            self._thread.start()
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
         """Queue one row; it takes microseconds, whatever W&B does."""
@@ -95,23 +104,29 @@ class WandbTracker:
         numbers = {name: plain_number(value) for name, value in values.items()}
         self._put(_Row(step, numbers, time.time()))
 
-    def summary(self, values: Mapping[str, float | None]) -> None:
-        """Queue final values: by metric name, `<phase>.<metric name>` or `predicted.<metric name>`."""
-        check_metric_names(_metric_of(name) for name in values)
-        numbers = {name: plain_number(value) for name, value in values.items()}
-        self._put(_Summary(spell_not_finite(numbers)))  # wandb makes a NaN in a summary null
-
-    def finish(self, status: RunStatus) -> list[str]:
+    def finish(self, record: Record, answers: Sequence[KeptAnswer]) -> list[str]:
         """End the run and wait until it is written, two minutes at most; return what went wrong."""
-        self._put(_Finish(status))
+        numbers = {name: plain_number(value) for name, value in final_values(record).items()}
+        tree = record_tree(record)
+        del tree["config"]
+        self._put(
+            _Finish(
+                status=record.status,
+                values=spell_not_finite(numbers),  # wandb makes a NaN in a summary null
+                record=tree,
+                samples=samples(answers),
+            )
+        )
         self._ending.set()
-        self._thread.join(_FINISH_SECONDS)
+        if self._waits:
+            self._thread.start()
+        self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
-            self._problems.append(f"W&B did not finish within {_FINISH_SECONDS:.0f} s")
+            self._problems.append(f"W&B did not finish within {FINISH_SECONDS:.0f} s")
         return list(self._problems)
 
-    def _put(self, work: _Row | _Summary | _Finish) -> None:
-        if self._thread.is_alive():  # else nobody would ever take it out again
+    def _put(self, work: _Row | _Finish) -> None:
+        if self._waits or self._thread.is_alive():  # else nobody would ever take it out again
             self._work.put(work)
 
     def _mirror(self) -> None:
@@ -120,51 +135,59 @@ class WandbTracker:
         Whatever wandb raises is caught here and nowhere else: the mirror breaks, the run goes on.
         """
         try:
-            run = self._open()
+            run = start_run(self._arguments, online=self._online)
+            for name in sorted(SERIES):
+                run.define_metric(name, summary="min,max,last")
             while self._apply(run, self._work.get()):
                 if self._work.empty():
                     self._ending.wait(_BATCH_SECONDS)
         except Exception as error:
             self._problems.append(redact(f"W&B failed: {type(error).__name__}: {error}"))
 
-    def _open(self) -> "Run":
-        with _start_lock:
-            _own_environment()
-            import wandb
-
-            settings = _settings(wandb.Settings, online=self._online)
-            wandb.setup(settings)  # silences what is printed outside any run, too
-        return wandb.init(**self._arguments, reinit="create_new", settings=settings)
-
-    def _apply(self, run: "Run", work: _Row | _Summary | _Finish) -> bool:
+    def _apply(self, run: "Run", work: _Row | _Finish) -> bool:
         """Do one piece of work; False once the run has ended."""
         match work:
             case _Row():
                 # A resumed online run already has the rows up to its last step.
                 if work.step >= run.step:
+                    self._logged_at = work.logged_at
                     run.log(work.values | {"_timestamp": work.logged_at}, step=work.step)
-            case _Summary():
-                run.log(
-                    {}, commit=True
-                )  # else the last row is committed later and written over these
-                run.summary.update(work.values)
             case _Finish():
+                last: dict[str, Any] = {"samples": _table(work.samples)} if work.samples else {}
+                if self._logged_at is not None:  # wandb gives a row the time of its last part
+                    last["_timestamp"] = self._logged_at
+                # Else the last row is committed later and written over the values below.
+                run.log(last, step=max(run.step, self._last_step), commit=True)
+                run.summary.update(work.values)
+                run.summary["record"] = work.record
                 run.summary["status"] = work.status.value
                 run.finish(exit_code=_exit_code(work.status))
-                self._wait_for_file(Path(run.dir).parent)
+                wait_for_file(Path(run.dir).parent, self._problems)
                 return False
             case unknown:
                 assert_never(unknown)
         return True
 
-    def _wait_for_file(self, directory: Path) -> None:
-        """Wait until the file is whole: wandb's `finish` returns some milliseconds before it is."""
-        deadline = time.monotonic() + _FILE_SECONDS
-        while not all(has_ended(file) for file in directory.glob("*.wandb")):
-            if time.monotonic() > deadline:
-                self._problems.append(f"W&B left {directory} without an end")
-                return
-            time.sleep(0.002)
+
+def start_run(arguments: dict[str, Any], *, online: bool) -> "Run":
+    """Open a W&B run with these arguments of wandb.init, silently."""
+    with _start_lock:
+        _own_environment()
+        import wandb
+
+        settings = _settings(wandb.Settings, online=online)
+        wandb.setup(settings)  # silences what is printed outside any run, too
+    return wandb.init(**arguments, reinit="create_new", settings=settings)
+
+
+def wait_for_file(directory: Path, problems: list[str]) -> None:
+    """Wait until the file is whole: wandb's `finish` returns some milliseconds before it is."""
+    deadline = time.monotonic() + _FILE_SECONDS
+    while not all(has_ended(file) for file in directory.glob("*.wandb")):
+        if time.monotonic() > deadline:
+            problems.append(f"W&B left {directory} without an end")
+            return
+        time.sleep(0.002)
 
 
 def _own_environment() -> None:
@@ -180,9 +203,10 @@ def _own_environment() -> None:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
-def _metric_of(name: str) -> str:
-    phase, dot, metric = name.partition(".")
-    return metric if dot and phase in (*PHASES, "predicted") else name
+def _table(rows: Sequence[Sequence[str]]) -> "Table":
+    import wandb
+
+    return wandb.Table(columns=list(SAMPLE_COLUMNS), data=[list(row) for row in rows])
 
 
 def _exit_code(status: RunStatus) -> int:

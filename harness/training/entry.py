@@ -3,17 +3,24 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from harness.base.coverage import Coverage, coverage
 from harness.config.compose import config_tree
 from harness.config.devices import resolved_device
 from harness.engine.shared_base import SharedBase
+from harness.evals.evaluate import Results
 from harness.measure.memory import distinct_bytes
 from harness.measure.meter import meter_of
+from harness.measure.series import StepCosts
+from harness.measure.work import Work, work_of
 from harness.plan.batch import WINDOW_STEPS
 from harness.plan.subject import predicted_run
+from harness.records.alone import take_costs
+from harness.records.answers import keep_answers, read_answers
 from harness.records.metrics import MEMORY_PARTS, memory_part_name
 from harness.records.metrics_log import MetricsLog
 from harness.records.record import Estimate, MeasuredIn, Record, RunStatus, write_record
@@ -66,7 +73,10 @@ class RunEntry:
         self._began = self._kept_at = time.monotonic()
         self._earlier_seconds = 0.0
         self._slot: Slot | None = None
-        self._train_peak = self._eval_peak = 0
+        self.costs = StepCosts()
+        self.num_processes = 1
+        """How many share the run's rows."""
+        self._train_peak = self._eval_peak = self._optimizer_bytes = 0
         self._record = Record(
             run_id=job.run_id,
             status=RunStatus.running,
@@ -82,6 +92,7 @@ class RunEntry:
             run_id=job.run_id,
             directory=job.directory.path,
             config_tree=self._record.config,
+            is_probe=job.is_probe,
         )
 
     @property
@@ -89,6 +100,11 @@ class RunEntry:
         """The run's place in the cohort; it has one from `start` on."""
         assert self._slot is not None, "not started"
         return self._slot
+
+    @property
+    def coverage(self) -> Coverage:
+        """How much of the blocks is packed, and how much the run adapts."""
+        return coverage(self.job.config, self.shared.base.linears, self.shared.uncovered)
 
     def start(self) -> None:
         """Attach the adapter and go on from the newest sound checkpoint, if there is one."""
@@ -116,15 +132,53 @@ class RunEntry:
 
     # While training ------------------------------------------------------------------------------
 
-    def step_values(self) -> dict[str, float]:
-        """Return the metrics of the step just computed, before it is applied."""
+    @cached_property
+    def _work(self) -> Work:
+        base, adapter = self.shared.base, self.slot.adapter.num_parameters
+        return work_of(base, self.shared.size.logical_params, adapter, self.num_processes)
+
+    @property
+    def lasting_bytes(self) -> int:
+        """Bytes of this run that last between steps: adapter, gradient, optimizer."""
+        if self._slot is None:
+            return 0
+        if not self._optimizer_bytes:  # some make their state in the first step
+            self._optimizer_bytes = distinct_bytes(self._slot.optimizer.tensors())
+        return 2 * self._slot.adapter.num_bytes + self._optimizer_bytes
+
+    def step_values(self, lasting_bytes: int) -> dict[str, float]:
+        """Return the metrics of the step just computed, before it is applied.
+
+        `lasting_bytes` of all runs in the process.
+        """
+        held = self.shared.size.total_bytes + lasting_bytes
         batch_size, rows = self.job.config.optim.batch_size, len(self.job.data.train)
         return {
             "train/loss": self.loss,
             "train/grad_norm": self.grad_norm,
             "train/learning_rate": self.slot.learning_rate,
             "train/epoch": (self.slot.progress.step + 1) * batch_size / rows,
+            **self.costs.end_step(self.slot.clock, held, self._work),
         }
+
+    def keep_results(self, phase: Literal["before", "after"], results: Results) -> None:
+        """Keep the results of the evaluation before or after training, and the answers that it scored."""
+        if phase == "before":
+            self.before = dict(results)
+        else:
+            self.after = dict(results)
+        if results.answers:
+            step = self.slot.progress.step if phase == "after" else 0
+            keep_answers(self.job.directory.answers, phase, step, results.answers)
+
+    def final_values(self, values: dict[str, float]) -> dict[str, float]:
+        """Return what the evaluation after training adds to the last step's `values`.
+
+        Nothing where the adapter that is kept is another step's.
+        """
+        if self.after is None or self.slot.best_adapter is not None:
+            return {}
+        return {name: result.value for name, result in self.after.items() if name not in values}
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write one step's metrics to disk and to the tracker."""
@@ -198,12 +252,11 @@ class RunEntry:
             self.shared.save(self.slot.adapter, self.job.directory.adapter)
         if status in (RunStatus.completed, RunStatus.pruned):
             remove_checkpoints(self.job.directory.checkpoint)
+        if self.job.probe is not None:
+            take_costs(record, self.job.probe)
         record.wall_seconds = self._wall_seconds()
         self._metrics.close()
-        after = {name: result.value for name, result in (self.after or {}).items()}
-        predicted = {f"predicted.{name}": value for name, value in record.predicted.items()}
-        self._tracker.summary({**record.metrics, **predicted, **after})
-        for note in self._tracker.finish(status):
+        for note in self._tracker.finish(record, read_answers(self.job.directory.answers)):
             self.note(note)
         write_record(self.job.directory.record, record)
         if self._slot is not None:
@@ -255,11 +308,23 @@ class RunEntry:
             "adapter/trainable_params": slot.adapter.num_parameters,
             "base/logical_params": size.logical_params,
             "base/bits_per_param": size.bits_per_param,
+            "base/packed_share": self.coverage.packed,
+            "adapter/adapted_share": self.coverage.adapted,
             "train/loss": self.loss,
+            "cohort/energy_joules": self.costs.joules,
         }
         if not self.shared_process:
-            metrics |= slot.clock.metrics() | self._peaks(parts)
+            metrics |= slot.clock.metrics() | self._peaks(parts) | self._of_device()
         return metrics
+
+    def _of_device(self) -> dict[str, float | None]:
+        """Return what a run alone tells of its device, where the device tells it."""
+        clock, joules = self.slot.clock, self.costs.joules
+        found = {
+            "throughput/model_flops_utilisation": clock.utilisation(self._work),
+            "device/step_joules": None if joules is None else joules / len(clock.seconds),
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     def _peaks(self, parts: dict[str, float | None]) -> dict[str, float | None]:
         """Return the peaks by phase."""

@@ -22,7 +22,9 @@ def evaluate_untouched(shared: SharedBase, entry: RunEntry) -> Results:
     key = _asked(entry)
     if key not in known:
         known[key] = _evaluate(shared, [entry], loss_only=False, adapted=False)[0]
-    return known[key]
+    results = known[key]
+    assert isinstance(results, Results)
+    return results
 
 
 def evaluate_together(

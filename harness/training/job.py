@@ -18,6 +18,8 @@ class Job:
     provenance: dict[str, Any]
     is_probe: bool = False
     """Whether it is trained for what it costs: then the record says so."""
+    probe: RunDirectory | None = None
+    """Where the probe of this configuration is, if it has one: its costs go into the record."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the record should know; grows while the run is trained."""
 

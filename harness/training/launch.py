@@ -1,20 +1,30 @@
 """From a validated configuration to data and base; what can be refused is refused before weights load."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness.base.build import Base, ModelOutline, build_base, inspect_model, load_tokenizer
+from harness.base.build import (
+    Base,
+    ModelOutline,
+    build_base,
+    check_causal,
+    inspect_model,
+    load_tokenizer,
+)
+from harness.base.coverage import check_coverage, coverage_notes
 from harness.base.layout import adapted_layers
 from harness.base.quick_imports import quiet_libraries
+from harness.base.side_by_side import why_apart
 from harness.base.source import ModelSource
 from harness.config.devices import resolved_device, threads_per_process
+from harness.config.keyed import Keyed
 from harness.config.resources import Shard
 from harness.config.schema import ModelConfig, RunConfig
+from harness.data.embeddings import check_special_tokens, check_tokens
 from harness.data.prepare import PreparedData, prepare_data
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
@@ -32,9 +42,13 @@ def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepare
     quiet_libraries()
     if config.resources.threads is not None:
         torch.set_num_threads(threads_per_process(config.resources))
-    outline, tokenizer = _described(_Asked(source, config.model, fingerprint))
+    outline, tokenizer = _described(source, Keyed(config.model), fingerprint)
     adapted_layers(config.lora, outline.linears)
+    check_coverage(config, outline.linears, outline.uncovered)
+    _check_packing(config, outline)
+    check_special_tokens(config.model.name, tokenizer, outline.num_embeddings)
     data = prepare_data(config.data, tokenizer, fingerprint, cache_directory(config) / "data")
+    check_tokens(config.model.name, tokenizer, outline.num_embeddings, data)
     data.rows(config.eval.split)
     longest = max(data.train.row_length, data.rows(config.eval.split).row_length)
     if outline.max_positions is not None and longest > outline.max_positions:
@@ -45,22 +59,21 @@ def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepare
     return data
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A model, as what a worker's next runs will ask for again; equal where it prints the same."""
-
-    source: ModelSource
-    model: ModelConfig
-    fingerprint: str
-
-    def __hash__(self) -> int:
-        return hash(repr(self))
+def _check_packing(config: RunConfig, outline: ModelOutline) -> None:
+    reason = why_apart(outline.config) if config.data.packing else None
+    if reason is not None:
+        raise RequestError(
+            f"data.packing=true puts several examples into one row, and with model={config.model.name} each "
+            f"needs a row of its own: {reason}; use data.packing=false"
+        )
 
 
 @lru_cache(maxsize=8)
-def _described(asked: _Asked) -> tuple[ModelOutline, Any]:
+def _described(
+    source: ModelSource, model: Keyed[ModelConfig], _fingerprint: str
+) -> tuple[ModelOutline, Any]:
     """Return a model's outline and its tokenizer."""
-    return inspect_model(asked.source, asked.model), load_tokenizer(asked.source, asked.model)
+    return inspect_model(source, model.value), load_tokenizer(source, model.value)
 
 
 def open_base(
@@ -92,6 +105,8 @@ def open_base(
     )
     if shard is not None:
         shard(base)
+    else:
+        check_causal(base)
     return SharedBase(
         base, backend=config.resources.backend, load_peak_bytes=meter.read() - already
     )
@@ -118,6 +133,20 @@ def data_notes(data: PreparedData) -> list[str]:
     return notes
 
 
+def model_notes(config: RunConfig, outline: ModelOutline) -> list[str]:
+    """Return what a reader should know about how this model is run."""
+    notes = []
+    if outline.config._attn_implementation != config.model.attention.value:
+        notes.append(
+            f"attention is {outline.config._attn_implementation}: transformers has no "
+            f"{config.model.attention.value} for models of type {outline.config.model_type}"
+        )
+    reason = why_apart(outline.config)
+    if reason is not None:
+        notes.append(f"rows hold one example each: {reason}")
+    return notes + coverage_notes(config, outline.linears, outline.uncovered)
+
+
 def make_job(request: Request, data: PreparedData) -> Job:
     """Return the job of one run, with its provenance collected and its directory begun."""
     write_code_diff(request.directory.code_diff)
@@ -129,9 +158,10 @@ def make_job(request: Request, data: PreparedData) -> Job:
         "seed": request.config.seed,
         "data": data.report.as_dict(),
     }
+    outline, _ = _described(request.source, Keyed(request.config.model), request.fingerprint)
     return Job(
         request=request,
         data=data,
         provenance=provenance,
-        notes=data_notes(data),
+        notes=[*model_notes(request.config, outline), *data_notes(data)],
     )

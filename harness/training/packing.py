@@ -151,7 +151,8 @@ class Packing:
         self.memory_bytes = memory_bytes
         self._predicted_bytes = predicted_bytes
         self._sizes: dict[Key, _Sizes] = {}
-        self._bytes_known: set[tuple[Key, int]] = set()
+        self._bytes: dict[tuple[Key, int], tuple[int, int]] = {}
+        """By kind and size of a pass: what the one with the most positions needed, and how many it had."""
         self._present: list[Key] = []
 
     @property
@@ -186,12 +187,21 @@ class Packing:
         self._of(_key(group[0])).observe(len(group), seconds)
 
     def wants_bytes(self, group: Sequence[RunEntry]) -> bool:
-        """Say whether the memory of a pass of this kind and size is still unknown."""
-        return self.max_slots > 1 and (_key(group[0]), len(group)) not in self._bytes_known
+        """Say whether no pass of this kind and size with as many positions has been looked at."""
+        if self.max_slots == 1:
+            return False
+        known = self._bytes.get((_key(group[0]), len(group)))
+        return known is None or known[1] < _positions(group)
+
+    def pass_bytes(self, group: Sequence[RunEntry]) -> int | None:
+        """Return what the largest pass of this kind and size so far needed; None where none was looked at."""
+        known = self._bytes.get((_key(group[0]), len(group)))
+        return None if known is None else known[0]
 
     def observe_bytes(self, group: Sequence[RunEntry], pass_bytes: int) -> None:
         """Bound the size of a pass by memory: `pass_bytes` were needed for `group`, and free again now."""
-        self._bytes_known.add((_key(group[0]), len(group)))
+        known = self._bytes.get((_key(group[0]), len(group)), (0, 0))
+        self._bytes[_key(group[0]), len(group)] = max(pass_bytes, known[0]), _positions(group)
         self._bound(group, pass_bytes / len(group))
 
     def _bound(self, group: Sequence[RunEntry], pass_bytes_per_run: float) -> None:
@@ -241,6 +251,10 @@ class Packing:
         if self.memory_bytes is None:
             self.memory_bytes = meter.usable_bytes()
         return self.memory_bytes
+
+
+def _positions(group: Sequence[RunEntry]) -> int:
+    return sum(entry.slot.pass_tokens for entry in group)
 
 
 def _key(entry: RunEntry) -> Key:

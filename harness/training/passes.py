@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
 from harness.measure.memory import SavedBytes, is_out_of_memory
-from harness.measure.meter import meter_of
+from harness.measure.meter import Meter, meter_of
+from harness.measure.series import PassCost
 from harness.training.entry import RunEntry
 from harness.training.packing import Packing
 from harness.training.ranks import Ranks
@@ -36,21 +37,44 @@ def advance(
     shared: SharedBase, packing: Packing, group: list[RunEntry], ranks: Ranks
 ) -> list[tuple[RunEntry, Outcome]]:
     """Run one micro-step of `group` and give each run its gradient, or say what went wrong in it."""
-    started = time.perf_counter()
+    meter = meter_of(shared.base.device)
+    joules, started = meter.energy_joules(), time.perf_counter()
     outcomes = _gradients(shared, packing, group, ranks)
+    tokens = {e: e.slot.pass_tokens for e, outcome in outcomes if isinstance(outcome, Gradient)}
     received = [entry for entry, outcome in outcomes if isinstance(outcome, Gradient)]
     for entry, outcome in outcomes:
         if isinstance(outcome, Gradient):
             entry.slot.receive(outcome)
     _read_numbers([entry for entry in received if entry.slot.step_is_complete])
     if packing.is_timing(group):
-        meter_of(shared.base.device).synchronize()
+        meter.synchronize()
     seconds = time.perf_counter() - started
     if len(received) == len(group):
         packing.observe(group, seconds)
     for entry, _ in outcomes:
         entry.slot.spend(seconds)
+    _tell_cost(packing, group, tokens, meter, joules)
     return outcomes
+
+
+def _tell_cost(
+    packing: Packing,
+    group: Sequence[RunEntry],
+    tokens: dict[RunEntry, int],
+    meter: Meter,
+    joules_before: float | None,
+) -> None:
+    """Tell each run what the pass has cost, and how many shared it."""
+    joules = meter.energy_joules()
+    cost = PassCost(
+        runs=len(group),
+        input_tokens=sum(tokens.values()),
+        reading=meter.now(),
+        saved_bytes=packing.pass_bytes(group) or group[0].slot.activation_bytes,
+        joules=None if joules is None or joules_before is None else joules - joules_before,
+    )
+    for entry, own in tokens.items():
+        entry.costs.add(cost, own)
 
 
 def _gradients(

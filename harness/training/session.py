@@ -141,6 +141,7 @@ def _admit(session: _Session) -> Iterator[Event]:
             return
         entry = RunEntry(job, session.shared)
         entry.shared_process = session.may_share
+        entry.num_processes = session.ranks.size
         session.entries.append(entry)
         try:
             check_size(job.config.resources.data_parallel, session.ranks.size)
@@ -184,19 +185,20 @@ def _interrupt(session: _Session, signal_name: str) -> Iterator[Event]:
 def _evaluate_before(session: _Session, entry: RunEntry) -> None:
     """Evaluate the untouched base, unless the run does not ask for it or a checkpoint has brought it."""
     if entry.job.config.eval.before and entry.before is None:
-        entry.before = dict(evaluate_untouched(session.shared, entry))
+        entry.keep_results("before", evaluate_untouched(session.shared, entry))
 
 
 def _after_pass(session: _Session, outcomes: Sequence[tuple[RunEntry, Outcome]]) -> Iterator[Event]:
     """Move, evaluate, log, keep or end the runs of one pass. What goes wrong in one is that run's alone."""
     values: dict[RunEntry, dict[str, float]] = {}
     faults: dict[RunEntry, Exception] = {}
+    lasting = sum(entry.lasting_bytes for entry in session.entries)
     for entry, outcome in outcomes:
         try:
             if isinstance(outcome, Exception):
                 raise outcome
             if entry.slot.step_is_complete:
-                values[entry] = _move(entry)
+                values[entry] = _move(entry, lasting)
         except Exception as error:
             faults[entry] = error
     faults |= _evaluate_where_due(session.shared, values)
@@ -212,9 +214,9 @@ def _after_pass(session: _Session, outcomes: Sequence[tuple[RunEntry, Outcome]])
             yield _fail(session, entry, error)
 
 
-def _move(entry: RunEntry) -> dict[str, float]:
-    """Move one run by its step; return the step's metrics."""
-    values, step = entry.step_values(), entry.slot.progress.step + 1
+def _move(entry: RunEntry, lasting_bytes: int) -> dict[str, float]:
+    """Move one run by its step; return the step's metrics. `lasting_bytes`: of all runs in the process."""
+    values, step = entry.step_values(lasting_bytes), entry.slot.progress.step + 1
     if not (math.isfinite(entry.loss) and math.isfinite(entry.grad_norm)):
         entry.log(step, values)
         raise Diverged(f"step {step}: loss {entry.loss}, gradient norm {entry.grad_norm}")
@@ -251,7 +253,7 @@ def _evaluate_where_due(
         if isinstance(results, Exception):
             faults[entry] = results
             continue
-        entry.after = dict(results)
+        entry.keep_results("after", results)
         if entry in due and entry not in passing:
             values[entry] |= {name: results[name].value for name in LOSS_METRICS}
     return faults
@@ -259,7 +261,7 @@ def _evaluate_where_due(
 
 def _after_step(session: _Session, entry: RunEntry, values: dict[str, float]) -> Iterator[Event]:
     """Log, keep or end one run whose step is made."""
-    entry.log(entry.slot.progress.step, values)
+    entry.log(entry.slot.progress.step, values | entry.final_values(values))
     if entry.checkpoint_is_due() and not entry.slot.finished:
         entry.save_checkpoint()
     yield StepDone(entry, values)

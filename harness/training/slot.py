@@ -60,7 +60,7 @@ class Slot:
         else:
             assert optim.epochs is not None
             self.total_steps = steps_for(optim.epochs, rows, optim.batch_size)
-        self._first_step = _first_probed_step(job) if job.is_probe else 0
+        self._first_step = _first_probed_step(job, shared) if job.is_probe else 0
         self._waiting: deque[_MicroBatch] = deque()
         self._loss_tokens = 0
         self._input_tokens = 0
@@ -105,6 +105,11 @@ class Slot:
     def _laid_out(self, padded: Batch) -> "_MicroBatch":
         """Return a micro-batch without the positions that do not matter."""
         return _MicroBatch(padded, without_padding(self.shared, padded))
+
+    @property
+    def pass_tokens(self) -> int:
+        """Positions of the micro-batch in progress."""
+        return self._waiting[0].batch.num_input_tokens
 
     def counts_activations(self) -> bool:
         """Say whether the next micro-batch may keep more activations than those counted so far."""
@@ -231,9 +236,10 @@ class Slot:
         self.best_adapter = checkpoint.best_adapter
 
 
-def _first_probed_step(job: Job) -> int:
+def _first_probed_step(job: Job, shared: SharedBase) -> int:
     """Return the step from which a probe draws its rows: the largest micro-batch is among its own."""
-    _, largest = largest_micro_batch(job.config, job.data.train)
+    apart = shared.why_apart is not None
+    _, largest = largest_micro_batch(job.config, job.data.train, apart=apart)
     return max(0, largest - WARMUP_STEPS)
 
 

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from analysis.frame import Role, value_of
 from analysis.render import csv, latex, markdown
 from analysis.sources import load_runs, load_sweep, unique_rows
 from analysis.tables import Spec, build_table
-from analysis.wandb_runs import load_wandb_files, load_wandb_project
+from analysis.wandb_runs import WandbFiles
 from harness.config.schema import TrackerConfig, TrackerName
 from harness.errors import RequestError
 from harness.records.record import MeasuredIn, Record, RunStatus
@@ -157,9 +156,7 @@ def mirrored(run: Run, directory: Path) -> None:
         config_tree=record.config,
     )
     tracker.log(1, {"train/loss": 5.0, "eval/loss": 4.0})
-    after = {name: result.value for name, result in record.evals["after"].items()}
-    tracker.summary({**record.metrics, **after})
-    assert tracker.finish(record.status) == []
+    assert tracker.finish(record, []) == []
 
 
 def test_tables_from_records_and_from_wandb_files_are_byte_identical(tmp_path: Path) -> None:
@@ -179,7 +176,7 @@ def test_tables_from_records_and_from_wandb_files_are_byte_identical(tmp_path: P
         against={"quant.format": "nf4"},
     )
     of_records, problems = load_runs(tmp_path)
-    of_wandb, others = load_wandb_files(tmp_path)
+    of_wandb, others = WandbFiles(tmp_path).runs()
     assert problems == others == []
     one, other = build_table(spec, of_records), build_table(spec, of_wandb)
     for render in (markdown, latex, csv):
@@ -189,28 +186,7 @@ def test_tables_from_records_and_from_wandb_files_are_byte_identical(tmp_path: P
 
 def test_no_wandb_file_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=str(tmp_path)):
-        load_wandb_files(tmp_path)
-
-
-def test_a_project_online_gives_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = Run(loss=1.5, adapter=2048).record()
-
-    def online(**summary: Any) -> Any:
-        return SimpleNamespace(id=record.run_id, config=record.config, summary=summary)
-
-    runs = [
-        online(status="completed", **{"eval/loss": 1.5, "memory/adapter_bytes": 2048, "_step": 3}),
-        SimpleNamespace(id="broken", config={}, summary={"eval/loss": {"a": 1}}),
-    ]
-    api = SimpleNamespace(runs=lambda path: runs if path == "me/qlora" else 1 / 0)
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Api=lambda: api))
-    (row,), problems = load_wandb_project("me/qlora")
-    assert (row["after.eval/loss"], row["memory/adapter_bytes"]) == (1.5, 2048)
-    assert row["lora.rank"] == 8
-    assert len(problems) == 1
-    assert "broken" in problems[0]
-    with pytest.raises(RequestError, match="you/x cannot be read: division"):
-        load_wandb_project("you/x")
+        WandbFiles(tmp_path).runs()
 
 
 def test_derived_keys() -> None:

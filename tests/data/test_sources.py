@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from harness.config.schema import DataConfig, DataForm, Split
+from harness.data.check import check_data, data_fingerprint
 from harness.data.example import pair
 from harness.data.sources import read_splits
 from harness.errors import DataError
@@ -162,3 +164,19 @@ def test_a_hub_split_that_is_missing_is_refused(hub_directory):
     config = DataConfig(hub=str(hub_directory), hub_split="trian", form=DataForm.messages)
     with pytest.raises(DataError, match=r"could not be loaded .*data.hub_split=trian"):
         read_splits(config)
+
+
+def test_a_source_is_read_and_divided_once_however_often_it_is_asked_for(write_jsonl, monkeypatch):
+    config = DataConfig(path=write_jsonl(_rows(40)), validation_rows=4, test_rows=4)
+    read: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path), read_bytes(path))[1])
+    check_data(config)
+    first = data_fingerprint(config)
+    assert read_splits(config) is read_splits(replace(config))
+    assert read == [Path(config.path or "").resolve()]
+
+    write_jsonl(_rows(8))  # into the same file
+    assert len(read_splits(config).train) == 8 - 2 - 2
+    assert data_fingerprint(config) != first
+    assert len(read) == 2

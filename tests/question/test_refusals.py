@@ -81,7 +81,17 @@ TPE = {"method": "tpe", "trials": 5}
         ({"resources": {"devices": [0, "a"]}}, ["resources.devices=[0, 'a']"]),
         ({"resources": {"device": "cpu"}}, ["'device'", "devices"]),
         ({"resources": {"cohort": 0}}, ["resources.cohort=0"]),
-        ({"resources": {"hang_seconds": -1}}, ["hang_seconds=-1"]),
+        ({"resources": {"hang_seconds": -1}}, ["hang_seconds=-1", "positive number of seconds"]),
+        ({"resources": {"hang_seconds": "soon"}}, ["hang_seconds=soon", "number of seconds"]),
+        ({"search": TPE | {"sampler_seed": 1.5}}, ["search.sampler_seed=1.5", "whole number"]),
+        (
+            {"search": {"pruner": "asha", "reduction_factor": 1}},
+            ["reduction_factor=1", "at least 2"],
+        ),
+        (
+            {"study": {"storage": "postgresql://h/d", "heartbeat_seconds": 0.5}},
+            ["heartbeat_seconds=0.5", "seconds, at least 1"],
+        ),
         ({"study": {"storage": "study.db"}}, ["study.storage=study.db", "sqlite:///"]),
         (
             {"objective": ["eval/loss", "memory/peak_bytes"], "search": TPE | {"pruner": "asha"}},

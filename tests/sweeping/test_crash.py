@@ -15,6 +15,7 @@ import pytest
 
 from harness.records.record import RunStatus, read_metrics, read_records
 from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
+from tests.learned import learned
 
 STEPS = 25
 SECONDS = 90.0
@@ -66,13 +67,13 @@ def completed(out: Path) -> dict[str, str]:
     return {r.run_id: r.started_at for r in records if r.status is RunStatus.completed}
 
 
-def results(out: Path) -> dict[str, tuple[bytes, bytes, object]]:
-    """Return what every run has left: adapter, metrics, evaluations."""
+def results(out: Path) -> dict[str, tuple[bytes, object, object]]:
+    """Return what every run has left: adapter, what it learned at each step, evaluations."""
     found = {}
     for record in read_records(out)[0]:
         run = out / "runs" / record.run_id
         adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
-        found[record.run_id] = (adapter, (run / "metrics.jsonl").read_bytes(), record.evals)
+        found[record.run_id] = (adapter, learned(run / "metrics.jsonl"), record.evals)
     return found
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from harness.config.schema import TrackerConfig, TrackerName
 from harness.records.metrics_log import MetricsLog, read_metrics
-from harness.records.record import RunStatus
+from harness.records.record import Estimate, Record, RunStatus, record_of_tree
 from harness.tracking import open_tracker
 from harness.tracking.wandb_file import read_wandb_run
 
@@ -37,6 +37,10 @@ def run_python(
     )
 
 
+def ended(status: RunStatus = RunStatus.completed, **values: Any) -> Record:
+    return Record(**({"run_id": "a", "status": status, "config": {}} | values))
+
+
 def record_of_kind(directory: Path, kind: str) -> Any:
     from harness.tracking.wandb_file import _records
 
@@ -49,8 +53,7 @@ def test_no_tracker_leaves_nothing(tmp_path: Path) -> None:
         TrackerConfig(name=TrackerName.none), run_id="a", directory=tmp_path, config_tree={}
     )
     tracker.log(1, {"train/loss": 1.0})
-    tracker.summary({"eval/loss": 1.0})
-    assert tracker.finish(RunStatus.completed) == []
+    assert tracker.finish(ended(), []) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -60,8 +63,14 @@ def test_what_is_logged_lands_in_the_run_directory(tmp_path: Path) -> None:
     tracker.log(0, {"eval/loss": 3.75})
     tracker.log(1, {"train/loss": 3.5, "train/grad_norm": float("inf")})
     tracker.log(1, {"eval/loss": 3.25})
-    tracker.summary({"memory/peak_bytes": 123, "after.eval/loss": 3.25})
-    assert tracker.finish(RunStatus.completed) == []
+    record = ended(
+        config=tree,
+        run_id="nf4-r8-s3",
+        metrics={"memory/base_bytes": 77, "throughput/step_ms": 50.0},
+        evals={"after": {"eval/loss": Estimate(value=3.25, standard_error=0.5, n=9)}},
+        notes=["a note"],
+    )
+    assert tracker.finish(record, []) == []
 
     back = read_wandb_run(tmp_path / "wandb")
     assert (back.run_id, back.config, back.problems) == ("nf4-r8-s3", tree, [])
@@ -69,9 +78,13 @@ def test_what_is_logged_lands_in_the_run_directory(tmp_path: Path) -> None:
         {"step": 0, "eval/loss": 3.75},
         {"step": 1, "train/loss": 3.5, "train/grad_norm": float("inf"), "eval/loss": 3.25},
     ]
-    assert back.summary["memory/peak_bytes"] == 123
+    assert back.summary["memory/base_bytes"] == 77
     assert back.summary["after.eval/loss"] == 3.25
+    assert back.summary["alone.throughput/step_ms"] == 50.0
     assert back.summary["status"] == "completed"
+    # Of a series the summary has the ends; of the record it has all, to be read back.
+    assert back.summary["eval/loss"] == {"min": 3.25, "max": 3.75, "last": 3.25}
+    assert record_of_tree(back.summary["record"] | {"config": back.config}, "here") == record
     run = record_of_kind(tmp_path, "run").run
     assert (run.run_group, run.job_type, list(run.tags)) == ("ranks", "grid", ["nf4", "r8"])
     assert run.project == "qlora-harness"
@@ -84,7 +97,7 @@ def test_what_is_logged_lands_in_the_run_directory(tmp_path: Path) -> None:
 )
 def test_the_end_says_how(tmp_path: Path, status: RunStatus, code: int) -> None:
     tracker = open_tracker(OFFLINE, run_id="a", directory=tmp_path, config_tree={})
-    tracker.finish(status)
+    tracker.finish(ended(status), [])
     assert read_wandb_run(tmp_path).summary["status"] == status.value
     assert record_of_kind(tmp_path, "exit").exit.exit_code == code
 
@@ -100,7 +113,7 @@ def test_a_cohort_of_trackers_keeps_its_runs_apart(tmp_path: Path) -> None:
     for step in range(30):
         for index, tracker in enumerate(trackers):
             tracker.log(step, {"train/loss": 100.0 * index + step})
-    assert [tracker.finish(RunStatus.completed) for tracker in trackers] == [[]] * 6
+    assert [tracker.finish(ended(), []) for tracker in trackers] == [[]] * 6
     for index, directory in enumerate(directories):
         back = read_wandb_run(directory)
         assert back.run_id == directory.name
@@ -120,7 +133,7 @@ def test_a_resumed_run_tells_one_history_and_the_same_as_the_metrics(tmp_path: P
             log.log(step, row)
             tracker.log(step, row)
         log.close()
-        assert tracker.finish(RunStatus.interrupted) == []
+        assert tracker.finish(ended(RunStatus.interrupted), []) == []
 
     train(1, 17, None)
     train(11, 30, resume_from=10)  # as if the checkpoint at step 10 were the newest whole one
@@ -136,7 +149,7 @@ def test_rows_carry_the_time_they_were_logged_at(tmp_path: Path) -> None:
     tracker.log(0, {"train/loss": 1.0})
     after = time.time()
     time.sleep(0.3)  # rows wait for wandb and for one another
-    assert tracker.finish(RunStatus.completed) == []
+    assert tracker.finish(ended(), []) == []
     history = record_of_kind(tmp_path, "history").history
     (stamp,) = (i.value_json for i in history.item if list(i.nested_key) == ["_timestamp"])
     assert before <= float(stamp) <= after
@@ -151,7 +164,7 @@ def test_no_secret_reaches_any_file_or_the_terminal(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from harness.config.schema import TrackerConfig, TrackerName
-        from harness.records.record import RunStatus
+        from tests.tracking.test_tracker import ended
         from harness.tracking import open_tracker
         planted = "planted5wordfish7" + "phrase"
         tree = {"data": {"path": f"https://me:{planted}@host/x"}, "api_key": planted, "note": planted}
@@ -165,7 +178,7 @@ def test_no_secret_reaches_any_file_or_the_terminal(tmp_path: Path) -> None:
                 import time; time.sleep(1)  # printed while wandb runs
                 print("secret text " + planted)
                 print("secret text " + planted, file=sys.stderr)
-        assert tracker.finish(RunStatus.completed) == []
+        assert tracker.finish(ended(), []) == []
         """,
         tmp_path,
         f"--password={PLANTED}",
@@ -195,7 +208,7 @@ def test_a_broken_mirror_is_a_note_and_no_more(
     tracker = open_tracker(OFFLINE, run_id="a", directory=tmp_path, config_tree={})
     for step in range(100):
         tracker.log(step, {"train/loss": 1.0})
-    (note,) = tracker.finish(RunStatus.completed)
+    (note,) = tracker.finish(ended(), [])
     assert note == "W&B failed: Error: no space left for token=[redacted]"
 
 
@@ -206,8 +219,9 @@ def test_wandb_failing_in_mid_run_is_noted_once(tmp_path: Path) -> None:
         from pathlib import Path
         import psutil
         from harness.config.schema import TrackerConfig, TrackerName
-        from harness.records.record import RunStatus
+        from tests.tracking.test_tracker import ended
         from harness.tracking import open_tracker
+        from tests.tracking.test_tracker import ended
         config = TrackerConfig(name=TrackerName.wandb_offline)
         tracker = open_tracker(config, run_id="a", directory=Path(sys.argv[1]), config_tree={})
         while not psutil.Process().children():
@@ -219,7 +233,7 @@ def test_wandb_failing_in_mid_run_is_noted_once(tmp_path: Path) -> None:
         time.sleep(0.2)
         for step in range(200):
             tracker.log(step, {"train/loss": 1.0})
-        notes = tracker.finish(RunStatus.completed)
+        notes = tracker.finish(ended(), [])
         print(len(notes), notes)
         """,
         tmp_path,
@@ -256,14 +270,14 @@ def test_opening_and_logging_do_not_wait_for_wandb(tmp_path: Path) -> None:
         import json, sys, time
         from pathlib import Path
         from harness.config.schema import TrackerConfig, TrackerName
-        from harness.records.record import RunStatus
+        from tests.tracking.test_tracker import ended
         from harness.tracking import open_tracker
         assert "wandb" not in sys.modules
         config = TrackerConfig(name=TrackerName.wandb_offline)
         tracker = open_tracker(config, run_id="a", directory=Path(sys.argv[1]), config_tree={})
         loaded = "wandb.sdk" in sys.modules and hasattr(sys.modules["wandb"], "init")
         tracker.log(0, {"train/loss": 1.0})
-        print(json.dumps([loaded, tracker.finish(RunStatus.completed)]))
+        print(json.dumps([loaded, tracker.finish(ended(), [])]))
         """,
         tmp_path,
     )
@@ -274,9 +288,7 @@ def test_metric_names_and_steps_are_checked_in_the_callers_thread(tmp_path: Path
     tracker = open_tracker(OFFLINE, run_id="a", directory=tmp_path, config_tree={})
     with pytest.raises(AssertionError, match="los"):
         tracker.log(1, {"train/los": 1.0})
-    with pytest.raises(AssertionError, match=r"during\.eval/loss"):
-        tracker.summary({"during.eval/loss": 1.0})
     tracker.log(5, {"train/loss": 1.0})
     with pytest.raises(AssertionError, match="step 4 after step 5"):
         tracker.log(4, {"train/loss": 1.0})
-    assert tracker.finish(RunStatus.failed) == []
+    assert tracker.finish(ended(RunStatus.failed), []) == []

@@ -1,6 +1,7 @@
 """A micro-batch without its padding gives the gradient that it has with it, or is left padded."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from harness.engine.adapter import FlatGradient
 from harness.engine.dropout import dropout_key
 from harness.engine.micro_step import Gradient, Work, packed_gradients
 from harness.engine.shared_base import SharedBase
-from harness.training import layout
 from harness.training.layout import without_padding
 from harness.training.slot import Slot
+from tests.random_models import save_random_model
 from tests.training.conftest import MakeBase, MakeJob
 from tests.training.rows import random_rows
 
@@ -87,29 +88,31 @@ def test_folded_trimmed_and_padded_batches_share_a_pass(make_base: MakeBase) -> 
 
 
 def test_a_model_that_does_not_keep_examples_apart_gets_rows_of_one_example(
-    make_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+    make_base: MakeBase, tmp_path: Path
 ) -> None:
-    shared, batch = make_base(), short_rows()
-    forward = shared.model.forward
-
-    def blind(**arguments):  # looks across examples, as a recurrent layer does
-        mask = arguments.get("attention_mask")
-        if mask is not None:
-            arguments["attention_mask"] = torch.ones_like(mask).tril()
-        return forward(**arguments)
-
-    monkeypatch.setattr(shared.model, "forward", blind)
-    out = without_padding(shared, batch)
+    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    alibi = make_base(model=save_random_model(tmp_path / "m", "falcon", alibi=True, **fields))
+    batch = short_rows()
+    out = without_padding(alibi, batch)
     assert out.segments_BT is None
     assert out.input_ids_BT.shape == trimmed(batch).input_ids_BT.shape
-    assert shared.keeps_examples_apart is False
+    assert without_padding(make_base(), batch).segments_BT is not None
 
 
-def test_the_model_is_tried_once(make_base: MakeBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    shared, batch = make_base(), short_rows()
-    assert without_padding(shared, batch).segments_BT is not None
-    monkeypatch.setattr(layout, "target_logits", None)
-    assert without_padding(shared, batch).segments_BT is not None
+def test_no_batch_decides_for_those_after_it(make_base: MakeBase, tmp_path: Path) -> None:
+    """A first batch within the window once said that rows may be joined, one beyond it that they may not."""
+    fields = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 6}
+    model = save_random_model(tmp_path / "m", "mistral", **fields, **heads)
+    within = replace(short_rows(3), targets_BT=short_rows(3).targets_BT.clone())
+    within.targets_BT[:, 5:] = NO_LOSS
+    one, other = make_base(model=model), make_base(model=model)
+    without_padding(one, within)
+    (after_short,) = gradients(one, [without_padding(one, short_rows())])
+    (at_once,) = gradients(other, [without_padding(other, short_rows())])
+    (padded,) = gradients(make_base(model=model), [short_rows()])
+    assert torch.equal(after_short.loss, at_once.loss)
+    assert_same(at_once, padded)
 
 
 def test_dropout_masks_follow_the_places_not_the_layout(make_base: MakeBase) -> None:

@@ -143,11 +143,11 @@ def test_nan_in_one_run_leaves_the_other_seven_unchanged(
     dirty = eight_jobs(shared, make_job, "dirty")
     update = session.RunEntry.step_values
 
-    def poison(entry: session.RunEntry) -> dict[str, float]:
+    def poison(entry: session.RunEntry, lasting_bytes: int) -> dict[str, float]:
         if entry.job.run_id == "dirty3" and entry.slot.progress.step == 1:
             for parameter in entry.slot.adapter.parameters.values():
                 parameter.data.fill_(float("nan"))
-        return update(entry)
+        return update(entry, lasting_bytes)
 
     monkeypatch.setattr(session.RunEntry, "step_values", poison)
     records = run_all(shared, dirty, capacity=8)

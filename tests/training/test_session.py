@@ -21,6 +21,7 @@ from harness.training.checkpoint import load_newest_checkpoint
 from harness.training.job import Job
 from harness.training.session import Queue, RunEnded, StepDone, train
 from harness.training.stop import StopRequest
+from tests.learned import learned
 from tests.random_models import SHAPES, save_random_model
 from tests.training.conftest import MakeBase, MakeJob
 from tests.training.side_by_side import SideBySide
@@ -50,7 +51,7 @@ def assert_same_end(one: Job, other: Job) -> None:
     first, second = weights(one), weights(other)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert read_metrics(one.directory.metrics).rows == read_metrics(other.directory.metrics).rows
+    assert learned(one.directory.metrics) == learned(other.directory.metrics)
     results = [read_record(job.directory.record).evals["after"] for job in (one, other)]
     assert results[0] == results[1]
 

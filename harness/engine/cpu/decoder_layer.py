@@ -1,5 +1,6 @@
 """Decoder layers of transformers replaced by `Block`, and the passes for which it stands in."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ _KNOWN = (
     "transformers.models.qwen2.modeling_qwen2.Qwen2DecoderLayer",
 )
 _LINEARS_OF_BLOCK = 7
+_TYPES_OF_LAYER = 2
+"""Most masks of a pass: one for layers that see a window, one for those that see all."""
 
 
 def known_blocks(shared: "SharedBase", weights: Mapping[str, FrozenWeight]) -> list["QuickBlock"]:
@@ -107,20 +110,22 @@ class QuickBlock:
 
 
 class _Masks:
-    """The mask of the pass in flight as attention adds it; all blocks are given the same one."""
+    """The masks of the pass in flight as attention adds them; all blocks of a type are given the same one."""
 
     def __init__(self) -> None:
-        self._given: torch.Tensor | None = None
-        self._added: torch.Tensor | None = None
+        self._added: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=_TYPES_OF_LAYER)
+        """As given, and as added."""
 
     def added(self, mask: torch.Tensor | None) -> torch.Tensor | None:
         """Return a boolean mask as numbers: 0 where it is true, minus infinity elsewhere."""
         if mask is None or mask.dtype is not torch.bool:
             return mask
-        if mask is not self._given:
-            added = torch.zeros(mask.shape, device=mask.device)
-            self._given, self._added = mask, added.masked_fill_(~mask, -torch.inf)
-        return self._added
+        for given, added in self._added:
+            if given is mask:
+                return added
+        added = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+        self._added.append((mask, added))
+        return added
 
 
 def _forward(

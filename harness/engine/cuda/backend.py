@@ -1,0 +1,364 @@
+"""Captured steps: the adapters of a cohort in seats, a pass and an optimizer step as one replay each.
+
+A pass of a new key is computed as it is and captured behind that; from then on it is replayed, whoever sits in
+the seats. Losses and norms come back through pinned memory, one step later, so that the host prepares the next
+step while the device computes. On a CPU, where nothing can be captured, the same body runs as it is: tests
+compare it with the reference there.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.config.resources import BackendName
+from harness.engine.adapter import Adapter
+from harness.engine.cuda import ops
+from harness.engine.cuda.llama_pass import KNOWN, LlamaPass
+from harness.engine.cuda.seats import RANK_GRID, Moments, SeatLayout, Seats
+from harness.engine.cuda.staging import PassKey, stage
+from harness.engine.micro_step import Gradient, Work, packed_gradients
+
+if TYPE_CHECKING:
+    from harness.engine.shared_base import SharedBase
+
+MOST_GRAPHS = 24
+"""Captured passes that are kept; the least recently used one goes."""
+_STAGES = 3
+"""Host buffers in turn: one is filled while those before it may still be copied."""
+
+
+def why_not_cuda(shared: "SharedBase") -> str | None:
+    """Return why a base cannot have captured steps, None where it can."""
+    base, model = shared.base, shared.model
+    kind = type(model).__name__
+    if kind not in KNOWN:
+        return f"it computes {', '.join(KNOWN)}, and this is {kind}"
+    if base.processes > 1:
+        return f"the base is divided among {base.processes} processes"
+    config: Any = model.config
+    if config.hidden_act != "silu":
+        return f"the feed-forward's activation is {config.hidden_act}, not silu"
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kind = rope.get("rope_type", "default") if isinstance(rope, dict) else "default"
+    if kind in ("dynamic", "longrope"):
+        return f"its rotations depend on the length of a row (rope_type={kind})"
+    if base.device.type == "cuda":
+        capability = torch.cuda.get_device_capability(base.device)
+        if base.quant.compute_dtype.value == "float32":
+            return "attention of several lengths takes 16 bits, and quant.compute_dtype is float32"
+        if capability < (8, 0):
+            return f"its attention needs compute capability 8.0, and this GPU has {capability}"
+        if model.model.layers[0].self_attn.head_dim % 8:
+            return "heads of a size that is no multiple of 8"
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """An optimizer step that a run is to make: its gradient is complete."""
+
+    adapter: Adapter
+    number: int
+    """Of this step, from 1."""
+    rate_a: float
+    rate_b: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    max_grad_norm: float | None
+
+    def settings(self) -> list[float]:
+        """Return what the device is told of the step: `ops.SETTINGS` but for the last, and the limit."""
+        correction1, correction2 = 1 - self.beta1**self.number, 1 - self.beta2**self.number
+        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
+        return [
+            self.rate_a, self.rate_b, self.beta1, self.beta2, 1 - self.beta1, 1 - self.beta2,
+            self.epsilon, self.weight_decay, correction1, correction2, _scaling(self.adapter), limit,
+        ]  # fmt: skip
+
+
+class StepNumbers:
+    """Loss and gradient norm of a step that has been given to the device."""
+
+    def __init__(self, rows: torch.Tensor, row: int, done: Any) -> None:
+        self._rows, self._row, self._done = rows, row, done
+
+    def read(self) -> tuple[float, float]:
+        """Return both, waiting for the device where it has not come to it."""
+        if self._done is not None:
+            self._done.synchronize()
+        loss, norm = self._rows[self._row].tolist()
+        return loss, norm
+
+
+class CudaBackend:
+    """Seats, captured passes and captured optimizer steps over one base."""
+
+    name = BackendName.cuda
+    tolerance = 2e-3
+
+    def __init__(self, shared: "SharedBase") -> None:
+        self._shared = shared
+        self._device = shared.base.device
+        model: Any = shared.model
+        names = [spec.name for spec in shared.base.linears]
+        self._pass = LlamaPass(model, names, _windows(model))
+        self._seats: Seats | None = None
+        self._seated: dict[str, int] = {}
+        """Adapter's name -> seat."""
+        self._scaling: list[float] = []
+        self._graphs: OrderedDict[PassKey, _Captured] = OrderedDict()
+        self._update: _Update | None = None
+        self._pool: Any = None
+        self._stream: Any = None
+        if self._device.type == "cuda":
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(self._device)
+
+    # What every backend does -----------------------------------------------------------------------
+
+    def gradients(self, work: Sequence[Work]) -> list[Gradient]:
+        """Return the gradients of one packed pass by the reference, for who moves adapters itself."""
+        return packed_gradients(self._shared, work)
+
+    def keep_decoded(self, wanted: bool) -> None:
+        """Keep nothing: weights are decoded in every pass, once for the rows of all runs."""
+
+    @contextmanager
+    def decoded(self) -> Iterator[None]:
+        """Keep nothing."""
+        yield
+
+    # Seats -----------------------------------------------------------------------------------------
+
+    def sit(self, adapter: Adapter, moments: Moments | None) -> None:
+        """Give an adapter a seat; the buffers grow where there is none, or none that is large enough."""
+        if adapter.name in self._seated:
+            return
+        if self._seats is None or not self._has_room(adapter):
+            self._grow(adapter)
+        assert self._seats is not None
+        taken = set(self._seated.values())
+        seat = next(number for number in range(self._seats.count) if number not in taken)
+        self._seats.put(seat, adapter, _scaling(adapter), moments)
+        self._seated[adapter.name] = seat
+
+    def is_seated(self, adapter: Adapter) -> bool:
+        """Say whether an adapter has a seat: then what is newest of it is there."""
+        return adapter.name in self._seated
+
+    def take(self, adapter: Adapter) -> Moments:
+        """Bring a seated adapter up to date, and return its moments; it keeps its seat."""
+        assert self._seats is not None
+        return self._seats.take(self._seated[adapter.name], adapter)
+
+    def leave(self, adapter: Adapter) -> None:
+        """Free an adapter's seat; what is in it is lost."""
+        self._seated.pop(adapter.name, None)
+
+    def _has_room(self, adapter: Adapter) -> bool:
+        assert self._seats is not None
+        return len(self._seated) < self._seats.count and self._seats.layout.holds(adapter)
+
+    def _grow(self, adapter: Adapter) -> None:
+        """Make buffers for those who sit and one more; captured passes go with the old ones."""
+        adapters = [self._shared.plan.adapters[name] for name in self._seated]
+        held = {each.name: self.take(each) for each in adapters}
+        everybody = [*adapters, adapter]
+        layers = {layer for each in everybody for layer in each.layout.layers}
+        rank = max(each.layout.rank for each in everybody)
+        count = 1 << (len(everybody) - 1).bit_length()
+        if self._seats is not None:
+            layers |= {layer for place in self._seats.layout.places for layer in place}
+            rank = max(rank, self._seats.layout.rank)
+            count = max(count, self._seats.count)
+        groups = [
+            (group.indices, group.inputs, group.outputs)
+            for group in self._pass.groups
+            if layers.intersection(group.indices)
+        ]
+        self._graphs.clear()
+        self._update = self._seats = None
+        layout = SeatLayout(groups, -(-rank // RANK_GRID) * RANK_GRID)
+        dtype = self._shared.model.get_output_embeddings().weight.dtype
+        self._seats = Seats(layout, count, self._device, dtype)
+        for number, each in enumerate(adapters):
+            self._seats.put(number, each, _scaling(each), held[each.name])
+            self._seated[each.name] = number
+
+    # Steps -----------------------------------------------------------------------------------------
+
+    def add_pass(self, work: Sequence[Work]) -> bool:
+        """Add one micro-batch of each run to its gradient and loss; say whether it was a replay."""
+        assert self._seats is not None
+        numbers = [self._seated[item.adapter.name] for item in work]
+        key, words = stage(work, numbers, self._seats.count)
+        self._pass.turn_to(key.longest)
+        captured = self._graphs.pop(key, None)
+        is_new = captured is None
+        if captured is None:
+            captured = _Captured(self, key)
+        captured.run(words)
+        self._graphs[key] = captured
+        while len(self._graphs) > MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+        return not is_new
+
+    def body(self, key: PassKey, words: torch.Tensor) -> None:
+        """Compute a pass as it is."""
+        assert self._seats is not None
+        self._pass.run(key.view(words), self._seats, recompute=key.recompute)
+
+    def update(self, steps: Sequence[Step]) -> list[StepNumbers]:
+        """Let runs make their steps: clip, look for numbers that are not finite, AdamW, each for itself.
+
+        A run whose loss or norm is not finite stays where it is.
+        """
+        assert self._seats is not None
+        if self._update is None:
+            self._update = _Update(self, self._seats)
+        numbers = [self._seated[step.adapter.name] for step in steps]
+        return self._update.run(steps, numbers)
+
+    def discard(self, adapters: Sequence[Adapter]) -> None:
+        """Forget what a failed pass may have added; the steps of these runs begin anew."""
+        assert self._seats is not None
+        for adapter in adapters:
+            seat = self._seated[adapter.name]
+            self._seats.gradients_SP[seat].zero_()
+            self._seats.losses_S[seat].zero_()
+
+    def capture(self, body: Callable[[], None]) -> Callable[[], None]:
+        """Do `body` once, and return what repeats it: a graph's replay, or itself where there are none."""
+        if self._stream is None:
+            body()
+            return body
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            body()
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            body()
+        return graph.replay
+
+    @property
+    def captured(self) -> list[PassKey]:
+        """The passes that are captured, the most recent one last."""
+        return list(self._graphs)
+
+
+class _Staging:
+    """Host buffers in turn, and the device's one."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self.there = torch.zeros(shape, dtype=dtype, device=device)
+        self._here = [
+            torch.zeros(shape, dtype=dtype, pin_memory=self._on_gpu)
+            for _ in range(_STAGES if self._on_gpu else 1)
+        ]
+        self._copied: list[Any] = [None] * len(self._here)
+        self._turn = 0
+
+    def bring(self, values: torch.Tensor) -> None:
+        """Copy `values` to the device, behind what it has been given."""
+        self._turn = (self._turn + 1) % len(self._here)
+        if (event := self._copied[self._turn]) is not None:
+            event.synchronize()
+        self._here[self._turn].copy_(values)
+        self.there.copy_(self._here[self._turn], non_blocking=True)
+        if self._on_gpu:
+            self._copied[self._turn] = torch.cuda.Event()
+            self._copied[self._turn].record()
+
+
+class _Captured:
+    """One kind of pass."""
+
+    def __init__(self, backend: CudaBackend, key: PassKey) -> None:
+        self._backend, self._key = backend, key
+        _, size = key.places()
+        self._staging = _Staging((size,), torch.int32, backend._device)
+        self._again: Callable[[], None] | None = None
+
+    def run(self, words: torch.Tensor) -> None:
+        """Compute the pass; the first time as it is."""
+        self._staging.bring(words)
+        if self._again is None:
+            body, key, there = self._backend.body, self._key, self._staging.there
+            self._again = self._backend.capture(lambda: body(key, there))
+        else:
+            self._again()
+
+
+class _Update:
+    """The optimizer step of all seats."""
+
+    def __init__(self, backend: CudaBackend, seats: Seats) -> None:
+        self._backend, self._seats = backend, seats
+        device = seats.parameters_SP.device
+        # Columns: what `Step.settings` says, then whether the seat steps.
+        self._given = _Staging((seats.count, ops.SETTINGS + 1), torch.float32, device)
+        self._settings = torch.zeros(seats.count, ops.SETTINGS, device=device)
+        self._numbers = torch.zeros(seats.count, 2, dtype=torch.float64, device=device)
+        self._again: Callable[[], None] | None = None
+
+    def run(self, steps: Sequence[Step], numbers: Sequence[int]) -> list[StepNumbers]:
+        """Let some seats step; the others keep what they have."""
+        given = torch.zeros(self._seats.count, ops.SETTINGS + 1)
+        for step, seat in zip(steps, numbers, strict=True):
+            given[seat] = torch.tensor([*step.settings(), 1.0])
+        self._given.bring(given)
+        if self._again is None:
+            self._again = self._backend.capture(self._body)
+        else:
+            self._again()
+        if self._numbers.device.type == "cpu":
+            rows, done = self._numbers.clone(), None
+        else:
+            rows = torch.empty(self._numbers.shape, dtype=torch.float64, pin_memory=True)
+            rows.copy_(self._numbers, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record()
+        return [StepNumbers(rows, seat, done) for seat in numbers]
+
+    def _body(self) -> None:
+        seats, given = self._seats, self._given.there
+        scaling_S, limit_S, steps_S = given[:, 10], given[:, 11], given[:, 12] > 0
+        num_a = seats.layout.num_a
+        norm_a, norm_b = (
+            torch.linalg.vector_norm(part, dim=1)
+            for part in (seats.gradients_SP[:, :num_a], seats.gradients_SP[:, num_a:])
+        )
+        norm_S = torch.sqrt(norm_a * norm_a + (scaling_S * norm_b) ** 2)
+        self._numbers[:, 0] = seats.losses_S
+        self._numbers[:, 1] = norm_S
+        is_finite = torch.isfinite(norm_S) & torch.isfinite(seats.losses_S)
+        moves_S = torch.where(steps_S, torch.where(is_finite, 1.0, 0.0), -1.0)
+        self._settings[:, :11] = given[:, :11]
+        self._settings[:, 11] = torch.clamp(limit_S / (norm_S + 1e-6), max=1.0)
+        ops.adamw_(
+            seats.parameters_SP, seats.gradients_SP, seats.means_SP, seats.squares_SP,
+            seats.computed_SP, self._settings, moves_S, num_a,
+        )  # fmt: skip
+        seats.losses_S.copy_(torch.where(moves_S < 0, seats.losses_S, 0.0))
+
+
+def _scaling(adapter: Adapter) -> float:
+    """Return alpha / rank over what dropout keeps."""
+    return adapter.scaling / (1 - adapter.dropout)
+
+
+def _windows(model: Any) -> list[int | None]:
+    """Return how many positions each block's attention sees; None: all before."""
+    config = model.config
+    if config.model_type == "mistral":
+        return [config.sliding_window] * len(model.model.layers)
+    return [getattr(layer.self_attn, "sliding_window", None) for layer in model.model.layers]

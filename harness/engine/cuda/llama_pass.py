@@ -1,0 +1,380 @@
+"""The pass itself, forward and backward, over rows laid end to end: models of the Llama family.
+
+Derivatives are written out: nothing goes through autograd, so that a pass is a fixed list of kernels, keeps what
+it says, and can be captured. Llama, Mistral, Qwen 2 and Qwen 3 are one family: a norm before attention and before
+the feed-forward, rotated queries and keys (normed by head in Qwen 3), SwiGLU.
+
+Shape suffixes: N positions, H width of the residual stream, W queries, keys and values side by side, F
+feed-forward, R rank (of all layers of a group), I inputs, O outputs, M positions that carry loss, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from harness.engine.cuda import ops
+from harness.engine.cuda.attention import Attended, Heads, Sequences, attend, attend_backward
+from harness.engine.cuda.ops import Dropout, Rows
+from harness.engine.cuda.seats import Seats
+
+KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""transformers' classes whose forward this file repeats."""
+_LOGIT_ELEMENTS = 2**27
+"""Logits at a time: 256 MiB in 16 bits."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PassInput:
+    """What a pass is given, on the device; its tensors may be overwritten between passes."""
+
+    ids_N: torch.Tensor
+    positions_N: torch.Tensor
+    """Of each token in its sequence."""
+    sequences: Sequences
+    rows: Rows
+    dropout: Dropout | None
+    loss_positions_M: torch.Tensor
+    targets_M: torch.Tensor
+    weights_M: torch.Tensor
+    """What each position's loss is multiplied by; 0 where it only fills."""
+    loss_seats_M: torch.Tensor
+    """Whose each of these positions is; -1 where it only fills."""
+
+
+class LinearGroup:
+    """Frozen layers that see one input, with the adapters of all seats on them."""
+
+    def __init__(self, layers: Sequence[Any], indices: Sequence[int]) -> None:
+        """`layers`: modules of the base; `indices`: theirs in the model, which name dropout masks."""
+        self.indices = tuple(indices)
+        self.outputs = tuple(layer.out_features for layer in layers)
+        self.inputs: int = layers[0].in_features
+        self._layers = tuple(layers)
+        biases = [layer.bias for layer in layers]
+        has_bias = any(bias is not None for bias in biases)
+        self._bias_O: torch.Tensor | None = None
+        if has_bias:
+            known = next(bias for bias in biases if bias is not None)
+            whole = zip(biases, self.outputs, strict=True)
+            self._bias_O = torch.cat(
+                [known.new_zeros(n) if bias is None else bias.detach() for bias, n in whole]
+            )
+
+    def _slices(self) -> list[slice]:
+        starts = [sum(self.outputs[:n]) for n in range(len(self.outputs))]
+        return [slice(s, s + width) for s, width in zip(starts, self.outputs, strict=True)]
+
+    def _dense(self, like: torch.Tensor) -> torch.Tensor:
+        """Return the decoded weights, one above the other, [O, I]."""
+        if len(self._layers) == 1 and self._layers[0].weight.dtype is like.dtype:
+            return self._layers[0].weight.detach()
+        dense_OI = torch.empty(sum(self.outputs), self.inputs, dtype=like.dtype, device=like.device)
+        for layer, part in zip(self._layers, self._slices(), strict=True):
+            ops.decode_into(layer, dense_OI[part])
+        return dense_OI
+
+    def forward(
+        self, x_NI: torch.Tensor, seats: Seats, given: PassInput
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the layers' outputs side by side, [N, O], and A x of all adapters, for backward."""
+        y_NO = F.linear(x_NI, self._dense(x_NI), self._bias_O)
+        place = seats.layout.places.get(self.indices)
+        if place is None:
+            return y_NO, None
+        a_SRI = seats.layout.a(seats.computed_SP, place)
+        h_NR = x_NI.new_empty(len(x_NI), a_SRI.shape[1])
+        if given.dropout is None:
+            ops.add_grouped_(h_NR, x_NI, a_SRI, given.rows, adds=False)
+        rank = seats.layout.rank
+        for number, columns in enumerate(self._slices()):
+            own = slice(number * rank, (number + 1) * rank)
+            if given.dropout is not None:
+                kept = ops.dropped(x_NI, self.indices[number], given.dropout, given.rows)
+                ops.add_grouped_(h_NR[:, own], kept, a_SRI[:, own], given.rows, adds=False)
+            b_SOR = seats.layout.b(seats.computed_SP, place, number)
+            ops.add_grouped_(y_NO[:, columns], h_NR[:, own], b_SOR, given.rows)
+        return y_NO, h_NR
+
+    def backward(
+        self,
+        grad_NO: torch.Tensor,
+        x_NI: torch.Tensor,
+        h_NR: torch.Tensor | None,
+        seats: Seats,
+        given: PassInput,
+        *,
+        grad_x_wanted: bool = True,
+    ) -> torch.Tensor | None:
+        """Add up the adapters' gradients in their seats; return that of x, if it is wanted."""
+        grad_x = grad_NO @ self._dense(grad_NO) if grad_x_wanted else None
+        if h_NR is None:
+            return grad_x
+        place = seats.layout.places[self.indices]
+        a_SRI = seats.layout.a(seats.computed_SP, place)
+        grad_a_SRI = seats.layout.a(seats.gradients_SP, place)
+        grad_h_NR = torch.empty_like(h_NR)
+        rank = seats.layout.rank
+        for number, columns in enumerate(self._slices()):
+            own = slice(number * rank, (number + 1) * rank)
+            grad = grad_NO[:, columns]
+            b_SOR = seats.layout.b(seats.computed_SP, place, number)
+            ops.add_grouped_(grad_h_NR[:, own], grad, b_SOR.mT, given.rows, adds=False)
+            grad_b_SOR = seats.layout.b(seats.gradients_SP, place, number)
+            ops.add_outer_(grad_b_SOR, grad, h_NR[:, own], given.rows)
+            if given.dropout is None:
+                continue
+            layer = self.indices[number]
+            kept = ops.dropped(x_NI, layer, given.dropout, given.rows)
+            ops.add_outer_(grad_a_SRI[:, own], grad_h_NR[:, own], kept, given.rows)
+            if grad_x is not None:
+                through = torch.empty_like(x_NI)
+                part = grad_h_NR[:, own], a_SRI[:, own].mT
+                ops.add_grouped_(through, *part, given.rows, adds=False)
+                ops.dropped(through, layer, given.dropout, given.rows, grad_x)
+        if given.dropout is None:
+            ops.add_outer_(grad_a_SRI, grad_h_NR, x_NI, given.rows)
+            if grad_x is not None:
+                ops.add_grouped_(grad_x, grad_h_NR, a_SRI.mT, given.rows)
+        return grad_x
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """What a block keeps for its backward pass."""
+
+    x_NH: torch.Tensor
+    scale_N: torch.Tensor
+    qkv_NW: torch.Tensor
+    heads_before: list[tuple[torch.Tensor, torch.Tensor]]
+    """Qwen 3: queries and keys before their norm, and its scales."""
+    attended: Attended
+    middle_NH: torch.Tensor
+    second_scale_N: torch.Tensor
+    gate_up_NF: torch.Tensor
+    of_qkv: torch.Tensor | None
+    of_o: torch.Tensor | None
+    of_gate_up: torch.Tensor | None
+    of_down: torch.Tensor | None
+
+
+class Block:
+    """One decoder layer."""
+
+    def __init__(self, module: Any, indices: dict[str, int], window: int | None) -> None:
+        """`indices`: of each linear layer in the model, by its own name."""
+        attention, feed_forward = module.self_attn, module.mlp
+
+        def group(owner: Any, *names: str) -> LinearGroup:
+            layers = [getattr(owner, name) for name in names]
+            frozen = [getattr(layer, "base_layer", layer) for layer in layers]
+            return LinearGroup(frozen, [indices[name] for name in names])
+
+        self.qkv = group(attention, "q_proj", "k_proj", "v_proj")
+        self.o = group(attention, "o_proj")
+        self.gate_up = group(feed_forward, "gate_proj", "up_proj")
+        self.down = group(feed_forward, "down_proj")
+        self._norm, self._second_norm = module.input_layernorm, module.post_attention_layernorm
+        self._head_norms = [
+            getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)
+        ]
+        size = attention.head_dim
+        self.heads = Heads(
+            query=self.qkv.outputs[0] // size,
+            key=self.qkv.outputs[1] // size,
+            size=size,
+            scale=attention.scaling,
+            window=window,
+        )
+
+    @property
+    def groups(self) -> list[LinearGroup]:
+        """The block's groups, in the model's order."""
+        return [self.qkv, self.o, self.gate_up, self.down]
+
+    def forward(
+        self,
+        x_NH: torch.Tensor,
+        added_NH: torch.Tensor | None,
+        turned: tuple[torch.Tensor, torch.Tensor],
+        seats: Seats,
+        given: PassInput,
+    ) -> tuple[torch.Tensor, torch.Tensor, _Kept]:
+        """Return the residual stream after attention, what the feed-forward adds to it, and what is kept.
+
+        `x_NH + added_NH` is the stream before the block; `turned`: cosines and sines of the positions.
+        """
+        heads = self.heads
+        x_NH, n_NH, scale_N = _norm(x_NH, added_NH, self._norm)
+        qkv_NW, of_qkv = self.qkv.forward(n_NH, seats, given)
+        before = []
+        for norm, (first, count) in zip(self._head_norms, self._normed_heads(), strict=False):
+            epsilon = norm.variance_epsilon
+            before.append(ops.head_norm_(qkv_NW, first, count, norm.weight.detach(), epsilon))
+        ops.rotate_(qkv_NW, heads.query + heads.key, *turned)
+        attended = attend(qkv_NW, heads, given.sequences)
+        y_NH, of_o = self.o.forward(attended.out_NQD.flatten(1), seats, given)
+        middle_NH, n_NH, second_scale_N = _norm(y_NH, x_NH, self._second_norm)
+        gate_up_NF, of_gate_up = self.gate_up.forward(n_NH, seats, given)
+        out_NH, of_down = self.down.forward(ops.swiglu(gate_up_NF), seats, given)
+        kept = _Kept(
+            x_NH, scale_N, qkv_NW, before, attended, middle_NH, second_scale_N, gate_up_NF,
+            of_qkv, of_o, of_gate_up, of_down,
+        )  # fmt: skip
+        return middle_NH, out_NH, kept
+
+    def _normed_heads(self) -> list[tuple[int, int]]:
+        """Return (first column, heads) of queries and of keys."""
+        heads = self.heads
+        return [(0, heads.query), (heads.query * heads.size, heads.key)]
+
+    def backward(
+        self,
+        grad_NH: torch.Tensor,
+        turned: tuple[torch.Tensor, torch.Tensor],
+        kept: _Kept,
+        seats: Seats,
+        given: PassInput,
+        *,
+        grad_x_wanted: bool,
+    ) -> torch.Tensor | None:
+        """Return the gradient of the stream before the block from that after it."""
+        active_NF = ops.swiglu(kept.gate_up_NF)
+        grad_a_NF = self.down.backward(grad_NH, active_NF, kept.of_down, seats, given)
+        assert grad_a_NF is not None
+        del active_NF
+        ops.swiglu_backward_(kept.gate_up_NF, grad_a_NF)
+        del grad_a_NF
+        second = self._second_norm
+        n_NH = _again(kept.middle_NH, kept.second_scale_N, second)
+        grad_n = self.gate_up.backward(kept.gate_up_NF, n_NH, kept.of_gate_up, seats, given)
+        assert grad_n is not None
+        weight_H = second.weight.detach()
+        grad_NH = ops.rms_norm_backward(
+            grad_n, kept.middle_NH, weight_H, kept.second_scale_N, grad_NH
+        )
+        attended_NX = kept.attended.out_NQD.flatten(1)
+        grad_o = self.o.backward(grad_NH, attended_NX, kept.of_o, seats, given)
+        assert grad_o is not None
+        grad_qkv = attend_backward(
+            grad_o.view_as(kept.attended.out_NQD), kept.qkv_NW, self.heads, given.sequences,
+            kept.attended,
+        )  # fmt: skip
+        ops.rotate_(grad_qkv, self.heads.query + self.heads.key, *turned, back=True)
+        head_norms = zip(self._head_norms, self._normed_heads(), kept.heads_before, strict=False)
+        for norm, (first, count), (before, scale) in head_norms:
+            ops.head_norm_backward_(grad_qkv, first, count, before, norm.weight.detach(), scale)
+        n_NH = _again(kept.x_NH, kept.scale_N, self._norm)
+        grad_n = self.qkv.backward(
+            grad_qkv, n_NH, kept.of_qkv, seats, given, grad_x_wanted=grad_x_wanted
+        )
+        if grad_n is None:
+            return None
+        weight_H = self._norm.weight.detach()
+        return ops.rms_norm_backward(grad_n, kept.x_NH, weight_H, kept.scale_N, grad_NH)
+
+
+def _norm(
+    x_NH: torch.Tensor, added_NH: torch.Tensor | None, norm: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return ops.rms_norm(x_NH, added_NH, norm.weight.detach(), norm.variance_epsilon)
+
+
+def _again(x_NH: torch.Tensor, scale_N: torch.Tensor, norm: Any) -> torch.Tensor:
+    return ops.rms_norm_again(x_NH, scale_N, norm.weight.detach(), norm.variance_epsilon)
+
+
+class LlamaPass:
+    """Forward and backward of one packed micro-step: gradients and losses are added up in the seats."""
+
+    def __init__(self, model: Any, linears: Sequence[str], windows: Sequence[int | None]) -> None:
+        """`linears`: full names of the adaptable layers, in the model's order; `windows`: one a block."""
+        index = {name: number for number, name in enumerate(linears)}
+        self._model = model.model
+        self._head_VH: torch.Tensor = model.get_output_embeddings().weight.detach()
+        self.blocks = []
+        for number, module in enumerate(self._model.layers):
+            prefix = f"model.layers.{number}."
+            inside = {n.rpartition(".")[2]: i for n, i in index.items() if n.startswith(prefix)}
+            self.blocks.append(Block(module, inside, windows[number]))
+        self._cos_LD = self._sin_LD = torch.empty(0)
+
+    def turn_to(self, length: int) -> None:
+        """Know the rotations of so many positions; outside of a pass."""
+        if len(self._cos_LD) < length:
+            like = self._head_VH.new_empty(1, 1, 1)
+            positions = torch.arange(length, device=like.device).unsqueeze(0)
+            cos, sin = self._model.rotary_emb(like, position_ids=positions)
+            self._cos_LD, self._sin_LD = cos[0].contiguous(), sin[0].contiguous()
+
+    @property
+    def groups(self) -> list[LinearGroup]:
+        """All groups of layers with one input, in the model's order."""
+        return [group for block in self.blocks for group in block.groups]
+
+    @torch.no_grad()
+    def run(self, given: PassInput, seats: Seats, *, recompute: bool) -> None:
+        """Add the pass's gradients and losses to what the seats hold; `recompute`: keep block inputs only."""
+        turned = tuple(
+            table.index_select(0, given.positions_N) for table in (self._cos_LD, self._sin_LD)
+        )
+        assert len(turned) == 2
+        x_NH = self._model.embed_tokens(given.ids_N)
+        added_NH: torch.Tensor | None = None
+        first = self._first_adapted(seats)
+        kept: list[Any] = []
+        for number, block in enumerate(self.blocks):
+            before = (x_NH, added_NH)
+            x_NH, added_NH, of_block = block.forward(x_NH, added_NH, turned, seats, given)
+            if number >= first:
+                kept.append(before if recompute else of_block)
+            del of_block
+        assert added_NH is not None
+        grad_NH = self._loss(x_NH, added_NH, given, seats)
+        del x_NH, added_NH
+        for number in reversed(range(first, len(self.blocks))):
+            block, of_block = self.blocks[number], kept.pop()
+            if recompute:
+                *_, of_block = block.forward(*of_block, turned, seats, given)
+            found = block.backward(
+                grad_NH, turned, of_block, seats, given, grad_x_wanted=number > first
+            )
+            del of_block
+            if found is not None:
+                grad_NH = found
+
+    def _first_adapted(self, seats: Seats) -> int:
+        """Return the first block with an adapter: before it there are no gradients."""
+        adapted = seats.layout.places
+        return next(
+            number
+            for number, block in enumerate(self.blocks)
+            if any(group.indices in adapted for group in block.groups)
+        )
+
+    def _loss(
+        self, x_NH: torch.Tensor, added_NH: torch.Tensor, given: PassInput, seats: Seats
+    ) -> torch.Tensor:
+        """Add each seat's loss to its own; return the gradient of the stream at the end."""
+        at_M = given.loss_positions_M
+        norm = self._model.norm
+        x_MH, n_MH, scale_M = _norm(
+            x_NH.index_select(0, at_M), added_NH.index_select(0, at_M), norm
+        )
+        grad_n_MH = torch.empty_like(n_MH)
+        losses = []
+        chunk = max(256, _LOGIT_ELEMENTS // len(self._head_VH))
+        for start in range(0, len(n_MH), chunk):
+            part = slice(start, start + chunk)
+            logits = n_MH[part] @ self._head_VH.mT
+            losses.append(ops.token_loss_(logits, given.targets_M[part], given.weights_M[part]))
+            torch.mm(logits, self._head_VH, out=grad_n_MH[part])
+            del logits
+        weighted_M = torch.cat(losses).double() * given.weights_M
+        seat_S1 = torch.arange(seats.count, device=x_NH.device).unsqueeze(1)
+        own_SM = given.loss_seats_M.unsqueeze(0) == seat_S1
+        seats.losses_S.add_(torch.where(own_SM, weighted_M, 0.0).sum(dim=1))
+        grad_MH = ops.rms_norm_backward(grad_n_MH, x_MH, norm.weight.detach(), scale_M, None)
+        return torch.zeros_like(x_NH).index_add_(0, at_M, grad_MH)

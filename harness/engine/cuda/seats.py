@@ -1,0 +1,168 @@
+"""Seats: fixed buffers in which the adapters of a cohort train, so that a run takes another's place unnoticed.
+
+A seat holds one adapter in float32, its two moments and its gradient, and a copy in the type that products are
+taken in, with B already times the scaling. Ranks are padded to a common one, layers that an adapter leaves alone
+have a place of zeros: zeros stay zeros, since every gradient of theirs is a product with a zero.
+
+Shape suffixes: S seats, P elements of a seat, L layers of a group, R common rank, I inputs, O outputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from harness.engine.adapter import Adapter
+
+RANK_GRID = 16
+"""Ranks are padded to a multiple of it: what tensor cores multiply at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlace:
+    """Where the adapters of layers with one input lie in a seat."""
+
+    layers: tuple[int, ...]
+    """Their indices in the model."""
+    a_start: int
+    b_starts: tuple[int, ...]
+    inputs: int
+    outputs: tuple[int, ...]
+
+
+class SeatLayout:
+    """Where everything lies in a seat: every A first, then every B."""
+
+    def __init__(
+        self, groups: Sequence[tuple[tuple[int, ...], int, tuple[int, ...]]], rank: int
+    ) -> None:
+        """`groups`: (layers, inputs, outputs of each layer) of layers that see one input."""
+        self.rank = rank
+        self.num_a = sum(len(layers) * rank * inputs for layers, inputs, _ in groups)
+        self.places: dict[tuple[int, ...], GroupPlace] = {}
+        a_start, b_start = 0, self.num_a
+        for layers, inputs, outputs in groups:
+            b_starts = []
+            for width in outputs:
+                b_starts.append(b_start)
+                b_start += rank * width
+            self.places[layers] = GroupPlace(layers, a_start, tuple(b_starts), inputs, outputs)
+            a_start += len(layers) * rank * inputs
+        self.size = b_start
+        self._of_layer = {
+            layer: (place, number)
+            for place in self.places.values()
+            for number, layer in enumerate(place.layers)
+        }
+
+    def a(self, flat_SP: torch.Tensor, place: GroupPlace) -> torch.Tensor:
+        """Return the A of a group's layers, one above the other, [S, L·R, I]."""
+        rows = len(place.layers) * self.rank
+        part = flat_SP[:, place.a_start : place.a_start + rows * place.inputs]
+        return part.unflatten(1, (rows, place.inputs))
+
+    def b(self, flat_SP: torch.Tensor, place: GroupPlace, number: int) -> torch.Tensor:
+        """Return the B of one of a group's layers, [S, O, R]."""
+        start, width = place.b_starts[number], place.outputs[number]
+        part = flat_SP[:, start : start + width * self.rank]
+        return part.unflatten(1, (width, self.rank))
+
+    def holds(self, adapter: Adapter) -> bool:
+        """Say whether an adapter fits."""
+        return adapter.layout.rank <= self.rank and all(
+            layer in self._of_layer for layer in adapter.layout.layers
+        )
+
+    def views(
+        self, seat_P: torch.Tensor, adapter: Adapter, flat_P: torch.Tensor
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return pairs (in the seat, in a tensor of the adapter's layout) of the same elements."""
+        pairs = []
+        rank, seat_SP, own_KP = adapter.layout.rank, seat_P.unsqueeze(0), flat_P.unsqueeze(0)
+        for layer in adapter.layout.layers:
+            place, number = self._of_layer[layer]
+            first = number * self.rank
+            a = self.a(seat_SP, place)[0, first : first + rank]
+            b = self.b(seat_SP, place, number)[0, :, :rank]
+            pairs.append((a, adapter.layout.a(own_KP, layer)[0]))
+            pairs.append((b, adapter.layout.b(own_KP, layer)[0]))
+        return pairs
+
+
+class Seats:
+    """The buffers of so many seats."""
+
+    def __init__(
+        self, layout: SeatLayout, count: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """`dtype`: what products are taken in."""
+        self.layout = layout
+        self.count = count
+
+        def zeros(kind: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.zeros(count, layout.size, dtype=kind, device=device)
+
+        self.parameters_SP = zeros()
+        self.gradients_SP = zeros()
+        self.means_SP = zeros()
+        self.squares_SP = zeros()
+        self.computed_SP = zeros(dtype)
+        self.losses_S = torch.zeros(count, dtype=torch.float64, device=device)
+        """Losses of the steps in progress."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all buffers."""
+        kept = (
+            self.parameters_SP, self.gradients_SP, self.means_SP, self.squares_SP, self.computed_SP
+        )  # fmt: skip
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+    def put(
+        self, seat: int, adapter: Adapter, scaling: float, moments: "Moments | None" = None
+    ) -> None:
+        """Let an adapter sit down; a run that has made steps brings its moments."""
+        self.clear(seat)
+        for there, own in self.layout.views(self.parameters_SP[seat], adapter, adapter.flat_P):
+            there.copy_(own)
+        if moments is not None:
+            for seats_P, own_P in (
+                (self.means_SP[seat], moments.mean_P),
+                (self.squares_SP[seat], moments.square_P),
+            ):
+                for there, own in self.layout.views(seats_P, adapter, own_P):
+                    there.copy_(own)
+        computed = self.computed_SP[seat]
+        computed.copy_(self.parameters_SP[seat])
+        computed[self.layout.num_a :] = scaling * self.parameters_SP[seat, self.layout.num_a :]
+
+    def clear(self, seat: int) -> None:
+        """Leave zeros in a seat."""
+        for buffer in (
+            self.parameters_SP, self.gradients_SP, self.means_SP, self.squares_SP,
+            self.computed_SP, self.losses_S,
+        ):  # fmt: skip
+            buffer[seat].zero_()
+
+    def take(self, seat: int, adapter: Adapter) -> "Moments":
+        """Bring a seat's adapter up to date; return its moments."""
+        moments = Moments(
+            mean_P=torch.zeros_like(adapter.flat_P),
+            square_P=torch.zeros_like(adapter.flat_P),
+        )
+        for seats_P, own_P in (
+            (self.parameters_SP[seat], adapter.flat_P),
+            (self.means_SP[seat], moments.mean_P),
+            (self.squares_SP[seat], moments.square_P),
+        ):
+            for there, own in self.layout.views(seats_P, adapter, own_P):
+                own.copy_(there)
+        return moments
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """What AdamW keeps of a run, in its adapter's layout."""
+
+    mean_P: torch.Tensor
+    square_P: torch.Tensor

@@ -1,0 +1,71 @@
+"""answers.jsonl: the generated answers of every evaluation of a run, one JSON object a line.
+
+Keys: `phase` (before, after), `step` (optimizer steps made), `row` (of the split), `prompt`, `reference`,
+`answer`. Must not import torch, transformers or wandb.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from harness.records.redact import redact
+from harness.records.run_directory import write_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One generated answer."""
+
+    row: int
+    """Number of the example in its split."""
+    prompt: str
+    """As the model was given it, with the template around it."""
+    reference: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptAnswer(Answer):
+    """An answer, and when it was given."""
+
+    phase: str
+    step: int
+
+
+def keep_answers(path: Path, phase: str, step: int, answers: Sequence[Answer]) -> None:
+    """Write the answers of one phase, without secrets, in place of any that the phase has left before."""
+    lines = [
+        json.dumps({"phase": phase, "step": step} | {k: _plain(v) for k, v in asdict(each).items()})
+        for each in answers
+    ]
+    others = [json.dumps(_tree(each)) for each in read_answers(path) if each.phase != phase]
+    write_text(path, "".join(f"{line}\n" for line in [*others, *lines]))
+
+
+def read_answers(path: Path) -> list[KeptAnswer]:
+    """Return the answers of a run; a missing file has none, and a line that is no answer is left out."""
+    names = {each.name for each in fields(KeptAnswer)}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    found = []
+    for line in lines:
+        try:
+            tree = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(tree, dict) and names == tree.keys():
+            found.append(KeptAnswer(**tree))
+    return found
+
+
+def _tree(answer: KeptAnswer) -> dict[str, str | int]:
+    return {"phase": answer.phase, "step": answer.step} | {
+        k: v for k, v in asdict(answer).items() if k not in ("phase", "step")
+    }
+
+
+def _plain(value: str | int) -> str | int:
+    return redact(value) if isinstance(value, str) else value

@@ -1,0 +1,74 @@
+"""What configurations cost: measured alone by the sweep, in every record, and all names in W&B's files."""
+
+from harness.cli.main import dispatch
+from harness.plan.probe import PROBE_STEPS
+from harness.records.metrics import COHORT_SHARES
+from harness.records.metrics_log import read_metrics
+from harness.records.record import MeasuredIn
+from harness.tracking.wandb_file import read_wandb_run
+from tests.sweeping.test_sweep import records_of, role
+from tests.training.test_series import EVERY_STEP
+
+COSTS = {
+    "memory/peak_bytes",
+    "throughput/step_ms",
+    "throughput/input_tokens_per_second",
+    "throughput/loss_tokens_per_second",
+}
+
+
+def test_every_run_knows_what_its_configuration_costs_alone_and_wandb_has_every_name(ask):
+    file = ask(
+        space={"lora.rank": "choice(1,8)", "optim.lr": "choice(1e-3,1e-2)"},
+        base=("tracker=wandb_offline", "eval.every_steps=4", "tracker.tags=[a]"),
+        confirm={"top": 1, "seeds": [7, 8]},
+        search={"probe": True},
+        resources={"devices": "cpu:2"},
+    )
+    assert dispatch(["sweep", str(file)]) == 0
+    records = {record.run_id: record for record in records_of(file)}
+    probes = {id: r for id, r in records.items() if r.measured_in is MeasuredIn.probe}
+    assert len(probes) == 2  # learning rates and seeds cost nothing
+    runs = [record for record in records.values() if record.run_id not in probes]
+    assert sorted(map(role, runs)) == ["confirmation"] * 2 + ["search"] * 4
+    out = file.parent / "out"
+    for record in runs:
+        assert record.probe in probes
+        probe = probes[record.probe]
+        assert probe.config["lora"]["rank"] == record.config["lora"]["rank"]
+        assert record.alone == {n: v for n, v in probe.metrics.items() if n in COHORT_SHARES}
+        assert record.alone.keys() >= COSTS
+        assert record.metrics.keys().isdisjoint(COSTS)  # its own were a process's
+
+    for record in records.values():
+        directory = out / "runs" / record.run_id
+        rows = read_metrics(directory / "metrics.jsonl").rows
+        mirrored = read_wandb_run(directory)
+        assert mirrored.problems == []
+        assert mirrored.history == rows
+        for name in EVERY_STEP:
+            assert all(name in row for row in rows), (record.run_id, name)
+            values = [row[name] for row in rows]
+            found = mirrored.summary[name]
+            assert (found["min"], found["max"], found["last"]) == (
+                min(values),  # pyright: ignore[reportArgumentType]
+                max(values),  # pyright: ignore[reportArgumentType]
+                values[-1],
+            )
+        assert ("eval/loss" in rows[-1]) == (mirrored.summary.get("eval/loss") is not None)
+    for probe in probes.values():
+        assert len(read_metrics(out / "runs" / probe.run_id / "metrics.jsonl").rows) >= PROBE_STEPS
+    for record in runs:  # the confirmation's mirror has the costs already
+        summary = read_wandb_run(out / "runs" / record.run_id).summary
+        assert (summary["record"]["probe"] is not None) == (role(record) == "confirmation")
+
+    own = read_wandb_run(out / "sweeps" / "small")
+    assert own.run_id == "sweep-small"
+    assert [row["best.eval/loss"] for row in own.history] == sorted(
+        (row["best.eval/loss"] for row in own.history), reverse=True
+    )
+    assert len(own.history) == 4
+    files = out / "sweeps" / "small" / "wandb"
+    assert {path.name.partition("_")[0] for path in files.rglob("*.table.json")} == {
+        *("leaderboard", "confirmation", "metrics")
+    }

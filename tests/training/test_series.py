@@ -1,0 +1,123 @@
+"""The series of throughput and memory: what each step of a run says, alone and in company."""
+
+import pytest
+
+from harness.config.schema import LoraConfig
+from harness.measure.memory import distinct_bytes
+from harness.records.metrics import METRICS
+from harness.records.metrics_log import read_metrics
+from harness.records.record import read_record
+from harness.training.job import Job
+from tests.training.conftest import MakeBase, MakeJob
+from tests.training.side_by_side import SideBySide
+from tests.training.test_slots import run_all
+
+EVERY_STEP = (
+    "throughput/step_ms",
+    "throughput/input_tokens_per_second",
+    "throughput/loss_tokens_per_second",
+    "memory/allocated_bytes",
+    "memory/peak_bytes",
+    "memory/resident_bytes",
+    "cohort/runs",
+    "cohort/token_share",
+)
+
+
+def series(job: Job, name: str) -> list[float]:
+    return [row[name] for row in read_metrics(job.directory.metrics).rows]  # pyright: ignore[reportReturnType]
+
+
+def test_alone_the_series_ends_where_the_record_stands(
+    make_base: MakeBase, make_job: MakeJob
+) -> None:
+    shared = make_base()
+    job = make_job(shared, "alone", optim={"micro_batch_size": 2, "steps": 8})
+    record = run_all(shared, [job], SideBySide(1))["alone"]
+    for row in read_metrics(job.directory.metrics).rows:
+        assert set(EVERY_STEP) <= set(row) - {"step"} <= set(METRICS)
+    assert series(job, "cohort/runs") == [1] * 8
+    assert series(job, "cohort/token_share") == [1.0] * 8
+    peaks = series(job, "memory/peak_bytes")
+    assert peaks == sorted(peaks)
+    assert peaks[-1] == record.metrics["memory/peak_bytes"]
+    lasting = [
+        record.metrics[f"memory/{part}_bytes"] or 0
+        for part in ("base", "quant_constants", "adapter", "gradient", "optimizer")
+    ]
+    assert series(job, "memory/allocated_bytes")[-1] == sum(lasting)
+    seconds = [ms / 1e3 for ms in series(job, "throughput/step_ms")]
+    tokens = series(job, "throughput/input_tokens_per_second")
+    after = sum(s * t for s, t in zip(seconds[3:], tokens[3:], strict=True)) / sum(seconds[3:])
+    assert after == pytest.approx(record.metrics["throughput/input_tokens_per_second"])
+
+
+def test_in_company_a_step_says_how_many_shared_it_and_its_share(
+    make_base: MakeBase, make_job: MakeJob
+) -> None:
+    shared = make_base()
+    small = make_job(shared, "small", optim={"batch_size": 2}, lora=LoraConfig(rank=4, alpha=8))
+    large = make_job(shared, "large", optim={"batch_size": 4}, seed=1)
+    records = run_all(shared, [small, large], SideBySide(2))
+    for job in (small, large):
+        assert series(job, "cohort/runs") == [2] * 6
+        record = read_record(job.directory.record)
+        assert "throughput/step_ms" not in record.metrics  # a cohort's cost is nobody's own
+    shares = list(
+        zip(series(small, "cohort/token_share"), series(large, "cohort/token_share"), strict=True)
+    )
+    assert all(one + other == pytest.approx(1.0) and one < other for one, other in shares)
+    # Both see the same passes and the same process: base and both runs' tensors.
+    assert series(small, "throughput/step_ms") == series(large, "throughput/step_ms")
+    own: list[float] = [
+        sum(
+            record.metrics[f"memory/{part}_bytes"] or 0
+            for part in ("adapter", "gradient", "optimizer")
+        )
+        for record in records.values()
+    ]
+    assert series(small, "memory/allocated_bytes")[-1] == shared.size.total_bytes + sum(own)
+    assert series(small, "memory/peak_bytes")[-1] > series(small, "memory/allocated_bytes")[-1]
+
+
+def test_one_that_is_left_alone_in_a_cohort_says_so(make_base: MakeBase, make_job: MakeJob) -> None:
+    shared = make_base()
+    short = make_job(shared, "short", optim={"steps": 2})
+    long = make_job(shared, "long", seed=1, optim={"steps": 5})
+    run_all(shared, [short, long], SideBySide(2))
+    assert series(long, "cohort/runs") == [2, 2, 1, 1, 1]
+    assert series(long, "cohort/token_share")[2:] == [1.0] * 3
+    held = series(long, "memory/allocated_bytes")
+    assert held[2] < held[1]  # the short one's adapter, gradient and optimizer are gone
+
+
+def test_the_operations_of_a_step_against_a_count_by_hand(
+    make_base: MakeBase, make_job: MakeJob
+) -> None:
+    from harness.measure.work import work_of
+
+    shared = make_base()
+    embedding = shared.model.get_input_embeddings().weight
+    head = shared.model.get_output_embeddings().weight
+    tied = distinct_bytes([embedding, head]) == distinct_bytes([embedding])
+    work = work_of(shared.base, shared.size.logical_params, 1000, devices=1)
+    others = embedding.numel() + (0 if tied else head.numel())
+    assert work.per_input_token == 4 * (shared.size.logical_params - others) + 6 * 1000
+    assert work.per_loss_token == 4 * head.numel()
+    assert work.utilisation(10, 5, 1.0) is None  # a processor has no published rate
+
+
+def test_the_last_row_has_the_evaluation_after_training(
+    make_base: MakeBase, make_job: MakeJob
+) -> None:
+    shared = make_base()
+    asked = {"generate": True, "generate_rows": 3, "max_new_tokens": 4}
+    job = make_job(shared, "run", eval=asked)
+    kept = make_job(shared, "kept", eval=asked | {"keep_best": True, "every_steps": 2}, seed=1)
+    records = run_all(shared, [job, kept], SideBySide(1))
+    *before, last = read_metrics(job.directory.metrics).rows
+    assert not any("eval/loss" in row for row in before)
+    for name, result in records["run"].evals["after"].items():
+        assert last[name] == result.value
+    # The best adapter may be another step's: its scores are not this step's.
+    assert "eval/exact_match" not in read_metrics(kept.directory.metrics).rows[-1]
