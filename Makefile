@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu check format bench bench-parts bench-gpu clean
+.PHONY: help install demo test test-slow faults test-gpu check format bench bench-parts bench-gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: .venv/.installed  ## the laptop suite: no network, no GPU
 
 test-slow: .venv/.installed  ## what takes longer than the laptop suite allows
 	$(BIN)/python -m pytest -n 2 -m slow
+
+faults: .venv/.installed  ## kills, full disks, damaged files, hostile input: 15 minutes; KILLS=100 for more
+	FAULTS_KILLS=$(or $(KILLS),10) $(BIN)/python -m pytest -n 2 -m 'faults or not faults' tests/faults
 
 test-gpu: .venv/.installed  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu

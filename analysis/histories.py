@@ -5,7 +5,9 @@ A packed copy is derived and may be deleted at any time; one that cannot be read
 
 import hashlib
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +138,10 @@ class _Cache:
             with np.load(self._path, allow_pickle=False) as stored:
                 run_ids, stamps = stored["run_ids"], stored["stamps"]
                 counts, points = stored["counts"], stored["points"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        # A zip file whose bytes were changed makes its readers raise whatever comes of them.
+        except (OSError, ValueError, LookupError, EOFError, TypeError, AttributeError):
+            return
+        except (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, MemoryError):
             return
         if points.shape != (2, int(counts.sum())) or not len(run_ids) == len(stamps) == len(counts):
             return

@@ -6,14 +6,30 @@ from pathlib import Path
 
 from analysis.calibration import calibration_table
 from analysis.effects import effects_table
-from analysis.figures.cells import SEARCH_VALUE, counts, runs_of, value_of
-from analysis.figures.choose import CURVES, Draw, cost_figures, curve_figures, quality_figures
+from analysis.figures.cells import (
+    SEARCH_VALUE,
+    best_first,
+    cells_of,
+    counts,
+    runs_of,
+    value_of,
+)
+from analysis.figures.choose import (
+    CURVES,
+    Draw,
+    configuration_figures,
+    cost_figures,
+    curve_figures,
+    quality_figures,
+)
+from analysis.figures.costs import STEP_SERIES, runs_with_series
 from analysis.figures.factors import printed, varying_factors
 from analysis.figures.learning import runs_with_curves
 from analysis.figures.search import importance_bars, parallel_coordinates, trial_points
 from analysis.frame import Role, Row
 from analysis.page.document import Section, document
 from analysis.page.parts import (
+    answers_table,
     bullet_list,
     provenance_list,
     reproduction,
@@ -63,6 +79,7 @@ def report_sweep(
         Section(key="verdict", title="Confirmation: fresh seeds", body=verdict),
         *figures,
         Section(key="tables", title="Tables", body=others),
+        *_answers(sweep.rows_of(Role.confirmation) or sweep.rows, sweep.objectives, source),
         page.runs_section(sweep.rows, list(sweep.objectives), out),
         Section(key="provenance", title="Provenance", body=provenance_list(sweep.rows)),
         Section(key="reproduce", title="Reproduce", body=reproduction(sweep)),
@@ -92,6 +109,7 @@ def report_runs(out: Path, source: Source | None = None) -> Written:
         if not metrics:
             continue
         draws = [*quality_figures(group, metrics), *cost_figures(group, metrics[0])]
+        draws += configuration_figures(group)
         draws += _curve_draws(page, source, group, metrics[0])
         prefix = f"group{number}_" if len(groups) > 1 else ""
         table, more = page.tables([_spec_of_runs(group, f"{prefix}runs", label, metrics)], group)
@@ -108,6 +126,7 @@ def report_runs(out: Path, source: Source | None = None) -> Written:
         f"{bullet_list(page.written.lacks, 'What these records lack')}"
     )
     sections += [
+        *_answers(rows, _measured(rows), source),
         page.runs_section(rows, _measured(rows), out),
         Section(key="provenance", title="Provenance", body=provenance_list(rows)),
     ]
@@ -128,6 +147,7 @@ def _sweep_figures(page: ReportWriter, sweep: SweepData, source: Source) -> Iter
     results = confirmed or searched
     if results and quality is not None:
         draws = [*cost_figures([*results, *probes], quality)]
+        draws += configuration_figures([*(searched or results), *probes])
         draws += _curve_draws(page, source, results, quality)
         body = page.figures(draws, prefix="")
         calibration = calibration_table(sweep.rows)
@@ -168,12 +188,24 @@ def _search_draws(page: ReportWriter, sweep: SweepData) -> Iterator[Draw]:
 def _curve_draws(
     page: ReportWriter, source: Source, rows: Sequence[Row], objective: str
 ) -> list[Draw]:
-    run_ids = runs_with_curves(rows, objective)
-    histories = source.histories(run_ids, CURVES)
+    run_ids = [*runs_with_curves(rows, objective), *runs_with_series(rows, objective)]
+    histories = source.histories(run_ids, (*CURVES, *STEP_SERIES))
     damaged = sum(history.num_damaged_lines for history in histories.values())
     if damaged:
         page.written.lacks.append(f"{damaged} torn lines in metrics.jsonl were left out")
     return list(curve_figures(rows, histories, objective))
+
+
+def _answers(rows: Sequence[Row], objectives: Iterable[str], source: Source) -> Iterator[Section]:
+    """Yield what the best run that was asked to generate has answered, before and after training."""
+    objective = next((metric for metric in objectives if metric.startswith("eval/")), "eval/loss")
+    asked = [row for row in runs_of(rows) if row.get("after.eval/exact_match") is not None]
+    for cell in best_first(cells_of(asked), objective)[:1]:
+        run_id = cell.rows[0]["run_id"]
+        samples = source.samples(run_id)
+        if samples:
+            note = f"<p>The first {len(samples)} rows that {escape(run_id)} was asked.</p>"
+            yield Section(key="answers", title="Answers", body=note + answers_table(samples))
 
 
 def _lacks(sweep: SweepData) -> list[str]:

@@ -3,7 +3,6 @@
 Every source returns rows and a sentence for each thing that it could not use; the rest is read.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any, Protocol
 from analysis.frame import PLACE_KEYS, Role, Row, flat_row
 from analysis.histories import History, read_histories
 from harness.errors import RequestError, near_names
+from harness.parsing import Unreadable, read_yaml
+from harness.records.answers import read_answers, samples
 from harness.records.record import RecordError, RunDirectory, read_record
+from harness.records.redact import redact, redact_tree
+from harness.sweeping.state import SweepDirectory, read_state_tree
 
-_STATE_VERSION = 1
 _NOT_RESULTS = frozenset((*PLACE_KEYS, "wall_seconds", "started_at", "notes", "error"))
 _NOT_STARTED = frozenset({"waiting", "training", "elsewhere"})
 
@@ -73,6 +75,10 @@ class Source(Protocol):
         """Return the curves of the runs that have some."""
         ...
 
+    def samples(self, run_id: str) -> list[Sequence[str]]:
+        """Return a few generated answers of a run: prompt, reference, answer before and after training."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Records:
@@ -92,6 +98,10 @@ class Records:
     def histories(self, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, History]:
         """Return curves from metrics.jsonl, or from what was parsed of it before."""
         return read_histories(self.out, run_ids, metrics, cache=self.out / "cache")
+
+    def samples(self, run_id: str) -> list[Sequence[str]]:
+        """Return the first of the answers that the run's directory has."""
+        return samples(read_answers(RunDirectory(self.out / "runs" / run_id).answers))
 
 
 def load_runs(out: Path) -> tuple[list[Row], list[str]]:
@@ -121,7 +131,11 @@ def load_sweep(out: Path, name: str) -> SweepData:
         places = [RunDirectory(out / "runs" / run_id) for run_id in run_ids]
         return _read(place.path for place in places if place.record.exists())
 
-    return assembled(_state(directory), _asked(directory), directory, read)
+    state = read_state_tree(SweepDirectory(out, name))
+    asked, damage = _asked(directory)
+    sweep = assembled(state, asked, directory, read)
+    sweep.problems.extend(damage)
+    return sweep
 
 
 def assembled(
@@ -142,8 +156,8 @@ def assembled(
     _place_rows(rows, state)
     return SweepData(
         name=state["name"],
-        question=state["question"],
-        expect=state["expect"],
+        question=redact(state["question"]),
+        expect=redact(state["expect"]),
         method=state["method"],
         objectives=dict(state["objectives"]),
         base=tuple(asked.get("base") or ()),
@@ -196,38 +210,29 @@ def _read(directories: Iterable[Path]) -> tuple[list[Row], list[str]]:
             rows.append(flat_row(read_record(RunDirectory(directory).record)))
         except RecordError as error:
             problems.append(f"{error}; left out")
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            # Its configuration or provenance is a tree of other things than any run writes.
+            said = f"{type(error).__name__}: {error}"
+            problems.append(f"{RunDirectory(directory).record} is damaged ({said}); left out")
     return rows, problems
 
 
-def _state(directory: Path) -> dict[str, Any]:
-    path = directory / "state.json"
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = sorted(found.parent.name for found in directory.parent.glob("*/state.json"))
-        raise RequestError(
-            f"no sweep has run at {directory.absolute()}{near_names(directory.name, known)}; "
-            f"there are: {', '.join(known) or 'none'}"
-        ) from None
-    except ValueError as error:
-        raise RequestError(f"{path} is torn or no JSON: {error}") from error
-    version = state.get("version") if isinstance(state, dict) else None
-    if version != _STATE_VERSION:
-        raise RequestError(f"{path} has version {version}; this harness reads {_STATE_VERSION}")
-    return state
-
-
-def _asked(directory: Path) -> dict[str, Any]:
-    import yaml
-
+def _asked(directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the kept question, and what is wrong with it: the report says that, and goes on without."""
     path = directory / "sweep.yaml"
     try:
-        asked = yaml.load(
-            path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )
-    except (OSError, yaml.YAMLError) as error:
-        raise RequestError(f"{path} cannot be read: {error}") from error
-    return asked if isinstance(asked, dict) else {}
+        asked = read_yaml(path.read_bytes())
+        if isinstance(asked, dict):
+            parts = (asked.get("space") or {}, asked.get("study") or {}, asked.get("base") or [])
+            if [type(part) for part in parts] == [dict, dict, list]:
+                return redact_tree(asked), []
+        raise Unreadable("it has no question")
+    except (OSError, Unreadable) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return {}, [
+            f"{path} cannot be used ({reason}): how to reproduce this is not shown in full; "
+            f"`harness sweep` writes it again"
+        ]
 
 
 def _axes(asked: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, ...]:

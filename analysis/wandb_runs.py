@@ -4,10 +4,12 @@ A run's summary has its whole record, without the configuration, which W&B has o
 of its own with its question and its state. wandb is imported only by the functions that read what it wrote.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from analysis.frame import Row, flat_row
@@ -17,6 +19,8 @@ from harness.errors import RequestError, near_names
 from harness.records.record import Record, RecordError, RunStatus, record_of_tree
 from harness.tracking.wandb_file import WandbHistory, read_wandb_files
 
+_TIMEOUT_SECONDS = 60
+"""Of one question to the server: wandb's own 19 are short for a page of large summaries."""
 SWEEP = "sweep-"
 """What the id of a sweep's own run begins with; the sweep's name follows."""
 
@@ -79,6 +83,12 @@ class WandbFiles:
                 )
         return found
 
+    def samples(self, run_id: str) -> list[Sequence[str]]:
+        """Return the answers of the table that the newest of the run's files has beside it."""
+        places = [file.parent / "files/media/table" for file in self._files.get(run_id, ())]
+        tables = sorted(table for place in places for table in place.glob("samples_*.table.json"))
+        return [] if not tables else json.loads(tables[-1].read_text(encoding="utf-8"))["data"]
+
 
 @dataclass(frozen=True)
 class WandbProject:
@@ -87,6 +97,8 @@ class WandbProject:
     path: str
     out: Path
     """Where the report goes."""
+    seen: dict[str, Any] = field(default_factory=dict)
+    """Runs of the public API by id, as they came with their pages."""
     report = "report_wandb"
 
     @cached_property
@@ -96,7 +108,7 @@ class WandbProject:
         except ImportError:
             raise RequestError("--source wandb needs the package wandb") from None
         try:
-            return wandb.Api()
+            return wandb.Api(timeout=_TIMEOUT_SECONDS)
         except Exception as error:  # whatever the network, the server or the client raises
             raise RequestError(f"W&B cannot be reached: {error}") from error
 
@@ -104,9 +116,11 @@ class WandbProject:
         api = self._api
         try:
             # Not lazy: configuration and summary come with the page, and not run by run.
-            return list(api.runs(self.path, filters=filters, order="+created_at", lazy=False))
+            runs = list(api.runs(self.path, filters=filters, order="+created_at", lazy=False))
         except Exception as error:
             raise RequestError(f"W&B project {self.path} cannot be read: {error}") from error
+        self.seen.update({run.id: run for run in runs})
+        return runs
 
     def runs(self) -> tuple[list[Row], list[str]]:
         """Return a row for each run of the project, by run id."""
@@ -142,9 +156,9 @@ class WandbProject:
     def histories(self, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, History]:
         """Return the curves of runs, all rows of them."""
         wanted, found = tuple(metrics), {}
-        for run_id in dict.fromkeys(run_ids):
+        for run_id in filter(self.seen.__contains__, dict.fromkeys(run_ids)):
             try:
-                rows = list(self._api.run(f"{self.path}/{run_id}").scan_history())
+                rows = list(self.seen[run_id].scan_history())
             except Exception as error:
                 raise RequestError(
                     f"the history of W&B run {run_id} cannot be read: {error}"
@@ -152,6 +166,20 @@ class WandbProject:
             steps = [{"step": row.pop("_step")} | row for row in rows]
             found[run_id] = History(curves=curves_of(steps, wanted), num_damaged_lines=0)
         return found
+
+    def samples(self, run_id: str) -> list[Sequence[str]]:
+        """Return the rows of the run's table of answers, where it logged one."""
+        try:
+            files = self.seen[run_id].files(pattern="media/table/samples_%")
+            newest = max(files, key=lambda file: file.name, default=None)
+            if newest is None:
+                return []
+            with TemporaryDirectory() as place, newest.download(root=place) as table:
+                return json.load(table)["data"]
+        except Exception as error:
+            raise RequestError(
+                f"the answers of W&B run {run_id} cannot be read: {error}"
+            ) from error
 
 
 def _add(

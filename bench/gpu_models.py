@@ -24,6 +24,9 @@ class Shape:
     heads: int
     kv_heads: int
     vocabulary: int
+    head_size: int | None = None
+    """None: hidden / heads."""
+    model_type: str = "llama"
 
 
 SHAPES = {
@@ -35,6 +38,36 @@ SHAPES = {
     ),
     "1.5B": Shape(
         hidden=2048, intermediate=5632, layers=28, heads=32, kv_heads=8, vocabulary=32000
+    ),
+    "qwen3_0.6b": Shape(
+        hidden=1024,
+        intermediate=3072,
+        layers=28,
+        heads=16,
+        kv_heads=8,
+        vocabulary=151936,
+        head_size=128,
+        model_type="qwen3",
+    ),
+    "qwen3_1.7b": Shape(
+        hidden=2048,
+        intermediate=6144,
+        layers=28,
+        heads=16,
+        kv_heads=8,
+        vocabulary=151936,
+        head_size=128,
+        model_type="qwen3",
+    ),
+    "qwen3_8b": Shape(
+        hidden=4096,
+        intermediate=12288,
+        layers=36,
+        heads=32,
+        kv_heads=8,
+        vocabulary=151936,
+        head_size=128,
+        model_type="qwen3",
     ),
     "7B": Shape(
         hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, vocabulary=32000
@@ -49,33 +82,35 @@ def compute_type(device: torch.device) -> FloatType:
 
 def random_base(shape: Shape, quant: QuantConfig, device: torch.device) -> Base:
     """Return a frozen base with weights drawn on its device."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     quant = replace(quant, compute_dtype=compute_type(device))
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        shape.model_type,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
         vocab_size=shape.vocabulary,
-        max_position_embeddings=ROW_LENGTH,
+        max_position_embeddings=4096,
+        head_dim=shape.head_size or shape.hidden // shape.heads,
     )
     config._attn_implementation = "sdpa"
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
     try:
         with device:
-            model = LlamaForCausalLM(config)
+            model = AutoModelForCausalLM.from_config(config)
     finally:
         torch.set_default_dtype(before)
     return freeze(model, quant, device)
 
 
-def random_rows(shape: Shape, tokens: int) -> TokenRows:
+def random_rows(shape: Shape, tokens: int, most: int = ROW_LENGTH) -> TokenRows:
     """Return random rows without padding, of which the second half carries loss."""
-    length = min(tokens, ROW_LENGTH)
+    length = min(tokens, most)
     generator = torch.Generator().manual_seed(0)
     ids_NT = torch.randint(3, shape.vocabulary, (ROWS, length), generator=generator)
     targets_NT = torch.full_like(ids_NT, NO_LOSS)

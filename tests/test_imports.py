@@ -28,14 +28,19 @@ LAYERS = (
     ("measure", "tracking"),
     ("base", "data", "records"),
     ("config",),
-    ("embedded", "errors"),
+    ("embedded", "parsing"),
+    ("errors",),
 )
 MAY_ANALYSE = ("commands",)
 ANALYSIS_MAY = (
     "harness.config.storage",
     "harness.records.record",
     "harness.records.metrics",
+    "harness.records.answers",
     "harness.errors",
+    "harness.parsing",
+    "harness.records.redact",
+    "harness.sweeping.state",
     "harness.tracking.wandb_file",
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

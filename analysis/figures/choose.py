@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 from analysis.figures.cells import runs_of
+from analysis.figures.costs import memory_beside_throughput, series_over_steps, time_and_energy
 from analysis.figures.drawing import Drawing
 from analysis.figures.factors import (
     ALPHA,
@@ -55,12 +56,19 @@ def cost_figures(rows: Sequence[Row], quality: str) -> Iterator[Draw]:
     yield lambda width: predicted_against_measured(rows, width=width)
 
 
+def configuration_figures(rows: Sequence[Row]) -> Iterator[Draw]:
+    """Yield what each configuration costs alone."""
+    yield lambda width: memory_beside_throughput(rows, width=width)
+    yield lambda width: time_and_energy(rows, width=width)
+
+
 def curve_figures(
     rows: Sequence[Row], histories: Mapping[str, History], objective: str
 ) -> Iterator[Draw]:
-    """Yield the learning curves."""
+    """Yield the learning curves, and what the steps of the best runs cost."""
     for metric in CURVES:
         yield _curves(rows, histories, metric, objective)
+    yield lambda width: series_over_steps(rows, histories, objective=objective, width=width)
 
 
 def _line_factor(factors: Sequence[Factor], over: Factor, rows: Sequence[Row]) -> Factor | None:

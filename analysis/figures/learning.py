@@ -85,11 +85,12 @@ def _curves(cell: Cell, histories: Mapping[str, History], metric: str) -> list[C
         history = histories.get(row["run_id"])
         curve = history.curves.get(metric) if history is not None else None
         if curve is not None and len(curve[0]) > 1:
-            found.append(_smooth(curve))
+            found.append(smooth(curve))
     return found
 
 
-def _smooth(curve: Curve) -> Curve:
+def smooth(curve: Curve) -> Curve:
+    """Return a long curve as the means of `SMOOTH_OVER` stretches."""
     steps, values = curve
     if len(steps) <= SMOOTH_OVER:
         return curve

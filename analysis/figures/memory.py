@@ -1,7 +1,9 @@
 """Memory: its parts as stacked bars, and what was predicted beside what was measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from matplotlib.axes import Axes
 
 from analysis.figures.cells import COSTS_NOTHING, Cell, cells_of, counts
 from analysis.figures.drawing import Drawing, not_drawn, sentences
@@ -25,29 +27,9 @@ def memory_by_parts(rows: Sequence[Row], *, width: Width = Width.one_column) -> 
         return not_drawn(name, title, "no completed run measured the parts of its memory")
     if len(bars) > MAX_BARS:
         return not_drawn(name, title, f"{len(bars)} different bars; a figure shows {MAX_BARS}")
-    scale, unit = bytes_unit(max(sum(parts.values()) for parts in bars.values()))
     with figure_style():
         figure, axes = new_figure(width, 1.0 + 0.22 * len(bars))
-        left = [0.0] * len(bars)
-        shown = [part for part in MEMORY_PARTS if any(part in parts for parts in bars.values())]
-        for index, part in enumerate(shown):
-            lengths = [parts.get(part, 0.0) / scale for parts in bars.values()]
-            axes.barh(
-                range(len(bars)),
-                lengths,
-                left=left,
-                height=0.72,
-                color=COLOURS[index % len(COLOURS)],
-                hatch=HATCHES[index % len(HATCHES)],
-                edgecolor="white",
-                linewidth=0.3,
-                label=METRICS[memory_part_name(part)].label,
-            )
-            left = [a + b for a, b in zip(left, lengths, strict=True)]
-        axes.set_yticks(range(len(bars)), list(bars))
-        axes.invert_yaxis()
-        axes.set_xlabel(f"memory ({unit})")
-        axes.grid(visible=False, axis="y")
+        draw_parts(axes, bars)
         figure.legend(loc="outside lower center", ncols=3 if width is Width.two_columns else 2)
     alone = sum("activation" in parts for parts in bars.values())
     return Drawing(
@@ -63,6 +45,31 @@ def memory_by_parts(rows: Sequence[Row], *, width: Width = Width.one_column) -> 
         figure=figure,
         run_ids=tuple(row["run_id"] for row in rows),
     )
+
+
+def draw_parts(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw label -> part -> bytes as stacked bars, the first on top."""
+    scale, unit = bytes_unit(max(sum(parts.values()) for parts in bars.values()))
+    left = [0.0] * len(bars)
+    shown = [part for part in MEMORY_PARTS if any(part in parts for parts in bars.values())]
+    for index, part in enumerate(shown):
+        lengths = [parts.get(part, 0.0) / scale for parts in bars.values()]
+        axes.barh(
+            range(len(bars)),
+            lengths,
+            left=left,
+            height=0.72,
+            color=COLOURS[index % len(COLOURS)],
+            hatch=HATCHES[index % len(HATCHES)],
+            edgecolor="white",
+            linewidth=0.3,
+            label=METRICS[memory_part_name(part)].label,
+        )
+        left = [a + b for a, b in zip(left, lengths, strict=True)]
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.invert_yaxis()
+    axes.set_xlabel(f"memory ({unit})")
+    axes.grid(visible=False, axis="y")
 
 
 def predicted_against_measured(
@@ -111,7 +118,7 @@ def predicted_against_measured(
 
 def _bars(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
     """Return label -> part -> bytes; cells that differ only in what costs nothing share a bar."""
-    measured = [(cell, parts) for cell in cells if (parts := _parts(cell))]
+    measured = [(cell, parts) for cell in cells if (parts := parts_of(cell))]
     rows = [cell.rows[0] for cell, _ in measured]
     factors = [f for f in varying_factors(rows) if not COSTS_NOTHING.issuperset(f.keys)]
     rank = {f.name: list(map(repr, levels(f, rows))) for f in factors}
@@ -135,7 +142,8 @@ def setting_text(factor: Factor, cell: Cell) -> str:
     return short.get(factor.name, f"{factor.name.rpartition('.')[2]}={text}")
 
 
-def _parts(cell: Cell) -> dict[str, float]:
+def parts_of(cell: Cell) -> dict[str, float]:
+    """Return the bytes of each part of a cell's memory that was measured."""
     found = {part: cell.mean(memory_part_name(part)) for part in MEMORY_PARTS}
     return {part: value for part, value in found.items() if value is not None}
 

@@ -10,6 +10,7 @@ from analysis.figures.cells import value_of
 from analysis.figures.factors import MISSING
 from analysis.frame import Row
 from analysis.sources import SweepData
+from harness.records.answers import SAMPLE_COLUMNS
 from harness.records.metrics import METRICS, format_value
 
 PROVENANCE = (
@@ -114,6 +115,19 @@ def runs_table(rows: Sequence[Row], metrics: Sequence[str], to_runs: str) -> str
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
     return folded(summary, table)
+
+
+def answers_table(samples: Sequence[Sequence[str]]) -> str:
+    """Return generated answers beside their references, before and after training, as they are."""
+    head = "".join(f"<th>{escape(column)}</th>" for column in SAMPLE_COLUMNS)
+    lines = (
+        "<tr>" + "".join(f'<td class="text">{escape(text)}</td>' for text in row) + "</tr>"
+        for row in samples
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def provenance_list(rows: Sequence[Row]) -> str:

@@ -13,6 +13,8 @@ from analysis.page.drawn import draw_all
 from analysis.page.parts import figure_grid, folded, picture, runs_table, table_block
 from analysis.render import csv, html, latex, markdown
 from analysis.tables import Spec, Table, TableRefused, build_table
+from harness.errors import RequestError
+from harness.records.redact import looks_like_a_key
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,6 +99,11 @@ class ReportWriter:
 
     def _save(self, name: str, text: str) -> None:
         path = self.directory / name
+        if looks_like_a_key(text):
+            raise RequestError(
+                f"{path} is not written: it would hold what looks like a key; `grep -rn` the key in the "
+                "records and in sweep.yaml beside it, and take it out there"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.new")
         temporary.write_text(text, encoding="utf-8")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from harness.base.attention import attends_both_ways, implementation_of
 from harness.base.blocks import (
@@ -24,7 +23,7 @@ from harness.base.quick_imports import quiet_libraries
 from harness.base.source import ModelSource
 from harness.base.storage import Dense, Storage, storage_of
 from harness.config.schema import ModelConfig, QuantConfig
-from harness.errors import RequestError
+from harness.errors import RequestError, says_out_of_memory
 
 _TRIED_POSITIONS = 8
 _ROUNDING = 2e-2
@@ -203,7 +202,11 @@ def _refusing(source: ModelSource) -> Iterator[None]:
         yield
     except RequestError:  # by a function within, which has said it all
         raise
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    # A damaged or foreign file makes its reader raise anything: UnpicklingError, plain Exception
+    # (tokenizers), AttributeError. None of it is ours, and nothing of a model that did not load is used.
+    except Exception as error:
+        if isinstance(error, MemoryError) or says_out_of_memory(str(error)):
+            raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = source.location if source.directory else f"Hugging Face id {source.location}"
         raise RequestError(

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-import os
+import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from torch import nn
 
 from harness.base.blocks import block_linears, linear_modules
 from harness.base.storage import Dense, Storage
+from harness.parsing import Unreadable, read_json, shaped
+from harness.records.run_directory import staged, sweep_staged
+
+ABOUT = "about.json"
+PARTS = ("packed.safetensors", "rest.safetensors")
+logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 2
 """Raised whenever the stored tensors change meaning."""
@@ -28,7 +35,7 @@ def cache_entry(cache: Path, fingerprint: str, storage: Storage) -> Path:
 
 def save_entry(entry: Path, model: Any, fingerprint: str, storage: Storage) -> None:
     """Write packed layers and the rest in their stored types; appear under the final name or not at all."""
-    from safetensors.torch import save_file
+    from safetensors import SafetensorError
 
     layers: dict[str, torch.Tensor] = {}
     inside: set[str] = set()
@@ -46,18 +53,60 @@ def save_entry(entry: Path, model: Any, fingerprint: str, storage: Storage) -> N
     }
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     rest = {key: tensor for key, tensor in rest.items() if key not in tied}
-    staged = entry.with_name(f"{entry.name}.{os.getpid()}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    for file, tensors in (("packed", layers), ("rest", rest)):
-        whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(whole, staged / f"{file}.safetensors")
-    about = {"fingerprint": fingerprint, "format": storage.quant.format.value}
-    (staged / "about.json").write_text(json.dumps(about, indent=1))
     try:
-        staged.rename(entry)
+        _save(entry, fingerprint, storage, {"packed": layers, "rest": rest})
+    except (OSError, SafetensorError) as error:  # the cache saves time, and nothing else
+        logger.warning("the base cannot be kept in %s: %s", entry, error)
+        shutil.rmtree(staged(entry), ignore_errors=True)
+
+
+def _save(
+    entry: Path, fingerprint: str, storage: Storage, parts: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    from safetensors.torch import save_file
+
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    sweep_staged(entry.parent)
+    new = staged(entry)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    for file, tensors in parts.items():
+        whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(whole, new / f"{file}.safetensors")
+    about = _About(
+        fingerprint=fingerprint,
+        format=storage.quant.format.value,
+        sha256={path.name: _sha256(path) for path in sorted(new.iterdir())},
+    )
+    (new / ABOUT).write_text(json.dumps(asdict(about), indent=1))
+    try:
+        new.rename(entry)
     except OSError:  # another process was faster: its entry holds the same bytes
-        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _About:
+    """What an entry is, and what its files were when they were written."""
+
+    fingerprint: str
+    """Of the model."""
+    format: str
+    sha256: dict[str, str]
+    """By file."""
+
+
+def _verify(entry: Path) -> None:
+    """Raise Unreadable for files that are not as they were written: a flipped bit would train as well."""
+    about: _About = shaped(_About, read_json((entry / ABOUT).read_bytes()))
+    for name in PARTS:
+        if _sha256(entry / name) != about.sha256.get(name):
+            raise Unreadable(f"{name} does not match its hash")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_entry(
@@ -70,12 +119,14 @@ def load_entry(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if isinstance(storage, Dense) or not (entry / "about.json").exists():
+    if isinstance(storage, Dense) or not entry.exists():
         return None
     try:
+        _verify(entry)
         layers = load_file(entry / "packed.safetensors", device=str(device))
         rest = load_file(entry / "rest.safetensors", device="cpu")
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, Unreadable) as error:
+        logger.warning("the base in %s is damaged (%s) and is made again", entry, error)
         shutil.rmtree(entry, ignore_errors=True)
         return None
     model = empty_model()

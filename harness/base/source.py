@@ -6,13 +6,15 @@ Must not import torch or transformers: a missing directory is refused before the
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import harness
 from harness.base.hub import resolve_hub_model
 from harness.config.schema import ModelConfig
 from harness.errors import RequestError
+from harness.parsing import Unreadable, read_json, shaped
+from harness.records.run_directory import write_text
 
 EMBEDDED = "embedded"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -89,28 +91,26 @@ def _check_directory(name: str, directory: Path) -> None:
             )
 
 
-def model_fingerprint(source: ModelSource, memo: Path) -> str:
+def model_fingerprint(source: ModelSource, memo: Path, *, keep: bool = True) -> str:
     """Return what identifies the weights: a content hash of a directory, or id@commit of a hub id.
 
-    Hashes of files that have not changed since (path, size, mtime) are remembered in `memo`, a JSON file.
+    Hashes of files that have not changed since (path, size, mtime) are remembered in `memo`, a JSON file,
+    which is only read where nothing is to be kept.
     """
     if source.directory is None or source.revision is not None:
         return f"{source.name}@{source.revision}"
-    known: dict[str, list] = _read_memo(memo)
+    known = _read_memo(memo)
     digest = hashlib.sha256()
     changed = False
     for path in sorted(_content_files(source.directory)):
         stat = path.stat()
         key, stamp = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
-        if known.get(key, [])[:2] != stamp:
-            known[key] = [*stamp, _sha256(path)]
+        if key not in known or known[key].stamp != stamp:
+            known[key] = _Known(stamp=stamp, sha256=_sha256(path))
             changed = True
-        digest.update(f"{path.name} {known[key][2]}\n".encode())
-    if changed:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        staged = memo.with_suffix(".new")
-        staged.write_text(json.dumps(known, indent=0))
-        staged.replace(memo)
+        digest.update(f"{path.name} {known[key].sha256}\n".encode())
+    if changed and keep:
+        _write_memo(memo, known)
     return "sha256:" + digest.hexdigest()
 
 
@@ -132,11 +132,41 @@ def _content_files(directory: Path) -> set[Path]:
     }
 
 
-def _read_memo(memo: Path) -> dict[str, list]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """The hash of one file, and what the file was like when it was taken."""
+
+    stamp: list[int]
+    """Size in bytes, and time of the last change in nanoseconds."""
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Memo:
+    """Hashes by path; a memo that is damaged by one bit would make other runs of the same model."""
+
+    files: dict[str, _Known]
+    sha256: str
+    """Of `files`."""
+
+
+def _read_memo(memo: Path) -> dict[str, _Known]:
+    """Return the known hashes; none where the memo is missing, damaged, or of another version."""
     try:
-        return json.loads(memo.read_text())
-    except (OSError, ValueError):
+        found: _Memo = shaped(_Memo, read_json(memo.read_bytes()))
+    except (OSError, Unreadable):
         return {}
+    return found.files if found.sha256 == _digest(found.files) else {}
+
+
+def _write_memo(memo: Path, known: dict[str, _Known]) -> None:
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    write_text(memo, json.dumps(asdict(_Memo(files=known, sha256=_digest(known))), indent=0))
+
+
+def _digest(known: dict[str, _Known]) -> str:
+    text = json.dumps({key: asdict(value) for key, value in sorted(known.items())})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -3,13 +3,14 @@
 Must import nothing heavy: `harness --help` answers in well under a second.
 """
 
-import os
+import io
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
+from harness.cli.boundary import end, exit_code_of
 from harness.cli.options import (
     CFG,
     COMMANDS,
@@ -22,7 +23,8 @@ from harness.cli.options import (
     WANDB_FLAGS,
     WORKER_FLAGS,
 )
-from harness.errors import RequestError, RunFailed, near_names
+from harness.errors import RequestError, near_names
+from harness.training.stop import leave_terminal
 
 USAGE = """\
 usage: harness run    [-m] [override…] [--json]
@@ -45,49 +47,42 @@ commands:
   harness -sc install=bash     shell completion: eval "$(harness -sc install=bash)"
 
 exit codes: 0 done; 1 the work failed; 2 the request was wrong and nothing was touched;
-130 interrupted, the same command resumes
+70 a fault of the harness itself; 130 interrupted, the same command resumes
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with the documented code."""
     signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(dispatch(list(sys.argv[1:] if arguments is None else arguments)))
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has asked to go on
+        signal.signal(signal.SIGHUP, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
+    end(dispatch(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     """End as Ctrl-C does. While a run trains, `harness.training.stop` has a politer handler."""
+    if number == signal.SIGHUP:
+        leave_terminal()
     raise KeyboardInterrupt
 
 
 def dispatch(arguments: list[str]) -> int:
     """Return the exit code of one command line."""
-    return exit_code_of(lambda: _dispatch(arguments))
+    return exit_code_of(lambda: _dispatch(arguments), arguments)
 
 
-def exit_code_of(action: Callable[[], int]) -> int:
-    """Do `action`, say on standard error what went wrong, and return the documented exit code."""
-    try:
-        return action()
-    except RequestError as error:
-        for line in str(error).splitlines():
-            print(f"harness: {line}", file=sys.stderr)
-        return 2
-    except RunFailed as error:
-        print(f"harness: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "harness: stopped at once; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-        )
-        return 130
-    except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+MAX_WORD = 20_000
+"""Characters of one word of the command line that are looked at."""
 
 
 def _dispatch(arguments: list[str]) -> int:
+    for word in arguments:
+        if "\0" in word or len(word) > MAX_WORD:
+            what = "a NUL character" if "\0" in word else f"{len(word):,} characters"
+            raise RequestError(f"{word!r} has {what}; give a word of at most {MAX_WORD:,} others")
     if not arguments:
         print(_usage(), end="", file=sys.stderr)
         return 2

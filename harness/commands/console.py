@@ -4,18 +4,20 @@ A terminal gets a progress bar; a pipe or a log file gets plain lines, at most o
 Progress goes to standard error, the result to standard output.
 """
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Self
 
 from rich import box
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from harness.records.metrics import METRICS, Direction, format_value
 from harness.records.record import Estimate, Record, RunStatus
+from harness.records.redact import message
 from harness.records.run_directory import RunDirectory
+from harness.sweeping.display import WatchedConsole
 
 if TYPE_CHECKING:
     from harness.training.session import Event
@@ -36,7 +38,7 @@ class RunDisplay:
     """Progress of one run on standard error."""
 
     def __init__(self, run_id: str) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = WatchedConsole(stderr=True, highlight=False)
         self._interactive = self._console.is_terminal
         self._said_at = 0.0
         self._bar = Progress(
@@ -62,10 +64,15 @@ class RunDisplay:
 
     def __exit__(self, *_: object) -> None:
         if self._interactive:  # elsewhere it would leave an empty line
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
 
     def show(self, event: "Event") -> None:
         """Show what the session has just reported."""
+        with contextlib.suppress(OSError):  # whoever watched has gone; the run goes on
+            self._show(event)
+
+    def _show(self, event: "Event") -> None:
         from harness.training.session import RunStarted, StepDone
 
         if isinstance(event, RunStarted):
@@ -119,14 +126,15 @@ def print_result(record: Record, directory: RunDirectory, *, as_json: bool) -> N
             RunStatus.out_of_memory,
         )
         hint = "; the same command goes on from the last checkpoint" if resumes else ""
-        print(f"harness: {record.status.value}: {record.error}{hint}", file=sys.stderr)
+        said = message(f"harness: {record.status.value}: {record.error}{hint}")
+        print(said, file=sys.stderr)
 
 
 def _print_tables(record: Record, directory: RunDirectory) -> None:
-    console = Console(highlight=False)
+    console = WatchedConsole(highlight=False)
 
     def line(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False)
+        console.print(message(text), soft_wrap=True, markup=False)
 
     line(f"{record.run_id}: {record.status.value}")
     if record.evals:

@@ -14,7 +14,12 @@ from pathlib import Path
 from harness.commands.sweep import sweep_command
 from harness.config.compose import compose_run
 from harness.errors import RequestError
-from harness.question.load import load_question, question_of, question_text
+from harness.question.load import (
+    load_question,
+    question_of,
+    question_text,
+    refuse_secrets_with_effect,
+)
 from harness.question.question import Question, comparable, refuse_another
 from harness.records.run_directory import write_text
 
@@ -66,6 +71,7 @@ def _name_of(question: Question) -> str:
 
 def _keep(file: Path, question: Question) -> bool:
     """Write the question, unless the file holds another one; returns whether there was no file."""
+    refuse_secrets_with_effect(question)
     is_new = not file.exists()
     if not is_new:
         before = load_question(str(file), [])

@@ -12,6 +12,7 @@ from harness.config.resources import Shard
 from harness.errors import RequestError
 from harness.parallel.rendezvous import NO_MEMORY, REFUSED, STOPPED, Rendezvous, rank_log
 from harness.request import Request
+from harness.training.stop import STOPS
 
 
 def main(directory: Path) -> int:
@@ -21,11 +22,13 @@ def main(directory: Path) -> int:
     request, sys.argv = rendezvous.asked()
     _write_output_to(rank_log(request, rank), keep_stderr=rank == 0)
     if rank == 0:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the run itself listens
+        for each in (signal.SIGTERM, signal.SIGHUP):  # until the run itself listens
+            if signal.getsignal(each) is not signal.SIG_IGN:
+                signal.signal(each, signal.default_int_handler)
         rendezvous.leader.write_text(str(os.getpid()))
     else:  # the leader decides, and without it there is nothing to do
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for each in STOPS:
+            signal.signal(each, signal.SIG_IGN)
     try:
         return _take_part(request)
     except RequestError as error:

@@ -1,6 +1,7 @@
 """`harness sweep`: from a question to a study, run by worker processes; `--dry-run` prints what would run."""
 
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,15 @@ from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.config.storage import label_of
 from harness.errors import RequestError
+from harness.plan.probe import PROBE_STEPS
 from harness.question.check_space import check_space
 from harness.question.load import load_question
 from harness.question.points import Point
 from harness.question.question import Question, comparable, refuse_another
 from harness.question.settings import Method, PrunerName
-from harness.records.redact import redact
+from harness.records.redact import message
+from harness.records.run_directory import set_aside
+from harness.request import check_writable
 from harness.sweeping.check import check_without_device
 from harness.sweeping.display import print_state
 from harness.sweeping.member import Member, begin_sweep
@@ -36,9 +40,11 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
         )
     directory = SweepDirectory(Path(base.paths.out), question.name)
     if dry_run:
-        check_without_device(points, directory)
+        with tempfile.TemporaryDirectory(prefix="harness-") as logs:
+            check_without_device(points, Path(logs), keep=False)
         print(plan_text(question, points, base), end="")
         return 0
+    check_writable(base.paths)
     _refuse_another_question(directory, question)
     if question.launcher is not None:
         return _launch(question, points, directory, Path(base.paths.out))
@@ -47,7 +53,7 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
     if state.status is SweepStatus.finished:
         for problem in mirror_finished_sweep(base.tracker, Path(base.paths.out), directory, state):
             directory.append_log(problem)
-            print(f"harness: {redact(problem)}", file=sys.stderr)
+            print(message(f"harness: {problem}"), file=sys.stderr)
     if as_json:
         print(state_text(state), end="")
     else:
@@ -55,7 +61,7 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
     if state.status is SweepStatus.interrupted:
         again = " ".join(["harness sweep", name, *overrides])
         print(
-            redact(f"harness: stopped; every run in flight has a checkpoint. Go on with: {again}"),
+            message(f"harness: stopped; every run in flight has a checkpoint. Go on with: {again}"),
             file=sys.stderr,
         )
         return 130
@@ -81,11 +87,22 @@ def _launch(
 
 
 def _refuse_another_question(directory: SweepDirectory, question: Question) -> None:
-    """Refuse a question whose trials cannot stand beside those that this sweep has begun with."""
-    if directory.question.exists():
-        before = load_question(str(directory.question), [])
-        asked = f"the sweep {question.name} ({directory.question})"
-        refuse_another(asked, comparable(before), comparable(question))
+    """Refuse a question whose trials cannot stand beside those that this sweep has begun with.
+
+    A kept question that is damaged is set aside: the study has its own, and is asked next.
+    """
+    if not directory.question.exists():
+        return
+    try:
+        before = comparable(load_question(str(directory.question), []))
+    except RequestError as error:
+        aside = set_aside(directory.question)
+        said = message(f"{error}; set aside as {aside.name}, and written anew")
+        print(f"harness: {said}", file=sys.stderr)
+        return
+    refuse_another(
+        f"the sweep {question.name} ({directory.question})", before, comparable(question)
+    )
 
 
 def plan_text(
@@ -119,6 +136,11 @@ def plan_text(
     lines.append(
         "objective: " + ", ".join(f"{o.metric} ({o.direction.value})" for o in question.objectives)
     )
+    if search.probe:
+        lines.append(
+            f"probes: each distinct cost alone, {PROBE_STEPS} steps, before the confirmation "
+            "(search.probe=false: none)"
+        )
     if confirm is not None:
         lines.append(
             f"confirmation: the best {confirm.top} on seeds {', '.join(map(str, confirm.seeds))}, "

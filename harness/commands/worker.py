@@ -4,10 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from harness.config.compose import compose_run
 from harness.errors import RequestError
+from harness.parsing import Unreadable, read_yaml, shaped
 from harness.question.check_space import check_space
 from harness.question.keys import key_of
 from harness.question.load import question_of
@@ -71,6 +70,18 @@ def worker_command(name: str, overrides: Sequence[str]) -> int:
     return int(any(run.status == "failed" for run in state.runs))
 
 
+def _storage_in(file: Path) -> str | None:
+    try:
+        tree = read_yaml(file.read_bytes())
+        study = tree.get("study") if isinstance(tree, dict) else None
+        return shaped(str | None, (study if isinstance(study, dict) else {}).get("storage"))
+    except (OSError, Unreadable) as error:
+        raise RequestError(
+            f"{file}, which says where the study is, cannot be used: {error}; give "
+            "study.storage=postgresql://user@host/database"
+        ) from error
+
+
 def _question(name: str, overrides: Sequence[str]) -> Question:
     """Return the question that the study was asked, with what this member has of its own."""
     given = [o.partition("=")[2] for o in overrides if o.startswith("study.storage=")]
@@ -79,7 +90,7 @@ def _question(name: str, overrides: Sequence[str]) -> Question:
     if given:
         storage = given[-1]
     elif file.exists():
-        storage = yaml.safe_load(file.read_text(encoding="utf-8"))["study"]["storage"]
+        storage = _storage_in(file)
     else:
         raise RequestError(
             f"harness worker {name} needs study.storage=postgresql://user@host/database: {file}, which "

@@ -3,6 +3,7 @@
 Must not import torch, transformers or wandb.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import harness
 from harness.config.devices import resolved_device
+from harness.config.overrides import read_override
 from harness.config.schema import FloatType, PathsConfig, RunConfig
 from harness.errors import RequestError, near_names
 
@@ -68,6 +70,34 @@ def register_schema() -> None:
 
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
     OmegaConf.register_new_resolver("compute_dtype_for", compute_dtype_for, replace=True)
+    OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)
+
+
+ENVIRONMENT = (
+    *("HOME", "USER", "LOGNAME", "HOSTNAME", "TMPDIR", "SCRATCH", "WORK", "PROJECT", "DATA"),
+    *(
+        "CUDA_VISIBLE_DEVICES",
+        "SLURM_JOB_ID",
+        "SLURM_ARRAY_TASK_ID",
+        "SLURM_TMPDIR",
+        "SLURMD_NODENAME",
+    ),
+    *("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME"),
+)
+"""What `${oc.env:NAME}` may name: a file from elsewhere must not read the keys that others hold."""
+
+
+def environment_variable(name: str, default: str | None = None) -> str | None:
+    """Return a variable of the environment that a configuration may use, as OmegaConf's own resolver does."""
+    if name not in ENVIRONMENT:
+        raise ValueError(
+            f"${{oc.env:{name}}} is not among what a configuration may use: {', '.join(ENVIRONMENT)}"
+        )
+    if name in os.environ:
+        return os.environ[name]
+    if default is None:
+        raise KeyError(f"the environment variable {name} is not set")
+    return str(default)
 
 
 def compute_dtype_for(device: str) -> str:
@@ -90,6 +120,10 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
         return run_config(compose_tree(prepared))
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(_first_lines(error)) from error
+    except RecursionError:
+        raise RequestError("a value refers to itself by ${…}; give it as it is") from None
+    except (ValueError, ArithmeticError) as error:  # of a conversion to the key's type
+        raise RequestError(f"a value cannot be taken: {error}") from error
 
 
 def compose_tree(prepared: Sequence[str]) -> "DictConfig":
@@ -190,20 +224,29 @@ def parse_override(text: str) -> tuple[str, "Override"]:
     The grammar wants quotes inside quotes around `model='/models/a (b)'`, which a shell makes hard to type.
     Raises RequestError, from Hydra's own exception, for what is no override.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create()
     try:
-        return text, parser.parse_override(text)
+        return text, read_override(text)
     except HydraException as error:
         key, equals, value = text.partition("=")
         if equals and key.lstrip("+") in _TEXT_KEYS:
             quoted = f"{key}={_quoted(value)}"
-            return quoted, parser.parse_override(quoted)
+            try:
+                return quoted, read_override(quoted)
+            except HydraException as refused:
+                raise RequestError(f"{text!r} cannot be read: {refused}") from refused
         raise RequestError(
             f"{text!r} is no override; write key=value, group=option, +key=value or ~key"
+            f"{_said_by_us(error)}"
         ) from error
+
+
+def _said_by_us(error: Exception) -> str:
+    """Return a reason that is ours; those of Hydra's parser are about its grammar."""
+    from hydra.errors import OverrideParseException
+
+    return "" if isinstance(error, OverrideParseException) else f" ({error})"
 
 
 _TEXT_KEYS = (

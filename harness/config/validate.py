@@ -6,7 +6,7 @@ Must not import torch, transformers or wandb. Validators judge; they never edit.
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 
 from harness.config.devices import resolved_device, visible_cuda_devices
 from harness.config.resources import Shard
@@ -28,6 +28,7 @@ BLOCK_SIZES = tuple(2**power for power in range(5, 13))  # 32 … 4096, what bit
 def validate(config: RunConfig) -> None:
     """Raise RequestError with one line for everything that is wrong with `config`."""
     problems = [
+        *_size_problems(config),
         *_quant_problems(config.quant),
         *_lora_problems(config.lora),
         *_optim_problems(config.optim),
@@ -37,6 +38,30 @@ def validate(config: RunConfig) -> None:
     ]
     if problems:
         raise RequestError("\n".join(problems))
+
+
+MOST = 1_000_000_000
+"""Of anything that is counted: steps, rows, tokens, processes."""
+MOST_SEED = 2**53 - 1
+"""Seeds are written to files that JSON readers everywhere read exactly up to here."""
+MOST_EPOCHS = 1e6
+
+
+def _size_problems(config: RunConfig) -> Iterator[str]:
+    """Yield numbers that nothing could be made of."""
+    for section in fields(config):
+        part = getattr(config, section.name)
+        named = (
+            [(f"{section.name}.{each.name}", getattr(part, each.name)) for each in fields(part)]
+            if is_dataclass(part)
+            else [(section.name, part)]
+        )
+        for name, value in named:
+            most = MOST_SEED if name.endswith("seed") else MOST
+            if type(value) is int and abs(value) > most:
+                yield f"{name}={value} is beyond {most:,}, which nothing here can have"
+    if config.optim.epochs is not None and config.optim.epochs > MOST_EPOCHS:
+        yield f"optim.epochs={config.optim.epochs} is more than {MOST_EPOCHS:,.0f}"
 
 
 def _quant_problems(quant: QuantConfig) -> Iterator[str]:

@@ -131,6 +131,15 @@ def _json_lines(content: bytes, name: str) -> Iterator[Record]:
                 f"{place}: not JSON: {error.msg} at column {error.colno}; a .jsonl file has one JSON "
                 "object per line"
             ) from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{place}: {_beyond(error)}") from None
+
+
+def _beyond(error: Exception) -> str:
+    """Say what JSON allows and no row has: a number of thousands of digits, brackets by the thousand."""
+    if isinstance(error, RecursionError):
+        return "its brackets are nested too deeply"
+    return f"a number cannot be read: {error}"
 
 
 def _json_list(content: bytes, name: str) -> Iterator[Record]:
@@ -163,6 +172,8 @@ def _json_list(content: bytes, name: str) -> Iterator[Record]:
             value, end = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise malformed(error.pos, error.msg) from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{name}:{line}: {_beyond(error)}") from None
         yield Record(f"{name}:{line}", value)
         position = skip(end)
         closed = text.startswith("]", position)

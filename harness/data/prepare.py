@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,11 +26,12 @@ from harness.data.tokenize import (
     padding_id,
 )
 from harness.errors import DataError
+from harness.records.run_directory import staged, sweep_staged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 """Raise it with every change of what rows look like: older files are then never read."""
 _TENSORS = ("input_ids_NT", "targets_NT", "segments_NT", "lengths_N", "source_N")
 
@@ -105,12 +105,15 @@ def prepare_data(
     tokenizer: "PreTrainedTokenizerBase",
     tokenizer_fingerprint: str,
     cache_dir: Path,
+    *,
+    keep: bool = True,
 ) -> PreparedData:
     """Read the data and return its rows, from `cache_dir` where this form of it has been tokenized before.
 
-    `tokenizer_fingerprint` covers everything that changes what the tokenizer does, its chat template
-    included. Training rows are packed where `data.packing`; validation and test rows are padded, one
-    example each. All padded splits have one row length, so nothing depends on the batch.
+    With `keep` a new form of it is left there. `tokenizer_fingerprint` covers everything that changes what
+    the tokenizer does, its chat template included. Training rows are packed where `data.packing`; validation
+    and test rows are padded, one example each. All padded splits have one row length, so nothing depends on
+    the batch.
 
     Raises:
         DataError: as `read_splits` and `render` do, or `max_length` leaves no training row.
@@ -122,7 +125,8 @@ def prepare_data(
     cached = _load(file)
     if cached is None:
         cached = _tokenized(config, splits, tokenizer)
-        _store(file, *cached)
+        if keep:
+            _store(file, *cached)
     rows, reports = cached
     prepared = PreparedData(
         train=rows[Split.train],
@@ -224,16 +228,17 @@ def _store(
         if (tensor := getattr(part, name)) is not None
     }
     described = {split.value: asdict(report) for split, report in reports.items()}
-    metadata = {"reports": json.dumps(described), "sha256": _digest(tensors)}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as stream:
-        try:
-            stream.write(save(tensors, metadata))
-            stream.close()
-            os.replace(stream.name, file)
-        except BaseException:
-            Path(stream.name).unlink(missing_ok=True)
-            raise
+    reported = json.dumps(described)
+    metadata = {"reports": reported, "sha256": _digest(tensors, reported)}
+    new = staged(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sweep_staged(file.parent)
+        new.write_bytes(save(tensors, metadata))
+        os.replace(new, file)
+    except OSError as error:  # the cache saves time, and nothing else
+        logger.warning("the tokenized data cannot be kept in %s: %s", file, error)
+        new.unlink(missing_ok=True)
 
 
 def _load(file: Path) -> _Tokenized | None:
@@ -247,7 +252,7 @@ def _load(file: Path) -> _Tokenized | None:
                 name: stored.get_tensor(name)
                 for name in stored.keys()  # noqa: SIM118
             }
-        if metadata["sha256"] != _digest(tensors):
+        if metadata["sha256"] != _digest(tensors, metadata["reports"]):
             raise ValueError("its contents do not match their hash")
         described = json.loads(metadata["reports"])
         rows = {
@@ -255,13 +260,13 @@ def _load(file: Path) -> _Tokenized | None:
             for split in Split
         }
         return rows, {split: SplitReport(**described[split.value]) for split in Split}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         logger.warning("tokenized data in %s is damaged (%s) and is made again", file, error)
         return None
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, torch.Tensor], reported: str) -> str:
+    digest = hashlib.sha256(reported.encode())
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].numpy().data)

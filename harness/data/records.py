@@ -125,7 +125,7 @@ def _text(row: Mapping[str, Any], column: str, key: str, place: str) -> str:
     value = _value(row, column, key, place)
     if not isinstance(value, str):
         raise DataError(f"{place}: column '{column}' must hold a string, got {_kind(value)}")
-    return value
+    return _whole(value, place)
 
 
 def _optional_text(row: Mapping[str, Any], column: str | None, place: str) -> str:
@@ -160,11 +160,23 @@ def _turn(message: object, place: str) -> Turn:
         given = f"columns {', '.join(message)}" if isinstance(message, dict) else _kind(message)
         raise DataError(f"{place}: needs 'role' and 'content', got {given}")
     role, content = message["role"], message["content"]
-    if role not in Role.__members__:
+    if not isinstance(role, str) or role not in Role.__members__:
         raise DataError(f"{place}: role must be one of {_names(Role)}, got {role!r}")
     if not isinstance(content, str):
         raise DataError(f"{place}: content must be a string, got {_kind(content)}")
-    return Turn(Role[role], content)
+    return Turn(Role[role], _whole(content, place))
+
+
+def _whole(text: str, place: str) -> str:
+    """Refuse half of a character, which JSON can write (`\\ud83d` alone) and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape").decode()
+        raise DataError(
+            f"{place}: {half} at character {error.start} is half of a character; write the whole pair"
+        ) from None
+    return text
 
 
 def _names(roles: Iterable[Role]) -> str:

@@ -248,14 +248,14 @@ def _apply(turns: list[Turn], tokenizer: "PreTrainedTokenizerBase", *, open_answ
     `enable_thinking=False` is Qwen3's switch: it puts the empty thought, which an answered turn contains,
     into the generation prompt too. Other templates do not read it.
     """
-    from jinja2 import TemplateError
-
     messages = [{"role": turn.role.value, "content": turn.text} for turn in turns]
     try:
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=open_answer, enable_thinking=False
         )
-    except TemplateError as error:
+    except (
+        Exception
+    ) as error:  # a template is its author's program, in a sandbox, and raises anything
         roles = ", ".join(turn.role.value for turn in turns)
         raise DataError(
             f"data.template=tokenizer: the chat template refuses a conversation of {roles}: {error}; use "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, assert_never
 
 from harness.config.resources import BackendName
 from harness.engine.cpu.backend import CpuBackend, why_not_cpu
+from harness.engine.cuda.backend import CudaBackend, why_not_cuda
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.reference.backend import ReferenceBackend
 from harness.errors import RequestError
@@ -49,8 +50,12 @@ def choose_backend(shared: "SharedBase", wanted: BackendName) -> Backend:
                 raise RequestError(f"resources.backend=cpu: {reason}; use resources.backend=auto")
             return CpuBackend(shared)
         case BackendName.cuda:
-            raise RequestError("resources.backend=cuda: not there")
+            if (reason := why_not_cuda(shared)) is not None:
+                raise RequestError(f"resources.backend=cuda: {reason}; use resources.backend=auto")
+            return CudaBackend(shared)
         case BackendName.auto:
+            if shared.base.device.type == "cuda" and why_not_cuda(shared) is None:
+                return CudaBackend(shared)
             return ReferenceBackend(shared) if why_not_cpu(shared) else CpuBackend(shared)
         case _ as unreachable:
             assert_never(unreachable)

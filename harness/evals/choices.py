@@ -156,6 +156,13 @@ def read_choices(path: str) -> tuple[Question, ...]:
                 f"{place}: not JSON: {error.msg} at column {error.colno}; a file of questions has one "
                 "JSON object per line"
             ) from None
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise DataError(f"{place}: cannot be read: {reason}") from None
+        if _half_characters(row):
+            raise DataError(
+                f"{place}: a text has half of a character (a lone \\ud8…); write the pair"
+            )
         question = _parsed(row, place)
         if questions and question.form is not questions[0].form:
             raise DataError(
@@ -166,6 +173,15 @@ def read_choices(path: str) -> tuple[Question, ...]:
     if not questions:
         raise DataError(f"{path} has no questions: it is empty")
     return tuple(questions)
+
+
+def _half_characters(row: Any) -> bool:
+    """Whether a text in a row has what no tokenizer takes."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _read_text(path: str) -> str:

@@ -4,6 +4,7 @@ Must not import torch, optuna or submitit: `harness status` reads it.
 """
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -12,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.errors import RequestError
-from harness.records.run_directory import write_text
+from harness.parsing import Unreadable, read_json, shaped
+from harness.records.run_directory import set_aside, write_text
 from harness.sweeping.state import SweepDirectory
 
 _ASK_SECONDS = 30
@@ -38,6 +40,19 @@ def logs_of(out: Path, name: str) -> Path:
     return SweepDirectory(out.absolute(), name).path / "jobs"
 
 
+def make_private(folder: Path) -> None:
+    """Make the directory of the jobs' pickles, which whoever can write there could let a job run.
+
+    Raises RequestError where it is another user's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise RequestError(
+            f"{folder} belongs to another user, and a job would run what is put there; give another paths.out"
+        )
+    folder.chmod(0o700)
+
+
 def _file_of(directory: SweepDirectory) -> Path:
     return directory.path / "jobs.json"
 
@@ -46,18 +61,27 @@ def keep_jobs(out: Path, name: str, submitted: Sequence[Submitted]) -> None:
     """Add to what the sweep has submitted before."""
     directory = SweepDirectory(out, name)
     directory.path.mkdir(parents=True, exist_ok=True)
-    jobs = [*read_jobs(directory), *submitted]
+    try:
+        before = read_jobs(directory)
+    except RequestError:  # what has just been submitted must be found again
+        set_aside(_file_of(directory))
+        before = []
+    jobs = [*before, *submitted]
     lines = ",\n ".join(json.dumps(asdict(job)) for job in jobs)
     write_text(_file_of(directory), f"[{lines}]\n")
 
 
 def read_jobs(directory: SweepDirectory) -> list[Submitted]:
     """Return everything that a sweep has submitted, oldest first."""
+    file = _file_of(directory)
     try:
-        text = _file_of(directory).read_text(encoding="utf-8")
+        return shaped(list[Submitted], read_json(file.read_bytes()))
     except FileNotFoundError:
         return []
-    return [Submitted(**job) for job in json.loads(text)]
+    except Unreadable as error:
+        raise RequestError(
+            f"{file} cannot be used: {error}; move it away, and jobs are listed from the next one on"
+        ) from error
 
 
 # How they stand ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from harness.config.devices import visible_cuda_devices
 from harness.errors import RequestError
 from harness.launch.job import MemberJob
-from harness.launch.jobs import Submitted, cluster_name, keep_jobs, logs_of
+from harness.launch.jobs import Submitted, cluster_name, keep_jobs, logs_of, make_private
 from harness.question.question import Question
 from harness.question.settings import LauncherKind, LauncherSettings
 from harness.records.run_directory import utc_now
@@ -44,6 +44,7 @@ def launch(question: Question, out: Path, command: Sequence[str] | None = None) 
         grace_seconds=settings.grace_seconds,
     )
     folder = logs_of(out, question.name)
+    make_private(folder)
     match settings.kind:
         case LauncherKind.slurm:
             where = cluster_name()

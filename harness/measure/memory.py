@@ -1,6 +1,7 @@
 """Memory by parts, as exact tensor bytes; peaks by phase are the device's meter's (harness.measure.meter)."""
 
 import contextlib
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from harness.base.build import Base
 from harness.base.layers import FrozenLinear
 from harness.base.sharding import held_here
+from harness.errors import says_out_of_memory
 
 
 def distinct_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -21,10 +23,12 @@ def distinct_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether `error` is an allocation that failed; torch's CPU allocator has no type of its own."""
+    """Say whether `error` is an allocation that failed, whichever library's."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and says_out_of_memory(str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,13 +21,14 @@ from harness.parallel.rendezvous import NO_MEMORY, REFUSED, STOPPED, Rendezvous,
 from harness.records.provenance import collect_provenance
 from harness.records.record import Record, RecordError, RunStatus, read_record, write_record
 from harness.request import Request, settled_record
+from harness.training.stop import STOPS, leave_terminal
 
 RANK_MODULE = "harness.commands.rank"
 _KILL_SECONDS = 10
 """How long ranks have to end when this process gives up, before they are killed."""
 _PATIENCE = 2
 """Signals that are passed on; one more, and this process gives up."""
-_TORCHRUN_TAKES = (signal.SIGHUP, signal.SIGQUIT)
+_TORCHRUN_TAKES = (signal.SIGQUIT,)
 
 
 class _RankFailedError(Exception):
@@ -106,18 +107,20 @@ def _run_torchrun(request: Request, rendezvous: Rendezvous) -> None:
 
 @contextmanager
 def _signals_forwarded(rendezvous: Rendezvous) -> Iterator[None]:
-    """Pass SIGINT and SIGTERM on to the leading rank, which knows how to stop (main thread only)."""
+    """Pass what asks to stop on to the leading rank, which knows how to (main thread only)."""
     count = 0
 
     def forward(number: int, frame: FrameType | None) -> None:
         nonlocal count
         count += 1
+        if number == signal.SIGHUP:
+            leave_terminal()
         if count > _PATIENCE or not rendezvous.leader.exists():
             raise KeyboardInterrupt
         with suppress(ProcessLookupError):  # it has just ended
             os.kill(int(rendezvous.leader.read_text()), number)
 
-    ours = (signal.SIGINT, signal.SIGTERM)
+    ours = [each for each in STOPS if signal.getsignal(each) is not signal.SIG_IGN]
     before = {number: signal.getsignal(number) for number in (*ours, *_TORCHRUN_TAKES)}
     for number in ours:
         signal.signal(number, forward)

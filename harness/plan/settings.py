@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from harness.config.validate import MOST
 from harness.errors import RequestError, near_names
 from harness.question.goals import BYTE_UNITS
 
@@ -61,11 +62,11 @@ def _value(key: str, text: str, kind: Any) -> Any:
     number = float if kind == (float | None) else int
     try:
         value = number(text)
-    except ValueError:
+    except ValueError:  # no number, or one of 5,000 digits
         value = 0
-    if not 0 < value < float("inf"):
+    if not 0 < value <= MOST:
         what = "a whole number" if number is int else "a number"
-        raise RequestError(f"{key}={text} is not {what} above 0")
+        raise RequestError(f"{key}={text} is not {what} above 0 and up to {MOST:,}")
     return value
 
 
@@ -73,7 +74,7 @@ def parse_bytes(text: str, where: str) -> int:
     """Return the bytes that `24GiB` or `80 GB` means. Raises RequestError for anything else."""
     match = _SIZE.fullmatch(text.strip())
     unit = match.group(2) or "B" if match else ""
-    if match is None or unit not in BYTE_UNITS or float(match.group(1)) <= 0:
+    if match is None or unit not in BYTE_UNITS or not 0 < float(match.group(1)) < 1e18:
         raise RequestError(
             f"{where} {text!r} is no amount of memory; give a number with one of "
             f"{', '.join(BYTE_UNITS)}, such as 24GiB"

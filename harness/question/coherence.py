@@ -1,6 +1,7 @@
 """Whether the parts of a question go together. Must not import torch or optuna."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from harness.config.compose import EXCLUSIVE, compose_run
@@ -15,6 +16,9 @@ from harness.question.settings import Method, PrunerName, SearchSettings
 
 EVALUATIONS = 10
 """Evaluations of a run that a pruner judges, where eval.every_steps is not given."""
+
+MOST_POINTS = 1_000_000
+"""Points of a grid, conditions left aside, and trials of a search."""
 
 REPORTED = ("eval/loss", "eval/perplexity", "eval/token_accuracy")
 """Metrics that a run reports while it trains, for a pruner to judge by."""
@@ -62,6 +66,7 @@ def with_evaluations(
 def _search_problems(question: Question) -> Iterator[tuple[str, str]]:
     """Yield the part of the file and the problem."""
     search, space = question.search, question.space
+    yield from _size_problems(search, space)
     metrics = [objective.metric for objective in question.objectives]
     without_grid = [axis for axis in space.axes if axis.choices is None]
     if search.method is Method.grid and without_grid:
@@ -91,6 +96,20 @@ def _search_problems(question: Question) -> Iterator[tuple[str, str]]:
             "search",
             f"search.pruner={search.pruner.value} judges runs while they train, and {metrics[0]} is only "
             f"measured at the end; take an objective of {', '.join(REPORTED)}, or search.pruner=none",
+        )
+
+
+def _size_problems(search: SearchSettings, space: Space) -> Iterator[tuple[str, str]]:
+    """Yield what nobody could train; counted, not made."""
+    if search.trials is not None and search.trials > MOST_POINTS:
+        yield "search", f"search.trials={search.trials:,} is more than {MOST_POINTS:,}; give fewer"
+    counts = [1 if axis.choices is None else len(axis.choices) for axis in space.axes]
+    if search.method is Method.grid and math.prod(counts) > MOST_POINTS:
+        shown = " x ".join(f"{axis.key} {n:,}" for axis, n in zip(space.axes, counts, strict=True))
+        yield (
+            "search",
+            f"a grid of up to {math.prod(counts):,} points ({shown}) is more than {MOST_POINTS:,}; "
+            "give fewer values, or take search.method=random, tpe, gp, nsga2 or cmaes with search.trials",
         )
 
 

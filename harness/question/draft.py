@@ -10,9 +10,12 @@ from typing import Any
 import yaml
 
 from harness.errors import RequestError, near_names
+from harness.parsing import Unreadable, read_yaml
 from harness.question.entries import Entries
 from harness.question.grammar import is_sweep
 from harness.question.question import PARTS
+
+MAX_BYTES = 1_000_000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,8 +42,10 @@ def read_draft(file: Path, shown: str) -> Draft:
     """Read a sweep's file. Raises RequestError if it is no mapping with the keys of a question."""
     where = f"{shown}: "
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if file.stat().st_size > MAX_BYTES:
+            raise Unreadable(f"it has more than {MAX_BYTES:,} bytes, which no question needs")
+        tree = read_yaml(file.read_bytes(), _Loader)
+    except (OSError, Unreadable) as error:
         reason = " ".join(str(error).split())
         raise RequestError(f"{where}cannot be read as YAML: {reason}") from error
     return draft_of(tree, where, file.stem)
@@ -74,10 +79,12 @@ class _Loader(yaml.SafeLoader):
     """YAML as it is, but for a key that is given twice: the first would be lost without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = set()
+        for each, _ in node.value:
+            key = self.construct_object(each, deep=True)
+            if key in seen:
                 raise yaml.YAMLError(f"{key!r} is given twice {node.start_mark}")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from harness.config.compose import group_options
+from harness.config.overrides import read_override
 from harness.errors import RequestError, near_names
 from harness.question.axes import CaseAxis, ChoiceAxis, NumberAxis
 from harness.question.keys import check_values, is_group, is_integer, is_number
@@ -25,15 +26,16 @@ FORMS = (
     "tag(log, interval(low, high))"
 )
 _LOG = "log"
+MAX_RANGE = 10_000
+"""Values of one range; every one of them may become a run."""
 
 
 def is_sweep(value: str) -> bool:
     """Whether the text after `key=` gives several values. Text that cannot be read gives none."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_override(f"key={value}").is_sweep_override()
+        return read_override(f"key={value}").is_sweep_override()
     except HydraException:
         return value.lstrip().startswith(_FUNCTIONS)
 
@@ -89,11 +91,10 @@ def cases_of(axis: CaseAxis, text: str) -> CaseAxis:
 
 
 def _sweep_from_text(key: str, text: str) -> Any:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_override(f"{key}={text}").value()
+        return read_override(f"{key}={text}").value()
     except HydraException as error:
         null = "; a choice with null is written a,null" if "NoneType" in str(error) else ""
         raise RequestError(
@@ -165,6 +166,12 @@ def _range_axis(key: str, text: str, sweep: "RangeSweep") -> NumberAxis:
     if count < 1:
         raise RequestError(
             f"{key}={text} is empty: from {start} by {step} there is nothing to {stop}"
+        )
+    if count > MAX_RANGE:
+        raise RequestError(
+            f"{key}={text} has {count:,} values, and a range at most {MAX_RANGE:,}; write a larger step, or "
+            f"{'int(' if is_integer(key) else ''}interval({start}, {stop}){')' if is_integer(key) else ''} "
+            "with an adaptive or random search"
         )
     last = start + (count - 1) * step
     integer = all(isinstance(part, int) for part in (sweep.start, sweep.stop, sweep.step))

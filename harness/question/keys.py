@@ -19,6 +19,10 @@ from harness.question.values import spelled
 WITHOUT_EFFECT = ("tracker", "checkpoint", "resources", "paths")
 """Sections that change no result (the identity leaves them out): their values would be one run."""
 
+NAME = r"[A-Za-z0-9][\w.+-]{0,99}"
+"""What names a sweep, its directory and its study."""
+NAME_WANTED = "use letters, digits, -, _, + and dots, at most 100, with a letter or digit first"
+
 
 QUESTION_SECTIONS = tuple(p for p in PARTS if p not in (*TEXTS, "base", "space", "resources"))
 """Parts that an override gives by their name; the keys of `resources` tell a sweep's from a run's."""

@@ -17,8 +17,9 @@ from harness.question.command_line import apply_override
 from harness.question.draft import Draft, draft_of, read_draft
 from harness.question.entries import read_axes
 from harness.question.goals import read_constraints, read_objectives
+from harness.question.keys import NAME, NAME_WANTED
 from harness.question.points import Space
-from harness.question.question import Question
+from harness.question.question import ANYWHERE, Question
 from harness.question.reading import (
     read_confirmation,
     read_launcher,
@@ -27,6 +28,7 @@ from harness.question.reading import (
     read_starts,
     read_study,
 )
+from harness.records.redact import redact
 
 # Finding -----------------------------------------------------------------------------------------
 
@@ -95,7 +97,28 @@ def _question_of_draft(draft: Draft, overrides: Sequence[str]) -> Question:
         apply_override(draft, text)
     question = _whole(draft)
     check_question(question, draft)
+    _refuse_secrets(
+        [axis.described for axis in question.space.axes], draft.place("space") + "space"
+    )
+    if question.launcher is not None:
+        _refuse_secrets(question.launcher.setup or (), "launcher.setup")
+    if question.study.is_shared:
+        refuse_secrets_with_effect(question)
     return question
+
+
+def refuse_secrets_with_effect(question: Question) -> None:
+    """Refuse a base that asks for something else without its secrets, where what is kept is asked again."""
+    _refuse_secrets([o for o in question.base if not o.startswith(ANYWHERE)], "base")
+
+
+def _refuse_secrets(texts: Sequence[str], where: str) -> None:
+    for text in texts:
+        if redact(text) != text:
+            raise RequestError(
+                f"{where}: {text} holds what looks like a secret, and is written to the study and the "
+                "report; leave it out, or name a file that holds it"
+            )
 
 
 def _whole(draft: Draft) -> Question:
@@ -121,10 +144,9 @@ def _whole(draft: Draft) -> Question:
 
 def _name(draft: Draft) -> str:
     name = str(draft.parts.get("name"))
-    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", name, re.ASCII):
+    if not re.fullmatch(NAME, name, re.ASCII):
         raise RequestError(
-            f"{draft.place('name')}name={name!r} cannot name a directory and a study; use letters, digits, "
-            "-, _, + and dots, at most 100, with a letter or digit first"
+            f"{draft.place('name')}name={name!r} cannot name a directory and a study; {NAME_WANTED}"
         )
     return name
 

@@ -22,6 +22,7 @@ from harness.question.settings import (
     WorkerSettings,
     has_password,
 )
+from harness.records.redact import redact_tree
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +47,7 @@ class Question:
     """Who starts the members; none: this command is the one that trains."""
 
     def tree(self) -> dict[str, Any]:
-        """Return the question as plain values; a file of them asks the same.
+        """Return the question as plain values without secrets; a file of them asks the same.
 
         The password of a storage url is left out: PGPASSWORD and ~/.pgpass are where it belongs.
         """
@@ -54,7 +55,7 @@ class Question:
         tree["objective"] = {each.metric: each.direction.value for each in self.objectives}
         tree["constraints"] = {each.metric: _limits(each) for each in self.constraints}
         tree["study"]["storage"] = _without_password(self.study.storage)
-        return tree
+        return redact_tree(tree)
 
 
 def in_file(name: str) -> str:
@@ -127,6 +128,7 @@ def comparable(question: Question) -> dict[str, Any]:
     """Return all that makes the trials of one study comparable, as JSON, by the names in a sweep's file.
 
     Every field of a question counts, and of its sections every field, unless its metadata say `APART`.
+    Without secrets: a study and a file keep it.
     """
     found: dict[str, Any] = {}
     for key, value in _counting(question).items():
@@ -135,7 +137,7 @@ def comparable(question: Question) -> dict[str, Any]:
         else:
             found[key] = _spelled(value)
     found["base"] = _with_effect(question.base)
-    return {in_file(key): value for key, value in found.items()}
+    return redact_tree({in_file(key): value for key, value in found.items()})
 
 
 def _counting(parts: Any) -> dict[str, Any]:

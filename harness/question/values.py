@@ -1,7 +1,9 @@
 """How a value is spelled in a point: the text that Hydra's override grammar takes, one text per value."""
 
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from harness.config.overrides import read_override
 from harness.errors import RequestError
 
 if TYPE_CHECKING:
@@ -29,9 +31,26 @@ def spelled(value: Any) -> str:
         return value.text
     if isinstance(value, str) and _needs_quotes(value):
         value = QuotedString(text=value, quote=Quote.single)
+    _refuse_other_types(value)
     return Override(
         type=OverrideType.CHANGE, key_or_group="", value_type=ValueType.ELEMENT, _value=value
     ).get_value_element_as_str()
+
+
+def _refuse_other_types(value: Any) -> None:
+    """Refuse what YAML can say and a configuration cannot hold: dates, sets, bytes."""
+    from hydra.core.override_parser.types import QuotedString
+
+    if isinstance(value, dict):
+        for each in value.values():
+            _refuse_other_types(each)
+    elif isinstance(value, list):
+        for each in value:
+            _refuse_other_types(each)
+    elif not isinstance(value, (str, int, float, QuotedString, NoneType)):
+        raise RequestError(
+            f"{str(value)[:80]} is a {type(value).__name__}, which no configuration holds; quote a text"
+        )
 
 
 def _needs_quotes(text: str) -> bool:
@@ -66,11 +85,10 @@ def _element(text: str) -> Any:
 
 
 def _parse(text: str) -> "Override":
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_override(f"value={text}")
+        return read_override(f"value={text}")
     except HydraException as error:
         raise RequestError(f"{text!r} cannot be read: {reason_of(error)}") from error
 

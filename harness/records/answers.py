@@ -5,12 +5,15 @@ Keys: `phase` (before, after), `step` (optimizer steps made), `row` (of the spli
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from harness.records.redact import redact
 from harness.records.run_directory import write_text
+
+NUM_SAMPLES = 8
+SAMPLE_COLUMNS = ("prompt", "reference", "answer before", "answer after")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,19 @@ def read_answers(path: Path) -> list[KeptAnswer]:
             continue
         if isinstance(tree, dict) and names == tree.keys():
             found.append(KeptAnswer(**tree))
+    return found
+
+
+def samples(answers: Iterable[KeptAnswer]) -> list[Sequence[str]]:
+    """Return the first rows that were answered: prompt, reference, answer before and after training."""
+    by_row: dict[int, dict[str, KeptAnswer]] = {}
+    for answer in answers:
+        by_row.setdefault(answer.row, {})[answer.phase] = answer
+    found = []
+    for phases in list(by_row.values())[:NUM_SAMPLES]:
+        some = next(iter(phases.values()))
+        said = [phases[phase].answer if phase in phases else "" for phase in ("before", "after")]
+        found.append((some.prompt, some.reference, *said))
     return found
 
 

@@ -8,16 +8,16 @@ no such numbers; wherever a number belongs they are read back as numbers. A miss
 
 import json
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from harness.parsing import Unreadable, read_json, shaped
 from harness.records.metrics_log import (
     MetricsHistory,
     MetricsLog,
     check_metric_names,
-    optional_number,
-    parsed_number,
     plain_number,
     read_metrics,
     spell_not_finite,
@@ -154,10 +154,10 @@ def record_tree(record: Record) -> dict[str, Any]:
 def read_record(path: Path) -> Record:
     """Read `run.json`; raises RecordError for one that is missing, torn, or of another schema."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        tree = read_json(path.read_bytes())
+    except OSError as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
-    except json.JSONDecodeError as error:
+    except Unreadable as error:
         raise RecordError(f"{path} is torn or no JSON: {error}") from error
     return record_of_tree(tree, str(path))
 
@@ -176,7 +176,7 @@ def record_of_tree(tree: Any, path: str) -> Record:
         raise RecordError(f"{path} lacks the keys {missing} and has the unknown keys {unknown}")
     try:
         return _record(tree)
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AssertionError, ValueError) as error:
         raise RecordError(f"{path} holds a value that no run writes: {error}") from error
 
 
@@ -192,27 +192,14 @@ def read_records(out: Path) -> tuple[list[Record], list[str]]:
 
 
 def _record(tree: dict[str, Any]) -> Record:
-    values = dict(tree)
-    values["status"] = RunStatus(tree["status"])
-    values["measured_in"] = MeasuredIn(tree["measured_in"])
-    values["metrics"] = {name: optional_number(value) for name, value in tree["metrics"].items()}
-    values["predicted"] = {
-        name: optional_number(value) for name, value in tree["predicted"].items()
-    }
-    values["alone"] = {name: optional_number(value) for name, value in tree["alone"].items()}
-    values["wall_seconds"] = optional_number(tree["wall_seconds"])
-    values["evals"] = {
-        phase: {
-            name: Estimate(
-                value=parsed_number(result["value"]),
-                standard_error=optional_number(result["standard_error"]),
-                n=int(result["n"]),
-            )
-            for name, result in results.items()
-        }
-        for phase, results in tree["evals"].items()
-    }
-    return Record(**values)
+    record: Record = shaped(Record, tree)
+    if datetime.fromisoformat(record.started_at).tzinfo is None:
+        raise Unreadable(f"started_at must have a time zone, got {record.started_at}")
+    for results in record.evals.values():
+        for name, result in results.items():
+            if result.n < 0:
+                raise Unreadable(f"{name} must have a count n of at least 0, got {result.n}")
+    return record
 
 
 def _estimate_tree(result: Estimate) -> dict[str, float | None]:

@@ -38,6 +38,8 @@ _SECRET_WORDS = frozenset(
         "accesstoken",
     ]
 )
+_SECRET_ENDS = ("password", "passwd", "passphrase", "apikey")
+"""Of the last word of a name: PGPASSWORD, sslpassword."""
 _KEY_OWNERS = frozenset(  # `<owner>_key` is a secret, `sort_key` and a bare `key` are not
     [
         "api",
@@ -136,8 +138,12 @@ _FORMS = re.compile(
     )
 )
 _IN_CONTEXT = (
-    # scheme://user:password@host, and a long user name alone (a token) over http; ssh://git@ survives
-    re.compile(r"(?P<keep>\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^\s/@:'\"]*:[^\s/@'\"]+(?=@)"),
+    # scheme://user:password@host up to the last @, since a password may have one (what begins as a port is
+    # none), and a long user name alone (a token) over http; ssh://git@ survives
+    re.compile(
+        r"(?P<keep>\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^\s/@:'\"]*:"
+        r"(?!\d{1,5}/)[^\s'\"]{1,300}(?=@)"
+    ),
     re.compile(r"(?P<keep>\bhttps?://)[^\s/@:'\"]{16,}(?=@)"),
     re.compile(r"(?i)(?P<keep>[?&](?:sig|signature|x-amz-[a-z-]+|x-goog-[a-z-]+)=)[^\s&#'\"]+"),
     re.compile(r"(?i)(?P<keep>\bauthorization['\"]?\s*[:=]\s*['\"]?)(?:[a-z]+ +)?[^\s'\",;]+"),
@@ -171,6 +177,36 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
     return _redact_pairs(text)
 
 
+MAX_WORD, MAX_LINE = 400, 4000
+"""Characters of a word and of a line that a message shows; what is longer keeps its two ends."""
+_LONG_WORD = re.compile(rf"\S{{{MAX_WORD},}}")
+_UNPRINTABLE = (
+    re.compile(  # control characters, marks that turn the direction of text, half characters
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    )
+)
+
+
+def message(text: str) -> str:
+    """Return `text` as a person may see it: no secret, no control character, long values cut."""
+    text = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), redact(text))
+    text = _LONG_WORD.sub(lambda found: _cut(found[0], MAX_WORD), text)
+    return "\n".join(_cut(line, MAX_LINE) for line in text.split("\n"))
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    begin, end = 3 * limit // 4, limit // 8
+    return f"{text[:begin]}…({len(text) - begin - end:,} characters)…{text[-end:]}"
+
+
+def looks_like_a_key(text: str, environ: Mapping[str, str] | None = None) -> bool:
+    """Whether a text holds what is a credential by its form, or the value of a secret variable."""
+    values = _environment_secrets(os.environ if environ is None else environ)
+    return _FORMS.search(text) is not None or any(value in text for value in values)
+
+
 def redact_tree(tree: Any, environ: Mapping[str, str] | None = None) -> Any:
     """Return a copy of a tree of mappings, lists and scalars without its secrets.
 
@@ -196,7 +232,7 @@ def is_secret_name(name: str) -> bool:
     words = _words(name)
     if not words or words[-1] in _LOCATION_WORDS:
         return False
-    if _SECRET_WORDS.intersection(words):
+    if _SECRET_WORDS.intersection(words) or words[-1].endswith(_SECRET_ENDS):
         return True
     owner = words[-2] if len(words) > 1 else ""
     match words[-1]:
@@ -226,7 +262,7 @@ def _is_secret_variable(name: str) -> bool:
     words = _words(name)
     if not words or words[-1] in _LOCATION_WORDS or name in ("PWD", "OLDPWD"):
         return False
-    return bool(_ENVIRONMENT_WORDS.intersection(words))
+    return bool(_ENVIRONMENT_WORDS.intersection(words)) or words[-1].endswith(_SECRET_ENDS)
 
 
 def _is_trivial(value: str) -> bool:

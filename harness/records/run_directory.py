@@ -3,8 +3,12 @@
 Must not import torch, transformers or wandb.
 """
 
+import errno
 import fcntl
+import itertools
 import os
+import re
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -81,7 +85,11 @@ class RunDirectory:
             _lock_or_refuse(descriptor, lock)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            yield
+            sweep_staged(self.path)
+            for begun in self.checkpoint.glob(".step-*.new"):  # by a process that held the lock
+                remove(begun)
+            with reserved(self.path):
+                yield
         finally:
             os.close(descriptor)  # frees the lock, if it was ours
 
@@ -113,9 +121,35 @@ def _lock_or_refuse(descriptor: int, lock: Path) -> None:
         ) from error
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or directory, so that another can take its place; return its new name."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    aside = next(
+        each
+        for number in itertools.count()
+        if not (each := path.with_name(f"{path.name}.damaged-{stamp}{number or ''}")).exists()
+    )
+    path.rename(aside)
+    return aside
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a machine that fails, sees the old or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    """Write a file so that a reader, or a machine that fails, sees the old or the new one, never half.
+
+    On a full disk it takes the room that its directory has kept for its end.
+    """
+    try:
+        _write_text(path, text)
+    except OSError as error:
+        reserve = path.parent / RESERVE
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not reserve.exists():
+            raise
+        reserve.unlink(missing_ok=True)
+        _write_text(path, text)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = staged(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -130,3 +164,57 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(directory)  # the rename itself
     finally:
         os.close(directory)
+
+
+# What a process leaves that is killed ------------------------------------------------------------
+
+RESERVE = ".reserve"
+"""Room for the last words of what works in a directory, should the disk be full by then."""
+RESERVE_BYTES = 256 * 1024
+
+
+def staged(path: Path) -> Path:
+    """Return where a file or directory is written before it gets its name, in the same directory."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+
+
+def sweep_staged(directory: Path) -> None:
+    """Remove what processes of this machine had staged in a directory and have died over."""
+    host = re.escape(socket.gethostname())
+    for path in directory.glob(".*"):
+        of_process = re.fullmatch(rf"\..+\.{host}\.(\d+)", path.name)
+        if of_process is not None and not _is_alive(int(of_process[1])):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+@contextmanager
+def reserved(directory: Path) -> Iterator[None]:
+    """Keep room in a directory for what is written last; raises OSError where there is none even now."""
+    reserve = directory / RESERVE
+    try:
+        descriptor = os.open(reserve, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+        finally:
+            os.close(descriptor)
+        yield
+    finally:
+        reserve.unlink(missing_ok=True)

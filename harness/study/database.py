@@ -210,7 +210,7 @@ def open_engine(url: str) -> sqlalchemy.Engine:
 def _parsed(url: str) -> sqlalchemy.engine.URL:
     try:
         return sqlalchemy.engine.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # the second: an address that is none
         raise RequestError(
             f"study.storage={redact(url)} is no database url; such as sqlite:////path/study.db or"
             " postgresql://user@host/database"
@@ -231,6 +231,23 @@ def _opening(parsed: sqlalchemy.engine.URL) -> Iterator[None]:
         where = parsed.render_as_string(hide_password=True)
         said = str(error.__cause__ or error).splitlines()[0]
         raise RequestError(f"the study's database {where} cannot be opened: {said}") from error
+
+
+def damage_of(path: Path) -> str | None:
+    """Say what is wrong with a SQLite file, page by page; None where nothing is, or where nobody can look."""
+    if not path.exists() or path.stat().st_size == 0:
+        return None
+    try:
+        connection = sqlite3.connect(path, timeout=_BUSY_SECONDS)
+        try:
+            found = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
+        finally:
+            connection.close()
+    except sqlite3.OperationalError:  # locked, forbidden, no space: opening it will say so
+        return None
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        return str(error)
+    return None if found == ["ok"] else " ".join(str(found[0]).split())
 
 
 def _refuse_foreign_file(path: Path) -> None:

@@ -1,37 +1,47 @@
 """What only the model and its tokenizer can refuse, asked of a worker, since the driver has no torch."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from harness.config.schema import RunConfig
 from harness.errors import RequestError, RunFailed
 from harness.question.points import Point
 from harness.sweeping.messages import Check, Checked, Ready
 from harness.sweeping.pool import Device, Died, Pool
-from harness.sweeping.state import SweepDirectory
 
 CHECK_SECONDS = 1800.0
 SHOWN = 10
 
 
+MAX_STARTS = 3
+"""How often the check is begun where the worker that does it dies."""
+
+
 def check_without_device(
-    points: Sequence[tuple[Point, RunConfig]], directory: SweepDirectory
+    points: Sequence[tuple[Point, RunConfig]], logs: Path, *, keep: bool = True
 ) -> None:
     """Do what `refuse_what_does_not_fit` does in a process that sees no GPU and ends with the answer."""
-    pool = Pool(directory.workers, CHECK_SECONDS)
+    pool = Pool(logs, CHECK_SECONDS)
     pool.start(Device(name="check", environment={"CUDA_VISIBLE_DEVICES": ""}))
     try:
-        refuse_what_does_not_fit(points, pool)
+        refuse_what_does_not_fit(points, pool, keep=keep)
     finally:
         pool.kill()
 
 
-def refuse_what_does_not_fit(points: Sequence[tuple[Point, RunConfig]], pool: Pool) -> None:
+def refuse_what_does_not_fit(
+    points: Sequence[tuple[Point, RunConfig]], pool: Pool, *, keep: bool = True
+) -> None:
     """Refuse points whose targets, rank or row length do not fit their model; trains nothing.
 
-    Asks the first worker of `pool`. Raises RequestError that names each point, and RunFailed where the
-    check itself breaks.
+    Asks the first worker of `pool`, and one in its place where it dies. With `keep` what was tokenized
+    stays in the cache. Raises RequestError that names each point, and RunFailed where workers die again
+    and again.
     """
-    pool.workers[0].send(Check(configs=tuple(config for _, config in points)))
+    check = Check(configs=tuple(config for _, config in points), keep=keep)
+    asked = pool.workers[0]
+    asked.send(check)
+    deaths = 0
     while True:
         for worker, news in pool.hear(seconds=1.0):
             match news:
@@ -42,7 +52,15 @@ def refuse_what_does_not_fit(points: Sequence[tuple[Point, RunConfig]], pool: Po
                     _refuse(points, news.refusals)
                     return
                 case Died():
-                    raise RunFailed(f"the worker on {worker.device.name} {news.reason}")
+                    deaths += 1
+                    if deaths == MAX_STARTS:
+                        raise RunFailed(
+                            f"the worker on {worker.device.name} {news.reason}, the last of {deaths}"
+                        )
+                    started = pool.start(worker.device)
+                    if worker is asked:
+                        asked = started
+                        asked.send(check)
                 case _:
                     pass
 

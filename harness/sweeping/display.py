@@ -3,6 +3,8 @@
 Everything is drawn from a `SweepState`, so that `harness status` shows the same. Imports no torch.
 """
 
+import contextlib
+import errno
 import math
 import statistics
 import sys
@@ -19,17 +21,26 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.records.metrics import METRICS, Direction, format_value
+from harness.records.redact import message
 from harness.sweeping.state import UNENDED, DeviceLine, SweepState, SweepStatus, TrialLine
 
 PLAIN_SECONDS = 10.0
 LEADERS = 8
 
 
+class WatchedConsole(Console):
+    """A console whose reader may leave: rich would end the process, and with it what is trained."""
+
+    def on_broken_pipe(self) -> None:
+        """Say so as everything else does that prints."""
+        raise BrokenPipeError(errno.EPIPE, "whoever read this has left")
+
+
 class SweepDisplay:
     """Progress of one sweep on standard error."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = WatchedConsole(stderr=True, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._interactive = self._console.is_terminal
         self._said_at = 0.0
@@ -42,10 +53,15 @@ class SweepDisplay:
 
     def __exit__(self, *_: object) -> None:
         if self._interactive:
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.stop()
 
     def show(self, state: SweepState) -> None:
         """Draw the state, or say in a line what has changed."""
+        with contextlib.suppress(OSError):  # whoever watched has gone; the sweep goes on
+            self._show(state)
+
+    def _show(self, state: SweepState) -> None:
         if self._interactive:
             self._live.update(Group(*_progress_lines(state), leaderboard(state)), refresh=True)
             return
@@ -57,7 +73,8 @@ class SweepDisplay:
 
     def say(self, text: str) -> None:
         """Print a line above the live view."""
-        self._console.print(text, soft_wrap=True, markup=False)
+        with contextlib.suppress(OSError):
+            self._console.print(message(text), soft_wrap=True, markup=False)
 
 
 def progress_text(state: SweepState) -> str:
@@ -138,10 +155,10 @@ def confirmation_table(state: SweepState) -> Table:
 
 def print_state(state: SweepState, *, file: str | None = None) -> None:
     """Print everything about a sweep: question, progress, devices, leaders, what went wrong, confirmation."""
-    console = Console(highlight=False)
+    console = WatchedConsole(highlight=False)
 
     def line(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False)
+        console.print(message(text), soft_wrap=True, markup=False)
 
     if state.question:
         line(state.question)

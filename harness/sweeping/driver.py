@@ -3,6 +3,7 @@
 One process of one machine; alone on the study, or one of its members in turn. Imports no torch.
 """
 
+import contextlib
 import heapq
 import time
 from collections import defaultdict
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from typing import assert_never
 
 from harness.config.compose import config_tree
-from harness.errors import RunFailed
+from harness.errors import RunFailed, says_out_of_memory
 from harness.question.question import Question
 from harness.question.settings import SearchSettings
 from harness.records.record import Record, RecordError, RunStatus, read_record, write_record
@@ -20,6 +21,7 @@ from harness.sweeping.messages import (
     Busy,
     Checked,
     Ended,
+    Halted,
     News,
     Prune,
     Ready,
@@ -84,6 +86,7 @@ class Driver:
         self._adaptive = trials.question.search.method.is_adaptive
         self._max_slots = most_slots(trials.question)
         self._streak = FailureStreak(trials.ledger, adaptive=self._adaptive)
+        self._halted: str | None = None
         self.complaint: str | None = None
         """Why it has ended early though nobody asked for it."""
 
@@ -99,7 +102,7 @@ class Driver:
             self._adopt(worker)
         self.trials.resume()
         while not self.trials.is_done():
-            self.complaint = self._streak.complaint
+            self.complaint = self._halted or self._streak.complaint
             if self._stop or self.complaint is not None:
                 yield from self._stop_workers()
                 return
@@ -122,6 +125,19 @@ class Driver:
                     self._handle(worker, news)
             self.trials.keep_up(self.device_lines())
             yield
+
+    def halt(self, reason: str) -> None:
+        """Stop soon, since no run can go on here: `reason` is what the disk has refused."""
+        self._halted = f"{reason}; once that is mended, the same command goes on"
+
+    def say_interrupted(self) -> None:
+        """Write into the records of runs that were in a worker, which is gone, that they were stopped."""
+        for run in (run for view in self.views for run in view.runs.values()):
+            with contextlib.suppress(RecordError, OSError):
+                record = read_record(run.request.directory.record)
+                if record.status is RunStatus.running:
+                    record.status, record.error = RunStatus.interrupted, "stopped at once"
+                    write_record(run.request.directory.record, record)
 
     def device_lines(self) -> list[DeviceLine]:
         """Return what each of our workers does."""
@@ -223,6 +239,8 @@ class Driver:
                 run.not_before = time.monotonic() + TAKEN_SECONDS
             case Died():
                 self._handle_death(view, news)
+            case Halted():
+                self.halt(f"{view.worker.device.name}: {news.reason}")
             case Checked():
                 pass  # answered before the sweep began
             case unknown:
@@ -265,6 +283,8 @@ class Driver:
         self._starts_in_vain[device.name] += 0 if view.worker.ready else 1
         if self._starts_in_vain[device.name] > MAX_STARTS_IN_VAIN:
             raise RunFailed(f"the worker on {device.name} does not start: it {death.reason}")
+        if self._halted is not None:
+            return  # it has said why, and nothing is begun any more
         suspects = [run for run in view.runs.values() if run.started]
         for run in view.runs.values():
             if run in suspects or not suspects:
@@ -282,7 +302,11 @@ class Driver:
             return  # another member has it by now
         record = self._record_of(run)
         run.request.directory.path.mkdir(parents=True, exist_ok=True)
-        record.status, record.error = RunStatus.failed, reason
+        refused = says_out_of_memory(
+            reason
+        )  # by a library that ends the process, as bitsandbytes does
+        record.status = RunStatus.out_of_memory if refused else RunStatus.failed
+        record.error = reason
         write_record(run.request.directory.record, record)
         self._has_ended(run, record)
 

@@ -13,6 +13,7 @@ from functools import cached_property
 
 from harness.question.points import Point
 from harness.records.record import Record, RecordError, RunStatus, read_record
+from harness.records.run_directory import set_aside
 from harness.request import Request
 from harness.sweeping.messages import Role, cohort_of
 
@@ -115,6 +116,8 @@ class Ledger:
     def __init__(self, sweep: str) -> None:
         self.sweep = sweep
         self.runs: dict[str, Run] = {}
+        self.damaged: list[str] = []
+        """Records that were there and could not be read: their runs are trained again."""
         self.cells: dict[str, Cell] = {}
         """By cell id, confirmation apart: its runs are not the search's."""
 
@@ -143,9 +146,12 @@ class Ledger:
 
     def record_on_disk(self, request: Request) -> Record | None:
         """Return a record that settles the run for this sweep; another's pruning or memory does not."""
+        file = request.directory.record
         try:
-            record = read_record(request.directory.record)
-        except RecordError:
+            record = read_record(file)
+        except RecordError as error:
+            if file.exists():
+                self.damaged.append(f"{error}; set aside as {set_aside(file).name}")
             return None
         if record.status in _ENDED_FOR_ALL:
             return record

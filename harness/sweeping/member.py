@@ -1,5 +1,6 @@
 """A driver of a sweep from its workers' start to its last state: alone on it, or a member of several."""
 
+import contextlib
 import itertools
 import sys
 import time
@@ -7,15 +8,22 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from harness.config.schema import RunConfig
-from harness.errors import RequestError, RunFailed
+from harness.errors import RequestError, RunFailed, disk_refusal
 from harness.question.load import question_text
 from harness.question.points import Point
 from harness.question.question import Question
-from harness.records.run_directory import write_text
-from harness.study.database import open_engine
+from harness.records.redact import message
+from harness.records.run_directory import remove, set_aside, write_text
+from harness.study.database import damage_of, open_engine
 from harness.study.leases import Leases
 from harness.study.study import Study
 from harness.sweeping.artifacts import RunArtifacts
@@ -78,6 +86,12 @@ class Member:
                 asks = self._collect and attempt == 0  # a member that begins anew asks nothing new
                 try:
                     return self._train(asks=asks)
+                except (StorageInternalError, SQLAlchemyError) as error:
+                    if self._leases is None:
+                        raise _study_failed(self._directory.storage, error) from error
+                    if not _is_outage(error) or attempt == MAX_OUTAGES:
+                        raise _study_failed("the server's", error) from error
+                    self._wait_for_server(error)
                 except Exception as error:
                     if self._leases is None or not _is_outage(error) or attempt == MAX_OUTAGES:
                         raise
@@ -119,7 +133,8 @@ class Member:
         with SweepDisplay() as display:
 
             def say(text: str) -> None:
-                self._directory.append_log(text)
+                with contextlib.suppress(OSError):
+                    self._directory.append_log(text)
                 display.say(text)
 
             tenancy = _tenancy_of(study, self._question, say)
@@ -128,27 +143,39 @@ class Member:
             drawn_at = written_at = 0.0
             try:
                 for _ in driver.drive():
+                    while driver.trials.ledger.damaged:
+                        say(driver.trials.ledger.damaged.pop())
                     if time.monotonic() - drawn_at < DRAW_SECONDS:
                         continue
                     state = view.state()
                     display.show(state)
                     drawn_at = time.monotonic()
                     if time.monotonic() - written_at >= STATE_SECONDS:
-                        write_state(self._directory, state)
+                        self._write_state(state, driver)
                         written_at = time.monotonic()
                 if driver.is_finished and self._collect:
                     tenancy.collect(self._directory.path.parents[1] / "runs")
                 tenancy.leave()
             finally:
+                self._pool.kill()
+                driver.say_interrupted()
                 state = view.state()
                 ended = SweepStatus.finished if driver.is_finished else SweepStatus.interrupted
                 state.status = ended
-                write_state(self._directory, state)
+                self._write_state(state, driver)
                 study.close()
         if driver.complaint is not None:
-            self._directory.append_log(driver.complaint)
+            with contextlib.suppress(OSError):
+                self._directory.append_log(driver.complaint)
             raise RunFailed(driver.complaint)
         return state
+
+    def _write_state(self, state: SweepState, driver: Driver) -> None:
+        """Write how the sweep stands; a disk that refuses it lets the driver stop, with checkpoints."""
+        try:
+            write_state(self._directory, state)
+        except OSError as error:
+            driver.halt(f"{self._directory.state} cannot be written: {error.strerror}")
 
     def _wait_for_server(self, error: Exception) -> None:
         """Wait until the study's server answers again; raises KeyboardInterrupt when a stop is asked for.
@@ -172,6 +199,14 @@ class Member:
         raise KeyboardInterrupt
 
 
+def _study_failed(where: str, error: Exception) -> RunFailed:
+    said = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+    return RunFailed(
+        f"the study's database ({where}) failed: {said}; every run in flight has a checkpoint, and the same "
+        "command goes on, with what the records say where the study has lost it"
+    )
+
+
 def _is_outage(error: BaseException | None) -> bool:
     """Whether an error says that the study's server is gone, or has ended a connection."""
     if isinstance(error, StorageInternalError):  # Optuna's, around what SQLAlchemy raised
@@ -188,7 +223,7 @@ def begin_sweep(question: Question, points: Points, directory: SweepDirectory) -
     """
     with directory.lock(shared=True):
         if not directory.question.exists():
-            check_without_device(points, directory)
+            check_without_device(points, directory.workers)
         write_text(directory.question, question_text(question))
         study = open_study(question, points, directory, _leases_of(question))
         tenancy = _tenancy_of(study, question, directory.append_log)
@@ -212,7 +247,8 @@ def open_study(
     """Create or load the study of a question; `asks`: members that join are to answer it as it is now."""
     steps = {config.optim.steps for _, config in points}
     every = {config.eval.every_steps for _, config in points}
-    return Study.open(
+    opened = partial(
+        Study.open,
         question,
         question.study.storage or directory.storage,
         eval_every_steps=every.pop() if len(every) == 1 else None,
@@ -220,6 +256,28 @@ def open_study(
         leases=leases,
         asks=asks,
     )
+    if question.study.storage is not None:
+        return opened()
+    fault = damage_of(directory.study)
+    try:
+        if fault is None:
+            return opened()
+    except RequestError:
+        raise
+    # What is well-formed as a database and not as a study makes Optuna raise whatever its values make it.
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        fault = f"{type(error).__name__}: {error}"
+    except (StorageInternalError, SQLAlchemyError) as error:
+        if disk_refusal(error) is not None:
+            raise
+        fault = (str(error.__cause__ or error).splitlines() or ["it cannot be read"])[0]
+    aside = set_aside(directory.study)
+    for more in ("-wal", "-shm", "-journal"):  # what belongs to it and to no other
+        remove(directory.study.with_name(directory.study.name + more))
+    said = f"{directory.study} is damaged ({fault}); set aside as {aside.name}"
+    directory.append_log(said)
+    print(message(f"harness: {said}; its trials are told again from the records"), file=sys.stderr)
+    return opened()
 
 
 def _leases_of(question: Question) -> Leases | None:

@@ -54,6 +54,8 @@ class Check:
     """Say which of these configurations do not fit their model or data, before anything is trained."""
 
     configs: tuple[RunConfig, ...]
+    keep: bool = True
+    """Whether tokenized data and fingerprints stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +132,15 @@ class Taken:
     holder: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halted:
+    """The disk refuses what every run needs; this worker ends, with its runs interrupted."""
+
+    reason: str
+
+
 Order = Train | Prune | Check | Stop
-News = Ready | Checked | Slots | Busy | Waited | Stepped | Ended | Taken
+News = Ready | Checked | Slots | Busy | Waited | Stepped | Ended | Taken | Halted
 
 
 def cohort_of(request: Request, *, alone: bool = False) -> str:

@@ -7,6 +7,7 @@ Optuna nor the driver. Must not import torch or optuna.
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -17,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RequestError, near_names
+from harness.parsing import Unreadable, read_json, shaped
+from harness.question.keys import NAME, NAME_WANTED
+from harness.records.metrics import METRICS
 from harness.records.metrics_log import spell_not_finite
 from harness.records.redact import redact
-from harness.records.run_directory import utc_now, write_text
+from harness.records.run_directory import reserved, sweep_staged, utc_now, write_text
 
 STATE_VERSION = 1
 LOCK_SECONDS = 0.3
@@ -120,9 +124,13 @@ class SweepDirectory:
     """The layout of `out/sweeps/<name>/`."""
 
     def __init__(self, out: Path, name: str) -> None:
+        """Raises RequestError for a name that is none: it comes from a command line, and becomes a path."""
+        if not re.fullmatch(NAME, name, re.ASCII):
+            raise RequestError(f"{name!r} cannot be the name of a sweep; {NAME_WANTED}")
         self.path = out / "sweeps" / name
         self.question = self.path / "sweep.yaml"
         self.state = self.path / "state.json"
+        self.study = self.path / "study.db"
         self.workers = self.path / "workers"
         self.log = self.path / "log.txt"
         self.report = self.path / "report"
@@ -130,7 +138,7 @@ class SweepDirectory:
     @property
     def storage(self) -> str:
         """The SQLAlchemy url of the study's default place."""
-        return f"sqlite:///{(self.path / 'study.db').absolute()}"
+        return f"sqlite:///{self.study.absolute()}"
 
     def append_log(self, line: str) -> None:
         """Append one line to log.txt, with the time and the host in front: members share the file."""
@@ -156,7 +164,9 @@ class SweepDirectory:
                 )
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            yield
+            sweep_staged(self.path)
+            with reserved(self.path):
+                yield
         finally:
             os.close(descriptor)
 
@@ -198,38 +208,66 @@ def state_text(state: SweepState) -> str:
 
 
 def state_tree(state: SweepState) -> dict[str, Any]:
-    """Return a state as JSON has it, infinities spelt as in a record."""
-    return spell_not_finite(asdict(state) | {"status": state.status.value})
+    """Return a state as JSON has it, infinities spelt as in a record, without secrets."""
+    tree: dict[str, Any] = asdict(state) | {"status": state.status.value}
+    _redact_words(tree, ("question", "expect", "complaint"))
+    for line in tree["runs"]:
+        _redact_words(line, ("error",))
+    for line in tree["trials"]:
+        _redact_words(line, ("reason",))
+    for line in tree["devices"]:
+        _redact_words(line, ("doing",))
+    return spell_not_finite(tree)
+
+
+def _redact_words(tree: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Take secrets out of what was said in words; the rest of a state holds none, and is long."""
+    for key in keys:
+        if tree[key]:
+            tree[key] = redact(tree[key])
 
 
 def read_state(directory: SweepDirectory) -> SweepState:
-    """Read `state.json`. Raises RequestError where there is none, or one of another version."""
+    """Read `state.json`. Raises RequestError where there is none, or one that is damaged."""
+    state: SweepState = shaped(SweepState, read_state_tree(directory))
+    if state.status is SweepStatus.running and not directory.is_driven():
+        state.status = SweepStatus.interrupted  # killed before it could say so
+    return state
+
+
+def read_state_tree(directory: SweepDirectory) -> dict[str, Any]:
+    """Return `state.json` as plain values, checked. Raises RequestError as `read_state` does."""
     try:
-        tree: dict[str, Any] = json.loads(directory.state.read_text(encoding="utf-8"))
+        tree = read_json(directory.state.read_bytes())
+        version = tree.get("version") if isinstance(tree, dict) else None
+        if version != STATE_VERSION:
+            raise Unreadable(f"it has version {version}, and this harness reads {STATE_VERSION}")
+        _check_coherence(shaped(SweepState, tree))
+        return tree
     except FileNotFoundError:
         known = [path.parent.name for path in directory.path.parent.glob("*/state.json")]
         raise RequestError(
             f"no sweep has run at {directory.path}{near_names(directory.path.name, known)}; "
             f"there are: {', '.join(sorted(known)) or 'none'}"
         ) from None
-    if tree.get("version") != STATE_VERSION:
+    except (OSError, Unreadable) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise RequestError(
-            f"{directory.state} has version {tree.get('version')}; this harness reads {STATE_VERSION}"
-        )
-    tree["status"] = SweepStatus(tree["status"])
-    tree["devices"] = [DeviceLine(**line) for line in tree["devices"]]
-    tree["runs"] = [RunLine(**line) for line in tree["runs"]]
-    tree["confirmed"] = [ConfirmedLine(**_numbers(line)) for line in tree["confirmed"]]
-    tree["trials"] = [TrialLine(**_numbers(line)) for line in tree["trials"]]
-    state = SweepState(**tree)
-    if state.status is SweepStatus.running and not directory.is_driven():
-        state.status = SweepStatus.interrupted  # killed before it could say so
-    return state
+            f"{directory.state} cannot be used: {reason}; `harness sweep {directory.path.name}` writes it "
+            "again from the study and the records, and `harness report` without a name shows the records"
+        ) from error
 
 
-def _numbers(line: dict[str, Any]) -> dict[str, Any]:
-    """Read back the spelt infinities of a line's values."""
-    values = line["values"]
-    if isinstance(values, dict):
-        return line | {"values": {k: [float(v) for v in found] for k, found in values.items()}}
-    return line | {"values": None if values is None else [float(value) for value in values]}
+def _check_coherence(state: SweepState) -> None:
+    """Refuse a state that no driver writes, though each of its values is possible."""
+    unknown = sorted(
+        {*state.objectives, *(m for line in state.confirmed for m in line.values)} - METRICS.keys()
+    )
+    if unknown or not state.objectives:
+        raise Unreadable(f"its objectives are {', '.join(unknown) or 'none'}")
+    for trial in state.trials:
+        if trial.values is not None and len(trial.values) != len(state.objectives):
+            raise Unreadable(f"trial {trial.number} has {len(trial.values)} values")
+    for line in state.confirmed:
+        if line.values.keys() != state.objectives.keys():
+            raise Unreadable(f"the confirmation of trial {line.trial} has other objectives")

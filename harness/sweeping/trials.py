@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import assert_never
 
 from harness.errors import RequestError
@@ -17,7 +18,7 @@ from harness.question.points import Point
 from harness.question.question import Question
 from harness.question.settings import Method, PrunerName
 from harness.records.alone import rewrite_with_costs
-from harness.records.record import Record, RunStatus
+from harness.records.record import Record, RecordError, RunStatus, read_record
 from harness.records.run_directory import RunDirectory
 from harness.request import Request
 from harness.study.study import Study, Trial, TrialStatus
@@ -60,6 +61,8 @@ class Trials:
         self.seconds_asking = 0.0
         """Time spent on asking and telling."""
         self._maker = maker
+        self._again: list[Run] = []
+        """Runs of trials that were told, whose records could not be read."""
         self._lost: dict[str, str] = {}
         """Runs in training whose lease has run out: run id -> item."""
         self._races = question.search.pruner is not PrunerName.none
@@ -115,7 +118,8 @@ class Trials:
             return False  # a probe is alone, and what it finds stands in the records of the confirmation
         if self.question.confirm is not None and not self.confirmed:
             self._begin_confirmation()
-        if any(run.state is not RunState.ended for _, runs in self.confirmed for run in runs):
+        confirming = [run for _, runs in self.confirmed for run in runs]
+        if any(run.state is not RunState.ended for run in (*confirming, *self._again)):
             return False
         self._share_costs()
         return True
@@ -143,11 +147,23 @@ class Trials:
         """Take up the trials that were asked and not told."""
         if not self.tenancy.has_others:
             self._take_up_new()
+            self._take_up_damaged()
             return
         known = next((trial for trial in self.study.trials if "runs" in trial.notes), None)
         if known is not None:
             refuse_another_run(known, [r.identity.run_id for r in self._requests(known.point)])
         self.keep_up([])
+
+    def _take_up_damaged(self) -> None:
+        """Train again what was told and has lost its record since: the report reads records."""
+        told = [t for t in self.study.trials if t.status is TrialStatus.completed]
+        runs = self._requests(self._sound_point)[0].directory.path.parent
+        for trial in told:
+            if not any(_is_damaged(runs / run_id) for run_id in trial.notes.get("runs", ())):
+                continue
+            for request in self._requests(trial.point):
+                if _is_damaged(request.directory.path):
+                    self._again.append(self.ledger.add(request, Role.search, trial.number))
 
     def ask(self) -> None:
         """Ask for one more trial, if there is to be one, and let its runs wait for a worker."""
@@ -482,6 +498,16 @@ class Trials:
             ]
             runs = [self.ledger.add(r, Role.confirmation, trial.number) for r in requests]
             self.confirmed.append((trial, runs))
+
+
+def _is_damaged(run: Path) -> bool:
+    """Whether a run has a record that cannot be read."""
+    file = RunDirectory(run).record
+    try:
+        read_record(file)
+    except RecordError:
+        return file.exists()
+    return False
 
 
 def told_before(study: Study, cell_id: str, number: int) -> Trial | None:

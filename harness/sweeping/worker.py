@@ -4,6 +4,7 @@
 is told to stop, or when the driver is gone: then it keeps checkpoints, and after a few seconds ends anyhow.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, assert_never
 
-from harness.errors import RequestError
+from harness.errors import RequestError, disk_refusal
 from harness.records.record import Record, RunLocked, RunStatus, write_record
 from harness.request import settled_record
 from harness.sweeping.mailbox import Mailbox
@@ -21,6 +22,7 @@ from harness.sweeping.messages import (
     Check,
     Checked,
     Ended,
+    Halted,
     Ready,
     Role,
     Slots,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 BASES_SHARE = 0.25
 """Bases that are not in use are kept while all of them fit into this share of the device's memory."""
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 LOCK_SECONDS = 2.0
 """How long to wait for a run that another process holds, before the driver hears of it."""
 REPORT_SECONDS = 0.5
@@ -124,7 +127,14 @@ class Worker:
                 case Check():
                     self.mailbox.send(Checked(refusals=check_against_model(task)))
                 case Train():
-                    self._train(task)
+                    try:
+                        self._train(task)
+                    except Exception as error:
+                        refused = disk_refusal(error)
+                        if refused is None:
+                            raise
+                        self.mailbox.send(Halted(reason=refused))
+                        return
                 case unknown:
                     assert_never(unknown)
 
@@ -179,6 +189,9 @@ class Worker:
             self.mailbox.send(Taken(run_id=run_id, holder=str(error)))
             return None
         except Exception as error:  # this run's fault or misfortune, nobody else's
+            if disk_refusal(error) is not None:
+                self._locks.pop(run_id).close()
+                raise
             self._end(run_id, _record_of_failure(task, error))
             return None
         job.provenance["sweep"] = {"name": task.sweep, "role": task.role.value, "trial": task.trial}
@@ -303,7 +316,8 @@ def check_against_model(check: Check) -> tuple[str | None, ...]:
             source = find_model(config.model)
             memo = cache_directory(config) / "fingerprints.json"
             try:
-                prepare(config, source, model_fingerprint(source, memo))
+                fingerprint = model_fingerprint(source, memo, keep=check.keep)
+                prepare(config, source, fingerprint, keep=check.keep)
                 known[key] = None
             except (RequestError, DataError) as error:
                 known[key] = str(error)
@@ -311,9 +325,21 @@ def check_against_model(check: Check) -> tuple[str | None, ...]:
     return tuple(refusals)
 
 
+def _die_with_parent(number: signal.Signals | None) -> None:
+    """Let the kernel send this process a signal when its driver is gone, where it can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0 if number is None else number)
+
+
 def main(descriptor: int) -> None:
     """Serve one driver until it says stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the driver decides
+    for each in (signal.SIGINT, signal.SIGHUP):  # they reach all of a terminal; the driver decides
+        signal.signal(each, signal.SIG_IGN)
+    _die_with_parent(
+        signal.SIGKILL
+    )  # while libraries are imported nothing is lost, and nobody listens
+    worker = Worker(Connection(descriptor))
+    signal.signal(signal.SIGTERM, worker.mailbox.stop._ask)
     from harness.config.devices import resolved_device
     from harness.training.libraries import import_libraries
 
@@ -323,8 +349,7 @@ def main(descriptor: int) -> None:
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads is not None:
         torch.set_num_threads(int(threads))
-    worker = Worker(Connection(descriptor))
-    signal.signal(signal.SIGTERM, worker.mailbox.stop._ask)
+    _die_with_parent(None)  # from now on there are checkpoints to keep
     worker.mailbox.send(Ready(pid=os.getpid(), device=resolved_device("auto")))
     worker.work()
 

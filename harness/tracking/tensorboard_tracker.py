@@ -9,11 +9,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.records.answers import KeptAnswer
+from harness.records.answers import SAMPLE_COLUMNS, KeptAnswer, samples
 from harness.records.metrics_log import check_metric_names
 from harness.records.record import Record
 from harness.records.redact import redact, redact_tree
-from harness.tracking.final_values import SAMPLE_COLUMNS, final_values, samples
+from harness.tracking.final_values import final_values
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -8,7 +8,6 @@ blocks count from the start of the file, header included.
 Imports wandb.proto inside the function that needs it: Python runs wandb's own __init__ first, 0.3 s.
 """
 
-import json
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
+
+from harness.parsing import Unreadable, read_json
 
 _FILE_HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
 _BLOCK_BYTES = 32 * 1024
@@ -77,7 +78,12 @@ def read_wandb_files(files: Iterable[Path]) -> WandbHistory:
     merged = _Merged()
     for file in sorted(files, key=_started):
         for record in _records(file, merged.problems):
-            if not merged.add(record):
+            try:
+                belongs = merged.add(record)
+            except (Unreadable, ValueError, TypeError, OverflowError) as error:
+                merged.problems.append(f"{file.name}: a record is not as wandb writes it: {error}")
+                continue
+            if not belongs:
                 merged.problems.append(f"{file.name} is not of run {merged.run_id}; left out")
                 break
     return WandbHistory(
@@ -217,7 +223,7 @@ def _name(item: Any) -> str:
 def _update(tree: dict[str, Any], change: Any) -> None:
     """Apply a ConfigRecord or SummaryRecord: keys set, keys removed."""
     for item in change.update:
-        tree[_name(item)] = json.loads(item.value_json)  # NaN and Infinity included
+        tree[_name(item)] = read_json(item.value_json)  # NaN and Infinity included
     for item in change.remove:
         tree.pop(_name(item), None)
 
@@ -225,7 +231,7 @@ def _update(tree: dict[str, Any], change: Any) -> None:
 def _row(history: Any) -> dict[str, Any]:
     # What has several words is a part of a table or of another file that was logged, no number.
     items = (item for item in history.item if len(item.nested_key) < 2)
-    values = {_name(item): json.loads(item.value_json) for item in items}
+    values = {_name(item): read_json(item.value_json) for item in items}
     step = values.get("_step", history.step.num)
     return {"step": int(step)} | _without_own_keys(values)
 

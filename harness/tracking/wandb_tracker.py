@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 from harness.config.schema import TrackerConfig, TrackerName
-from harness.records.answers import KeptAnswer
+from harness.records.answers import SAMPLE_COLUMNS, KeptAnswer, samples
 from harness.records.metrics import SERIES
 from harness.records.metrics_log import check_metric_names, plain_number, spell_not_finite
 from harness.records.record import Record, RunStatus, record_tree
 from harness.records.redact import redact, redact_tree
-from harness.tracking.final_values import SAMPLE_COLUMNS, final_values, samples
+from harness.tracking.final_values import final_values
 from harness.tracking.wandb_file import has_ended
 
 if TYPE_CHECKING:

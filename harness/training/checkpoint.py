@@ -7,6 +7,7 @@ dropout draw nothing from a generator that lives on, so there is no generator st
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import Any
 
 import torch
 
-from harness.errors import RunFailed
+from harness.parsing import Unreadable, read_json, shaped
+from harness.records.run_directory import set_aside
 
 MANIFEST = "manifest.json"
+_PARTS = ("adapter.pt", "optimizer.pt", "progress.json")
+"""What no checkpoint lacks; the best adapter so far is there where it is asked for."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,6 +53,20 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     final = directory / f"step-{checkpoint.progress.step:08d}"
     staged = directory / f".{final.name}.new"
     shutil.rmtree(staged, ignore_errors=True)
+    try:
+        _write(staged, checkpoint)
+    except BaseException:  # a full disk, above all: what is staged is room for the record
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    shutil.rmtree(final, ignore_errors=True)
+    staged.rename(final)
+    _sync(directory)
+    for old in _newest_first(directory)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _write(staged: Path, checkpoint: Checkpoint) -> None:
     staged.mkdir(parents=True)
     torch.save(checkpoint.adapter, staged / "adapter.pt")
     torch.save(checkpoint.optimizer, staged / "optimizer.pt")
@@ -59,31 +77,24 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     (staged / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in staged.iterdir():
         _sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    staged.rename(final)
-    _sync(directory)
-    for old in _newest_first(directory)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def load_newest_checkpoint(
     directory: Path, run_id: str, device: torch.device
 ) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest sound checkpoint, or None if there is none, and a note for each damaged one."""
+    """Return the newest sound checkpoint of the run, or None, and a note for each that was set aside."""
     notes = []
     for path in _newest_first(directory):
-        fault = _fault(path)
-        if fault is not None:
-            notes.append(f"checkpoint {path.name} is damaged ({fault}); using the one before")
-            continue
-        checkpoint = _load(path, device)
-        if checkpoint.progress.run_id != run_id:
-            raise RunFailed(
-                f"{path} belongs to run {checkpoint.progress.run_id}, not to {run_id}; "
-                "remove the checkpoint directory to start again"
-            )
-        return checkpoint, notes
+        try:
+            _verify(path)
+            checkpoint = _load(path, device)
+            if checkpoint.progress.run_id != run_id:
+                raise Unreadable(f"it is of run {checkpoint.progress.run_id}")
+            return checkpoint, notes
+        except (OSError, Unreadable) as error:
+            # Beside it, the next ones would count as older, and be removed.
+            aside = set_aside(path)
+            notes.append(f"checkpoint {path.name} is damaged ({error}); set aside as {aside.name}")
     return None, notes
 
 
@@ -93,32 +104,39 @@ def remove_checkpoints(directory: Path) -> None:
 
 
 def _newest_first(directory: Path) -> list[Path]:
-    return sorted(directory.glob("step-*"), reverse=True)
+    """Return the checkpoints; what is staged, or set aside, has another name."""
+    found = [path for path in directory.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(found, reverse=True)
 
 
-def _fault(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint directory, or None."""
-    try:
-        manifest: dict[str, str] = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        return f"manifest unreadable: {error}"
-    for name, digest in manifest.items():
-        if not (path / name).exists():
-            return f"{name} is missing"
-        if _sha256(path / name) != digest:
-            return f"{name} does not match its hash"
-    return None
+def _verify(path: Path) -> None:
+    """Raise Unreadable for a checkpoint that lacks a file, or has one that is not as it was written."""
+    manifest: dict[str, str] = shaped(dict[str, str], read_json((path / MANIFEST).read_bytes()))
+    there = {each.name for each in path.iterdir()} - {MANIFEST}
+    for name in sorted({*_PARTS, *manifest, *there}):
+        if name not in manifest:
+            raise Unreadable(f"its manifest lacks {name}")
+        if name not in there:
+            raise Unreadable(f"{name} is missing")
+        if _sha256(path / name) != manifest[name]:
+            raise Unreadable(f"{name} does not match its hash")
 
 
 def _load(path: Path, device: torch.device) -> Checkpoint:
+    progress: Progress = shaped(Progress, read_json((path / "progress.json").read_bytes()))
     best = path / "best_adapter.pt"
+    try:
+        adapter, optimizer, best_adapter = (
+            torch.load(each, map_location=device, weights_only=True) if each.exists() else None
+            for each in (path / "adapter.pt", path / "optimizer.pt", best)
+        )
+    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise Unreadable(f"its tensors cannot be read: {reason}") from error
+    assert adapter is not None
+    assert optimizer is not None
     return Checkpoint(
-        progress=Progress(**json.loads((path / "progress.json").read_text())),
-        adapter=torch.load(path / "adapter.pt", map_location=device, weights_only=True),
-        optimizer=torch.load(path / "optimizer.pt", map_location=device, weights_only=True),
-        best_adapter=torch.load(best, map_location=device, weights_only=True)
-        if best.exists()
-        else None,
+        progress=progress, adapter=adapter, optimizer=optimizer, best_adapter=best_adapter
     )
 
 

@@ -84,6 +84,7 @@ class RunEntry:
             provenance=job.provenance,
             notes=job.notes,
         )
+        self._record.provenance["backend"] = shared.backend.name.value
         job.directory.write_config(self._record.config)
         write_record(job.directory.record, self._record)
         self._metrics = MetricsLog(job.directory.metrics)
@@ -240,6 +241,7 @@ class RunEntry:
         record = self._record
         record.status, record.error = status, error
         if self._slot is not None:
+            self._slot.stand_up()
             record.metrics = self._final_metrics()
             record.measured_in = self._measured_in()
             if status is RunStatus.completed and not self.shared_process:
@@ -255,7 +257,12 @@ class RunEntry:
         if self.job.probe is not None:
             take_costs(record, self.job.probe)
         record.wall_seconds = self._wall_seconds()
-        self._metrics.close()
+        try:
+            self._metrics.close()
+        except OSError as refused:
+            if status is RunStatus.completed:
+                raise
+            self.job.notes.append(f"metrics.jsonl lacks its end: {refused.strerror}")
         for note in self._tracker.finish(record, read_answers(self.job.directory.answers)):
             self.note(note)
         write_record(self.job.directory.record, record)

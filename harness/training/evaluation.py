@@ -72,6 +72,8 @@ def _evaluate(
     with ExitStack() as phases:
         for entry in entries:
             phases.enter_context(entry.phase_peak())
+            if adapted:
+                entry.slot.bring()
         phases.enter_context(shared.backend.decoded())
         return evaluate_copies(
             shared.model,

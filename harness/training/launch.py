@@ -34,8 +34,12 @@ from harness.request import Request
 from harness.training.job import Job
 
 
-def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> PreparedData:
+def prepare(
+    config: RunConfig, source: ModelSource, fingerprint: str, *, keep: bool = True
+) -> PreparedData:
     """Check targets and rank against the model, tokenize the data, check the rows against the context.
+
+    With `keep` the tokenized data is left in the cache.
 
     Raises RequestError or DataError; no weight has been read.
     """
@@ -47,7 +51,9 @@ def prepare(config: RunConfig, source: ModelSource, fingerprint: str) -> Prepare
     check_coverage(config, outline.linears, outline.uncovered)
     _check_packing(config, outline)
     check_special_tokens(config.model.name, tokenizer, outline.num_embeddings)
-    data = prepare_data(config.data, tokenizer, fingerprint, cache_directory(config) / "data")
+    data = prepare_data(
+        config.data, tokenizer, fingerprint, cache_directory(config) / "data", keep=keep
+    )
     check_tokens(config.model.name, tokenizer, outline.num_embeddings, data)
     data.rows(config.eval.split)
     longest = max(data.train.row_length, data.rows(config.eval.split).row_length)

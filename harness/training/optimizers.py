@@ -9,6 +9,7 @@ from torch import nn
 
 from harness.config.schema import OptimConfig, OptimizerName, Schedule
 from harness.engine.adapter import Adapter, FlatGradient
+from harness.engine.cuda.seats import Moments
 
 
 class AdapterOptimizer:
@@ -38,6 +39,30 @@ class AdapterOptimizer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["ratio"]
         self.optimizer.step()
+
+    def moments(self) -> Moments | None:
+        """Return what torch's AdamW keeps, in the adapter's layout; None before the first step."""
+        if not self._is_flat or not self.optimizer.state:
+            return None
+        states = [self.optimizer.state[parameter] for parameter in self._parameters]
+        return Moments(
+            mean_P=torch.cat([state["exp_avg"] for state in states]),
+            square_P=torch.cat([state["exp_avg_sq"] for state in states]),
+        )
+
+    def take_moments(self, moments: Moments, steps: int) -> None:
+        """Go on from moments that were kept elsewhere, after so many steps."""
+        assert self._is_flat
+        if steps == 0:
+            return
+        means = _halves(self._adapter, moments.mean_P)
+        squares = _halves(self._adapter, moments.square_P)
+        for parameter, mean, square in zip(self._parameters, means, squares, strict=True):
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(steps), device=mean.device),
+                "exp_avg": mean.clone(),
+                "exp_avg_sq": square.clone(),
+            }
 
     def tensors(self) -> list[torch.Tensor]:
         """Return every tensor of the optimizer's state."""

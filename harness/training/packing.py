@@ -73,8 +73,9 @@ def best_size(times: Times, most: int) -> int:
     return best if medians[best] <= (1 - MARGIN) * medians[1] else 1
 
 
-Key = tuple[int, int]
-"""What runs must have in common to share a measurement: rows of a micro-batch and positions of a row."""
+Key = tuple[int, int, bool]
+"""What runs must have in common to share a pass: rows of a micro-batch, positions of a row, whether a backend
+that captures steps can move them."""
 
 
 @dataclass(slots=True)
@@ -186,6 +187,10 @@ class Packing:
         """Take note of what one pass of `group` has taken."""
         self._of(_key(group[0])).observe(len(group), seconds)
 
+    def forget_timing(self, group: Sequence[RunEntry]) -> None:
+        """Leave the pass in progress out of the times: it was the first of its kind, and was captured."""
+        self._of(_key(group[0])).warm.discard(len(group))
+
     def wants_bytes(self, group: Sequence[RunEntry]) -> bool:
         """Say whether no pass of this kind and size with as many positions has been looked at."""
         if self.max_slots == 1:
@@ -258,4 +263,5 @@ def _positions(group: Sequence[RunEntry]) -> int:
 
 
 def _key(entry: RunEntry) -> Key:
-    return entry.slot.micro_batch_size, entry.job.data.train.row_length
+    slot = entry.slot
+    return slot.micro_batch_size, entry.job.data.train.row_length, slot.can_be_captured

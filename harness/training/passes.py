@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from harness.engine.cuda.backend import CudaBackend
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
 from harness.measure.memory import SavedBytes, is_out_of_memory
@@ -14,7 +15,12 @@ from harness.training.packing import Packing
 from harness.training.ranks import Ranks
 from harness.training.slot import Slot, clip
 
-Outcome = Gradient | Exception
+
+class Added:
+    """The backend holds what the pass has added to a run's gradient and loss."""
+
+
+Outcome = Gradient | Added | Exception
 """What a run gets out of a pass."""
 
 
@@ -40,12 +46,17 @@ def advance(
     meter = meter_of(shared.base.device)
     joules, started = meter.energy_joules(), time.perf_counter()
     outcomes = _gradients(shared, packing, group, ranks)
-    tokens = {e: e.slot.pass_tokens for e, outcome in outcomes if isinstance(outcome, Gradient)}
-    received = [entry for entry, outcome in outcomes if isinstance(outcome, Gradient)]
+    received = [entry for entry, outcome in outcomes if not isinstance(outcome, Exception)]
+    tokens = {entry: entry.slot.pass_tokens for entry in received}
     for entry, outcome in outcomes:
-        if isinstance(outcome, Gradient):
-            entry.slot.receive(outcome)
-    _read_numbers([entry for entry in received if entry.slot.step_is_complete])
+        match outcome:
+            case Gradient():
+                entry.slot.receive(outcome)
+            case Added():
+                entry.slot.passed()
+    complete = [entry for entry in received if entry.slot.step_is_complete]
+    _read_numbers([entry for entry in complete if not entry.slot.is_seated])
+    _move_seated(shared, [entry for entry in complete if entry.slot.is_seated])
     if packing.is_timing(group):
         meter.synchronize()
     seconds = time.perf_counter() - started
@@ -85,12 +96,20 @@ def _gradients(
     Nothing has been changed when a pass fails, so it can be repeated: out of memory with half of the runs,
     then with half of the only run's micro-batch (and from then on so), anything else one run at a time.
     """
+    captured = captured_of(shared, group) if ranks.size == 1 else None
     try:
         work = [entry.slot.next_work() for entry in group]
+        if captured is not None:
+            _add_pass(captured, packing, group, work)
+            return [(entry, Added()) for entry in group]
         with _counted(shared, packing, group):
             gradients = ranks.gradients(shared, [entry.slot for entry in group], work)
         return list(zip(group, gradients, strict=True))
     except Exception as error:
+        if captured is not None:
+            captured.discard([entry.slot.adapter for entry in group])
+            for entry in group:
+                entry.slot.begin_again()
         if is_out_of_memory(error):
             parts = _smaller(packing, group)
         else:
@@ -99,6 +118,44 @@ def _gradients(
             return [(entry, error) for entry in group]
     meter_of(shared.base.device).empty()  # out here, where the failed pass's tensors are free
     return [outcome for part in parts for outcome in _gradients(shared, packing, part, ranks)]
+
+
+def captured_of(shared: SharedBase, group: Sequence[RunEntry]) -> CudaBackend | None:
+    """Return the backend that computes and moves these runs in captured steps; None where none does."""
+    backend = shared.backend
+    if not isinstance(backend, CudaBackend) or not all(e.slot.can_be_captured for e in group):
+        return None
+    return backend
+
+
+def _add_pass(
+    backend: CudaBackend, packing: Packing, group: Sequence[RunEntry], work: Sequence[Work]
+) -> None:
+    """Let the backend compute a pass; its memory is measured the first time, when it is not yet a replay."""
+    for entry in group:
+        entry.slot.sit(backend)
+    meter, wants = group[0].meter, packing.wants_bytes(group)
+    if wants:
+        for entry in group:
+            entry.keep_peak()
+    begun = meter.begin_pass() if wants else 0
+    is_replay = backend.add_pass(work)
+    if wants:
+        packing.observe_bytes(group, meter.pass_bytes(begun, 0))
+    if not is_replay:
+        packing.forget_timing(group)
+
+
+def _move_seated(shared: SharedBase, entries: Sequence[RunEntry]) -> None:
+    """Let the backend move runs whose steps are complete; it leaves those alone that are not finite."""
+    if not entries:
+        return
+    assert isinstance(shared.backend, CudaBackend)
+    numbers = shared.backend.update([entry.slot.next_step() for entry in entries])
+    for entry in entries:
+        entry.slot.prepare_next()  # while the device computes
+    for entry, own in zip(entries, numbers, strict=True):
+        entry.loss, entry.grad_norm = own.read()
 
 
 def _smaller(packing: Packing, group: list[RunEntry]) -> list[list[RunEntry]] | None:

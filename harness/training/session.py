@@ -5,6 +5,7 @@ slot whose optimizer step is complete look at its numbers, move it, evaluate, ke
 happened as it happens, so that whoever called it can draw progress, prune or stop.
 """
 
+import contextlib
 import math
 import traceback
 from collections import deque
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from harness.engine.shared_base import SharedBase
-from harness.errors import RunFailed
+from harness.errors import DiskTrouble, RunFailed, disk_refusal
 from harness.evals.evaluate import LOSS_METRICS
 from harness.measure.memory import is_out_of_memory
 from harness.measure.meter import meter_of
@@ -130,7 +131,8 @@ def train(
                 yield from _after_pass(session, advance(shared, packing, group, ranks))
     finally:  # whoever consumes us has gone, or a second Ctrl-C: say so on disk, save nothing more
         for entry in list(session.entries):
-            _end(session, entry, RunStatus.interrupted, "stopped at once")
+            with contextlib.suppress(OSError):  # a full disk, which has been said
+                _end(session, entry, RunStatus.interrupted, "stopped at once")
 
 
 def _admit(session: _Session) -> Iterator[Event]:
@@ -178,8 +180,12 @@ def _give_up(session: _Session) -> Iterator[Event]:
 def _interrupt(session: _Session, signal_name: str) -> Iterator[Event]:
     """Keep a checkpoint of every run and end it."""
     for entry in list(session.entries):
-        entry.save_checkpoint()
-        yield _end(session, entry, RunStatus.interrupted, f"stopped by {signal_name}")
+        try:
+            entry.save_checkpoint()
+        except Exception as error:
+            yield _fail(session, entry, error)
+        else:
+            yield _end(session, entry, RunStatus.interrupted, f"stopped by {signal_name}")
 
 
 def _evaluate_before(session: _Session, entry: RunEntry) -> None:
@@ -270,13 +276,19 @@ def _after_step(session: _Session, entry: RunEntry, values: dict[str, float]) ->
 
 
 def _end(session: _Session, entry: RunEntry, status: RunStatus, error: str | None) -> RunEnded:
-    session.entries.remove(entry)
+    if entry in session.entries:  # else its first end was refused by the disk
+        session.entries.remove(entry)
     return RunEnded(entry, entry.finish(status, error))
 
 
 def _fail(session: _Session, entry: RunEntry, error: Exception) -> RunEnded:
     if is_out_of_memory(error):
         return _end(session, entry, RunStatus.out_of_memory, _first_line(error))
+    refused = disk_refusal(error)
+    if refused is not None:  # every other run would meet it too
+        with contextlib.suppress(OSError):
+            _end(session, entry, RunStatus.interrupted, refused)
+        raise DiskTrouble(refused) from error
     entry.job.directory.append_log("".join(traceback.format_exception(error)))
     return _end(session, entry, RunStatus.failed, f"{type(error).__name__}: {_first_line(error)}")
 

@@ -11,9 +11,11 @@ from itertools import pairwise
 
 import torch
 
+from harness.config.schema import OptimizerName
 from harness.data.order import batch_rows, steps_for
 from harness.data.rows import Batch
 from harness.engine.adapter import Adapter, FlatGradient
+from harness.engine.cuda.backend import CudaBackend, Step
 from harness.engine.dropout import dropout_key
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
@@ -62,6 +64,8 @@ class Slot:
             self.total_steps = steps_for(optim.epochs, rows, optim.batch_size)
         self._first_step = _first_probed_step(job, shared) if job.is_probe else 0
         self._waiting: deque[_MicroBatch] = deque()
+        self._prepared: tuple[int, list[_MicroBatch]] | None = None
+        """A step to come, and its micro-batches."""
         self._loss_tokens = 0
         self._input_tokens = 0
         self._loss: torch.Tensor | None = None
@@ -94,13 +98,22 @@ class Slot:
     def _begin_step(self, micro: int) -> None:
         rows = self.job.data.train
         optim = self.config.optim
-        step = self._first_step + self.progress.step
-        order = batch_rows(len(rows), optim.batch_size, self.config.seed, step)
-        self._waiting.extend(self._laid_out(rows.batch(part)) for part in order.split(micro))
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] == self.progress.step and prepared[1]:
+            self._waiting.extend(prepared[1])
+        else:
+            self._waiting.extend(self._rows_of(self.progress.step))
         self._loss_tokens = sum(each.batch.num_loss_tokens for each in self._waiting)
         self._input_tokens = sum(each.batch.num_input_tokens for each in self._waiting)
         self._loss = self._gradient = None
         self._seconds = 0.0
+
+    def _rows_of(self, step: int) -> list["_MicroBatch"]:
+        """Return the micro-batches of one step."""
+        rows, optim, micro = self.job.data.train, self.config.optim, self.micro_batch_size
+        number = self._first_step + step
+        order = batch_rows(len(rows), optim.batch_size, self.config.seed, number)
+        return [self._laid_out(rows.batch(part)) for part in order.split(micro)]
 
     def _laid_out(self, padded: Batch) -> "_MicroBatch":
         """Return a micro-batch without the positions that do not matter."""
@@ -137,6 +150,7 @@ class Slot:
         if smaller is None:
             return False
         self.micro_batch_size = smaller
+        self._prepared = None
         self.activation_bytes, self._counted_size = None, (0, 0)
         parts = [part for each in self._waiting for part in _split(each.padded, smaller)]
         self._waiting = deque(self._laid_out(part) for part in parts)
@@ -173,6 +187,63 @@ class Slot:
         return self._sum
 
     @property
+    def can_be_captured(self) -> bool:
+        """Whether a backend with seats can move this run: others keep their state tensor by tensor."""
+        return self.config.optim.name is OptimizerName.adamw
+
+    @property
+    def is_seated(self) -> bool:
+        """Whether the newest adapter, moments and gradient are in the backend's seat."""
+        backend = self.shared.backend
+        return isinstance(backend, CudaBackend) and backend.is_seated(self.adapter)
+
+    def sit(self, backend: CudaBackend) -> None:
+        """Take a seat, unless the run has one."""
+        if not backend.is_seated(self.adapter):
+            backend.sit(self.adapter, self.optimizer.moments())
+
+    def bring(self) -> None:
+        """Bring adapter and optimizer up to date, where the newest of both is in a seat."""
+        backend = self.shared.backend
+        if isinstance(backend, CudaBackend) and backend.is_seated(self.adapter):
+            self.optimizer.take_moments(backend.take(self.adapter), self.progress.step)
+
+    def stand_up(self) -> None:
+        """Bring everything, and leave the seat: what is then changed here is what a next one begins with."""
+        self.bring()
+        backend = self.shared.backend
+        if isinstance(backend, CudaBackend):
+            backend.leave(self.adapter)
+
+    def passed(self) -> None:
+        """Take note that the micro-batch in progress has been added up by the backend."""
+        self._waiting.popleft()
+
+    def begin_again(self) -> None:
+        """Begin the step in progress anew: what the backend had of it is gone."""
+        self._waiting.clear()
+
+    def prepare_next(self) -> None:
+        """Lay out the rows of the step after the one that is being made."""
+        if self.progress.step + 1 < self.total_steps:
+            self._prepared = (self.progress.step + 1, self._rows_of(self.progress.step + 1))
+
+    def next_step(self) -> Step:
+        """Return the step to be made, as a backend that moves adapters itself takes it."""
+        optim, rate = self.config.optim, self.learning_rate
+        return Step(
+            adapter=self.adapter,
+            number=self.progress.step + 1,
+            rate_a=rate,
+            rate_b=rate * optim.loraplus_lr_ratio,
+            beta1=optim.beta1,
+            beta2=optim.beta2,
+            epsilon=optim.epsilon,
+            weight_decay=optim.weight_decay,
+            max_grad_norm=optim.max_grad_norm,
+        )
+
+    @property
     def step_is_complete(self) -> bool:
         """Whether all micro-batches of the step have been received."""
         return not self._waiting
@@ -185,8 +256,9 @@ class Slot:
 
     def update(self) -> None:
         """Move the adapter by the step's gradient and begin the next step."""
-        assert self._gradient is not None
-        self.optimizer.step(self._gradient, self.learning_rate)
+        if not self.is_seated:  # else the backend has moved it
+            assert self._gradient is not None
+            self.optimizer.step(self._gradient, self.learning_rate)
         self._loss = self._gradient = None
         self.progress.step += 1
 
@@ -213,10 +285,12 @@ class Slot:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return a copy of the adapter's parameters."""
+        self.bring()
         return {"flat_P": self.adapter.flat_P.clone()}
 
     def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         """Put `tensors` back into the adapter."""
+        self.stand_up()
         self.adapter.flat_P.copy_(tensors["flat_P"])
 
     def checkpoint(self) -> Checkpoint:

@@ -1,5 +1,7 @@
 """What configurations cost: measured alone by the sweep, in every record, and all names in W&B's files."""
 
+import pytest
+
 from harness.cli.main import dispatch
 from harness.plan.probe import PROBE_STEPS
 from harness.records.metrics import COHORT_SHARES
@@ -17,20 +19,21 @@ COSTS = {
 }
 
 
+@pytest.mark.timeout(900)
 def test_every_run_knows_what_its_configuration_costs_alone_and_wandb_has_every_name(ask):
     file = ask(
-        space={"lora.rank": "choice(1,8)", "optim.lr": "choice(1e-3,1e-2)"},
-        base=("tracker=wandb_offline", "eval.every_steps=4", "tracker.tags=[a]"),
-        confirm={"top": 1, "seeds": [7, 8]},
-        search={"probe": True},
+        space={"lora.rank": "choice(1,8)"},
+        base=("tracker=wandb_offline", "eval.every_steps=4"),
+        confirm={"top": 1, "seeds": [7]},
+        search={"probe": True, "seeds": [0, 1]},
         resources={"devices": "cpu:2"},
     )
     assert dispatch(["sweep", str(file)]) == 0
     records = {record.run_id: record for record in records_of(file)}
     probes = {id: r for id, r in records.items() if r.measured_in is MeasuredIn.probe}
-    assert len(probes) == 2  # learning rates and seeds cost nothing
+    assert len(probes) == 2  # seeds cost nothing
     runs = [record for record in records.values() if record.run_id not in probes]
-    assert sorted(map(role, runs)) == ["confirmation"] * 2 + ["search"] * 4
+    assert sorted(map(role, runs)) == ["confirmation"] + ["search"] * 4
     out = file.parent / "out"
     for record in runs:
         assert record.probe in probes
@@ -67,7 +70,7 @@ def test_every_run_knows_what_its_configuration_costs_alone_and_wandb_has_every_
     assert [row["best.eval/loss"] for row in own.history] == sorted(
         (row["best.eval/loss"] for row in own.history), reverse=True
     )
-    assert len(own.history) == 4
+    assert len(own.history) == 2
     files = out / "sweeps" / "small" / "wandb"
     assert {path.name.partition("_")[0] for path in files.rglob("*.table.json")} == {
         *("leaderboard", "confirmation", "metrics")

@@ -144,3 +144,28 @@ def test_who_leaves_gives_back_at_once(members):
     two.look()
     assert two.trials.ledger.runs[run.run_id].state is RunState.waiting
     assert two.said == []
+
+
+def test_the_probes_of_the_end_are_shared_out_and_each_is_run_once(members):
+    search = {"probe": True}
+    one, two = members("one", search=search), members("two", search=search)
+    one.ask()
+    for _ in range(3):
+        one.end(one.claim(), loss=1.0)
+    for member in (one, two):
+        member.look()
+        assert not member.trials.is_done()  # the trials are told, and begin the probes
+    assert [run.role for run in two.waiting()] == [Role.probe] * 3
+    mine = one.claim()
+    two.look()
+    theirs = [two.claim(), two.claim()]
+    assert mine.run_id not in {run.run_id for run in theirs}
+    assert not two.waiting()
+    one.end(mine, loss=1.0)
+    two.look()
+    assert two.trials.ledger.runs[mine.run_id].state is RunState.ended
+    for run in theirs:
+        two.end(run, loss=1.0)
+    one.look()
+    assert one.trials.is_done()
+    assert two.trials.is_done()

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY = "0" * 40
+_NO_FILES = {"edges": [], "pageInfo": {"endCursor": None, "hasNextPage": False}}
 
 
 @dataclass(kw_only=True)
@@ -38,6 +39,8 @@ class StandIn:
                 return {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}"}}
             case "Runs":
                 return {"project": self._page(variables)}
+            case "RunFiles":
+                return {"project": {"internalId": "1", "run": {"fileCount": 0, "files": _NO_FILES}}}
             case _:
                 return self._history(operation, variables)
 

@@ -22,7 +22,9 @@ def entry(rows: int = 16, length: int = 48, adapter_bytes: int = 1000) -> RunEnt
     """Return what a packing reads of a run."""
     fields: Any = SimpleNamespace(
         slot=SimpleNamespace(
-            micro_batch_size=rows, adapter=SimpleNamespace(num_bytes=adapter_bytes)
+            micro_batch_size=rows,
+            adapter=SimpleNamespace(num_bytes=adapter_bytes),
+            pass_tokens=rows * length,
         ),
         job=SimpleNamespace(data=SimpleNamespace(train=SimpleNamespace(row_length=length))),
         shared=SimpleNamespace(base=SimpleNamespace(device=torch.device("cpu"))),
@@ -171,3 +173,15 @@ def test_a_pass_that_has_run_out_of_memory_is_the_last_of_its_size() -> None:
     assert packing.slots == 4
     packing.allow_slots(2)
     assert packing.slots == 2
+
+
+def test_a_pass_with_more_positions_than_any_so_far_is_measured_again() -> None:
+    packing = Packing(max_slots=4, memory_bytes=10**12)
+    short, long = entry(), entry()
+    short.slot.pass_tokens = 100  # pyright: ignore[reportAttributeAccessIssue]  (a stand-in)
+    packing.observe_bytes([short], pass_bytes=7)
+    assert not packing.wants_bytes([short])
+    assert packing.wants_bytes([long])
+    packing.observe_bytes([long], pass_bytes=11)
+    packing.observe_bytes([long], pass_bytes=9)
+    assert packing.pass_bytes([short]) == packing.pass_bytes([long]) == 11

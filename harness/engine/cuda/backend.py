@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,16 @@ _STAGES = 3
 
 def why_not_cuda(shared: "SharedBase") -> str | None:
     """Return why a base cannot have captured steps, None where it can."""
+    base, model = shared.base, shared.model
+    if base.device.type != "cuda":
+        return f"the base lies on {base.device}"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    return why_not_this_model(shared)
+
+
+def why_not_this_model(shared: "SharedBase") -> str | None:
+    """Return why the pass cannot compute a base's model, on whichever device; None where it can."""
     base, model = shared.base, shared.model
     kind = type(model).__name__
     if kind not in KNOWN:

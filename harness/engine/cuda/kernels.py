@@ -221,11 +221,12 @@ def _constant(
     NESTED: tl.constexpr,
 ):
     """Return a block's constant, plain or from its own 8 bits (QLoRA, section 3)."""
+    constant = tl.load(stored_ptr + block, mask=inside, other=0).to(tl.float32)
     if NESTED:
-        code = tl.load(stored_ptr + block, mask=inside, other=0).to(tl.int32)
+        code = constant.to(tl.int32)
         scale = tl.load(nested_scale_ptr + block // nested_block, mask=inside, other=0.0)
-        return tl.load(dynamic_ptr + code) * scale + tl.load(nested_mean_ptr)
-    return tl.load(stored_ptr + block, mask=inside, other=0.0)
+        constant = tl.load(dynamic_ptr + code) * scale + tl.load(nested_mean_ptr)
+    return constant
 
 
 @triton.jit
