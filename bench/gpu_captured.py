@@ -2,10 +2,10 @@
 
     python -m bench.gpu_captured [--cases 1.5B:512:1 1.5B:2048:1 1.5B:512:16 …] [--format nf4_dq] [--profile]
 
-A case is shape:tokens of a run and step:runs side by side[:micro-batches of a step]. Each prints and writes one
-line of JSON as it ends: milliseconds of a step (median), tokens a second, the losses of both ways over the same
-steps, peak memory, the host's share of a captured step, and with --profile where the device's time goes.
-Results are appended to bench/results/gpu_captured.jsonl (`--out`).
+A case is shape:tokens of a run and step:runs side by side[:micro-batches of a step]. Each prints and
+writes one line of JSON as it ends: milliseconds of a step (median), tokens a second, the losses of both
+ways over the same steps, peak memory, the host's share of a captured step, and with --profile where the
+device's time goes. Results are appended to bench/results/gpu_captured.jsonl (`--out`).
 """
 
 import argparse

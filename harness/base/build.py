@@ -104,6 +104,7 @@ def build_base(
     from_cache = model is not None
     if model is None:
         model = _load_dense(source, config)
+        _refuse_not_finite(model, source)
         pack_blocks(model, storage, device, quantized_on)
         if not isinstance(storage, Dense):
             save_entry(entry, model, fingerprint, storage)
@@ -174,6 +175,21 @@ def load_tokenizer(source: ModelSource, config: ModelConfig) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _refuse_not_finite(model: Any, source: ModelSource) -> None:
+    """Raise RequestError for weights that are no numbers: one would make a block, then every loss, NaN."""
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point() or parameter.numel() == 0:
+            continue
+        low, high = torch.aminmax(parameter.detach())
+        if bool(torch.isfinite(low) & torch.isfinite(high)):
+            continue
+        bad = int((~torch.isfinite(parameter)).sum())
+        raise RequestError(
+            f"model={source.name} has NaN or infinite weights: {bad} of the {parameter.numel()} in {name}; "
+            "use a checkpoint whose training did not diverge"
+        )
 
 
 # The model, dense or empty -----------------------------------------------------------------------

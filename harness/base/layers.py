@@ -35,7 +35,8 @@ class FrozenLinear(nn.Linear):
         self.out_features = out_features
         self.weight = _frozen(tensors["packed"])
         self.register_parameter("bias", None if bias is None else _frozen(bias))
-        self._constants = tuple(name for name in tensors if name != "packed")
+        # In one order, however they come: processes that share them gather them in that of registration.
+        self._constants = tuple(sorted(name for name in tensors if name != "packed"))
         for name in self._constants:
             if tensors[name].ndim == 0:  # one number, of which each process keeps a copy
                 self.register_buffer(name, tensors[name])

@@ -251,11 +251,12 @@ class Blockwise(Storage):
 
 
 class RowwiseInt8(Storage):
-    """bitsandbytes' row-wise int8 (LLM.int8 weights), decoded for each product.
+    """Row-wise int8 by absmax/127 (LLM.int8's weights, Dettmers et al. 2022), decoded for each product.
 
     LLM.int8's own product also quantizes the activations, and chooses outlier columns over all rows
     of the batch: a run would then depend on its neighbours in the cohort, training and evaluation on
-    the CPU would use different numbers, and so would CPU and CUDA. Storage is the same; the product is exact.
+    the CPU would use different numbers, and so would CPU and CUDA. Storage is the same
+    (bitsandbytes rounds to 16 bits first, we do not); the product is exact.
     """
 
     @property
@@ -263,10 +264,10 @@ class RowwiseInt8(Storage):
         return 8
 
     def encode(self, weight_OI: torch.Tensor) -> Tensors:
-        from bitsandbytes.functional import int8_vectorwise_quant
-
-        codes, absmax, _ = int8_vectorwise_quant(weight_OI.to(torch.float16))
-        return {"packed": codes, "scale": absmax.float() / 127}
+        scale = weight_OI.abs().amax(dim=1) / 127
+        safe = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(1)
+        codes = torch.round(weight_OI / safe).clamp_(-127, 127).to(torch.int8)
+        return {"packed": codes, "scale": scale}
 
     def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         codes, scale = tensors["packed"], tensors["scale"].unsqueeze(1)

@@ -55,7 +55,8 @@ def keep_mask_of_words(
     inputs: int,
     least: int | torch.Tensor,
 ) -> torch.Tensor:
-    """Return the mask [N, I] for words and a `threshold` that are one for all, or int32 [N] for each place."""
+    """Return the mask [N, I] for words and a `threshold` that are one for all, or int32 [N] for each
+    place."""
     row_N1 = _mix(places_N.to(torch.int32) ^ salt).unsqueeze(1)
     channel_I = torch.arange(inputs, dtype=torch.int32, device=places_N.device)
     channel_I *= _signed(_CHANNEL_STEP)

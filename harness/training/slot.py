@@ -80,7 +80,7 @@ class Slot:
         """Return the next micro-batch of the step in progress, beginning a step where none is."""
         optim, micro = self.config.optim, self.micro_batch_size
         if not self._waiting:
-            self._begin_step(micro)
+            self._begin_step()
         done = optim.batch_size // micro - len(self._waiting)
         first = self._waiting[0]
         return Work(
@@ -95,9 +95,7 @@ class Slot:
             recompute=optim.gradient_checkpointing,
         )
 
-    def _begin_step(self, micro: int) -> None:
-        rows = self.job.data.train
-        optim = self.config.optim
+    def _begin_step(self) -> None:
         prepared, self._prepared = self._prepared, None
         if prepared is not None and prepared[0] == self.progress.step and prepared[1]:
             self._waiting.extend(prepared[1])

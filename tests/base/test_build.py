@@ -171,6 +171,23 @@ def test_an_incomplete_directory_is_refused(
         find_model(ModelConfig(name=str(copy)))
 
 
+@pytest.mark.parametrize("quant_format", [QuantFormat.none, QuantFormat.nf4, QuantFormat.int8])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("part", ["mlp", "norm", "embed"])
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    tmp_path: Path, quant_format: QuantFormat, value: float, part: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    directory = save_random_model(tmp_path / "llama", "llama", **SHAPES["llama"])
+    tensors = load_file(directory / "model.safetensors")
+    name = next(name for name in tensors if part in name)
+    tensors[name].view(-1)[1] = value
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RequestError, match=rf"NaN or infinite weights: 1 of the \d+ in {name}"):
+        build(directory, tmp_path, QuantConfig(format=quant_format))
+
+
 def test_base_dropout_is_off(tmp_path: Path) -> None:
     directory = save_random_model(tmp_path / "gpt2", "gpt2", **SHAPES["gpt2"])
     assert json.loads((directory / "config.json").read_text())["resid_pdrop"] == 0.1

@@ -67,6 +67,17 @@ def test_all_but_single_numbers_are_frozen_parameters(quant: QuantConfig) -> Non
 
 
 @pytest.mark.parametrize("quant", FORMATS, ids=name_of)
+def test_parameters_stand_in_one_order_however_their_tensors_come(quant: QuantConfig) -> None:
+    """One process makes a layer, another reads it from a file that sorts: both gather by the order."""
+    storage, layer = storage_of(quant), layer_of(quant, 128)
+    backwards = dict(reversed(storage.tensors(layer).items()))
+    again = storage.restore(backwards, 128, 48, layer.bias.data)
+    assert [name for name, _ in again.named_parameters()] == [
+        name for name, _ in layer.named_parameters()
+    ]
+
+
+@pytest.mark.parametrize("quant", FORMATS, ids=name_of)
 def test_a_layer_that_is_moved_is_the_same(quant: QuantConfig) -> None:
     layer = layer_of(quant, 128)
     expected = products(layer, quant, 128)

@@ -71,7 +71,7 @@ def test_every_block_size_works_and_smaller_blocks_cost_more_constants(
     layer, weight = make(replace(quant, block_size=block_size), inner=256, outer=96)
     assert (dense(layer) - weight).abs().max() < weight.abs().max()
     assert isinstance(layer, FrozenLinear)
-    scales = next(iter(layer.constants.values()))
+    scales = layer.constants["scale_codes" if quant.double_quant else "scale"]
     assert scales.numel() == 256 * 96 // block_size
 
 
@@ -124,6 +124,19 @@ def test_bits_per_parameter_at_hidden_1024(quant: QuantConfig, at_most: float) -
     assert 8 * own / weight.numel() <= at_most + 1e-9
     # The tables are shared by all layers of a model: here they weigh on one.
     assert 8 * (own + tables) / weight.numel() <= at_most + 0.02
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e5])
+def test_int8_is_rounded_to_the_nearest_level_at_any_size_of_weights(size: float) -> None:
+    """16-bit floats would be too coarse for 1e-6, and end at 65,504."""
+    storage = storage_of(QuantConfig(format=QuantFormat.int8))
+    weight = size * torch.randn(64, 128, generator=torch.Generator().manual_seed(8))
+    weight[3] = 0
+    tensors = storage.encode(weight)
+    exact = weight.double() / (weight.double().abs().amax(dim=1, keepdim=True) / 127).clamp(1e-300)
+    off = (tensors["packed"].double() - exact).abs().max()
+    assert off <= 0.5 + 1e-5
+    assert torch.equal(storage.decode(tensors, (64, 128), torch.float32)[3], torch.zeros(128))
 
 
 def test_int8_product_does_not_depend_on_the_other_rows_of_the_batch() -> None:

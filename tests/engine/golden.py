@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 
 from harness.base.build import build_base
 from harness.base.source import find_model, model_fingerprint
+from harness.config.identity import Identity
 from harness.config.schema import (
     DataConfig,
     EvalConfig,
@@ -48,6 +49,7 @@ from harness.engine.shared_base import SharedBase
 from harness.records.metrics_log import read_metrics
 from harness.records.record import read_record
 from harness.records.run_directory import RunDirectory
+from harness.request import Request
 from harness.training.job import Job
 from harness.training.session import Queue, RunEnded, train
 from harness.training.stop import StopRequest
@@ -209,7 +211,9 @@ def _eight(shared: SharedBase, quant: QuantConfig, directory: Path) -> Iterator[
         )
         run = RunDirectory(directory / "runs" / f"run {i}")
         run.path.mkdir(parents=True)
-        yield Job(config=config, run_id=f"run {i}", directory=run, data=prepared, provenance={})
+        identity = Identity(run_id=f"run {i}", cell_id=f"run {i}")
+        request = Request(config, shared.base.source, shared.base.fingerprint, identity, run)
+        yield Job(request=request, data=prepared, provenance={})
 
 
 # Before and now -----------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""Captured steps, uncaptured on a CPU: seats, buckets and the written-out pass give the reference's curves."""
+"""Captured steps, uncaptured on a CPU: seats, buckets and the written-out pass give the reference's
+curves."""
 
 import signal
 from collections.abc import Sequence

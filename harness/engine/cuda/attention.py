@@ -1,9 +1,11 @@
 """Attention over sequences that lie end to end: torch's flash kernel, or sequence by sequence elsewhere.
 
-Queries, keys and values are views of one buffer, [N, (Q + 2 S) D]. Each position sees those before it in its own
-sequence, at most `window` of them. Shape suffixes: N positions, Q query heads, S key heads, D head, C sequences.
+Queries, keys and values are views of one buffer, [N, (Q + 2 S) D]. Each position sees those before it
+in its own sequence, at most `window` of them. Shape suffixes: N positions, Q query heads, S key heads,
+D head, C sequences.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +129,7 @@ def _window(heads: Heads) -> dict[str, int]:
 def _each(sequences: Sequences, *tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
     """Return the sequences' parts of some tensors, empty ones left out."""
     edges = sequences.starts_C.tolist()
-    pairs = zip(edges, edges[1:], strict=False)
+    pairs = itertools.pairwise(edges)
     return [tuple(t[start:stop] for t in tensors) for start, stop in pairs if stop > start]
 
 

@@ -1,9 +1,9 @@
 """Captured steps: the adapters of a cohort in seats, a pass and an optimizer step as one replay each.
 
-A pass of a new key is computed as it is and captured behind that; from then on it is replayed, whoever sits in
-the seats. Losses and norms come back through pinned memory, one step later, so that the host prepares the next
-step while the device computes. On a CPU, where nothing can be captured, the same body runs as it is: tests
-compare it with the reference there.
+A pass of a new key is computed as it is and captured behind that; from then on it is replayed, whoever
+sits in the seats. Losses and norms come back through pinned memory, one step later, so that the host
+prepares the next step while the device computes. On a CPU, where nothing can be captured, the same body
+runs as it is: tests compare it with the reference there.
 """
 
 from collections import OrderedDict
@@ -34,7 +34,7 @@ _STAGES = 3
 
 def why_not_cuda(shared: "SharedBase") -> str | None:
     """Return why a base cannot have captured steps, None where it can."""
-    base, model = shared.base, shared.model
+    base = shared.base
     if base.device.type != "cuda":
         return f"the base lies on {base.device}"
     if find_spec("triton") is None:

@@ -1,7 +1,7 @@
 """Triton kernels of the captured pass. Imported on a GPU, or where the interpreter runs them on a CPU.
 
-Sums are taken in float32 and rounded once to the tensor's type. Nothing here allocates, and nothing depends on
-the order in which programs run: the same inputs give the same bits.
+Sums are taken in float32 and rounded once to the tensor's type. Nothing here allocates, and nothing
+depends on the order in which programs run: the same inputs give the same bits.
 """
 
 # Kernels are compiled by Triton: their parameters have no Python types.

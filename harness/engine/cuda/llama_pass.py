@@ -1,11 +1,12 @@
 """The pass itself, forward and backward, over rows laid end to end: models of the Llama family.
 
-Derivatives are written out: nothing goes through autograd, so that a pass is a fixed list of kernels, keeps what
-it says, and can be captured. Llama, Mistral, Qwen 2 and Qwen 3 are one family: a norm before attention and before
-the feed-forward, rotated queries and keys (normed by head in Qwen 3), SwiGLU.
+Derivatives are written out: nothing goes through autograd, so that a pass is a fixed list of kernels,
+keeps what it says, and can be captured. Llama, Mistral, Qwen 2 and Qwen 3 are one family: a norm before
+attention and before the feed-forward, rotated queries and keys (normed by head in Qwen 3), SwiGLU.
 
 Shape suffixes: N positions, H width of the residual stream, W queries, keys and values side by side, F
-feed-forward, R rank (of all layers of a group), I inputs, O outputs, M positions that carry loss, V vocabulary.
+feed-forward, R rank (of all layers of a group), I inputs, O outputs, M positions that carry loss, V
+vocabulary.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
-"""The pieces of a captured pass: each by a kernel on a GPU, and by plain torch elsewhere, with the same meaning.
+"""The pieces of a captured pass: each by a kernel on a GPU, and by plain torch elsewhere, with the same
+meaning.
 
 Where torch computes them (on a CPU) they are what the kernels are compared with. Whatever is returned is
 allocated here; names that end in _ write into what they are given.
@@ -50,7 +51,8 @@ def _blocks(total: int, size: int) -> int:
 def rms_norm(
     x_NH: torch.Tensor, residual_NH: torch.Tensor | None, weight_H: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return x + residual (or x), its norm times the weight, and what each row was multiplied by (float32)."""
+    """Return x + residual (or x), its norm times the weight, and what each row was multiplied by
+    (float32)."""
     if by_kernel(x_NH):
         rows, width = x_NH.shape
         summed = x_NH if residual_NH is None else torch.empty_like(x_NH)
@@ -457,7 +459,8 @@ def dropped(
 def token_loss_(
     logits_NV: torch.Tensor, targets_N: torch.Tensor, weight_N: torch.Tensor
 ) -> torch.Tensor:
-    """Return the cross-entropy of each row in float32; its gradient times the weight takes the logits' place."""
+    """Return the cross-entropy of each row in float32; its gradient times the weight takes the logits'
+    place."""
     if by_kernel(logits_NV):
         rows, width = logits_NV.shape
         loss_N = torch.empty(rows, dtype=torch.float32, device=logits_NV.device)
@@ -484,8 +487,8 @@ def token_loss_(
 # Optimizer ---------------------------------------------------------------------------------------
 
 SETTINGS = 12
-"""Columns of what AdamW is told of a seat: rates of A and B, both betas, one less each, epsilon, decay, both bias
-corrections, scaling, clipping factor."""
+"""Columns of what AdamW is told of a seat: rates of A and B, both betas, one less each,
+epsilon, decay, both bias corrections, scaling, clipping factor."""
 
 
 def adamw_(

@@ -1,8 +1,10 @@
-"""Seats: fixed buffers in which the adapters of a cohort train, so that a run takes another's place unnoticed.
+"""Seats: fixed buffers in which the adapters of a cohort train, so that a run takes another's place
+unnoticed.
 
-A seat holds one adapter in float32, its two moments and its gradient, and a copy in the type that products are
-taken in, with B already times the scaling. Ranks are padded to a common one, layers that an adapter leaves alone
-have a place of zeros: zeros stay zeros, since every gradient of theirs is a product with a zero.
+A seat holds one adapter in float32, its two moments and its gradient, and a copy in the type that
+products are taken in, with B already times the scaling. Ranks are padded to a common one, layers that
+an adapter leaves alone have a place of zeros: zeros stay zeros, since every gradient of theirs is a
+product with a zero.
 
 Shape suffixes: S seats, P elements of a seat, L layers of a group, R common rank, I inputs, O outputs.
 """

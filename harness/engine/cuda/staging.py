@@ -1,8 +1,8 @@
 """From micro-batches to the buffers of a pass: rows without padding, end to end, in a few lengths.
 
-Everything that a pass is told travels as one int32 tensor (floats by their bits), so that it is one copy. Seats'
-segments begin at multiples of `TILE`; what is left between them and behind the last are sequences of their own,
-which nobody sees and which carry no loss.
+Everything that a pass is told travels as one int32 tensor (floats by their bits), so that it is one
+copy. Seats' segments begin at multiples of `TILE`; what is left between them and behind the last are
+sequences of their own, which nobody sees and which carry no loss.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,8 @@ _ALIGNMENT = 16
 
 
 def bucket(count: int, least: int) -> int:
-    """Return the length of the buffer for `count`: a multiple of `least`, at most an eighth more than asked."""
+    """Return the length of the buffer for `count`: a multiple of `least`, at most an eighth more than
+    asked."""
     step = least
     while step * 16 < count:
         step *= 2
