@@ -31,6 +31,10 @@ faults: .venv/.installed  ## kills, full disks, damaged files, hostile input: 15
 test-gpu: .venv/.installed  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+test-triton: .venv/.installed  ## the GPU's kernels in Triton's interpreter; installs Triton (640 MB)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check triton==3.9.0
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m triton
+
 TEST_DATA ?= ../shared/data
 
 test-data: .venv/.installed  ## published data and models in TEST_DATA=DIRECTORY, which the suite does not need
@@ -53,8 +57,8 @@ BENCH_MODEL := $(if $(MODEL),--model $(MODEL) $(TRAIN) $(VALIDATION))
 bench: .venv/.installed  ## side by side with the Trainer, TRL and shell loops: 20 minutes on two idle cores
 	$(BIN)/python -m bench.all $(BENCH_MODEL)
 
-bench-gpu: .venv/.installed  ## steps, cohorts, memory and the floor of random Llamas on a CUDA device
-	$(BIN)/python -m bench.gpu
+bench-gpu: .venv/.installed  ## captured steps of random Llamas against eager ones, a plain loop and the Trainer
+	$(BIN)/python -m bench.gpu_captured --peers --profile
 
 bench-parts: .venv/.installed  ## steps, cohorts, sweeps, driver and plans, each against itself
 	$(BIN)/python -m bench.step

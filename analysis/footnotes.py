@@ -20,6 +20,7 @@ _MIXED = (
     ("provenance.host", "machines"),
     ("provenance.cpu", "processors"),
     ("provenance.gpus", "GPUs"),
+    ("provenance.backend", "backends"),
 )
 
 

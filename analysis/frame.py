@@ -98,6 +98,7 @@ def _provenance(tree: Mapping[str, Any]) -> Row:
         "provenance.host": tree.get("host"),
         "provenance.cpu": tree.get("cpu"),
         "provenance.gpus": None if gpus is None else ", ".join(gpu["name"] for gpu in gpus),
+        "provenance.backend": tree.get("backend"),
         "provenance.command": tree.get("command"),
         "provenance.cell_id": tree.get("cell_id"),
         "provenance.model_fingerprint": tree.get("model_fingerprint"),

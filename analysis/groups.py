@@ -233,10 +233,12 @@ def _add_probes(groups: Sequence[Group], probes: Sequence[Row]) -> None:
 
 
 def _cost_key(row: Row) -> frozenset[Any]:
+    """Return what costs go by: the configuration, and who computed the passes."""
     return frozenset(
         item
         for item in row.items()
-        if is_config_key(item[0]) and not item[0].startswith(COST_NOTHING)
+        if (is_config_key(item[0]) and not item[0].startswith(COST_NOTHING))
+        or item[0] == "provenance.backend"
     )
 
 

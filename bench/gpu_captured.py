@@ -5,7 +5,8 @@
 A case is shape:tokens of a run and step:runs side by side[:micro-batches of a step]. Each prints and
 writes one line of JSON as it ends: milliseconds of a step (median), tokens a second, the losses of both
 ways over the same steps, peak memory, the host's share of a captured step, and with --profile where the
-device's time goes. Results are appended to bench/results/gpu_captured.jsonl (`--out`).
+device's time goes. Results are appended to bench/.work/gpu_captured.jsonl (`--out`);
+bench/results/gpu_captured.json is what was measured.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from typing import Any
 
 import torch
 
+from bench.gpu import Clock
 from bench.gpu_models import SHAPES, random_base, random_rows, run_config
+from bench.gpu_peers import plain_step, trainer_steps
 from bench.step import FORMATS, harness_slot
 from harness.config.resources import BackendName
 from harness.engine.cuda.backend import CudaBackend
@@ -84,7 +87,13 @@ def times(step: Any, rounds: int, wait: Any) -> list[float]:
 
 
 def measured(
-    case: str, quant_name: str, device: torch.device, profiled: bool, eager: bool
+    case: str,
+    quant_name: str,
+    device: torch.device,
+    *,
+    profiled: bool = False,
+    eager: bool = True,
+    peers: bool = False,
 ) -> dict[str, Any]:
     """Return what one case costs both ways."""
     shape, tokens, runs, *rest = case.split(":")
@@ -160,6 +169,16 @@ def measured(
     for slot in slots:
         backend.leave(slot.adapter)
         shared.detach(slot.adapter)
+    if peers and count == micro == 1:
+        del backend, shared, base
+        gc.collect()
+        clock = Clock(device)
+        plain = plain_step(SHAPES[shape], FORMATS[quant_name], total, device)
+        row["plain_ms"] = round(1e3 * statistics.median(times(plain, 6, wait)[2:]), 2)
+        del plain
+        gc.collect()
+        seconds = trainer_steps(SHAPES[shape], FORMATS[quant_name], total, clock, 6, lambda: None)
+        row["trainer_ms"] = round(1e3 * statistics.median(seconds[2:]), 2)
     return row
 
 
@@ -188,14 +207,24 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--no-eager", action="store_true")
     parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results" / "gpu_captured.jsonl"
+        "--peers", action="store_true", help="a plain PEFT loop and the Trainer too"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / ".work" / "gpu_captured.jsonl"
     )
     asked = parser.parse_args()
     device = torch.device(asked.device)
     hardware = collect_provenance(model_fingerprint="", data_fingerprint="").as_tree()
     for case in asked.cases:
         try:
-            row = measured(case, asked.format, device, asked.profile, not asked.no_eager)
+            row = measured(
+                case,
+                asked.format,
+                device,
+                profiled=asked.profile,
+                eager=not asked.no_eager,
+                peers=asked.peers,
+            )
         except Exception as error:  # the next case may do
             row = {
                 "case": case,
@@ -203,7 +232,8 @@ def main() -> None:
                 "error": f"{type(error).__name__}: {error}"[:600],
             }
         print(json.dumps(row), flush=True)
-        row["hardware"] = {key: hardware.get(key) for key in ("hardware", "versions", "git")}
+        row["provenance"] = hardware
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
         with asked.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         gc.collect()

@@ -39,6 +39,8 @@ def base_of(
     model_type: str,
     quant: QuantFormat = QuantFormat.nf4,
     backend: BackendName = BackendName.auto,
+    *,
+    double_quant: bool = False,
     **fields: Any,
 ) -> SharedBase:
     """Return a packed random model; the same one every time."""
@@ -54,7 +56,8 @@ def base_of(
     for name, parameter in model.named_parameters():
         if "norm" in name or name.endswith("bias"):
             parameter.data.add_(0.1 * torch.randn(parameter.shape))
-    return SharedBase(freeze(model, QuantConfig(format=quant), CPU), backend=backend)
+    stored = QuantConfig(format=quant, double_quant=double_quant)
+    return SharedBase(freeze(model, stored, CPU), backend=backend)
 
 
 def trained(shared: SharedBase, lora: LoraConfig, seed: int) -> Adapter:

@@ -244,6 +244,15 @@ class CudaBackend:
             self._seats.gradients_SP[seat].zero_()
             self._seats.losses_S[seat].zero_()
 
+    def progress_of(self, adapter: Adapter) -> tuple[float, torch.Tensor]:
+        """Return the loss and the gradient, in the adapter's layout, of the step in progress."""
+        assert self._seats is not None
+        seat, own_P = self._seated[adapter.name], torch.zeros_like(adapter.flat_P)
+        for there, own in self._seats.layout.views(self._seats.gradients_SP[seat], adapter, own_P):
+            own.copy_(there)
+        own_P[adapter.layout.num_a :] *= _scaling(adapter)
+        return self._seats.losses_S[seat].item(), own_P
+
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         """Do `body` once, and return what repeats it: a graph's replay, or itself where there are none."""
         if self._stream is None:

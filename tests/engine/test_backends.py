@@ -1,0 +1,123 @@
+"""Every backend, storage and composition against the reference; `python -m tests.engine.test_backends`
+prints it.
+
+The body of the captured backend runs uncaptured here: that a graph repeats it is for a GPU to show.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from harness.config.resources import BackendName
+from harness.config.schema import LoraConfig, QuantConfig, QuantFormat
+from harness.config.storage import label_of
+from harness.engine.cuda.backend import CudaBackend
+from harness.engine.micro_step import Work
+from harness.engine.shared_base import SharedBase
+from tests.engine.test_cpu import base_of, trained, work_of
+
+STORAGES = [
+    QuantConfig(format=each, double_quant=double)
+    for each in QuantFormat
+    for double in (False, True)
+    if not double or each not in (QuantFormat.none, QuantFormat.int8)
+]
+ALL, QV, MLP = ["all_linear"], ["q_proj", "v_proj"], ["mlp"]
+COMPOSITIONS: dict[str, tuple[list[LoraConfig], dict[str, Any]]] = {
+    "alone": ([LoraConfig(rank=8, alpha=16.0)], {}),
+    "stacked": ([LoraConfig(rank=4, alpha=8.0) for _ in range(3)], {}),
+    "unlike": (
+        [
+            LoraConfig(rank=2, alpha=3.0, target_modules=ALL),
+            LoraConfig(rank=20, alpha=20.0, target_modules=QV, rslora=True),
+            LoraConfig(rank=4, alpha=4.0, target_modules=MLP),
+        ],
+        {},
+    ),
+    "packed rows": (
+        [LoraConfig(rank=4, alpha=8.0), LoraConfig(rank=8, alpha=8.0)],
+        {"packed": True},
+    ),
+    "dropout": (
+        [LoraConfig(rank=4, alpha=8.0, dropout=0.2), LoraConfig(rank=8, alpha=8.0)],
+        {},
+    ),
+    "recomputed": ([LoraConfig(rank=4, alpha=8.0)], {"recompute": True}),
+}
+
+Found = list[tuple[float, torch.Tensor]]
+
+
+def by_reference(shared: SharedBase, work: Sequence[Work]) -> Found:
+    return [(g.loss.item(), g.of_adapter.flat_P.clone()) for g in shared.backend.gradients(work)]
+
+
+def by_kept_blocks(shared: SharedBase, work: Sequence[Work]) -> Found:
+    shared.backend.keep_decoded(True)
+    return by_reference(shared, work)
+
+
+def in_seats(shared: SharedBase, work: Sequence[Work]) -> Found:
+    backend = CudaBackend(shared)
+    for item in work:
+        backend.sit(item.adapter, None)
+    backend.add_pass(work)
+    return [backend.progress_of(item.adapter) for item in work]
+
+
+WAYS: dict[str, tuple[BackendName, Callable[[SharedBase, Sequence[Work]], Found], float]] = {
+    "cpu": (BackendName.cpu, by_reference, 0.0),
+    "cpu, decoded": (BackendName.cpu, by_kept_blocks, 0.0),
+    "cuda, uncaptured": (BackendName.reference, in_seats, 2e-6),
+}
+
+
+def computed(
+    way: tuple[BackendName, Callable[[SharedBase, Sequence[Work]], Found], float],
+    quant: QuantConfig,
+    composition: str,
+) -> Found:
+    loras, options = COMPOSITIONS[composition]
+    shared = base_of("llama", quant.format, way[0], double_quant=quant.double_quant)
+    work = [
+        work_of(trained(shared, lora, seed), seed, **{"packed": False, **options})
+        for seed, lora in enumerate(loras)
+    ]
+    return way[1](shared, work)
+
+
+def difference(way: str, quant: QuantConfig, composition: str) -> float:
+    """Return the largest difference of a loss, and of a gradient over its norm."""
+    expected = computed((BackendName.reference, by_reference, 0.0), quant, composition)
+    found = computed(WAYS[way], quant, composition)
+    return max(
+        max(abs(one[0] - other[0]), float((one[1] - other[1]).norm() / other[1].norm()))
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize("composition", COMPOSITIONS)
+@pytest.mark.parametrize("quant", STORAGES, ids=label_of)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_backend_gives_the_references_numbers(
+    way: str, quant: QuantConfig, composition: str
+) -> None:
+    assert difference(way, quant, composition) <= WAYS[way][2]
+
+
+def main() -> None:
+    """Print the matrix as a Markdown table."""
+    print("| backend | storage | " + " | ".join(COMPOSITIONS) + " |")
+    print("| --- | --- |" + " ---: |" * len(COMPOSITIONS))
+    for way in WAYS:
+        for quant in STORAGES:
+            cells = [f"{difference(way, quant, each):.1e}" for each in COMPOSITIONS]
+            print(f"| {way} | {label_of(quant)} | {' | '.join(cells)} |".replace("0.0e+00", "0"))
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

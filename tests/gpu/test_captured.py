@@ -1,0 +1,125 @@
+"""Captured steps on a GPU against the reference's eager ones, in bfloat16."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.base.build import build_base
+from harness.base.source import find_model, model_fingerprint
+from harness.config.resources import BackendName
+from harness.config.schema import (
+    FloatType,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    QuantConfig,
+    QuantFormat,
+    RunConfig,
+)
+from harness.engine.cuda import ops
+from harness.engine.cuda.backend import CudaBackend
+from harness.engine.micro_step import packed_gradients
+from harness.engine.shared_base import SharedBase
+from harness.training.slot import Slot, clip
+from tests.base.test_storage import PACKED, name
+from tests.training.rows import job_on_random_rows
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+CUDA = torch.device("cuda")
+
+
+def built(cache: Path, quant: QuantConfig, backend: BackendName) -> SharedBase:
+    quant.compute_dtype = FloatType.bfloat16
+    source = find_model(ModelConfig())
+    base = build_base(
+        source,
+        ModelConfig(),
+        quant,
+        fingerprint=model_fingerprint(source, cache / "memo.json"),
+        device=CUDA,
+        cache=cache,
+    )
+    return SharedBase(base, backend=backend)
+
+
+@pytest.mark.parametrize("quant", PACKED, ids=name)
+def test_the_kernel_decodes_what_the_storage_does(tmp_path: Path, quant: QuantConfig) -> None:
+    shared = built(tmp_path, quant, BackendName.reference)
+    layer = shared.model.model.layers[0].mlp.up_proj
+    expected = layer.dense_weight(torch.bfloat16)
+    found = torch.full_like(expected, float("nan"))
+    ops.decode_into(layer, found)
+    torch.testing.assert_close(found, expected, rtol=8e-3, atol=1e-6)
+
+
+def runs(shared: SharedBase, dropout: float) -> list[Slot]:
+    slots = []
+    for seed, (rank, alpha) in enumerate(((2, 3.0), (8, 16.0), (20, 20.0))):
+        config = RunConfig(seed=seed)
+        config.lora = LoraConfig(rank=rank, alpha=alpha, dropout=dropout * (seed % 2))
+        config.optim = OptimConfig(lr=5e-3, steps=10, batch_size=4)
+        slot = Slot(job_on_random_rows(config), shared)
+        noise = torch.randn(
+            slot.adapter.flat_P.shape, generator=torch.Generator().manual_seed(seed)
+        )
+        slot.adapter.flat_P.add_(noise.to(CUDA), alpha=0.02)
+        slots.append(slot)
+    return slots
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("quant_format", [QuantFormat.nf4, QuantFormat.int8, QuantFormat.none])
+def test_gradients_are_the_references(
+    tmp_path: Path, quant_format: QuantFormat, dropout: float, count: int
+) -> None:
+    shared = built(tmp_path, QuantConfig(format=quant_format), BackendName.reference)
+    backend = CudaBackend(shared)
+    slots = runs(shared, dropout)[-count:] if count == 1 else runs(shared, dropout)
+    work = [slot.next_work() for slot in slots]
+    expected = [
+        (g.loss.item(), g.of_adapter.flat_P.clone()) for g in packed_gradients(shared, work)
+    ]
+    for slot in slots:
+        backend.sit(slot.adapter, None)
+    for _ in range(3):  # as it is, captured, replayed
+        backend.discard([slot.adapter for slot in slots])
+        backend.add_pass(work)
+        for slot, (loss, gradient) in zip(slots, expected, strict=True):
+            found_loss, found = backend.progress_of(slot.adapter)
+            assert abs(found_loss - loss) < 5e-3
+            assert (found - gradient).norm() < 3e-2 * gradient.norm()
+
+
+def test_seats_train_as_the_reference_does(tmp_path: Path) -> None:
+    curves = []
+    for backend in (BackendName.reference, BackendName.cuda):
+        shared = built(tmp_path, QuantConfig(format=QuantFormat.nf4), backend)
+        slots, found = runs(shared, 0.3), []
+        for _ in range(6):
+            work = [slot.next_work() for slot in slots]
+            if isinstance(shared.backend, CudaBackend):
+                for slot in slots:
+                    slot.sit(shared.backend)
+                shared.backend.add_pass(work)
+                for slot in slots:
+                    slot.passed()
+                numbers = shared.backend.update([slot.next_step() for slot in slots])
+                found.append([number.read()[0] for number in numbers])
+            else:
+                for slot, gradient in zip(slots, shared.backend.gradients(work), strict=True):
+                    slot.receive(gradient)
+                found.append(clip(slots)[:, 0].tolist())
+            for slot in slots:
+                slot.update()
+        curves.append(torch.tensor(found))
+    assert (curves[0] - curves[1]).abs().max() < 3e-2
+
+
+def test_a_device_of_this_kind_gets_captured_steps(tmp_path: Path) -> None:
+    shared = built(tmp_path, QuantConfig(format=QuantFormat.nf4), BackendName.auto)
+    assert shared.backend.name is BackendName.cuda
