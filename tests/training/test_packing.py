@@ -23,6 +23,7 @@ def entry(rows: int = 16, length: int = 48, adapter_bytes: int = 1000) -> RunEnt
     fields: Any = SimpleNamespace(
         slot=SimpleNamespace(
             micro_batch_size=rows,
+            can_be_captured=False,
             adapter=SimpleNamespace(num_bytes=adapter_bytes),
             pass_tokens=rows * length,
         ),

@@ -301,6 +301,8 @@ class LlamaPass:
             inside = {n.rpartition(".")[2]: i for n, i in index.items() if n.startswith(prefix)}
             self.blocks.append(Block(module, inside, windows[number]))
         self._cos_LD = self._sin_LD = torch.empty(0)
+        self._tables: list[torch.Tensor] = []
+        """Every table that there was: captured passes read the one that they were captured with."""
 
     def turn_to(self, length: int) -> None:
         """Know the rotations of so many positions; outside of a pass."""
@@ -309,6 +311,7 @@ class LlamaPass:
             positions = torch.arange(length, device=like.device).unsqueeze(0)
             cos, sin = self._model.rotary_emb(like, position_ids=positions)
             self._cos_LD, self._sin_LD = cos[0].contiguous(), sin[0].contiguous()
+            self._tables += [self._cos_LD, self._sin_LD]
 
     @property
     def groups(self) -> list[LinearGroup]:
