@@ -180,6 +180,7 @@ class CudaBackend:
         """Make buffers for those who sit and one more; captured passes go with the old ones."""
         adapters = [self._shared.plan.adapters[name] for name in self._seated]
         held = {each.name: self.take(each) for each in adapters}
+        begun = {each.name: self._begun(each) for each in adapters}
         everybody = [*adapters, adapter]
         layers = {layer for each in everybody for layer in each.layout.layers}
         rank = max(each.layout.rank for each in everybody)
@@ -200,6 +201,7 @@ class CudaBackend:
         self._seats = Seats(layout, count, self._device, dtype)
         for number, each in enumerate(adapters):
             self._seats.put(number, each, _scaling(each), held[each.name])
+            self._seats.resume(number, each, *begun[each.name])
             self._seated[each.name] = number
 
     # Steps -----------------------------------------------------------------------------------------
@@ -246,11 +248,16 @@ class CudaBackend:
 
     def progress_of(self, adapter: Adapter) -> tuple[float, torch.Tensor]:
         """Return the loss and the gradient, in the adapter's layout, of the step in progress."""
+        loss, gradient_P = self._begun(adapter)
+        gradient_P[adapter.layout.num_a :] *= _scaling(adapter)
+        return loss, gradient_P
+
+    def _begun(self, adapter: Adapter) -> tuple[float, torch.Tensor]:
+        """Return what the seat has added up of the step in progress; B's gradient lacks the scaling."""
         assert self._seats is not None
         seat, own_P = self._seated[adapter.name], torch.zeros_like(adapter.flat_P)
         for there, own in self._seats.layout.views(self._seats.gradients_SP[seat], adapter, own_P):
             own.copy_(there)
-        own_P[adapter.layout.num_a :] *= _scaling(adapter)
         return self._seats.losses_S[seat].item(), own_P
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:

@@ -138,6 +138,12 @@ class Seats:
         computed.copy_(self.parameters_SP[seat])
         computed[self.layout.num_a :] = scaling * self.parameters_SP[seat, self.layout.num_a :]
 
+    def resume(self, seat: int, adapter: Adapter, loss: float, gradient_P: torch.Tensor) -> None:
+        """Go on with a step of which another seat has added up this loss and this gradient."""
+        self.losses_S[seat] = loss
+        for there, own in self.layout.views(self.gradients_SP[seat], adapter, gradient_P):
+            there.copy_(own)
+
     def clear(self, seat: int) -> None:
         """Leave zeros in a seat."""
         for buffer in (
