@@ -31,9 +31,12 @@ faults: .venv/.installed  ## kills, full disks, damaged files, hostile input: 15
 test-gpu: .venv/.installed  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-test-triton: .venv/.installed  ## the GPU's kernels in Triton's interpreter; installs Triton (640 MB)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check triton==3.9.0
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m triton
+.triton/.installed: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton triton==3.9.0
+	@touch $@
+
+test-triton: .triton/.installed  ## the GPU's kernels in Triton's interpreter, and compiled; Triton (640 MB) goes to .triton/
+	PYTHONPATH=.triton TRITON_INTERPRET=1 $(BIN)/python -m pytest -m triton
 
 TEST_DATA ?= ../shared/data
 

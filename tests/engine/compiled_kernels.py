@@ -1,5 +1,7 @@
 """Compile every kernel for compute capability 9.0 and print its name; needs Triton, and no GPU."""
 
+# pyright: reportMissingImports=false
+
 from typing import Any
 
 import triton
@@ -13,10 +15,11 @@ TARGET = GPUTarget("cuda", 90, 32)
 
 
 def constants(nested: bool) -> dict[str, str]:
-    stored = U if nested else F
-    names = ("scale_ptr", "offset_ptr")
-    others = ("nested_scale_ptr", "nested_mean_ptr", "dynamic_ptr", "offset_nested_scale_ptr")
-    return dict.fromkeys(names, stored) | dict.fromkeys((*others, "offset_nested_mean_ptr"), F)
+    """Return the types of a decoded layer's constants, plain or doubly quantized."""
+    scales = ("nested_scale_ptr", "nested_mean_ptr", "dynamic_ptr")
+    offsets = ("offset_nested_scale_ptr", "offset_nested_mean_ptr")
+    found: dict[str, str] = dict.fromkeys((*scales, *offsets), F)
+    return found | dict.fromkeys(("scale_ptr", "offset_ptr"), U if nested else F)
 
 
 CASES: list[tuple[str, dict[str, str], dict[str, Any]]] = [

@@ -5,7 +5,7 @@ depends on the order in which programs run: the same inputs give the same bits.
 """
 
 # Kernels are compiled by Triton: their parameters have no Python types.
-# pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportGeneralTypeIssues=false
+# pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false, reportMissingImports=false
 
 import triton
 import triton.language as tl
