@@ -3,6 +3,7 @@
 Imports nothing heavy itself, so that it can be entered before anything is.
 """
 
+import atexit
 import gc
 import logging
 import os
@@ -43,8 +44,16 @@ def quick_imports() -> Iterator[None]:
             yield
     finally:
         gc.freeze()
+        if "triton" in sys.modules:  # it complains on stderr where it is not collected in the end
+            atexit.register(_collect_in_the_end)
         if enabled:
             gc.enable()
+
+
+def _collect_in_the_end() -> None:
+    """Let the interpreter's own last collection find what was frozen, and make no other before that."""
+    gc.unfreeze()
+    gc.disable()
 
 
 @contextmanager

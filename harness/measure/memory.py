@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from harness.base.build import Base
 from harness.base.layers import FrozenLinear
 from harness.base.sharding import held_here
-from harness.errors import says_out_of_memory
+from harness.errors import RunFailed, says_out_of_memory
 
 
 def distinct_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -28,6 +28,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
+    if isinstance(error, RunFailed):  # ours: it may quote an allocator, and nothing can be repeated
+        return False
     return isinstance(error, RuntimeError) and says_out_of_memory(str(error))
 
 

@@ -85,9 +85,8 @@ def decoded(
     if quant.format is QuantFormat.none:
         return weight
     if quant.format is QuantFormat.int8:
-        half = weight.astype(np.float16).astype(np.float64)
-        scale = np.abs(half).max(axis=1, keepdims=True) / 127
-        return np.rint(half / scale + lean * 127 * BETWEEN) * scale
+        scale = np.abs(weight).max(axis=1, keepdims=True) / 127
+        return np.rint(weight / scale + lean * 127 * BETWEEN) * scale
     size = quant.block_size
     flat = weight.reshape(-1)
     blocks = [flat[start : start + size] for start in range(0, len(flat), size)]

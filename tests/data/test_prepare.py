@@ -139,14 +139,20 @@ def test_a_damaged_cache_is_made_again(config, byte_tokenizer, tmp_path, damage,
     assert not caplog.text
 
 
-def test_a_write_that_fails_leaves_nothing(config, byte_tokenizer, tmp_path, monkeypatch):
+def test_a_write_that_fails_is_named_leaves_nothing_and_loses_no_row(
+    config, byte_tokenizer, tmp_path, monkeypatch, caplog
+):
+    kept = prepare_data(config, byte_tokenizer, "t", tmp_path / "other")
+
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        prepare_data(config, byte_tokenizer, "t", tmp_path / "cache")
+    with caplog.at_level(logging.WARNING):
+        _assert_same(prepare_data(config, byte_tokenizer, "t", tmp_path / "cache"), kept)
     assert list((tmp_path / "cache").iterdir()) == []
+    assert "cannot be kept" in caplog.text
+    assert "disk full" in caplog.text
 
 
 def test_prompts_that_leave_no_room_are_refused(write_jsonl, byte_tokenizer, tmp_path):

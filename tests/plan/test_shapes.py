@@ -9,13 +9,16 @@ from harness.config.schema import (
     FloatType,
     LoraConfig,
     ModelConfig,
+    OptimConfig,
     QuantConfig,
     QuantFormat,
 )
 from harness.errors import RequestError
 from harness.plan.base_bytes import base_bytes
 from harness.plan.model import PlannedModel
+from harness.plan.passes import PlannedRun, pass_bytes
 from harness.plan.predict import adapter_params
+from harness.plan.prediction import BatchSize
 from harness.plan.shapes import shape_config, shape_names
 
 PUBLISHED_PARAMETERS = {
@@ -65,9 +68,14 @@ def test_a_shape_that_is_not_there_is_refused_with_near_names() -> None:
         shape_config("llama2_70")
 
 
-def test_a_model_that_needs_eager_attention_says_so() -> None:
-    with pytest.raises(RequestError, match=r"gemma2_2b.*use model\.attention=eager"):
-        PlannedModel.from_shape("gemma2_2b", ModelConfig())
+def test_a_model_that_transformers_has_only_eager_attention_for_is_planned_with_it() -> None:
+    plans = []
+    for config in (ModelConfig(), ModelConfig(attention=Attention.eager)):
+        model = PlannedModel.from_shape("gemma2_2b", config)
+        model.use(QuantConfig(compute_dtype=FloatType.bfloat16))
+        run = PlannedRun(LoraConfig(rank=8, alpha=8), OptimConfig(steps=1), BatchSize(1, 64, 8))
+        plans.append(pass_bytes(model, [run], "cuda"))
+    assert plans[0] == plans[1]
 
 
 def test_adapter_parameters_are_those_of_the_lora_and_qlora_papers(llama: PlannedModel) -> None:
