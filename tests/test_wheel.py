@@ -78,7 +78,7 @@ def test_an_installed_harness_finds_its_groups_and_its_questions(installed, tmp_
     ready = run(installed, tmp_path, "-m", "harness", "sweep")
     assert all(file.stem in ready for file in (ROOT / "sweeps").glob("*.yaml"))
     plan = run(installed, tmp_path, "-m", "harness", "sweep", "demo", "--dry-run")
-    assert "grid of 8 cells" in plan
+    assert "grid of 6 cells" in plan
 
 
 def test_an_installed_harness_trains_and_reads_its_records(installed, tmp_path):

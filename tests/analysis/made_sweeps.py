@@ -16,9 +16,11 @@ from harness.records.record import (
     Record,
     RunDirectory,
     RunStatus,
+    read_record,
     write_record,
 )
 from harness.sweeping.messages import Role
+from harness.sweeping.outcome import measure
 from harness.sweeping.requests import Request, RequestMaker
 from harness.sweeping.state import (
     ConfirmedLine,
@@ -57,8 +59,9 @@ def made_sweep(name: str, out: Path) -> None:
         requests = [maker.request(point, given, Role.confirmation) for given in overrides]
         lines += [_written(question, r, Role.confirmation, number) for r in requests]
         ids = [request.identity.run_id for request in requests]
+        values = {o.metric: _values(requests, o.metric) for o in question.objectives}
         confirmed.append(
-            ConfirmedLine(point=point, trial=number, runs=ids, values={}, compared=compared)
+            ConfirmedLine(point=point, trial=number, runs=ids, values=values, compared=compared)
         )
     _write_state(
         question, SweepDirectory(out, question.name), list(trials.values()), lines, confirmed
@@ -125,6 +128,14 @@ def _written(question: Question, request: Request, role: Role, trial: int) -> Ru
     )
 
 
+def _values(requests: list[Request], metric: str) -> list[float]:
+    """Return a metric of each completed run that has it, as the driver writes it into the state."""
+    directories = (Path(r.config.paths.out) / "runs" / r.identity.run_id for r in requests)
+    records = (read_record(RunDirectory(directory).record) for directory in directories)
+    found = (measure(r, metric) for r in records if r.status is RunStatus.completed)
+    return [value for value in found if value is not None]
+
+
 def _write_state(
     question: Question,
     directory: SweepDirectory,
@@ -147,7 +158,7 @@ def _write_state(
                 number=number,
                 point=point,
                 status="completed",
-                values=[1.0],
+                values=[1.0] * len(question.objectives),
                 feasible=True,
                 runs=run_ids,
                 reason=None,

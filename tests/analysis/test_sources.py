@@ -1,10 +1,8 @@
 """Rows from run directories, sweeps and what W&B holds; what cannot be used is named and left out."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,47 +14,80 @@ from analysis.wandb_runs import WandbFiles
 from harness.config.schema import TrackerConfig, TrackerName
 from harness.errors import RequestError
 from harness.records.record import MeasuredIn, Record, RunStatus
+from harness.sweeping.state import (
+    ConfirmedLine,
+    RunLine,
+    SweepDirectory,
+    SweepState,
+    SweepStatus,
+    TrialLine,
+    write_state,
+)
 from harness.tracking import open_tracker
 from tests.analysis.records_for_tables import Run, rows, seeds
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def write_sweep(out: Path, runs: list[Run], **changes: Any) -> None:
+def write_sweep(out: Path, runs: list[Run]) -> None:
     """Write a sweep's directory: three trials of two axes, the first confirmed."""
-    directory = out / "sweeps" / "s"
-    directory.mkdir(parents=True)
+    directory = SweepDirectory(out, "s")
+    directory.path.mkdir(parents=True)
     points = [{"quant": "nf4", "lora.rank": str(rank)} for rank in (2, 8, 32)]
-    by_trial: dict[int, list[str]] = {0: [], 1: [], 2: []}
-    confirmed = [run.record().run_id for run in runs if run.role == "confirmation"]
-    for run in runs:
-        if run.role == "search":
-            by_trial[run.trial or 0].append(run.record().run_id)
-    state = {
-        "version": 1,
-        "name": "s",
-        "question": "Which rank?",
-        "expect": "Eight.",
-        "method": "grid",
-        "objectives": {"eval/loss": "minimize"},
-        "trials": [
-            {"number": n, "point": points[n], "status": "completed", "runs": ids}
-            for n, ids in by_trial.items()
-        ],
-        "runs": [
-            {
-                "run_id": run.record().run_id,
-                "role": run.role,
-                "seed": run.seed,
-                "status": "completed",
-            }
-            for run in runs
-        ],
-        "confirmed": [{"point": points[0], "trial": 0, "runs": confirmed, "values": {}}],
-    } | changes
-    (directory / "state.json").write_text(json.dumps(state))
-    (directory / "sweep.yaml").write_text(
+    trials = [_trial(number, point, runs) for number, point in enumerate(points)]
+    confirming = [run for run in runs if run.role == "confirmation"]
+    confirmed = ConfirmedLine(
+        point=points[0],
+        trial=0,
+        runs=[run.record().run_id for run in confirming],
+        values={"eval/loss": [run.loss for run in confirming if run.loss is not None]},
+    )
+    state = SweepState(
+        name="s",
+        question="Which rank?",
+        expect="Eight.",
+        method="grid",
+        objectives={"eval/loss": "minimize"},
+        trials_requested=len(trials),
+        status=SweepStatus.finished,
+        trials=trials,
+        runs=[_line(run) for run in runs],
+        confirmed=[confirmed],
+    )
+    write_state(directory, state)
+    directory.question.write_text(
         "name: s\nbase: [model=embedded]\nspace: {quant: 'choice(nf4)', lora.rank: 'choice(2,8,32)'}\n"
+    )
+
+
+def _trial(number: int, point: dict[str, str], runs: list[Run]) -> TrialLine:
+    own = [run for run in runs if run.trial == number]
+    searched = [run for run in own if run.role == "search"]
+    losses = [run.loss for run in searched if run.loss is not None]
+    probes = [run.record().run_id for run in own if run.role == "probe"]
+    return TrialLine(
+        number=number,
+        point=point,
+        status="completed",
+        values=losses or None,
+        feasible=bool(losses),
+        runs=[run.record().run_id for run in searched],
+        reason=None,
+        probe=probes[0] if probes else None,
+    )
+
+
+def _line(run: Run) -> RunLine:
+    record = run.record()
+    return RunLine(
+        run_id=record.run_id,
+        role=str(run.role),
+        seed=run.seed,
+        status=record.status.value,
+        step=0,
+        total_steps=None,
+        was_there=False,
+        error=None,
     )
 
 
@@ -138,10 +169,10 @@ def test_a_sweep_that_is_not_there_says_which_are(tmp_path: Path) -> None:
         load_sweep(tmp_path, "t")
     state = tmp_path / "sweeps" / "s" / "state.json"
     state.write_text('{"version": 7}')
-    with pytest.raises(RequestError, match="version 7; this harness reads 1"):
+    with pytest.raises(RequestError, match="it has version 7, and this harness reads 1"):
         load_sweep(tmp_path, "s")
     state.write_text("{")
-    with pytest.raises(RequestError, match="torn"):
+    with pytest.raises(RequestError, match=r"state\.json cannot be used: Expecting .* line 1"):
         load_sweep(tmp_path, "s")
 
 

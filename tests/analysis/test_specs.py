@@ -60,7 +60,7 @@ def test_confirmation_holds_no_run_of_the_search(tmp_path: Path) -> None:
 def test_a_sweep_that_has_just_begun_has_no_tables(tmp_path: Path) -> None:
     made_sweep("demo", tmp_path)
     state = tmp_path / "sweeps" / "demo" / "state.json"
-    tree = json.loads(state.read_text()) | {"runs": [], "confirmed": []}
+    tree = json.loads(state.read_text()) | {"trials": [], "runs": [], "confirmed": []}
     state.write_text(json.dumps(tree))
     assert specs_for(load_sweep(tmp_path, "demo")) == []
 
@@ -108,7 +108,7 @@ def test_published_values_say_where_they_stand(name: str) -> None:
 def test_some_published_values_by_hand() -> None:
     # QLoRA, Table 2, and LoRA, Table 6 (WikiSQL, q and v), as printed.
     rounding = {value.label: value.value for value in load_published("qlora_rounding").values}
-    assert rounding == {"Int4": 34.34, "Float4 (E2M1)": 31.07, "NFloat4 + DQ": 27.41}
+    assert rounding == {"Int4": 34.34, "NFloat4 + DQ": 27.41}, "E2M1 is another grid than our fp4"
     ranks = load_published("lora_rank_query_value").values
     assert [(v.where["lora.rank"], v.value) for v in ranks] == [
         (1, 73.4),

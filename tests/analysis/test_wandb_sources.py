@@ -43,7 +43,9 @@ def report(out: Path, source: str, *words: str, **environment: str) -> Path:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return Path(done.stdout.split("  ")[0]).parent
+    answer, page = done.stdout.splitlines()
+    assert answer.startswith("Found: ")
+    return Path(page.split("  ")[0]).parent
 
 
 def files_of(directory: Path) -> dict[str, bytes]:

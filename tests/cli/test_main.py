@@ -51,7 +51,7 @@ def test_help_of_a_run_lists_groups_options_keys_and_their_meaning():
 
 
 def test_cfg_job_prints_the_composed_configuration_and_nothing_else():
-    done = harness("run", "lora.alpha=7", "--cfg", "job", "~tracker", CUDA_VISIBLE_DEVICES="")
+    done = harness("run", "lora.alpha=7", "--cfg", "job", "tracker=none", CUDA_VISIBLE_DEVICES="")
     assert (done.returncode, done.stderr) == (0, "")
     tree = yaml.safe_load(done.stdout)
     assert tree["lora"]["alpha"] == 7
@@ -193,7 +193,7 @@ def completions(line: str) -> list[str]:
         ("harness run quant=nf4", ["quant=nf4", "quant=nf4_dq"]),
         ("harness run lora.r", ["lora.rank=", "lora.rslora="]),
         ("harness run seed=1 optim.st", ["optim.steps="]),
-        ("harness run tracker=none --c", ["--cfg"]),
+        ("harness run tracker=none --c", ["--cfg", "--config-dir"]),
         ("harness run --cfg j", ["job"]),
     ],
 )

@@ -102,7 +102,7 @@ def test_a_sweep_shows_each_configuration_that_costs_its_own(
         "2",
         "1",
     ]  # optim.lr costs nothing
-    assert {line.split()[1] for line in table} == {"2"}
+    assert {line.split()[1] for line in table} == {"5"}
     assert "everything fits 200.00 MiB" in text
     assert "time: at most" in text
 
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_shown_and_counted(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     text = planned(capsys, "rank", f"paths.out={tmp_path}", "--budget", "4MiB")
-    assert "does not fit 4.00 MiB of memory, margin 5%: 10 of 10 points" in text
+    assert "does not fit 4.00 MiB of memory, margin 5%: 25 of 25 points" in text
     assert "time: unknown; measure it with --probe" in text
 
 

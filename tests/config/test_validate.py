@@ -44,7 +44,7 @@ def _no_gpu(monkeypatch):
         ("optim.micro_batch_size=0", ["micro_batch_size=0", "16"]),
         ("optim.steps=5 optim.epochs=1", ["steps=5", "epochs=1", "exactly one"]),
         ("optim.steps=null", ["exactly one", "neither"]),
-        ("optim.steps=0", ["optim.steps=0", "at least 1"]),
+        ("optim.steps=-1", ["optim.steps=-1", "at least 1", "0 to evaluate"]),
         ("optim.epochs=0", ["optim.epochs=0", "positive"]),
         ("optim.warmup_steps=150", ["optim.warmup_steps=150", "below optim.steps"]),
         ("optim=paged_adamw_8bit", ["paged_adamw_8bit", "optim=adamw_8bit"]),
@@ -78,6 +78,10 @@ def test_every_block_size_that_bitsandbytes_takes_is_valid():
     assert BLOCK_SIZES == (32, 64, 128, 256, 512, 1024, 2048, 4096)
     for size in BLOCK_SIZES:
         validate(compose_run([f"quant.block_size={size}"]))
+
+
+def test_no_steps_are_valid_they_evaluate_only():
+    validate(compose_run(["optim.steps=0"]))
 
 
 def test_a_validator_judges_and_never_edits():

@@ -67,6 +67,7 @@ def test_a_state_is_named_and_hides_no_other_sweep(out, tries, tally, capsys):
             file.write_bytes(content)
 
             def shows_both() -> bool:
+                capsys.readouterr()  # what the checks of the damage before have said
                 assert dispatch(["status", f"paths.out={out}"]) == 0
                 said = capsys.readouterr().out
                 return said.count("\n") == 2 and "2/2 trials" in said

@@ -198,7 +198,7 @@ def test_a_sweep_in_which_every_run_fails_stops_and_goes_on_once_that_is_mended(
     assert dispatch(["status", file.stem, f"paths.out={file.parent / 'out'}"]) == 0
     assert "runs have failed one after another" in capsys.readouterr().out
 
-    assert dispatch(["sweep", str(file)]) == 0
+    assert dispatch(["sweep", str(file)]) == 1  # it ends, with runs that have failed
     found = Counter(record.status for record in records_of(file))
     assert found == {RunStatus.failed: len(failed), RunStatus.completed: 14 - len(failed)}
     assert state_of(file).status is SweepStatus.finished
@@ -240,7 +240,7 @@ def test_the_plan_names_axes_trials_and_runs(ask, capsys):
     shown = capsys.readouterr().out
     assert "grid of 2 cells" in shown
     assert "runs: 6" in shown
-    assert "the best 1 on seeds 9" in shown
+    assert "the best 1 of all, on seeds 9, test split" in shown
 
 
 def test_state_as_json_is_one_document(ask, capsys):
