@@ -92,7 +92,8 @@ def test_a_run_in_two_processes_killed_stopped_and_resumed_is_the_run_of_one(wor
     assert done.code == 0, done.err
     assert "Traceback" not in done.err
     assert [line for line in done.err.splitlines() if "step " not in line] == [
-        f"{run.name}: loading"
+        f"{run.name}: loading",
+        "of the blocks' weights 100.0% are stored as nf4, 100.0% adapted",
     ]
     record, expected = (read_record(path / "run.json") for path in (run, run_directory(alone)))
     assert record.run_id == expected.run_id
