@@ -11,6 +11,7 @@ import torch
 from harness.base.coverage import Coverage, coverage
 from harness.config.compose import config_tree
 from harness.config.devices import resolved_device
+from harness.config.resources import BackendName
 from harness.engine.shared_base import SharedBase
 from harness.evals.evaluate import Results
 from harness.measure.memory import distinct_bytes
@@ -91,7 +92,6 @@ class RunEntry:
             provenance=job.provenance,
             notes=job.notes,
         )
-        self._record.provenance["backend"] = shared.backend.name.value
         job.directory.write_config(self._record.config)
         write_record(job.directory.record, self._record)
         self._metrics = MetricsLog(job.directory.metrics)
@@ -117,6 +117,7 @@ class RunEntry:
     def start(self) -> None:
         """Attach the adapter and go on from the newest sound checkpoint, if there is one."""
         self._slot = Slot(self.job, self.shared)
+        self._record.provenance["backend"] = self._backend().value
         checkpoint, notes = load_newest_checkpoint(
             self.job.directory.checkpoint, self.job.run_id, self.shared.base.device
         )
@@ -131,6 +132,13 @@ class RunEntry:
         self._metrics.truncate_after(self.slot.progress.step)
         if not self.shared_process:
             self.meter.begin()
+
+    def _backend(self) -> BackendName:
+        """Return who computes this run's passes: captured steps are for one process, and for AdamW."""
+        name = self.shared.backend.name
+        if name is not BackendName.cuda or (self.num_processes == 1 and self.slot.can_be_captured):
+            return name
+        return BackendName.reference
 
     def note(self, text: str) -> None:
         """Add a remark to the record, once."""
