@@ -48,6 +48,7 @@ def base_of(
 
     torch.manual_seed(0)
     shape = SHAPE | {"sliding_window": None} if model_type == "mistral" else SHAPE
+    model_type = model_type.removesuffix("_windowed")
     if model_type == "gpt_neox":
         shape = {k: v for k, v in SHAPE.items() if k != "num_key_value_heads"}
     config = AutoConfig.for_model(model_type, **shape | fields)

@@ -1,9 +1,9 @@
 """Captured steps: the adapters of a cohort in seats, a pass and an optimizer step as one replay each.
 
 A pass of a new key is computed as it is and captured behind that; from then on it is replayed, whoever
-sits in the seats. Losses and norms come back through pinned memory, one step later, so that the host
-prepares the next step while the device computes. On a CPU, where nothing can be captured, the same body
-runs as it is: tests compare it with the reference there.
+sits in the seats. Losses and norms come back through pinned memory; meanwhile the host lays out the rows
+of the next step. On a CPU, where nothing can be captured, the same body runs as it is: tests compare it
+with the reference there.
 """
 
 from collections import OrderedDict
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.base.attention import AttentionKind, UnknownAttention, attention_of
 from harness.config.resources import BackendName
 from harness.engine.adapter import Adapter
 from harness.engine.cuda import ops
@@ -53,6 +54,11 @@ def why_not_this_model(shared: "SharedBase") -> str | None:
     config: Any = model.config
     if config.hidden_act != "silu":
         return f"the feed-forward's activation is {config.hidden_act}, not silu"
+    attention = attention_of(config)
+    if isinstance(attention, UnknownAttention):
+        return f"it cannot be told how the model attends: {attention.reason}"
+    if attention.sinks or attention.soft_cap or any(layer.chunk for layer in attention.layers):
+        return "its attention has chunks, sinks or a cap"
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kind = rope.get("rope_type", "default") if isinstance(rope, dict) else "default"
     if kind in ("dynamic", "longrope"):
@@ -112,6 +118,7 @@ class CudaBackend:
 
     name = BackendName.cuda
     tolerance = 2e-3
+    """In 16 bits; in float32 the two agree to rounding."""
 
     def __init__(self, shared: "SharedBase") -> None:
         self._shared = shared
@@ -275,11 +282,6 @@ class CudaBackend:
             body()
         return graph.replay
 
-    @property
-    def captured(self) -> list[PassKey]:
-        """The passes that are captured, the most recent one last."""
-        return list(self._graphs)
-
 
 class _Staging:
     """Host buffers in turn, and the device's one."""
@@ -385,7 +387,6 @@ def _scaling(adapter: Adapter) -> float:
 
 def _windows(model: Any) -> list[int | None]:
     """Return how many positions each block's attention sees; None: all before."""
-    config = model.config
-    if config.model_type == "mistral":
-        return [config.sliding_window] * len(model.model.layers)
-    return [getattr(layer.self_attn, "sliding_window", None) for layer in model.model.layers]
+    attention = attention_of(model.config)
+    assert isinstance(attention, AttentionKind), "why_not_this_model has refused it"
+    return [layer.window for layer in attention.layers]

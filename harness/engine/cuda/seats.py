@@ -112,14 +112,6 @@ class Seats:
         self.losses_S = torch.zeros(count, dtype=torch.float64, device=device)
         """Losses of the steps in progress."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all buffers."""
-        kept = (
-            self.parameters_SP, self.gradients_SP, self.means_SP, self.squares_SP, self.computed_SP
-        )  # fmt: skip
-        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
-
     def put(
         self, seat: int, adapter: Adapter, scaling: float, moments: "Moments | None" = None
     ) -> None:
