@@ -96,8 +96,8 @@ class Records:
         return load_sweep(self.out, name)
 
     def histories(self, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, History]:
-        """Return curves from metrics.jsonl, or from what was parsed of it before."""
-        return read_histories(self.out, run_ids, metrics, cache=self.out / "cache")
+        """Return curves from the runs' columns, or from metrics.jsonl."""
+        return read_histories(self.out, run_ids, metrics)
 
     def samples(self, run_id: str) -> list[Sequence[str]]:
         """Return the first of the answers that the run's directory has."""
