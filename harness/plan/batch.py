@@ -16,7 +16,7 @@ def largest_micro_batch(
 ) -> tuple[BatchSize, int]:
     """Return the largest micro-batch of the first `steps`, as the engine lays it out, and its step.
 
-    `apart`: each example has a row of its own (`harness.base.side_by_side.why_apart`).
+    `apart`: each example has a row of its own (`harness.base.packed_rows.why_apart`).
     With data parallelism it is the share of one process.
     """
     optim, processes = config.optim, config.resources.data_parallel
