@@ -22,9 +22,7 @@ class History:
     num_damaged_lines: int
 
 
-def read_histories(
-    out: Path, run_ids: Iterable[str], metrics: Iterable[str]
-) -> dict[str, History]:
+def read_histories(out: Path, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, History]:
     """Return the histories of the runs that have one; a run without `metrics.jsonl` is left out.
 
     Args:

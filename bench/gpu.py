@@ -26,14 +26,15 @@ from typing import Any, cast
 
 import torch
 
-from bench.gpu_floor import floor_ms, machine_rates
 from bench.gpu_models import SHAPES, Shape, random_base, random_rows, run_config
 from bench.gpu_peers import plain_step, trainer_steps
 from bench.step import FORMATS, Step, harness_slot, harness_step
 from harness.config.schema import QuantConfig
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
+from harness.measure.floor import StepSize, step_floor
 from harness.measure.memory import is_out_of_memory
+from harness.measure.rates import DeviceRates
 from harness.records.provenance import collect_provenance
 from harness.records.run_directory import utc_now, write_text
 from harness.training.slot import Slot
@@ -216,13 +217,18 @@ def measure(
     """Measure one shape in one format."""
     found: dict[str, Any] = {"solo": solo(clock, shape, quant, options.tokens, options.rounds)}
     shared = SharedBase(random_base(shape, quant, clock.device))
-    rates = machine_rates(clock, shared.base, options.tokens)
-    found["rates"] = rates
-    found["floor"] = {
-        str(count): floor_ms(shared.base, rates, count)
-        | {"step_ms": found["solo"][str(count)]["step_ms"]["harness"]}
-        for count in options.tokens
-    }
+    rates = DeviceRates(clock.device, None)
+    found["floor"] = {}
+    for count in options.tokens:
+        size = StepSize(micro_batches=1, input_tokens=count, loss_tokens=count / 2)
+        floor = step_floor(shared.base, rates, size, decodes=True)
+        found["floor"][str(count)] = {
+            "floor_ms": floor.total_ms,
+            "products_ms": floor.products_ms,
+            "weights_ms": floor.decoding_ms,
+            "step_ms": found["solo"][str(count)]["step_ms"]["harness"],
+        }
+    found["rates"] = rates.known()
     found["cohort"] = {
         str(count): cohort(clock, shared, shape, count, options.sizes, options.rounds)
         for count in options.tokens

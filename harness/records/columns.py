@@ -22,7 +22,7 @@ from harness.records.run_directory import staged
 VERSION = 1
 _SUFFIX = ".columns"
 
-Doubles = memoryview | array[float]
+Doubles = memoryview | array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ def _stamp(metrics: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _write(path: Path, stamp: list[int], shared: array[float], columns: Columns) -> None:
+def _write(path: Path, stamp: list[int], shared: "array[float]", columns: Columns) -> None:
     parts: list[Doubles] = [shared]
     for steps, values in columns.curves.values():
         parts += [values] if len(steps) == len(shared) else [steps, values]

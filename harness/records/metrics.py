@@ -292,6 +292,15 @@ _ALL = (
         "whoever shared them.",
     ),
     _metric(
+        "throughput/floor_ms",
+        "floor",
+        "ms",
+        _NONE,
+        2,
+        "Least time of one optimizer step of this run alone: products with frozen weights at the device's "
+        "measured rates, bytes of decoding at its measured bandwidth.",
+    ),
+    _metric(
         "device/step_joules",
         "energy of a step",
         "J",
@@ -391,6 +400,24 @@ SERIES = frozenset(
     }
 )
 """What stands in the rows of metrics.jsonl: of every step, or of those after which something was measured."""
+
+EVERY_STEP = frozenset(
+    {
+        "train/loss",
+        "train/grad_norm",
+        "train/learning_rate",
+        "train/epoch",
+        "throughput/step_ms",
+        "throughput/input_tokens_per_second",
+        "throughput/loss_tokens_per_second",
+        "memory/allocated_bytes",
+        "memory/peak_bytes",
+        "memory/resident_bytes",
+        "cohort/runs",
+        "cohort/token_share",
+    }
+)
+"""What every row of every run has, on whatever device."""
 
 
 def memory_part_name(part: str) -> str:

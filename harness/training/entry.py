@@ -14,14 +14,17 @@ from harness.config.devices import resolved_device
 from harness.config.resources import BackendName
 from harness.engine.shared_base import SharedBase
 from harness.evals.evaluate import Results
+from harness.measure.floor import StepSize, step_floor
 from harness.measure.memory import distinct_bytes
 from harness.measure.meter import meter_of
+from harness.measure.rates import rates_of
 from harness.measure.series import StepCosts
 from harness.measure.work import Work, work_of
 from harness.plan.batch import WINDOW_STEPS
 from harness.plan.subject import predicted_run
 from harness.records.alone import take_costs
 from harness.records.answers import keep_answers, read_answers
+from harness.records.columns import make_columns
 from harness.records.metrics import MEMORY_PARTS, memory_part_name
 from harness.records.metrics_log import MetricsLog
 from harness.records.record import (
@@ -39,6 +42,7 @@ from harness.training.checkpoint import (
     save_checkpoint,
 )
 from harness.training.job import Job
+from harness.training.launch import cache_directory
 from harness.training.slot import Slot
 
 if TYPE_CHECKING:
@@ -278,6 +282,8 @@ class RunEntry:
             if status is RunStatus.completed:
                 raise
             self.job.notes.append(f"metrics.jsonl lacks its end: {refused.strerror}")
+        if status is not RunStatus.interrupted:  # that one will grow again
+            make_columns(self.job.directory.metrics, keep=True)
         for note in self._tracker.finish(record, read_answers(self.job.directory.answers)):
             self.note(note)
         write_record(self.job.directory.record, record)
@@ -334,10 +340,33 @@ class RunEntry:
             "adapter/adapted_share": self.coverage.adapted,
             "train/loss": self.loss,
             "cohort/energy_joules": self.costs.joules,
+            "throughput/floor_ms": self._floor_ms(),
         }
         if not self.shared_process:
             metrics |= slot.clock.metrics() | self._peaks(parts) | self._of_device()
         return metrics
+
+    def _floor_ms(self) -> float | None:
+        """Return the floor of a step of this run alone; one that cannot be measured costs the run nothing."""
+        clock, base = self.slot.clock, self.shared.base
+        if not clock.seconds:
+            return None
+        micro_batches = self.job.config.optim.batch_size // self.slot.micro_batch_size
+        share = len(clock.seconds) * micro_batches * self.num_processes
+        step = StepSize(
+            micro_batches=micro_batches,
+            input_tokens=sum(clock.input_tokens) / share,
+            loss_tokens=sum(clock.loss_tokens) / share,
+        )
+        rates = rates_of(base.device, cache_directory(self.job.config) / "rates")
+        decodes = (
+            self.shared.backend.name is not BackendName.cpu
+        )  # small bases: weights may be kept
+        try:
+            return step_floor(base, rates, step, decodes=decodes).total_ms
+        except Exception as error:
+            self.note(f"the floor of its step is not known: {type(error).__name__}: {error}")
+            return None
 
     def _of_device(self) -> dict[str, float | None]:
         """Return what a run alone tells of its device, where the device tells it."""
