@@ -15,6 +15,7 @@ from harness.base.blocks import uncovered_weights
 from harness.base.build import Base
 from harness.base.layout import adapted_layers, shortest_names
 from harness.base.side_by_side import why_apart
+from harness.base.storage import TORCH_DTYPES
 from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit
 from harness.engine.adapter import Adapter, Layout
@@ -230,6 +231,7 @@ class SharedBase:
             parameters=parameters,
             scaling=scaling.pop(),
             dropout=lora.dropout,
+            compute_dtype=TORCH_DTYPES[lora.compute_dtype],
         )
 
     def _pack_layers(self) -> None:
