@@ -83,6 +83,24 @@ def inspect_model(source: ModelSource, config: ModelConfig) -> ModelOutline:
     )
 
 
+def outline_base(
+    source: ModelSource, config: ModelConfig, quant: QuantConfig, device: torch.device
+) -> Base:
+    """Return what `build_base` would, without weights and tokenizer: for questions about the base alone."""
+    model = _empty_model(source, config)
+    return Base(
+        model=model,
+        tokenizer=None,
+        source=source,
+        fingerprint="",
+        storage=storage_of(quant),
+        linears=tuple(block_linears(model)),
+        device=device,
+        from_cache=False,
+        config=config,
+    )
+
+
 def build_base(
     source: ModelSource,
     config: ModelConfig,

@@ -16,6 +16,7 @@ from harness.cli.boundary import end, exit_code_of
 from harness.cli.options import (
     CFG,
     COMMANDS,
+    DOCTOR_FLAGS,
     INFO,
     OWN_GROUPS,
     PLAN_FLAGS,
@@ -37,6 +38,7 @@ usage: harness run    [-m] [override…] [--json]
        harness status [NAME] [--json]
        harness report [NAME…] [--source records|wandb-offline|wandb] [--watch] [--json]
        harness wandb  [NAME] [--paths] [--json]
+       harness doctor [override…] [--json]
 
 commands:
 {commands}
@@ -123,6 +125,8 @@ def _dispatch(arguments: list[str]) -> int:
             return _report(rest)
         case "wandb":
             return _wandb(rest)
+        case "doctor":
+            return _doctor(rest)
         case _:
             return _run(command, rest)
 
@@ -241,6 +245,17 @@ def _wandb(rest: list[str]) -> int:
         print(WANDB_HELP, end="")
         return 0
     return wandb_command(words, only_paths="--paths" in names, as_json="--json" in names)
+
+
+def _doctor(rest: list[str]) -> int:
+    flags, words = _split("doctor", rest, DOCTOR_FLAGS)
+    names = [flag[0] for flag in flags]
+    from harness.commands.doctor import DOCTOR_HELP, doctor_command
+
+    if "--help" in names or "-h" in names:
+        print(DOCTOR_HELP, end="")
+        return 0
+    return doctor_command(words, as_json="--json" in names)
 
 
 def _usage() -> str:

@@ -8,6 +8,7 @@ COMMANDS = {
     "status": "progress and leaders of a sweep, while it runs and afterwards",
     "report": "tables, figures and one html page from the records of sweeps",
     "wandb": "where the offline W&B files of a sweep lie, and how to see them online",
+    "doctor": "devices, versions and measured rates; who computes which format, and what falls back",
 }
 
 OWN_GROUPS = {"--config-dir": 1, "-cd": 1}  # option of a command: how many values follow it
@@ -15,6 +16,7 @@ SWEEP_FLAGS = {"--dry-run": 0, "--json": 0, "--help": 0, "-h": 0, **OWN_GROUPS}
 WORKER_FLAGS = {"--help": 0, "-h": 0, **OWN_GROUPS}
 REPORT_FLAGS = {"--source": 1, "--watch": 0, "--json": 0, "--help": 0, "-h": 0}
 WANDB_FLAGS = {"--paths": 0, "--json": 0, "--help": 0, "-h": 0}
+DOCTOR_FLAGS = {"--json": 0, "--help": 0, "-h": 0, **OWN_GROUPS}
 PLAN_FLAGS = {
     "--budget": 1,
     "--explain": 0,
@@ -49,6 +51,7 @@ FLAGS_OF = {
     "status": STATUS_FLAGS,
     "report": REPORT_FLAGS,
     "wandb": WANDB_FLAGS,
+    "doctor": DOCTOR_FLAGS,
 }
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")

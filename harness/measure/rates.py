@@ -59,7 +59,8 @@ class DeviceRates:
         self._about = _about(device)
         name = "-".join(str(value) for value in self._about.values())
         slug = "".join(c if c.isalnum() else "-" for c in name)
-        self._path = None if directory is None else directory / f"{slug}.json"
+        self.path = None if directory is None else directory / f"{slug}.json"
+        """Where they are kept."""
         self._rates = self._kept()
         self._fresh: set[str] | None = None
         """Rates measured since `measure_again`; None: what is known is used."""
@@ -129,24 +130,24 @@ class DeviceRates:
     # Keeping -------------------------------------------------------------------------------------
 
     def _kept(self) -> dict[str, float]:
-        if self._path is None:
+        if self.path is None:
             return {}
         try:
-            tree = read_json(self._path.read_bytes())
+            tree = read_json(self.path.read_bytes())
             found = shaped(dict[str, float], tree["rates"])
         except (OSError, Unreadable, KeyError, TypeError):
             return {}
         return {n: rate for n, rate in found.items() if math.isfinite(rate) and rate > 0}
 
     def _keep(self) -> None:
-        if self._path is None:
+        if self.path is None:
             return
         for name, rate in self._kept().items():  # another process may have measured meanwhile
             self._rates[name] = max(rate, self._rates.get(name, 0.0))
         tree = {**self._about, "rates": self._rates}
         with contextlib.suppress(OSError):  # the cache saves time, and nothing else
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._path, json.dumps(tree, indent=1) + "\n")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.path, json.dumps(tree, indent=1) + "\n")
 
 
 def rates_of(device: torch.device, directory: Path) -> DeviceRates:

@@ -264,6 +264,15 @@ _ALL = (
         0,
         "Distinct storages kept from forward to backward of one micro-batch, parameters excluded.",
     ),
+    _metric(
+        "memory/paged_bytes",
+        "paged",
+        "bytes",
+        _DOWN,
+        0,
+        "Managed memory that moved between GPU and host, both ways together, while a run alone with a paged "
+        "optimizer trained (CUPTI).",
+    ),
     # Throughput: over the steps after the warm-up (see harness.measure.throughput).
     _metric(
         "throughput/input_tokens_per_second",
@@ -369,6 +378,7 @@ COHORT_SHARES = frozenset(
         "memory/eval_peak_bytes",
         "memory/process_peak_bytes",
         "memory/activation_bytes",
+        "memory/paged_bytes",
         "throughput/input_tokens_per_second",
         "throughput/loss_tokens_per_second",
         "throughput/step_ms",

@@ -17,6 +17,7 @@ from harness.evals.evaluate import Results
 from harness.measure.floor import StepSize, step_floor
 from harness.measure.memory import distinct_bytes
 from harness.measure.meter import meter_of
+from harness.measure.paging import PagingCounters, PagingUnknown, paging_counters
 from harness.measure.rates import rates_of
 from harness.measure.series import StepCosts
 from harness.measure.work import Work, work_of
@@ -87,6 +88,8 @@ class RunEntry:
         self._earlier_seconds = 0.0
         self._slot: Slot | None = None
         self.costs = StepCosts()
+        self._paging: tuple[PagingCounters, int] | None = None
+        """What counts paged bytes, and what it had counted before this run."""
         self.num_processes = 1
         """How many share the run's rows."""
         self._train_peak = self._eval_peak = self._optimizer_bytes = 0
@@ -135,8 +138,18 @@ class RunEntry:
                 self.before = {k: Estimate(**v) for k, v in checkpoint.progress.before.items()}  # pyright: ignore[reportArgumentType]
             self.note(f"{RESUMED} {checkpoint.progress.step}")
         self._metrics.truncate_after(self.slot.progress.step)
+        if self.job.config.optim.name.is_paged:
+            self._begin_paging()
         if not self.shared_process:
             self.meter.begin()
+
+    def _begin_paging(self) -> None:
+        """Count what is paged from now on, where something counts it."""
+        try:
+            counters = paging_counters(self.shared.base.device)
+            self._paging = counters, counters.moved_bytes()
+        except PagingUnknown as unknown:
+            self.note(f"what is paged is not counted: {unknown}")
 
     def _backend(self) -> BackendName:
         """Return who computes this run's passes: captured steps are for one process, and for AdamW."""
@@ -383,11 +396,21 @@ class RunEntry:
     def _of_device(self) -> dict[str, float | None]:
         """Return what a run alone tells of its device, where the device tells it."""
         clock, joules = self.slot.clock, self.costs.joules
-        found = {
+        found: dict[str, float | None] = {
             "throughput/model_flops_utilisation": clock.utilisation(self._work),
             "device/step_joules": None if joules is None else joules / len(clock.seconds),
         }
-        return {name: value for name, value in found.items() if value is not None}
+        known = {name: value for name, value in found.items() if value is not None}
+        if self.job.config.optim.name.is_paged:
+            known["memory/paged_bytes"] = self._paged_bytes()
+        return known
+
+    def _paged_bytes(self) -> int | None:
+        """Return what has moved since the run began here; None where nothing counts it."""
+        if self._paging is None:
+            return None
+        counters, before = self._paging
+        return counters.moved_bytes() - before
 
     def _peaks(self, parts: dict[str, float | None]) -> dict[str, float | None]:
         """Return the peaks by phase."""

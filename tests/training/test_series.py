@@ -1,5 +1,7 @@
 """The series of throughput and memory: what each step of a run says, alone and in company."""
 
+from pathlib import Path
+
 import pytest
 
 from harness.config.schema import LoraConfig
@@ -41,6 +43,10 @@ def test_alone_the_series_ends_where_the_record_stands(
     peaks = series(job, "memory/peak_bytes")
     assert peaks == sorted(peaks)
     assert peaks[-1] == record.metrics["memory/peak_bytes"]
+    floor, kept = record.metrics["throughput/floor_ms"], job.config.paths
+    assert floor is not None
+    assert floor > 0
+    assert list(Path(kept.cache or f"{kept.out}/cache").glob("rates/*.json"))  # of this device
     lasting = [
         record.metrics[f"memory/{part}_bytes"] or 0
         for part in ("base", "quant_constants", "adapter", "gradient", "optimizer")
@@ -63,6 +69,7 @@ def test_in_company_a_step_says_how_many_shared_it_and_its_share(
         assert series(job, "cohort/runs") == [2] * 6
         record = read_record(job.directory.record)
         assert "throughput/step_ms" not in record.metrics  # a cohort's cost is nobody's own
+        assert (record.metrics["throughput/floor_ms"] or 0) > 0  # but what it would be at least is
     shares = list(
         zip(series(small, "cohort/token_share"), series(large, "cohort/token_share"), strict=True)
     )
