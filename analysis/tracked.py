@@ -84,7 +84,7 @@ def _tracked(directory: RunDirectory, record: Record, role: str) -> Tracked:
             "record: series": _logged(rows, after),
             "record: summary": {"status"} | values | set(record.metrics),
             "W&B: series": _logged(mirror.history, after),
-            "W&B: summary": set(_flat(mirror.summary)),
+            "W&B: summary": set(flat_summary(mirror.summary)),
         },
     )
 
@@ -95,13 +95,19 @@ def _values(record: Record) -> Iterator[str]:
 
 def _logged(rows: Sequence[Mapping[str, Any]], after: set[str]) -> set[str]:
     """Return the names that all rows have, and of the evaluations those that the last one has."""
+    last = rows[-1] if rows else {}
+    return names_of_every_row(rows) | {name for name in after if last.get(name) is not None}
+
+
+def names_of_every_row(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the names that have a value in every row of a run."""
     if not rows:
         return set()
-    all_have = set.intersection(*({n for n, v in row.items() if v is not None} for row in rows))
-    return all_have | {name for name in after if rows[-1].get(name) is not None}
+    return set.intersection(*({n for n, v in row.items() if v is not None} for row in rows))
 
 
-def _flat(summary: Mapping[str, Any]) -> Iterator[str]:
+def flat_summary(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of a summary of W&B, those of a series also with `.min`, `.max` and `.last`."""
     for name, value in summary.items():
         yield name
         if name in SERIES and isinstance(value, Mapping):

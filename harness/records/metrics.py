@@ -413,10 +413,12 @@ SERIES = frozenset(
         "cohort/token_share",
         "eval/loss",
         "eval/perplexity",
+        "eval/bits_per_byte",
         "eval/token_accuracy",
         "eval/exact_match",
         "eval/rouge_l",
         "eval/choice_accuracy",
+        "eval/choice_accuracy_raw",
     }
 )
 """What stands in the rows of metrics.jsonl: of every step, or of those after which something was measured."""

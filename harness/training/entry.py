@@ -396,11 +396,11 @@ class RunEntry:
     def _of_device(self) -> dict[str, float | None]:
         """Return what a run alone tells of its device, where the device tells it."""
         clock, joules = self.slot.clock, self.costs.joules
-        found: dict[str, float | None] = {
+        found = {
             "throughput/model_flops_utilisation": clock.utilisation(self._work),
             "device/step_joules": None if joules is None else joules / len(clock.seconds),
         }
-        known = {name: value for name, value in found.items() if value is not None}
+        known: dict[str, float | None] = {n: v for n, v in found.items() if v is not None}
         if self.job.config.optim.name.is_paged:
             known["memory/paged_bytes"] = self._paged_bytes()
         return known

@@ -4,6 +4,7 @@ import pytest
 
 from analysis.tracked import main as tracked_main
 from analysis.tracked import tracked
+from bench import wandb_sync
 from harness.cli.main import dispatch
 from harness.plan.probe import PROBE_STEPS
 from harness.records.metrics import COHORT_SHARES
@@ -71,6 +72,7 @@ def test_every_run_knows_what_its_configuration_costs_alone_and_wandb_has_every_
     assert sorted(run.role for run in found) == ["confirmation"] + ["probe"] * 2 + ["search"] * 4
     assert [list(run.missing()) for run in found] == [[]] * 7
     assert tracked_main(["small", f"paths.out={out}"]) == 0
+    assert wandb_sync.main(["small", f"paths.out={out}"]) == 0  # wandb reads its files the same
     metrics = out / "runs" / found[0].run_id / "metrics.jsonl"
     metrics.write_text(
         metrics.read_text().replace('"memory/peak_bytes"', '"memory/load_peak_bytes"')

@@ -6,7 +6,7 @@ import pytest
 
 from harness.config.schema import LoraConfig
 from harness.measure.memory import distinct_bytes
-from harness.records.metrics import METRICS
+from harness.records.metrics import SERIES
 from harness.records.metrics_log import read_metrics
 from harness.records.record import read_record
 from harness.training.job import Job
@@ -37,7 +37,7 @@ def test_alone_the_series_ends_where_the_record_stands(
     job = make_job(shared, "alone", optim={"micro_batch_size": 2, "steps": 8})
     record = run_all(shared, [job], SideBySide(1))["alone"]
     for row in read_metrics(job.directory.metrics).rows:
-        assert set(EVERY_STEP) <= set(row) - {"step"} <= set(METRICS)
+        assert set(EVERY_STEP) <= set(row) - {"step"} <= SERIES
     assert series(job, "cohort/runs") == [1] * 8
     assert series(job, "cohort/token_share") == [1.0] * 8
     peaks = series(job, "memory/peak_bytes")
@@ -124,6 +124,7 @@ def test_the_last_row_has_the_evaluation_after_training(
     records = run_all(shared, [job, kept], SideBySide(1))
     *before, last = read_metrics(job.directory.metrics).rows
     assert not any("eval/loss" in row for row in before)
+    assert records["run"].evals["after"].keys() <= SERIES  # W&B is told of no others
     for name, result in records["run"].evals["after"].items():
         assert last[name] == result.value
     # The best adapter may be another step's: its scores are not this step's.
