@@ -226,20 +226,28 @@ def _text(found: dict[str, Any]) -> Iterator[str]:
     versions = [f"{n} {v}" for n, v in found["packages"].items() if v is not None]
     yield f"packages  {', '.join(versions)}"
     yield f"rates     copy {rates['copy_bytes_per_second'] / 1e9:,.1f} GB/s, read and written"
-    products = ", ".join(
-        f"{kind} {rate / 1e12:,.3g}" for kind, rate in rates["operations_per_second"].items()
-    )
-    yield f"          products of {rates['product']}: {products} TFLOP/s"
+    products = [f"{kind} {_rate(rate)}" for kind, rate in rates["operations_per_second"].items()]
+    yield f"          products of {rates['product']}: {', '.join(products)}"
     published = rates["published_dense_bf16"]
-    yield (
-        "          published, dense bf16: "
-        + ("—" if published is None else f"{published / 1e12:,.1f} TFLOP/s")
-        + f"; kept in {rates['kept']}"
-    )
+    yield f"          published, dense bf16: {_rate(published)}; kept in {rates['kept']}"
     yield f"backends  of model={found['model']} on {found['device']}"
+    alike: dict[str, list[str]] = {}
     for line in found["backends"]:
-        why = "; ".join(f"{name}: {reason}" for name, reason in line["not"].items())
-        yield f"          {line['quant']:<13} {line['backend']:<10} {why and f'not {why}'}"
+        why = "".join(f"; not {name}: {reason}" for name, reason in line["not"].items())
+        alike.setdefault(line["backend"] + why, []).append(line["quant"])
+    for text, names in alike.items():
+        yield f"          {', '.join(names)}: {text}"
     yield f"captured  {found['captured']}"
     for line in found["lacks"]:
         yield f"lacks     {line}"
+
+
+def _rate(operations: float | None) -> str:
+    """Print operations per second."""
+    if operations is None:
+        return "—"
+    return (
+        f"{operations / 1e12:,.1f} TFLOP/s"
+        if operations >= 1e12
+        else f"{operations / 1e9:,.1f} GFLOP/s"
+    )

@@ -28,7 +28,7 @@ _COPIED_BYTES = {"cuda": 2**28, "cpu": 2**26}
 """More than any cache between the processors and the memory holds."""
 _MOST_ROWS = {"cuda": 16384, "cpu": 512}
 """Rows of a product beyond which its rate rises no more."""
-_SETTLING_SECONDS = 0.02
+_SETTLING_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +170,9 @@ def _about(device: torch.device) -> dict[str, Any]:
 
 def _onednn(left: torch.Tensor, right: torch.Tensor) -> Callable[[], object] | None:
     """Return the same product by oneDNN, which the CPU backend uses where it is the quicker one."""
-    if left.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if left.device.type != "cpu" or left.dtype is not torch.float32:
+        return None
+    if not torch.backends.mkldnn.is_available():
         return None
     linear: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     return None if linear is None else lambda: linear(left, right, None, "none", [], "")

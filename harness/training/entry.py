@@ -388,7 +388,11 @@ class RunEntry:
             self.shared.backend.name is not BackendName.cpu
         )  # small bases: weights may be kept
         try:
-            return step_floor(base, rates, step, decodes=decodes).total_ms
+            floor = step_floor(base, rates, step, decodes=decodes).total_ms
+            if not self.shared_process and floor > 1e3 * min(clock.seconds):
+                rates.measure_again()  # the machine was busy when they were measured
+                floor = step_floor(base, rates, step, decodes=decodes).total_ms
+            return floor
         except Exception as error:
             self.note(f"the floor of its step is not known: {type(error).__name__}: {error}")
             return None
