@@ -1,4 +1,4 @@
-"""Paged bytes: CUPTI's records are summed by direction; a run alone says what has moved while it trained.
+"""Paged bytes: CUPTI's records are summed, those of both directions.
 
 CUPTI itself is stood in for: there is none without a GPU (tests/gpu has the real one).
 """
@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config.schema import OptimizerName
 from harness.measure.paging import Cupti, PagingUnknown, paging_counters
-from harness.records.metrics import format_value
-from tests.training.conftest import MakeBase, MakeJob
-from tests.training.side_by_side import SideBySide
-from tests.training.test_slots import run_all
 
 TO_DEVICE, TO_HOST, CPU_FAULTS, KERNEL = 1, 2, 3, 10
 
@@ -77,38 +72,3 @@ def test_where_nothing_counts_the_reason_is_cuptis_own() -> None:
         Cupti(0, Library([], refuses="CUPTI_ERROR_NOT_SUPPORTED_HERE"))
     with pytest.raises(PagingUnknown, match="nowhere"):
         paging_counters(torch.device("cpu"))
-
-
-class Growing:
-    """Counters that have seen 1,000 bytes more whenever they are asked."""
-
-    asked = 0
-
-    def moved_bytes(self) -> int:
-        self.asked += 1
-        return 1000 * self.asked
-
-
-def test_a_run_alone_says_what_moved_and_one_in_company_or_uncounted_does_not(
-    make_base: MakeBase, make_job: MakeJob, monkeypatch
-) -> None:
-    shared = make_base()
-    paged = {"name": OptimizerName.paged_adamw_32bit, "steps": 2}
-
-    def train(side_by_side: int, *names: str) -> list[Any]:
-        jobs = [make_job(shared, name, optim=paged, seed=i) for i, name in enumerate(names)]
-        return list(run_all(shared, jobs, SideBySide(side_by_side)).values())
-
-    (uncounted,) = train(1, "uncounted")
-    assert uncounted.metrics["memory/paged_bytes"] is None
-    assert format_value("memory/paged_bytes", None) == "—"
-    assert any("what is paged is not counted" in note for note in uncounted.notes)
-
-    monkeypatch.setattr("harness.training.entry.paging_counters", lambda device: Growing())
-    (alone,) = train(1, "alone")
-    assert alone.metrics["memory/paged_bytes"] == 1000
-    assert all("memory/paged_bytes" not in each.metrics for each in train(2, "one", "other"))
-    (plain,) = run_all(
-        shared, [make_job(shared, "plain", optim={"steps": 2})], SideBySide(1)
-    ).values()
-    assert "memory/paged_bytes" not in plain.metrics

@@ -1,12 +1,16 @@
 """The series of throughput and memory: what each step of a run says, alone and in company."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from harness.config.schema import LoraConfig
+from harness.config.schema import LoraConfig, OptimizerName
+from harness.measure.floor import StepSize, step_floor
 from harness.measure.memory import distinct_bytes
-from harness.records.metrics import SERIES
+from harness.measure.rates import DeviceRates, Product
+from harness.records.metrics import SERIES, format_value
 from harness.records.metrics_log import read_metrics
 from harness.records.record import read_record
 from harness.training.job import Job
@@ -129,3 +133,66 @@ def test_the_last_row_has_the_evaluation_after_training(
         assert last[name] == result.value
     # The best adapter may be another step's: its scores are not this step's.
     assert "eval/exact_match" not in read_metrics(kept.directory.metrics).rows[-1]
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> DeviceRates:
+    """Rates of a device that multiplies at 1e9 operations and copies at 1e6 bytes per second."""
+
+    class Given(DeviceRates):
+        def bytes_per_second(self) -> float:
+            return 1e6
+
+        def operations_per_second(self, product: Product) -> float:
+            return 1e9
+
+    return Given(torch.device("cpu"), None)
+
+
+def test_the_floor_against_a_count_by_hand(make_base: MakeBase, given: DeviceRates) -> None:
+    base = make_base().base
+    weights = sum(m.in_features * m.out_features for m in base.linears)
+    head = base.model.get_output_embeddings().weight.numel()
+    step = StepSize(micro_batches=3, input_tokens=100, loss_tokens=40)
+    floor = step_floor(base, given, step, decodes=True)
+    # 2 operations for each weight and position, forward and backward.
+    assert floor.products_ms == pytest.approx(1e3 * 3 * 4 * (100 * weights + 40 * head) / 1e9)
+    decoded = weights * (base.storage.bits / 8 + 4)  # read packed, written in float32
+    assert floor.decoding_ms == pytest.approx(1e3 * 3 * 2 * decoded / 1e6)
+    assert floor.total_ms == floor.products_ms + floor.decoding_ms
+    assert step_floor(base, given, step, decodes=False).decoding_ms == 0
+
+
+class Growing:
+    """Counters that have seen 1,000 bytes more whenever they are asked."""
+
+    asked = 0
+
+    def moved_bytes(self) -> int:
+        self.asked += 1
+        return 1000 * self.asked
+
+
+def test_a_run_alone_says_what_moved_and_one_in_company_or_uncounted_does_not(
+    make_base: MakeBase, make_job: MakeJob, monkeypatch
+) -> None:
+    shared = make_base()
+    paged = {"name": OptimizerName.paged_adamw_32bit, "steps": 2}
+
+    def train(side_by_side: int, *names: str) -> list[Any]:
+        jobs = [make_job(shared, name, optim=paged, seed=i) for i, name in enumerate(names)]
+        return list(run_all(shared, jobs, SideBySide(side_by_side)).values())
+
+    (uncounted,) = train(1, "uncounted")
+    assert uncounted.metrics["memory/paged_bytes"] is None
+    assert format_value("memory/paged_bytes", None) == "—"
+    assert any("what is paged is not counted" in note for note in uncounted.notes)
+
+    monkeypatch.setattr("harness.training.entry.paging_counters", lambda device: Growing())
+    (alone,) = train(1, "alone")
+    assert alone.metrics["memory/paged_bytes"] == 1000
+    assert all("memory/paged_bytes" not in each.metrics for each in train(2, "one", "other"))
+    (plain,) = run_all(
+        shared, [make_job(shared, "plain", optim={"steps": 2})], SideBySide(1)
+    ).values()
+    assert "memory/paged_bytes" not in plain.metrics

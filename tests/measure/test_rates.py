@@ -1,4 +1,4 @@
-"""The floor of a step, against a count by hand at rates that are given; rates are measured once, and rise."""
+"""Rates of a device: measured once, kept, and only raised."""
 
 import json
 from pathlib import Path
@@ -6,39 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.measure.floor import StepSize, step_floor
 from harness.measure.rates import DeviceRates, Product
-from tests.training.conftest import MakeBase
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def given(tmp_path: Path) -> DeviceRates:
-    """Rates of a device that multiplies at 1e9 operations and copies at 1e6 bytes per second."""
-
-    class Given(DeviceRates):
-        def bytes_per_second(self) -> float:
-            return 1e6
-
-        def operations_per_second(self, product: Product) -> float:
-            return 1e9
-
-    return Given(CPU, None)
-
-
-def test_the_floor_against_a_count_by_hand(make_base: MakeBase, given: DeviceRates) -> None:
-    base = make_base().base
-    weights = sum(m.in_features * m.out_features for m in base.linears)
-    head = base.model.get_output_embeddings().weight.numel()
-    step = StepSize(micro_batches=3, input_tokens=100, loss_tokens=40)
-    floor = step_floor(base, given, step, decodes=True)
-    # 2 operations for each weight and position, forward and backward.
-    assert floor.products_ms == pytest.approx(1e3 * 3 * 4 * (100 * weights + 40 * head) / 1e9)
-    decoded = weights * (base.storage.bits / 8 + 4)  # read packed, written in float32
-    assert floor.decoding_ms == pytest.approx(1e3 * 3 * 2 * decoded / 1e6)
-    assert floor.total_ms == floor.products_ms + floor.decoding_ms
-    assert step_floor(base, given, step, decodes=False).decoding_ms == 0
 
 
 def test_rates_are_measured_once_kept_and_only_rise(tmp_path: Path, monkeypatch) -> None:
