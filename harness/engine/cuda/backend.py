@@ -17,10 +17,11 @@ import torch
 
 from harness.base.attention import AttentionKind, UnknownAttention, attention_of
 from harness.config.resources import BackendName
+from harness.config.schema import FloatType, OptimizerName, RunConfig
 from harness.engine.adapter import Adapter
 from harness.engine.cuda import ops
 from harness.engine.cuda.llama_pass import KNOWN, LlamaPass
-from harness.engine.cuda.seats import RANK_GRID, Moments, SeatLayout, Seats
+from harness.engine.cuda.seats import Moments, Seats, seats_for
 from harness.engine.cuda.staging import PassKey, stage
 from harness.engine.micro_step import Gradient, Work, packed_gradients
 
@@ -63,15 +64,23 @@ def why_not_this_model(shared: "SharedBase") -> str | None:
     kind = rope.get("rope_type", "default") if isinstance(rope, dict) else "default"
     if kind in ("dynamic", "longrope"):
         return f"its rotations depend on the length of a row (rope_type={kind})"
+    if base.device.type == "cpu":
+        return None
+    if base.quant.compute_dtype is FloatType.float32:
+        return "attention of several lengths takes 16 bits, and quant.compute_dtype is float32"
+    if model.model.layers[0].self_attn.head_dim % 8:
+        return "heads of a size that is no multiple of 8"
     if base.device.type == "cuda":
         capability = torch.cuda.get_device_capability(base.device)
-        if base.quant.compute_dtype.value == "float32":
-            return "attention of several lengths takes 16 bits, and quant.compute_dtype is float32"
         if capability < (8, 0):
             return f"its attention needs compute capability 8.0, and this GPU has {capability}"
-        if model.model.layers[0].self_attn.head_dim % 8:
-            return "heads of a size that is no multiple of 8"
     return None
+
+
+def can_be_captured(config: RunConfig) -> bool:
+    """Say whether seats can hold a run: other optimizers keep their state tensor by tensor."""
+    same_type = config.lora.compute_dtype is config.quant.compute_dtype
+    return same_type and config.optim.name is OptimizerName.adamw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +137,7 @@ class CudaBackend:
         self._device = shared.base.device
         model: Any = shared.model
         names = [spec.name for spec in shared.base.linears]
-        self._pass = LlamaPass(model, names, _windows(model))
+        self._pass = LlamaPass(model, names, windows_of(model))
         self._seats: Seats | None = None
         self._seated: dict[str, int] = {}
         """Adapter's name -> seat."""
@@ -194,19 +203,14 @@ class CudaBackend:
         everybody = [*adapters, adapter]
         layers = {layer for each in everybody for layer in each.layout.layers}
         rank = max(each.layout.rank for each in everybody)
-        count = 1 << (len(everybody) - 1).bit_length()
+        count = seats_for(len(everybody))
         if self._seats is not None:
             layers |= {layer for place in self._seats.layout.places for layer in place}
             rank = max(rank, self._seats.layout.rank)
             count = max(count, self._seats.count)
-        groups = [
-            (group.indices, group.inputs, group.outputs)
-            for group in self._pass.groups
-            if layers.intersection(group.indices)
-        ]
         self._graphs.clear()
         self._update = self._seats = None
-        layout = SeatLayout(groups, -(-rank // RANK_GRID) * RANK_GRID)
+        layout = self._pass.seat_layout(layers, rank)
         dtype = self._shared.model.get_output_embeddings().weight.dtype
         self._seats = Seats(layout, count, self._device, dtype)
         for number, each in enumerate(adapters):
@@ -393,7 +397,7 @@ def _scaling(adapter: Adapter) -> float:
     return adapter.scaling / (1 - adapter.dropout)
 
 
-def _windows(model: Any) -> list[int | None]:
+def windows_of(model: Any) -> list[int | None]:
     """Return how many positions each block's attention sees; None: all before."""
     attention = attention_of(model.config)
     assert isinstance(attention, AttentionKind), "why_not_this_model has refused it"

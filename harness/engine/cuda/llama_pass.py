@@ -9,7 +9,7 @@ feed-forward, R rank (of all layers of a group), I inputs, O outputs, M position
 vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from harness.engine.cuda import ops
 from harness.engine.cuda.attention import Attended, Heads, Sequences, attend, attend_backward
 from harness.engine.cuda.ops import Dropout, Rows
-from harness.engine.cuda.seats import Seats
+from harness.engine.cuda.seats import SeatLayout, Seats
 
 KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """transformers' classes whose forward this file repeats."""
@@ -317,6 +317,11 @@ class LlamaPass:
     def groups(self) -> list[LinearGroup]:
         """All groups of layers with one input, in the model's order."""
         return [group for block in self.blocks for group in block.groups]
+
+    def seat_layout(self, layers: Collection[int], rank: int) -> SeatLayout:
+        """Return where adapters of these layers lie in a seat, of this rank at most."""
+        adapted = [group for group in self.groups if set(layers).intersection(group.indices)]
+        return SeatLayout([(g.indices, g.inputs, g.outputs) for g in adapted], rank)
 
     @torch.no_grad()
     def run(self, given: PassInput, seats: Seats, *, recompute: bool) -> None:
