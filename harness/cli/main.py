@@ -3,12 +3,12 @@
 Must import nothing heavy: `harness --help` answers in well under a second.
 """
 
+import contextlib
 import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -27,6 +27,7 @@ from harness.cli.options import (
     WORKER_FLAGS,
 )
 from harness.errors import RequestError, near_names
+from harness.records.redact import redact
 from harness.training.stop import leave_terminal
 
 USAGE = """\
@@ -283,10 +284,11 @@ def _split(
 
 def _use_groups_in(directory: str) -> None:
     from harness.config.compose import CONFIG_DIR_VARIABLE
+    from harness.parsing import home_path
 
     if not directory:
         raise RequestError("--config-dir needs a directory, which holds GROUP/OPTION.yaml")
-    os.environ[CONFIG_DIR_VARIABLE] = str(Path(directory).expanduser().absolute())
+    os.environ[CONFIG_DIR_VARIABLE] = str(home_path(directory).absolute())
 
 
 def _hydra_flags(command: str, flags: list[list[str]], overrides: list[str]) -> int:
@@ -304,5 +306,10 @@ def _hydra_flags(command: str, flags: list[list[str]], overrides: list[str]) -> 
     shows_job = any(flag in (["--cfg", "job"], ["-c", "job"]) for flag in flags)
     if shows_job and "--resolve" not in words:
         words.append("--resolve")  # what would run, not how it is derived
-    run_hydra([f"harness {command}", *words, *prepare_overrides(overrides)])
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            run_hydra([f"harness {command}", *words, *prepare_overrides(overrides)])
+    finally:  # Hydra ends the process where it has refused something
+        print(redact(said.getvalue()), end="")
     return 0

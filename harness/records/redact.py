@@ -180,18 +180,20 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
 MAX_WORD, MAX_LINE = 400, 4000
 """Characters of a word and of a line that a message shows; what is longer keeps its two ends."""
 _LONG_WORD = re.compile(rf"\S{{{MAX_WORD},}}")
-_UNPRINTABLE = (
-    re.compile(  # control characters, marks that turn the direction of text, half characters
-        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-    )
-)
 
 
 def message(text: str) -> str:
     """Return `text` as a person may see it: no secret, no control character, long values cut."""
-    text = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), redact(text))
+    text = "".join(map(_printable, redact(text)))
     text = _LONG_WORD.sub(lambda found: _cut(found[0], MAX_WORD), text)
     return "\n".join(_cut(line, MAX_LINE) for line in text.split("\n"))
+
+
+def _printable(character: str) -> str:
+    """Write out what a terminal would obey or hide: control and direction marks, halves, unassigned ones."""
+    if character.isprintable() or character in "\n\t":
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def _cut(text: str, limit: int) -> str:
