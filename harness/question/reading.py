@@ -122,7 +122,7 @@ class Section:
                 f"{self.where}{self.name}.{key} has {len(seeds):,} seeds; give at most {MOST_REPLICATES:,}"
             )
         if min(seeds) < 0 or max(seeds) > MOST_SEED:
-            raise self.refuse(key, f"must lie between 0 and {MOST_SEED}")
+            raise self.refuse(key, f"must not be negative, nor above {MOST_SEED}")
         if len(set(seeds)) < len(seeds):
             raise self.refuse(key, "gives a seed twice; replicates need different seeds")
         return tuple(seeds)

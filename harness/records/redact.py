@@ -139,12 +139,12 @@ _FORMS = re.compile(
 )
 _IN_CONTEXT = (
     # scheme://user:password@host up to the last @, since a password may have one (what begins as a port is
-    # none), and a long user name alone (a token) over http; ssh://git@ survives
+    # none), and a long user name alone (a token) over http; ssh://git@ survives. A path has one slash of two.
     re.compile(
-        r"(?P<keep>\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^\s/@:'\"]*:"
-        r"(?!\d{1,5}/)[^\s'\"]{1,300}(?=@)"
+        r"(?P<keep>\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}:/{1,3})\s*[^\s/@:'\"]*:"
+        r"(?!\d{1,5}/)[^\s'\"]{1,300}(?=\s*@)"
     ),
-    re.compile(r"(?P<keep>\bhttps?://)[^\s/@:'\"]{16,}(?=@)"),
+    re.compile(r"(?P<keep>\bhttps?:/{1,3})[^\s/@:'\"]{16,}(?=@)"),
     re.compile(r"(?i)(?P<keep>[?&](?:sig|signature|x-amz-[a-z-]+|x-goog-[a-z-]+)=)[^\s&#'\"]+"),
     re.compile(r"(?i)(?P<keep>\bauthorization['\"]?\s*[:=]\s*['\"]?)(?:[a-z]+ +)?[^\s'\",;]+"),
     re.compile(r"(?i)(?P<keep>\bbearer\s+)(?=[^\s'\"]*\d|[^\s'\"]{20})[A-Za-z0-9._~+/=-]{8,}"),

@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.commands.forked import Done
+from tests.commands.forked import Command, Done
 
 SECONDS = 240.0
 CANARIES = {
@@ -19,14 +20,22 @@ PASSWORD = "Pa55word"
 """Part of addresses that are given to commands; it, too, may appear nowhere."""
 
 
-def harness(
+def harness(words: Sequence[str], environment: Mapping[str, str] | None = None) -> Done:
+    """Run a command to its end, in a directory of its own and a process that has imported its libraries."""
+    with tempfile.TemporaryDirectory() as directory:
+        command = Command(list(words), Path(directory), environment=environment)
+        try:
+            return command.end(SECONDS)
+        finally:
+            command.process.kill()
+
+
+def fresh_harness(
     words: Sequence[str],
-    *,
     environment: Mapping[str, str] | None = None,
     limit: Callable[[], None] | None = None,
-    seconds: float = SECONDS,
 ) -> Done:
-    """Run a command to its end; `limit` is called in the process before it begins."""
+    """Run a command to its end in a new process; `limit` is called in it before it begins."""
     done = subprocess.run(
         [sys.executable, "-m", "harness", *words],
         capture_output=True,
@@ -34,7 +43,7 @@ def harness(
         errors="replace",
         env={**os.environ, **(environment or {})},
         preexec_fn=limit,
-        timeout=seconds,
+        timeout=SECONDS,
     )
     return Done(done.returncode, done.stdout, done.stderr)
 

@@ -1,13 +1,26 @@
 """Counts what was tried and what held, for the table that `make faults` prints and writes."""
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 BEGIN, END = "<!-- make faults -->", "<!-- end -->"
 """What the table stands between in a document."""
+
+
+TIMES = int(os.environ.get("FAULTS_TIMES", "1"))
+"""How many times as many random tries as usual; `make faults TIMES=10`."""
+
+
+def tries(short: int, whole: int) -> list[Any]:
+    """Return the parameters of a test that tries little in the suite and more in `make faults`."""
+    return [short, pytest.param(whole * TIMES, marks=pytest.mark.faults)]
 
 
 @dataclass(slots=True)

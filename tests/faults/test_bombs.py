@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from harness.cli.main import dispatch
-from tests.faults.commands import ends_in_words, harness
+from tests.faults.commands import ends_in_words, fresh_harness
 from tests.faults.test_requests import WHOLE
 
 BILLION = "1000000000"
@@ -92,10 +92,12 @@ def test_processes_that_are_asked_for_very_much_end(tally, tmp_path):
     with tally("bombs, as processes") as row:
         for kind, words in OVERRIDES.items():
             extra = [] if any(word.startswith("paths.out") for word in words) else [place]
-            row.check(kind, lambda w=[*words, *extra]: ends_in_words(harness(["run", *w]), (2,)))
+            row.check(
+                kind, lambda w=[*words, *extra]: ends_in_words(fresh_harness(["run", *w]), (2,))
+            )
         for kind, question in QUESTIONS.items():
             words = asked(question, tmp_path / "q.yaml")
-            row.check(kind, lambda words=words: ends_in_words(harness(words), (2,)))
+            row.check(kind, lambda words=words: ends_in_words(fresh_harness(words), (2,)))
 
 
 ROW_BOMBS = {

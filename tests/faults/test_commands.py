@@ -8,7 +8,8 @@ import pytest
 from harness.cli.options import COMMANDS
 from harness.config.compose import group_options, known_keys
 from tests.commands.forked import Command
-from tests.faults.commands import CANARIES, ends_in_words, files_with_secrets, harness
+from tests.faults.commands import CANARIES, ends_in_words, files_with_secrets, fresh_harness
+from tests.faults.tally import TIMES
 
 VALUES = (
     *(
@@ -76,7 +77,7 @@ def ends(words: list[str], directory: Path) -> bool:
 
 @pytest.mark.faults
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("tries", [500])
+@pytest.mark.parametrize("tries", [200 * TIMES])
 def test_every_command_ends_in_words_whatever_it_is_asked(tries, tally, tmp_path):
     chance, place = random.Random(61), tmp_path / "here"
     with tally("hostile command lines") as row:
@@ -113,5 +114,5 @@ def test_an_odd_environment_ends_no_command_in_a_traceback(out, tally):
         for name, values in ENVIRONMENTS.items():
             for value in values:
                 for words in (["status", "small", place], ["plan"]):
-                    done = harness(words, environment={name: value})
+                    done = fresh_harness(words, environment={name: value})
                     row.check(f"{name}={value!r} {words[0]}", lambda d=done: ends_in_words(d))

@@ -30,9 +30,10 @@ from harness.training.checkpoint import (
     save_checkpoint,
 )
 from tests.faults.damage import damaged
+from tests.faults.tally import tries
 
-TRIES = [12, pytest.param(400, marks=pytest.mark.faults)]
-FEW = [3, pytest.param(40, marks=pytest.mark.faults)]
+TRIES = tries(8, 80)
+FEW = tries(2, 12)
 STRIDES = [61, pytest.param(1, marks=pytest.mark.faults)]
 """Bytes between two cuts."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import says_out_of_memory
 from harness.records.record import RunStatus, read_records
-from tests.faults.commands import ends_in_words, harness
+from tests.faults.commands import ends_in_words, fresh_harness, harness
 
 STEPS = 40
 MIB = 1024 * 1024
@@ -46,7 +46,7 @@ def test_a_disk_that_is_full_ends_runs_as_interrupted_and_they_go_on(
 ):
     chance = random.Random(41)
     with tally("small disk (tmpfs)") as row:
-        for number in range(4):
+        for number in range(3):
             size = chance.choice((64, 300, 700, 1000, 1300, 1700, 2500))
             disk = small_disk(f"size={size}k,mode=755")
             out = disk / f"out{number}"
@@ -149,7 +149,7 @@ def test_memory_that_is_refused_is_a_result_after_which_the_process_ends(world, 
         for mebibytes in (400, 900, 1500, 2000, 2400, 2800):
             out = tmp_path / str(mebibytes)
             batch = ["optim.steps=2", "optim.batch_size=20000", "tracker=none"]
-            done = harness(
+            done = fresh_harness(
                 ["run", *data, *sizes, *batch, f"paths.out={out}"],
                 limit=lambda size=mebibytes: resource.setrlimit(
                     resource.RLIMIT_AS, (size * MIB, size * MIB)

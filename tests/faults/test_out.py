@@ -21,6 +21,7 @@ from harness.records.record import read_records
 from harness.sweeping.state import SweepDirectory
 from harness.tracking.wandb_file import read_wandb_run
 from tests.faults.damage import damaged
+from tests.faults.tally import TIMES
 from tests.tracking.test_wandb_file import assert_is_part_of_the_truth, write_offline_run
 
 STEPS = 60
@@ -47,7 +48,7 @@ def files_by_kind(out: Path) -> dict[str, list[Path]]:
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("tries", [60])
+@pytest.mark.parametrize("tries", [24 * TIMES])
 def test_any_file_is_damaged_and_what_can_be_shown_is(trained, out, tries, tally, capfd):
     chance, kinds = random.Random(51), files_by_kind(out)
     assert len(kinds) > 12
@@ -69,7 +70,7 @@ def test_any_file_is_damaged_and_what_can_be_shown_is(trained, out, tries, tally
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("tries", [14])
+@pytest.mark.parametrize("tries", [7 * TIMES])
 def test_any_file_is_damaged_and_the_same_command_invents_nothing(
     trained, out, tries, tally, capfd
 ):
@@ -98,7 +99,7 @@ def wandb_file(tmp_path_factory) -> Path:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("tries", [600])
+@pytest.mark.parametrize("tries", [300 * TIMES])
 def test_a_file_of_wandb_gives_what_was_logged_or_nothing(wandb_file, tmp_path, tries, tally):
     chance, sound = random.Random(53), wandb_file.read_bytes()
     file = tmp_path / wandb_file.name
@@ -222,7 +223,7 @@ class Tags(HTMLParser):
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("tries", [6])
+@pytest.mark.parametrize("tries", [3 * TIMES])
 def test_words_of_users_are_text_in_every_language(trained, out, tries, tally, capfd, monkeypatch):
     monkeypatch.chdir(out.parent)
     chance, sweep = random.Random(54), out / "sweeps/small"

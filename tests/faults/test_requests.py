@@ -32,8 +32,9 @@ from harness.records.record import (
     record_tree,
     write_record,
 )
+from tests.faults.tally import tries
 
-TRIES = [30, pytest.param(800, marks=pytest.mark.faults)]
+TRIES = tries(20, 250)
 PIECES = (
     *(
         "lora.rank",
@@ -226,7 +227,7 @@ def test_files_of_questions(tries, tally, secrets, capsys, tmp_path):
             )
 
 
-@pytest.mark.parametrize("tries", [10, pytest.param(100, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("tries", tries(8, 40))
 def test_names_and_options_of_every_command(tries, tally, secrets, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     chance = random.Random(13)
@@ -309,7 +310,7 @@ def test_rows_of_data(form, row_text, tally, secrets, capsys, tmp_path):
 
 # Found by hypothesis ------------------------------------------------------------------------------
 
-EXAMPLES = [15, pytest.param(1000, marks=pytest.mark.faults)]
+EXAMPLES = tries(8, 200)
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),

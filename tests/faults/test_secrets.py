@@ -55,7 +55,7 @@ def test_a_run_leaves_no_secret_in_any_file_or_word(world, tmp_path, tally):
     out = tmp_path / "out"
     words = [
         *(f"model={world / 'tiny'}", "data=pairs", f"data.path={world / 'sums.jsonl'}"),
-        *("data.validation_rows=8", "data.test_rows=8", "data.max_length=64", "optim.steps=1"),
+        *("data.validation_rows=8", "data.test_rows=8", "data.max_length=512", "optim.steps=1"),
         *("optim.batch_size=2", "eval.generate_rows=2", "eval.max_new_tokens=2"),
         *(f"paths.out={out}", "tracker=wandb_offline", *hostile_base(KEY)),
         *("data.template=chatml", f"data.system=Use {KEY}; password={PASSWORD}"),
@@ -82,7 +82,6 @@ ADDRESSES = (
     f"postgresql://u:{PASSWORD} @127.0.0.1:1/x",
     f"postgresql:// u@h/x?password={PASSWORD}",
     f"postgresql://u@127.0.0.1:1/x?passfile=/x&sslpassword={PASSWORD}",
-    f"sqlite:////nowhere/x?password={PASSWORD}",
 )
 
 
