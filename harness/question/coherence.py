@@ -23,8 +23,11 @@ from harness.question.settings import (
 EVALUATIONS = 10
 """Evaluations of a run that a pruner judges, where eval.every_steps is not given."""
 
-MOST_POINTS = 1_000_000
-"""Points of a grid, conditions left aside, and trials of a search."""
+MOST_RUNS = 1_000_000
+"""Trials of a search, each with all its seeds."""
+MOST_POINTS = 20_000
+"""Points that are composed and checked before anything is trained, at about a millisecond each: those of a
+grid, conditions left aside, and of a search every two values of two axes."""
 
 REPORTED = ("eval/loss", "eval/perplexity", "eval/token_accuracy")
 """Metrics that a run reports while it trains, for a pruner to judge by."""
@@ -107,9 +110,23 @@ def _search_problems(question: Question) -> Iterator[tuple[str, str]]:
 
 def _size_problems(search: SearchSettings, space: Space) -> Iterator[tuple[str, str]]:
     """Yield what nobody could train; counted, not made."""
-    if search.trials is not None and search.trials > MOST_POINTS:
-        yield "search", f"search.trials={search.trials:,} is more than {MOST_POINTS:,}; give fewer"
+    runs = (search.trials or 1) * len(search.seeds)
+    if runs > MOST_RUNS:
+        yield (
+            "search",
+            f"{runs:,} runs of search.trials and search.seeds are more than {MOST_RUNS:,}",
+        )
     counts = [1 if axis.choices is None else len(axis.choices) for axis in space.axes]
+    pairs = sum(
+        len(one.samples) * len(other.samples)
+        for one, other in itertools.combinations(space.axes, 2)
+    )
+    if search.method is not Method.grid and pairs > MOST_POINTS:
+        yield (
+            "space",
+            f"{pairs:,} pairs of values of two axes would be checked, more than {MOST_POINTS:,}; write an "
+            "interval where an axis has many numbers",
+        )
     if search.method is Method.grid and math.prod(counts) > MOST_POINTS:
         shown = " x ".join(f"{axis.key} {n:,}" for axis, n in zip(space.axes, counts, strict=True))
         yield (
