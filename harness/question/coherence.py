@@ -11,8 +11,14 @@ from harness.question.draft import Draft
 from harness.question.keys import is_group, key_of
 from harness.question.points import Space
 from harness.question.question import Question
-from harness.question.reading import launcher_problems
-from harness.question.settings import Method, PrunerName, SearchSettings
+from harness.question.settings import (
+    LauncherSettings,
+    Method,
+    PrunerName,
+    SearchSettings,
+    StudySettings,
+    has_password,
+)
 
 EVALUATIONS = 10
 """Evaluations of a run that a pruner judges, where eval.every_steps is not given."""
@@ -32,7 +38,7 @@ def check_question(question: Question, draft: Draft) -> None:
     problems = itertools.chain(
         _search_problems(question),
         _confirm_problems(question),
-        launcher_problems(question.launcher, question.study),
+        _launcher_problems(question.launcher, question.study),
     )
     for part, text in problems:
         raise RequestError(f"{draft.place(part)}{text}")
@@ -163,6 +169,29 @@ def _confirm_problems(question: Question) -> Iterator[tuple[str, str]]:
 
 
 # Overlaps ----------------------------------------------------------------------------------------
+
+
+def _launcher_problems(
+    launcher: LauncherSettings | None, study: StudySettings
+) -> Iterator[tuple[str, str]]:
+    """Yield the part of the file and the problem, where jobs could not share the study."""
+    if launcher is None:
+        return
+    if not study.is_shared:
+        given = f"study.storage={study.storage}" if study.storage else "no study.storage"
+        yield (
+            "launcher",
+            f"launcher={launcher.kind.value} has its jobs share one study in PostgreSQL, and {given} is "
+            "given; start a server that every job can reach and give "
+            "study.storage=postgresql://user@host/database",
+        )
+    elif has_password(study.storage or ""):
+        yield (
+            "launcher",
+            f"launcher={launcher.kind.value} would write the password of study.storage into the command "
+            "of every job, where others can read it; leave it out of the url, and give it in ~/.pgpass or "
+            "PGPASSWORD",
+        )
 
 
 def _check_overlaps(space: Space, base: Sequence[str], where: str) -> None:
