@@ -142,7 +142,8 @@ class CudaBackend:
         self._seated: dict[str, int] = {}
         """Adapter's name -> seat."""
         self._scaling: list[float] = []
-        self._graphs: OrderedDict[PassKey, _Captured] = OrderedDict()
+        self._graphs: OrderedDict[tuple[PassKey, bool], _Captured] = OrderedDict()
+        """Passes by their kind and whether they score."""
         self._update: _Update | None = None
         self._pool: Any = None
         self._stream: Any = None
@@ -225,21 +226,42 @@ class CudaBackend:
         assert self._seats is not None
         numbers = [self._seated[item.adapter.name] for item in work]
         key, words = stage(work, numbers, self._seats.count)
-        self._pass.turn_to(key.longest)
-        captured = self._graphs.pop(key, None)
-        is_new = captured is None
-        if captured is None:
-            captured = _Captured(self, key)
+        captured, is_new = self._captured(key, scores=False)
         captured.run(words)
-        self._graphs[key] = captured
-        while len(self._graphs) > MOST_GRAPHS:
-            self._graphs.popitem(last=False)
         return not is_new
 
-    def body(self, key: PassKey, words: torch.Tensor) -> None:
-        """Compute a pass as it is."""
+    def score(self, work: Sequence[Work]) -> list[torch.Tensor]:
+        """Return for each run what an evaluation asks of its batch, [2, M]: the cross-entropy of every
+        position that carries loss, in order, and 1.0 where the most likely token is the right one."""
         assert self._seats is not None
-        self._pass.run(key.view(words), self._seats, recompute=key.recompute)
+        numbers = [self._seated[item.adapter.name] for item in work]
+        key, words = stage(work, numbers, self._seats.count)
+        captured, _ = self._captured(key, scores=True)
+        captured.run(words)
+        assert captured.scores_2M is not None
+        in_order = sorted(range(len(work)), key=numbers.__getitem__)
+        counts = [work[index].batch.num_loss_tokens for index in in_order]
+        parts = captured.scores_2M[:, : sum(counts)].clone().split(counts, dim=1)
+        return [part for _, part in sorted(zip(in_order, parts, strict=True), key=lambda p: p[0])]
+
+    def _captured(self, key: PassKey, *, scores: bool) -> tuple["_Captured", bool]:
+        """Return the pass of this kind, and whether it is new; the least recently used one may go."""
+        self._pass.turn_to(key.longest)
+        found = self._graphs.pop((key, scores), None)
+        captured = _Captured(self, key, scores=scores) if found is None else found
+        self._graphs[key, scores] = captured
+        while len(self._graphs) > MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+        return captured, found is None
+
+    def body(self, key: PassKey, words: torch.Tensor, scores_2M: torch.Tensor | None) -> None:
+        """Compute a pass as it is: of training, or forward alone where there is room for scores."""
+        assert self._seats is not None
+        given = key.view(words)
+        if scores_2M is None:
+            self._pass.run(given, self._seats, recompute=key.recompute)
+        else:
+            self._pass.score(given, self._seats, scores_2M)
 
     def update(self, steps: Sequence[Step]) -> list[StepNumbers]:
         """Let runs make their steps: clip, look for numbers that are not finite, AdamW, each for itself.
@@ -318,8 +340,12 @@ class _Staging:
 class _Captured:
     """One kind of pass."""
 
-    def __init__(self, backend: CudaBackend, key: PassKey) -> None:
+    def __init__(self, backend: CudaBackend, key: PassKey, *, scores: bool) -> None:
         self._backend, self._key = backend, key
+        self.scores_2M: torch.Tensor | None = None
+        """What a pass of an evaluation has found, until it is run again."""
+        if scores:
+            self.scores_2M = torch.zeros(2, key.loss_positions, device=backend._device)
         _, size = key.places()
         self._staging = _Staging((size,), torch.int32, backend._device)
         self._again: Callable[[], None] | None = None
@@ -329,7 +355,7 @@ class _Captured:
         self._staging.bring(words)
         if self._again is None:
             body, key, there = self._backend.body, self._key, self._staging.there
-            self._again = self._backend.capture(lambda: body(key, there))
+            self._again = self._backend.capture(lambda: body(key, there, self.scores_2M))
         else:
             self._again()
 

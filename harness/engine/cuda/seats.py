@@ -115,6 +115,8 @@ class Seats:
         self.means_SP = zeros()
         self.squares_SP = zeros()
         self.computed_SP = zeros(dtype)
+        self.kept_S = torch.ones(count, device=device)
+        """What each seat's dropout keeps of its inputs."""
         self.losses_S = torch.zeros(count, dtype=torch.float64, device=device)
         """Losses of the steps in progress, times each run's loss scale."""
 
@@ -132,6 +134,7 @@ class Seats:
             ):
                 for there, own in self.layout.views(seats_P, adapter, own_P):
                     there.copy_(own)
+        self.kept_S[seat] = 1 - adapter.dropout
         computed = self.computed_SP[seat]
         computed.copy_(self.parameters_SP[seat])
         computed[self.layout.num_a :] = scaling * self.parameters_SP[seat, self.layout.num_a :]
