@@ -1,14 +1,12 @@
 """Build the frozen base: load dense weights once, store the blocks packed, keep the result in a cache."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness.base.attention import attends_both_ways, implementation_of
 from harness.base.blocks import (
     block_linears,
     finish_base,
@@ -19,11 +17,12 @@ from harness.base.blocks import (
 )
 from harness.base.cache import cache_entry, load_entry, save_entry
 from harness.base.layout import LinearSpec
+from harness.base.model_config import read_config, refusing
 from harness.base.quick_imports import quiet_libraries
 from harness.base.source import ModelSource
 from harness.base.storage import Dense, Storage, storage_of
 from harness.config.schema import FloatType, ModelConfig, QuantConfig
-from harness.errors import RequestError, says_out_of_memory
+from harness.errors import RequestError
 
 _TRIED_POSITIONS = 8
 _ROUNDING = {FloatType.float32: 1e-5, FloatType.bfloat16: 2e-2}
@@ -67,6 +66,8 @@ class ModelOutline:
     """Tokens that the model has embeddings for."""
     config: Any
     """Its transformers configuration, as the base will have it."""
+    came_rounded: str | None
+    """The storage that its weights came in, if that has rounded them already, such as `Q4_1`."""
 
 
 def inspect_model(source: ModelSource, config: ModelConfig) -> ModelOutline:
@@ -80,7 +81,13 @@ def inspect_model(source: ModelSource, config: ModelConfig) -> ModelOutline:
         max_positions=positions,
         num_embeddings=model.get_input_embeddings().weight.shape[0],
         config=model.config,
+        came_rounded=_came_rounded(source),
     )
+
+
+def _came_rounded(source: ModelSource) -> str | None:
+    header = source.gguf_header()
+    return header.storage if header is not None and header.is_rounded else None
 
 
 def build_base(
@@ -166,11 +173,9 @@ def load_tokenizer(source: ModelSource, config: ModelConfig) -> Any:
     """Return the model's tokenizer, with a padding token."""
     from transformers import AutoTokenizer
 
-    with _refusing(source):
+    with refusing(source):
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            source.location,
-            revision=source.revision,
-            trust_remote_code=config.trust_remote_code,
+            **source.pretrained, trust_remote_code=config.trust_remote_code
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -195,74 +200,14 @@ def _refuse_not_finite(model: Any, source: ModelSource) -> None:
 # The model, dense or empty -----------------------------------------------------------------------
 
 
-@contextmanager
-def _refusing(source: ModelSource) -> Iterator[None]:
-    """Turn what transformers raises for a model that cannot be had into a RequestError."""
-    try:
-        yield
-    except RequestError:  # by a function within, which has said it all
-        raise
-    # A damaged or foreign file makes its reader raise anything: UnpicklingError, plain Exception
-    # (tokenizers), AttributeError. None of it is ours, and nothing of a model that did not load is used.
-    except Exception as error:
-        if isinstance(error, MemoryError) or says_out_of_memory(str(error)):
-            raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where = source.location if source.directory else f"Hugging Face id {source.location}"
-        raise RequestError(
-            f"model={source.name} cannot be loaded from {where}: {first} "
-            "(a directory with config.json, safetensors weights and a tokenizer works offline; "
-            "a Hugging Face id needs the network or a filled HF cache)"
-        ) from error
-
-
-def _read_config(source: ModelSource, config: ModelConfig) -> Any:
-    """Return the transformers config with every dropout of the frozen base switched off.
-
-    Dropout in the base would draw from a generator that all runs of a cohort share.
-    """
-    from transformers import AutoConfig
-
-    with _refusing(source):
-        model_config: Any = AutoConfig.from_pretrained(
-            source.location,
-            revision=source.revision,
-            trust_remote_code=config.trust_remote_code,
-        )
-    _refuse_what_is_no_dense_causal_model(source, model_config)
-    for name, value in model_config.to_dict().items():
-        if ("drop" in name or "_pdrop" in name) and isinstance(value, float):
-            setattr(model_config, name, 0.0)
-    model_config._attn_implementation = implementation_of(model_config, config.attention.value)
-    return model_config
-
-
-def _refuse_what_is_no_dense_causal_model(source: ModelSource, config: Any) -> None:
-    """Refuse encoders, and weights that are codes of another quantizer."""
-    if attends_both_ways(config):
-        raise RequestError(
-            f"model={source.name} is an encoder ({config.model_type}): its positions see the tokens that "
-            "they are to predict; give a causal language model (a checkpoint that was trained as a decoder "
-            "says is_decoder in its config.json)"
-        )
-    quantized = getattr(config, "quantization_config", None)
-    if quantized is not None:
-        fields = quantized if isinstance(quantized, dict) else quantized.to_dict()
-        raise RequestError(
-            f"model={source.name} is already quantized ({fields.get('quant_method', 'unknown method')}, "
-            "quantization_config of its config.json), and its codes are no weights; give the unquantized "
-            "checkpoint, which quant=… quantizes"
-        )
-
-
 def _empty_model(source: ModelSource, config: ModelConfig) -> Any:
     """Return the model with its parameters on the meta device and its buffers real."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    with _refusing(source), init_empty_weights(include_buffers=False):
+    with refusing(source), init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(
-            _read_config(source, config), trust_remote_code=config.trust_remote_code
+            read_config(source, config), trust_remote_code=config.trust_remote_code
         )
 
 
@@ -272,11 +217,19 @@ def _load_dense(source: ModelSource, config: ModelConfig) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with _refusing(source):
-        return AutoModelForCausalLM.from_pretrained(
-            source.location,
-            config=_read_config(source, config),
-            revision=source.revision,
+    asked = read_config(source, config)
+    with refusing(source):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **source.pretrained,
+            config=asked,
             dtype="auto",
             trust_remote_code=config.trust_remote_code,
         )
+    if source.gguf is None:
+        return loaded
+    model = _empty_model(
+        source, config
+    )  # without what transformers remembers of the file's storage
+    model.load_state_dict(loaded.state_dict(), strict=False, assign=True)
+    model.tie_weights()
+    return model

@@ -10,10 +10,10 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from harness.base.attention import implementation_of
 from harness.base.blocks import block_linears
 from harness.base.build import Base
 from harness.base.layout import LinearSpec
+from harness.base.model_config import prepared_config, read_config
 from harness.base.quick_imports import quick_imports, quiet_libraries
 from harness.base.source import ModelSource
 from harness.base.storage import Storage, storage_of
@@ -66,7 +66,7 @@ class PlannedModel:
             from transformers import AutoConfig
 
             config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-            return cls(_prepared(config, model), source, model)
+            return cls(prepared_config(config, model), source, model)
 
     @classmethod
     def from_source(cls, source: ModelSource, model: ModelConfig) -> Self:
@@ -76,21 +76,7 @@ class PlannedModel:
         """
         quiet_libraries()
         with quick_imports():
-            from transformers import AutoConfig
-
-            try:
-                config = AutoConfig.from_pretrained(
-                    source.location,
-                    revision=source.revision,
-                    trust_remote_code=model.trust_remote_code,
-                )
-            except (OSError, ValueError, KeyError) as error:
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise RequestError(
-                    f"model={source.name} cannot be planned from {source.location}: {first} "
-                    "(a directory with config.json or a shape in conf/shape/ works offline)"
-                ) from error
-            return cls(_prepared(config, model), source, model)
+            return cls(read_config(source, model), source, model)
 
     @property
     def num_blocks(self) -> int:
@@ -150,15 +136,6 @@ class PlannedModel:
             layer = AdaptedLayer(frozen, index, self.shared.plan)
             self.model.set_submodule(spec.name, layer)
             yield layer
-
-
-def _prepared(config: Any, model: ModelConfig) -> Any:
-    """Switch the base's own dropouts off, as `harness.base.build` does."""
-    for name, value in config.to_dict().items():
-        if "drop" in name and isinstance(value, float):
-            setattr(config, name, 0.0)
-    config._attn_implementation = implementation_of(config, model.attention.value)
-    return config
 
 
 def _empty_model(config: Any, name: str, model: ModelConfig) -> Any:

@@ -152,6 +152,11 @@ def model_notes(config: RunConfig, outline: ModelOutline) -> list[str]:
     reason = why_apart(outline.config)
     if reason is not None:
         notes.append(f"rows hold one example each: {reason}")
+    if outline.came_rounded is not None:
+        notes.append(
+            f"the base's weights came rounded to {outline.came_rounded}: a storage rounds them once more, "
+            "which flatters grids near that one, and `none` is not the model as it was trained"
+        )
     return notes + coverage_notes(config, outline.linears, outline.uncovered)
 
 
@@ -167,6 +172,8 @@ def make_job(request: Request, data: PreparedData) -> Job:
         "data": data.report.as_dict(),
     }
     outline, _ = _described(request.source, Keyed(request.config.model), request.fingerprint)
+    if outline.came_rounded is not None:
+        provenance["base_storage"] = outline.came_rounded
     return Job(
         request=request,
         data=data,
