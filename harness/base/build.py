@@ -1,7 +1,9 @@
 """Build the frozen base: load dense weights once, store the blocks packed, keep the result in a cache."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from harness.base.blocks import (
     weight_and_bias,
 )
 from harness.base.cache import cache_entry, load_entry, save_entry
-from harness.base.model_config import read_config, refusing
+from harness.base.model_config import Described, read_config, refusing
+from harness.base.prequantized import StoredWeights, check_stored
 from harness.base.quick_imports import quiet_libraries
 from harness.base.source import ModelSource
 from harness.base.storage import Dense, Storage, storage_of
+from harness.base.stored_layers import load_stored
 from harness.base.targets import LinearSpec
 from harness.config.schema import FloatType, ModelConfig, QuantConfig
 from harness.errors import RequestError
@@ -68,11 +72,14 @@ class ModelOutline:
     """Its transformers configuration, as the base will have it."""
     came_rounded: str | None
     """The storage that its weights came in, if that has rounded them already, such as `Q4_1`."""
+    stored: StoredWeights | None
+    """That storage, where `quant=as_stored` takes it over."""
 
 
 def inspect_model(source: ModelSource, config: ModelConfig) -> ModelOutline:
     """Return the model's outline without loading any weight."""
-    model = _empty_model(source, config)
+    described = read_config(source, config)
+    model = _empty_model(described, config, source)
     positions = getattr(model.config, "max_position_embeddings", None)
     linears = tuple(block_linears(model))
     return ModelOutline(
@@ -81,11 +88,14 @@ def inspect_model(source: ModelSource, config: ModelConfig) -> ModelOutline:
         max_positions=positions,
         num_embeddings=model.get_input_embeddings().weight.shape[0],
         config=model.config,
-        came_rounded=_came_rounded(source),
+        came_rounded=_came_rounded(source, described.stored),
+        stored=described.stored,
     )
 
 
-def _came_rounded(source: ModelSource) -> str | None:
+def _came_rounded(source: ModelSource, stored: StoredWeights | None) -> str | None:
+    if stored is not None:
+        return stored.label
     header = source.gguf_header()
     return header.storage if header is not None and header.is_rounded else None
 
@@ -105,16 +115,26 @@ def build_base(
     `quantized_on`: where the weights that no cache has are quantized, layer by layer; none: on `device`.
     """
     quiet_libraries()
-    storage = storage_of(quant)
-    entry = cache_entry(cache, fingerprint, storage)
-    model = load_entry(entry, lambda: _empty_model(source, config), storage, device)
-    from_cache = model is not None
-    if model is None:
-        model = _load_dense(source, config)
+    described = read_config(source, config)
+    check_stored(source.name, quant, described.stored)
+    storage = storage_of(quant, described.stored)
+    model, from_cache = None, False
+    if described.stored is not None:
+        with refusing(source):
+            empty = _empty_model(described, config, source)
+            model = load_stored(source, empty, described.stored, storage, device)
         _refuse_not_finite(model, source)
-        pack_blocks(model, storage, device, quantized_on)
-        if not isinstance(storage, Dense):
-            save_entry(entry, model, fingerprint, storage)
+    else:
+        entry = cache_entry(cache, fingerprint, storage)
+        empty_model = partial(_empty_model, described, config, source)
+        model = load_entry(entry, empty_model, storage, device)
+        from_cache = model is not None
+        if model is None:
+            model = _load_dense(source, config)
+            _refuse_not_finite(model, source)
+            pack_blocks(model, storage, device, quantized_on)
+            if not isinstance(storage, Dense):
+                save_entry(entry, model, fingerprint, storage)
     finish_base(model, storage.dtype, device)
     return Base(
         model=model,
@@ -200,14 +220,14 @@ def _refuse_not_finite(model: Any, source: ModelSource) -> None:
 # The model, dense or empty -----------------------------------------------------------------------
 
 
-def _empty_model(source: ModelSource, config: ModelConfig) -> Any:
+def _empty_model(described: Described, config: ModelConfig, source: ModelSource) -> Any:
     """Return the model with its parameters on the meta device and its buffers real."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     with refusing(source), init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(
-            read_config(source, config), trust_remote_code=config.trust_remote_code
+            copy.deepcopy(described.config), trust_remote_code=config.trust_remote_code
         )
 
 
@@ -217,11 +237,11 @@ def _load_dense(source: ModelSource, config: ModelConfig) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    asked = read_config(source, config)
+    described = read_config(source, config)
     with refusing(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source.pretrained,
-            config=asked,
+            config=described.config,
             dtype="auto",
             trust_remote_code=config.trust_remote_code,
         )

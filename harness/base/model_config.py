@@ -3,11 +3,13 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from harness.base.attention import attends_both_ways, implementation_of
+from harness.base.prequantized import StoredWeights, stored_weights
 from harness.base.source import ModelSource
 from harness.config.schema import ModelConfig
 from harness.errors import RequestError, says_out_of_memory
@@ -34,16 +36,26 @@ def refusing(source: ModelSource) -> Iterator[None]:
         ) from error
 
 
-def read_config(source: ModelSource, model: ModelConfig) -> Any:
-    """Return a model's transformers configuration, prepared. Raises RequestError where none can be used."""
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What the files of a model say of it, but for its weights."""
+
+    config: Any
+    """Its transformers configuration, as the base has it: nothing in it quantizes or drops."""
+    stored: StoredWeights | None
+    """How its weights came quantized, if they did."""
+
+
+def read_config(source: ModelSource, model: ModelConfig) -> Described:
+    """Return what a model's configuration says. Raises RequestError where nothing can be made of it."""
     with refusing(source):
         if source.gguf is None:
             config = _read(source, model)
         else:  # whose reader walks over the whole vocabulary each time
             stat = Path(source.location).stat()
             config = copy.deepcopy(_read_gguf(source, (stat.st_size, stat.st_mtime_ns)))
-        _refuse_what_is_no_dense_causal_model(source, config)
-        return prepared_config(config, model)
+        _refuse_encoders(source, config)
+        return Described(stored=_stored(source, config), config=prepared_config(config, model))
 
 
 def prepared_config(config: Any, model: ModelConfig) -> Any:
@@ -71,19 +83,21 @@ def _read_gguf(source: ModelSource, _stamp: tuple[int, int]) -> Any:
     return _read(source, ModelConfig())
 
 
-def _refuse_what_is_no_dense_causal_model(source: ModelSource, config: Any) -> None:
-    """Refuse encoders, and weights that are codes of another quantizer."""
+def _refuse_encoders(source: ModelSource, config: Any) -> None:
     if attends_both_ways(config):
         raise RequestError(
             f"model={source.name} is an encoder ({config.model_type}): its positions see the tokens that "
             "they are to predict; give a causal language model (a checkpoint that was trained as a decoder "
             "says is_decoder in its config.json)"
         )
-    quantized = getattr(config, "quantization_config", None)
-    if quantized is not None:
-        fields = quantized if isinstance(quantized, dict) else quantized.to_dict()
-        raise RequestError(
-            f"model={source.name} is already quantized ({fields.get('quant_method', 'unknown method')}, "
-            "quantization_config of its config.json), and its codes are no weights; give the unquantized "
-            "checkpoint, which quant=… quantizes"
-        )
+
+
+def _stored(source: ModelSource, config: Any) -> StoredWeights | None:
+    """Return how the weights came quantized, and take that out of the configuration: we read them."""
+    found = None
+    for part in (config, config.get_text_config()):
+        fields = getattr(part, "quantization_config", None)
+        if fields is not None:
+            found = fields if isinstance(fields, dict | str | list) else fields.to_dict()
+            del part.quantization_config
+    return None if found is None else stored_weights(source.name, found)

@@ -19,6 +19,8 @@ class QuantFormat(Enum):
     int4 = "int4"
     int4_asym = "int4_asym"
     int8 = "int8"
+    as_stored = "as_stored"
+    """As the checkpoint came: what bitsandbytes, GPTQ or AWQ has rounded is not rounded again."""
 
 
 class FloatType(Enum):

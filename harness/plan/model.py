@@ -13,6 +13,7 @@ from torch import nn
 from harness.base.blocks import block_linears
 from harness.base.build import Base
 from harness.base.model_config import prepared_config, read_config
+from harness.base.prequantized import StoredWeights, check_stored
 from harness.base.quick_imports import quick_imports, quiet_libraries
 from harness.base.source import ModelSource
 from harness.base.storage import Storage, storage_of
@@ -30,9 +31,16 @@ META = torch.device("meta")
 class PlannedModel:
     """A model without weights. One object serves predictions for many configurations."""
 
-    def __init__(self, config: Any, source: ModelSource, model: ModelConfig) -> None:
-        """`config`: the transformers config, with the base's own dropouts off."""
+    def __init__(
+        self,
+        config: Any,
+        source: ModelSource,
+        model: ModelConfig,
+        stored: StoredWeights | None = None,
+    ) -> None:
+        """`config`: the transformers config, prepared; `stored`: how the weights came, if quantized."""
         self.name = source.name
+        self.stored = stored
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self.model = _empty_model(config, source.name, model)
         self.linears: tuple[LinearSpec, ...] = tuple(block_linears(self.model))
@@ -76,7 +84,8 @@ class PlannedModel:
         """
         quiet_libraries()
         with quick_imports():
-            return cls(read_config(source, model), source, model)
+            described = read_config(source, model)
+            return cls(described.config, source, model, described.stored)
 
     @property
     def num_blocks(self) -> int:
@@ -92,8 +101,9 @@ class PlannedModel:
         """Plan for this storage from now on."""
         if quant == self._used:
             return
+        check_stored(self.name, quant, self.stored)
         self._used = quant
-        storage = self.shared.base.storage = storage_of(quant)
+        storage = self.shared.base.storage = storage_of(quant, self.stored)
         for spec, layer in zip(self.linears, self._layers, strict=True):
             bias = layer.base_layer.bias
             bias = None if bias is None else bias.to(storage.dtype)
