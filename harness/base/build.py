@@ -18,6 +18,7 @@ from harness.base.blocks import (
     weight_and_bias,
 )
 from harness.base.cache import cache_entry, load_entry, save_entry
+from harness.base.experts import expose_experts
 from harness.base.model_config import Described, read_config, refusing
 from harness.base.prequantized import StoredWeights, check_stored
 from harness.base.quick_imports import quiet_libraries
@@ -152,6 +153,7 @@ def build_base(
 def freeze(model: Any, quant: QuantConfig, device: torch.device) -> Base:
     """Return a dense model that is at hand, packed and frozen as by `build_base`, without a tokenizer."""
     quiet_libraries()
+    expose_experts(model)
     linears, storage = tuple(block_linears(model)), storage_of(quant)
     pack_blocks(model, storage, device)
     finish_base(model, storage.dtype, device)
@@ -220,15 +222,23 @@ def _refuse_not_finite(model: Any, source: ModelSource) -> None:
 # The model, dense or empty -----------------------------------------------------------------------
 
 
-def _empty_model(described: Described, config: ModelConfig, source: ModelSource) -> Any:
-    """Return the model with its parameters on the meta device and its buffers real."""
+def _empty_model(
+    described: Described, config: ModelConfig, source: ModelSource, *, exposed: bool = True
+) -> Any:
+    """Return the model with its parameters on the meta device and its buffers real.
+
+    `exposed`: its fused experts as linear layers, not as transformers has them.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     with refusing(source), init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             copy.deepcopy(described.config), trust_remote_code=config.trust_remote_code
         )
+    if exposed:
+        expose_experts(model)
+    return model
 
 
 def _load_dense(source: ModelSource, config: ModelConfig) -> Any:
@@ -245,11 +255,10 @@ def _load_dense(source: ModelSource, config: ModelConfig) -> Any:
             dtype="auto",
             trust_remote_code=config.trust_remote_code,
         )
-    if source.gguf is None:
-        return loaded
-    model = _empty_model(
-        source, config
-    )  # without what transformers remembers of the file's storage
-    model.load_state_dict(loaded.state_dict(), strict=False, assign=True)
-    model.tie_weights()
-    return model
+    if source.gguf is not None:  # what transformers remembers of the file's storage is left behind
+        decoded = loaded.state_dict()
+        loaded = _empty_model(described, config, source, exposed=False)
+        loaded.load_state_dict(decoded, strict=False, assign=True)
+        loaded.tie_weights()
+    expose_experts(loaded)
+    return loaded

@@ -24,6 +24,8 @@ def plan_command(
     """Print the plan of a run, or of the sweep that the first word names; returns the exit code."""
     limit = None if budget is None else parse_bytes(budget, "--budget")
     settings, overrides = split_settings(words)
+    if settings.ranks is not None:
+        raise RequestError(f"plan.ranks={settings.ranks} would be ignored without --table")
     with quick_imports():
         return _plan(overrides, settings, limit, explain=explain, probe=probe, as_json=as_json)
 

@@ -129,7 +129,8 @@ class QuantConfig:
     compute_dtype: FloatType = FloatType.float32
     """Type of activations and of everything that is not quantized."""
     skip_experts: bool = False
-    """Leave weights of the blocks that lie in no linear layer, as fused experts, unpacked and unadapted."""
+    """Allow more than a tenth of the blocks' weights to stay unpacked and unadapted: those in no linear layer
+    and no fused experts that are understood."""
 
 
 @dataclass(kw_only=True, slots=True)

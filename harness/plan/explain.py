@@ -121,8 +121,8 @@ def _adapter(
     yield f"The adapter, rank {rank}: r (d_in + d_out) a layer   (Hu et al. 2021, arXiv 2106.09685)"
     groups: dict[tuple[str, int, int], int] = {}
     for spec in adapted_layers(config.lora, linears):
-        key = spec.name.rsplit(".", 1)[-1], spec.in_features, spec.out_features
-        groups[key] = groups.get(key, 0) + 1
+        key = spec.name.rsplit(".", 1)[-1], spec.adapted.inputs, spec.adapted.outputs
+        groups[key] = groups.get(key, 0) + spec.adapted.experts
     width = max(len(name) for name, _, _ in groups)
     for (name, inputs, outputs), count in groups.items():
         total = count * rank * (inputs + outputs)

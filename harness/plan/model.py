@@ -12,6 +12,7 @@ from torch import nn
 
 from harness.base.blocks import block_linears
 from harness.base.build import Base
+from harness.base.experts import expose_experts
 from harness.base.model_config import prepared_config, read_config
 from harness.base.prequantized import StoredWeights, check_stored
 from harness.base.quick_imports import quick_imports, quiet_libraries
@@ -154,9 +155,11 @@ def _empty_model(config: Any, name: str, model: ModelConfig) -> Any:
 
     try:
         with META:
-            return AutoModelForCausalLM.from_config(
+            empty: Any = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=model.trust_remote_code
             )
+        expose_experts(empty)
+        return empty
     except ValueError as error:
         if model.attention is Attention.sdpa and "attention" in str(error):
             raise RequestError(

@@ -166,7 +166,7 @@ def _adapter(
     key = (lora.rank, frozenset(adapted))
     if key not in layouts:
         dimensions = {
-            index: (spec.in_features, spec.out_features)
+            index: spec.adapted
             for index, spec in enumerate(model.linears)
             if spec.name in adapted and model.blocks.block_of(spec.name) in blocks
         }
