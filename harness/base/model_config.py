@@ -13,6 +13,7 @@ from harness.base.prequantized import StoredWeights, stored_weights
 from harness.base.source import ModelSource
 from harness.config.schema import ModelConfig
 from harness.errors import RequestError, says_out_of_memory
+from harness.parsing import read_json
 
 
 @contextmanager
@@ -50,6 +51,7 @@ def read_config(source: ModelSource, model: ModelConfig) -> Described:
     """Return what a model's configuration says. Raises RequestError where nothing can be made of it."""
     with refusing(source):
         if source.gguf is None:
+            _judge_file(source)
             config = _read(source, model)
         else:  # whose reader walks over the whole vocabulary each time
             stat = Path(source.location).stat()
@@ -90,6 +92,16 @@ def _refuse_encoders(source: ModelSource, config: Any) -> None:
             "they are to predict; give a causal language model (a checkpoint that was trained as a decoder "
             "says is_decoder in its config.json)"
         )
+
+
+def _judge_file(source: ModelSource) -> None:
+    """Refuse a quantization that is not read here before transformers stumbles over it."""
+    if source.directory is None:
+        return
+    tree = read_json((source.directory / "config.json").read_bytes())
+    fields = tree.get("quantization_config") if isinstance(tree, dict) else None
+    if fields is not None:
+        stored_weights(source.name, fields)
 
 
 def _stored(source: ModelSource, config: Any) -> StoredWeights | None:

@@ -102,12 +102,12 @@ def _add_tokenizer(writer: Any) -> None:
     from tokenizers import pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<pad>", "<s>", "</s>", *alphabet]
+    tokens = ["<pad>", "<s>", "</s>", *alphabet, "th"]
     tokens += [f"<unused{n}>" for n in range(300 - len(tokens))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * 256 + [5] * (len(tokens) - 259))
+    writer.add_token_types([3, 3, 3] + [1] * 257 + [5] * (len(tokens) - 260))
     writer.add_token_merges(["t h"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

@@ -97,10 +97,10 @@ def test_a_run_records_what_its_base_came_in(q4_1, tmp_path, run_here):
 
 @pytest.fixture
 def run_here(capsys):
-    from harness.cli.main import main
+    from harness.cli.main import dispatch
 
     def run(overrides, out):
-        code = main(["run", "--json", f"paths.out={out}", *overrides])
+        code = dispatch(["run", "--json", f"paths.out={out}", *overrides])
         printed = capsys.readouterr()
         assert code == 0, printed.err
         return json.loads(printed.out)

@@ -83,13 +83,28 @@ def test_bitsandbytes_4_bit_uploads_have_its_own_values(
         own = {k: v.clone() for k, v in tensors.items() if k.startswith(f"{start}.")}
         state = QuantState.from_dict(own, CPU)
         state.dtype = torch.float32
-        theirs = dequantize_4bit(tensors[start].view(torch.uint8), state)
+        bytes_ = tensors[start].view(torch.uint8)
         ours = base.model.get_submodule(spec.name).dense_weight(torch.float32)
-        assert torch.equal(ours, theirs), spec.name
+        assert torch.equal(ours, looked_up(bytes_, state)), spec.name
+        # Of rows that are no whole number of blocks bitsandbytes 0.50.2 decodes something else on a CPU.
+        if spec.in_features % state.blocksize == 0:
+            assert torch.equal(ours, dequantize_4bit(bytes_, state)), spec.name
     assert torch.equal(
         base.model.get_input_embeddings().weight, tensors["model.embed_tokens.weight"].float()
     )
     assert base_size(base).bits_per_param < 4.6
+
+
+def looked_up(packed: torch.Tensor, state: Any) -> torch.Tensor:
+    """Return the weight as bitsandbytes defines it: its value for a code, times its block's constant."""
+    from bitsandbytes.functional import dequantize_blockwise
+
+    absmax = state.absmax
+    if state.nested:
+        absmax = dequantize_blockwise(absmax, state.state2) + state.offset
+    pairs = packed.reshape(-1)
+    codes = torch.stack([pairs >> 4, pairs & 15], dim=1).reshape(-1, state.blocksize)
+    return (state.code[codes.long()] * absmax.unsqueeze(1)).view(state.shape)
 
 
 def test_bitsandbytes_8_bit_uploads_have_its_own_values(tmp_path: Path):
@@ -235,17 +250,17 @@ def test_a_plan_of_an_upload_has_the_bytes_of_the_base(tmp_path: Path):
 
 
 def test_a_run_trains_on_an_upload_and_records_what_it_is(tmp_path: Path, capsys: Any):
-    from harness.cli.main import main
+    from harness.cli.main import dispatch
 
     gptq_checkpoint(dense(tmp_path / "m"), "gptq", 32, False)
     words = ["run", "--json", f"model={tmp_path / 'm'}", "quant=as_stored", "lora.rank=2"]
     words += ["data=rule", "data.train_rows=8", "data.validation_rows=4", "data.max_length=64"]
     words += ["optim.steps=2", "eval=loss", "tracker=none", f"paths.out={tmp_path / 'out'}"]
-    assert main(words) == 0
+    assert dispatch(words) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["provenance"]["base_storage"] == "gptq int4, groups of 32"
     assert record["metrics"]["base/bits_per_param"] == 4.75
-    assert main([*words[:3], "quant=nf4", *words[4:]]) == 2
+    assert dispatch([*words[:3], "quant=nf4", *words[4:]]) == 2
     assert "use quant=as_stored" in capsys.readouterr().err
 
 
@@ -275,7 +290,7 @@ DAMAGES = {
     "no zero points": (lambda t: without(t, "qzeros"), "came without qzeros"),
     "no norm": (lambda t: without(t, "model.norm.weight"), "no plain tensor for model.norm.weight"),
     "scales of another shape": (
-        lambda t: {k: v[:1] if k.endswith("scales") else v for k, v in t.items()},
+        lambda t: {k: v[:, :8] if k.endswith("scales") else v for k, v in t.items()},
         "scale of .* came as",
     ),
     "groups that are not there": (
@@ -381,7 +396,7 @@ def test_what_an_upload_says_is_understood(what: str):
 def test_anything_else_is_refused_in_a_sentence_before_weights_are_read(
     tmp_path: Path, what: str, command: str, capsys: Any
 ):
-    from harness.cli.main import main
+    from harness.cli.main import dispatch
 
     directory = save_random_model(tmp_path / "m", "llama", **LLAMA)
     fields = json.loads((directory / "config.json").read_text())
@@ -389,7 +404,7 @@ def test_anything_else_is_refused_in_a_sentence_before_weights_are_read(
     (directory / "config.json").write_text(json.dumps(fields))
     (directory / "model.safetensors").write_bytes(b"never read")
     words = [command, f"model={directory}", "quant=as_stored", f"paths.out={tmp_path / 'out'}"]
-    assert main([*words, "tracker=none"] if command == "run" else words) == 2
+    assert dispatch([*words, "tracker=none"] if command == "run" else words) == 2
     error = capsys.readouterr().err
     assert "already quantized by" in error
     assert "Traceback" not in error

@@ -28,7 +28,6 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "num_experts_per_tok": 2,
-    "sliding_window": None,
 }
 KINDS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
@@ -123,6 +122,7 @@ def peft_model(kind: str, lora: LoraConfig, seed: int) -> Any:
     from peft import get_peft_model
 
     names = ["q_proj", "k_proj", "v_proj", "o_proj"] if "all_linear" in lora.target_modules else []
+    model = model_of(kind)
     torch.manual_seed(seed)
     config = PeftConfig(
         r=lora.rank,
@@ -131,7 +131,7 @@ def peft_model(kind: str, lora: LoraConfig, seed: int) -> Any:
         target_parameters=["experts.gate_up_proj", "experts.down_proj"],
         init_lora_weights=True if lora.init is LoraInit.default else "gaussian",
     )
-    return get_peft_model(model_of(kind), config)
+    return get_peft_model(model, config)
 
 
 @pytest.mark.parametrize("kind", KINDS)
