@@ -16,6 +16,7 @@ from harness.base.blocks import uncovered_weights
 from harness.base.build import Base
 from harness.base.experts import experts_forward
 from harness.base.packed_rows import why_apart
+from harness.base.storage import TORCH_DTYPES
 from harness.base.targets import LinearSpec, adapted_layers, shortest_names
 from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit
@@ -277,6 +278,7 @@ class SharedBase:
             parameters=parameters,
             scaling=scaling.pop(),
             dropout=lora.dropout,
+            compute_dtype=TORCH_DTYPES[lora.compute_dtype],
         )
 
     def _pack_layers(self) -> None:

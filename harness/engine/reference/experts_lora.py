@@ -15,7 +15,7 @@ from torch import nn
 
 from harness.base.experts import Routing
 from harness.base.targets import LinearSpec
-from harness.engine.lora_math import Weights
+from harness.engine.lora_math import Weights, add_product
 from harness.engine.reference.grouped_lora import Adapted
 from harness.engine.rows import AdapterGroup, RowPlan
 
@@ -151,8 +151,8 @@ class _Update:
             into_a_RI, into_b_OR = self._of(span, span.group.targets(self._layer))
             grad_SO = grad_y[span.start : span.stop].to(a_RI.dtype) * _scaling(span)
             grad_h_SR = grad_SO @ b_OR
-            into_b_OR += grad_SO.T @ h_SR
-            into_a_RI += grad_h_SR.T @ x[span.start : span.stop].to(a_RI.dtype)
+            add_product(into_b_OR, grad_SO.T, h_SR)
+            add_product(into_a_RI, grad_h_SR.T, x[span.start : span.stop].to(a_RI.dtype))
             if grad_x is not None:
                 grad_x[span.start : span.stop] = grad_h_SR @ a_RI
         return grad_x
