@@ -66,8 +66,8 @@ def work_of(base: Base, logical_params: int, adapter_params: int, devices: int) 
 
     A frozen weight costs 2 operations forward and 2 backward, to its input; an adapter's 6, its own gradient
     included (Kaplan et al. 2020, arXiv 2001.08361, section 2.1, counts 6 where everything is trained). The
-    embedding is looked up, and attention's scores are left out. Where tokens choose experts there is no rate to
-    hold it against: a token computes a part of the weights, and of an adapter another part.
+    embedding is looked up, and attention's scores are left out. Where tokens choose experts there is no rate
+    to hold it against: a token computes a part of the weights, and of an adapter another part.
     """
     embedding = _elements(base.model.get_input_embeddings())
     head = _elements(base.model.get_output_embeddings())
