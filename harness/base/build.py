@@ -27,7 +27,7 @@ from harness.base.storage import Dense, Storage, storage_of
 from harness.base.stored_layers import load_stored
 from harness.base.targets import LinearSpec
 from harness.config.schema import FloatType, ModelConfig, QuantConfig
-from harness.errors import RequestError
+from harness.errors import RequestError, says_out_of_memory
 
 _TRIED_POSITIONS = 8
 _ROUNDING = {FloatType.float32: 1e-5, FloatType.bfloat16: 2e-2, FloatType.float16: 4e-3}
@@ -182,7 +182,17 @@ def check_causal(base: Base) -> None:
     most = base.model.get_input_embeddings().weight.shape[0]
     ids_BT = torch.arange(2 * _TRIED_POSITIONS, device=base.device).view(2, -1) % most
     ids_BT[1, :-1] = ids_BT[0, :-1]
-    one_TV, other_TV = base.model(input_ids=ids_BT, use_cache=False).logits.float()
+    try:
+        logits_BTV = base.model(input_ids=ids_BT, use_cache=False).logits
+    except (RuntimeError, AttributeError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or says_out_of_memory(str(error)):
+            raise
+        raise RequestError(
+            f"model={base.source.name} does not run with its linear layers stored as {base.storage.label}: "
+            f"{str(error).strip().splitlines()[0]} (an architecture that reads weights around its layers, as "
+            "Mamba does, cannot have them packed)"
+        ) from error
+    one_TV, other_TV = logits_BTV.float()
     moved = (one_TV - other_TV).abs().amax(dim=1)
     if not bool(moved[:-1].max() <= _ROUNDING[base.quant.compute_dtype] * one_TV.abs().max()):
         raise RequestError(

@@ -13,15 +13,14 @@ from torch import nn
 from harness.base.blocks import block_linears
 from harness.base.build import Base
 from harness.base.experts import expose_experts
-from harness.base.model_config import prepared_config, read_config
+from harness.base.model_config import prepared_config, read_config, refusing
 from harness.base.prequantized import StoredWeights, check_stored
 from harness.base.quick_imports import quick_imports, quiet_libraries
 from harness.base.source import ModelSource
 from harness.base.storage import Storage, storage_of
 from harness.base.targets import LinearSpec
-from harness.config.schema import Attention, ModelConfig, QuantConfig, QuantFormat
+from harness.config.schema import ModelConfig, QuantConfig, QuantFormat
 from harness.engine.shared_base import SharedBase
-from harness.errors import RequestError
 from harness.plan.outline import find_blocks, module_outlines, per_block_fields
 from harness.plan.planned_layer import AdaptedLayer
 from harness.plan.shapes import shape_config
@@ -43,7 +42,7 @@ class PlannedModel:
         self.name = source.name
         self.stored = stored
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
-        self.model = _empty_model(config, source.name, model)
+        self.model = _empty_model(config, source, model)
         self.linears: tuple[LinearSpec, ...] = tuple(block_linears(self.model))
         self.outline = module_outlines(self.model, self.linears)
         self.blocks = find_blocks(self.model, self.linears)
@@ -149,23 +148,13 @@ class PlannedModel:
             yield layer
 
 
-def _empty_model(config: Any, name: str, model: ModelConfig) -> Any:
+def _empty_model(config: Any, source: ModelSource, model: ModelConfig) -> Any:
     """Return the model with parameters and buffers on the meta device."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        with META:
-            empty: Any = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=model.trust_remote_code
-            )
-        expose_experts(empty)
-        return empty
-    except ValueError as error:
-        if model.attention is Attention.sdpa and "attention" in str(error):
-            raise RequestError(
-                f"model.attention=sdpa does not work with {name}, a model of type "
-                f"{config.model_type}, as transformers has it; use model.attention=eager"
-            ) from error
-        raise RequestError(
-            f"model={name} cannot be planned: {str(error).strip().splitlines()[0]}"
-        ) from error
+    with refusing(source), META:
+        empty: Any = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=model.trust_remote_code
+        )
+    expose_experts(empty)
+    return empty

@@ -114,10 +114,10 @@ def traced_pass(
             live = LiveBytes(device)
             with planned_attention(device), live, saved.counting():
                 packed_gradients(model.shared, work)
-    except (NotImplementedError, RuntimeError, ValueError) as error:
+    except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise RequestError(
             f"a pass of {model.name} cannot be planned: {str(error).strip().splitlines()[0]} (a model "
-            "whose forward pass depends on its data, as routed experts do, can only be measured)"
+            "whose forward pass depends on its data, or reads weights around its layers, can only be measured)"
         ) from error
     finally:
         for item in work:
