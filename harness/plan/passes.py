@@ -117,7 +117,7 @@ def traced_pass(
     except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise RequestError(
             f"a pass of {model.name} cannot be planned: {str(error).strip().splitlines()[0]} (a model "
-            "whose forward pass depends on its data, or reads weights around its layers, can only be measured)"
+            "whose pass depends on its data, or that reads weights around its layers, can only be measured)"
         ) from error
     finally:
         for item in work:

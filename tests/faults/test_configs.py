@@ -1,4 +1,4 @@
-"""config.json files as they lie on the hub, and as none should: an answer or a sentence, never a traceback."""
+"""config.json files as they lie on the hub, and as none should: a plan or a sentence, never a traceback."""
 
 import json
 from pathlib import Path
