@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from harness.config.schema import LoraConfig, LoraInit
+from harness.config.schema import LoraConfig
 from harness.errors import RequestError, near_names
 
 TARGET_SETS = ("all_linear", "attention", "mlp", "experts")
@@ -104,7 +104,7 @@ def _check_experts(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:
             f"lora.dropout={lora.dropout} acts on the inputs of layers, and PEFT adapts fused experts "
             f"({fused.name}) as parameters, whose inputs it does not see; use lora.dropout=0, {others}"
         )
-    if lora.init in (LoraInit.pissa, LoraInit.olora):
+    if lora.init.rewrites_base:
         raise RequestError(
             f"lora.init={lora.init.value} is for layers, and PEFT adapts fused experts ({fused.name}) as "
             f"parameters; use lora.init=default or gaussian, {others}"

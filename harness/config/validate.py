@@ -15,7 +15,6 @@ from harness.config.schema import (
     DataForm,
     EvalConfig,
     LoraConfig,
-    LoraInit,
     OptimConfig,
     QuantConfig,
     QuantFormat,
@@ -115,7 +114,7 @@ def _lora_problems(lora: LoraConfig) -> Iterator[str]:
 
 def _start_problems(config: RunConfig) -> Iterator[str]:
     init = config.lora.init
-    if config.quant.format is QuantFormat.as_stored and init in (LoraInit.pissa, LoraInit.olora):
+    if config.quant.format is QuantFormat.as_stored and init.rewrites_base:
         yield (
             f"lora.init={init.value} starts from the dense weights, which a checkpoint that came quantized "
             "does not have; with quant.format=as_stored use lora.init=default or gaussian"
@@ -261,7 +260,7 @@ def _shard_problems(config: RunConfig) -> Iterator[str]:
             f"resources.data_parallel={processes} is one; ask for resources.data_parallel=2 or more"
         )
     init = config.lora.init
-    if init in (LoraInit.pissa, LoraInit.olora):
+    if init.rewrites_base:
         yield (
             f"lora.init={init.value} rewrites the base, of which no process has a whole layer with "
             f"resources.shard={shard.value}; use lora.init=default or gaussian, or resources.shard=none"
