@@ -131,7 +131,8 @@ def build_base(
         model = load_entry(entry, empty_model, storage, device)
         from_cache = model is not None
         if model is None:
-            model = _load_dense(source, config)
+            model = load_dense(source, config)
+            expose_experts(model)
             _refuse_not_finite(model, source)
             pack_blocks(model, storage, device, quantized_on)
             if not isinstance(storage, Dense):
@@ -172,7 +173,9 @@ def freeze(model: Any, quant: QuantConfig, device: torch.device) -> Base:
 def dense_weights(base: Base) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the weights [O, I] of the blocks' linear layers as the model came, by name; it is read again."""
     assert base.config is not None, "a base of a model that was at hand has nothing to be read from"
-    for name, module in linear_modules(_load_dense(base.source, base.config)):
+    model = load_dense(base.source, base.config)
+    expose_experts(model)
+    for name, module in linear_modules(model):
         yield name, weight_and_bias(module)[0].detach()
 
 
@@ -251,8 +254,8 @@ def _empty_model(
     return model
 
 
-def _load_dense(source: ModelSource, config: ModelConfig) -> Any:
-    """Return the model in the type its weights are stored in, on the CPU."""
+def load_dense(source: ModelSource, config: ModelConfig) -> Any:
+    """Return transformers' own model in the type its weights are stored in, on the CPU."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -270,5 +273,4 @@ def _load_dense(source: ModelSource, config: ModelConfig) -> Any:
         loaded = _empty_model(described, config, source, exposed=False)
         loaded.load_state_dict(decoded, strict=False, assign=True)
         loaded.tie_weights()
-    expose_experts(loaded)
     return loaded
