@@ -18,7 +18,7 @@ from harness.base.gguf_header import GgufHeader, read_gguf_header
 from harness.base.hub import resolve_hub_model
 from harness.config.schema import ModelConfig
 from harness.errors import RequestError
-from harness.parsing import Unreadable, read_json, shaped
+from harness.parsing import Unreadable, home_path, read_json, shaped
 from harness.records.run_directory import write_text
 
 EMBEDDED = "embedded"
@@ -90,7 +90,7 @@ def find_model(config: ModelConfig) -> ModelSource:
         directory = Path(harness.__file__).parent / "embedded" / "model"
     elif config.name in PACKAGED:
         directory = _packaged(config.name)
-    elif (path := Path(config.name).expanduser()).exists():
+    elif (path := home_path(config.name)).exists():
         directory = path
     elif config.name.lower().endswith(_GGUF):
         raise RequestError(
