@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.config.compose import compose_run, group_options
 from harness.config.schema import FloatType, RunConfig
+from harness.errors import RequestError
 from harness.records.provenance import collect_provenance
 from harness.request import make_request
 
@@ -153,8 +154,6 @@ def _rates(config: RunConfig, device: Any) -> dict[str, Any]:
 
 def _backends(config: RunConfig, device: Any) -> Iterator[dict[str, Any]]:
     """Yield for each format who computes its passes, and why those before it in speed do not."""
-    import copy
-
     from harness.base.build import outline_base
     from harness.engine.backend import QUICKEST_FIRST, quickest_backend, why_not
 
@@ -162,10 +161,12 @@ def _backends(config: RunConfig, device: Any) -> Iterator[dict[str, Any]]:
     source = request.source
     given = config.quant.compute_dtype
     for name in group_options()["quant"]:
-        quant = copy.deepcopy(
-            compose_run([f"quant={name}", f"quant.compute_dtype={given.value}"]).quant
-        )
-        base = outline_base(source, config.model, quant, device)
+        quant = compose_run([f"quant={name}", f"quant.compute_dtype={given.value}"]).quant
+        try:
+            base = outline_base(source, config.model, quant, device)
+        except RequestError as error:
+            yield {"quant": name, "backend": f"refused: {error}", "not": {}}
+            continue
         chosen = quickest_backend(base)
         quicker = QUICKEST_FIRST[: QUICKEST_FIRST.index(chosen)]
         yield {
@@ -179,8 +180,8 @@ def _captured(device: Any) -> str:
     if device.type != "cuda":
         return "nothing: a processor has no launches to save"
     return (
-        "where the backend is cuda, passes and optimizer steps of optim=adamw, one process a run; other "
-        "optimizers keep their state tensor by tensor, and the reference computes their passes"
+        "where the backend is cuda, passes and optimizer steps of runs in one process with optim=adamw and "
+        "lora.compute_dtype as quant.compute_dtype; the reference computes the others"
     )
 
 

@@ -374,7 +374,8 @@ class RunEntry:
     def _floor_ms(self) -> float | None:
         """Return the floor of a step of this run alone; one that cannot be measured costs the run nothing."""
         clock, base = self.slot.clock, self.shared.base
-        if not clock.seconds:
+        chosen = any(spec.experts > 1 for spec in base.linears)  # by the tokens: no count is known
+        if not clock.seconds or chosen:
             return None
         micro_batches = self.job.config.optim.batch_size // self.slot.micro_batch_size
         share = len(clock.seconds) * micro_batches * self.num_processes
