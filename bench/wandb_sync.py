@@ -4,7 +4,7 @@
 
 wandb's own client reads the .wandb files and sends them to a stand-in on loopback, which keeps what it is
 sent: the rows of the history and the last summary of each run. Prints, by role, which names have arrived, and
-what is missing of those that the records say (analysis.tracked); ends with 1 where something is.
+what is missing of those that the records say (bench.tracked); ends with 1 where something is.
 """
 
 import gzip
@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from analysis.tracked import flat_summary, names_of_every_row, tracked
+from bench.tracked import flat_summary, names_of_every_row, tracked
 
 KEY = "0" * 40
 AT_ONCE = 20

@@ -2,9 +2,9 @@
 
 import pytest
 
-from analysis.tracked import main as tracked_main
-from analysis.tracked import tracked
 from bench import wandb_sync
+from bench.tracked import main as tracked_main
+from bench.tracked import tracked
 from harness.cli.main import dispatch
 from harness.plan.probe import PROBE_STEPS
 from harness.records.metrics import COHORT_SHARES

@@ -1,4 +1,4 @@
-"""`python -m analysis.tracked SWEEP [paths.out=DIRECTORY]`: which names every run of a sweep has logged.
+"""`python -m bench.tracked SWEEP [paths.out=DIRECTORY]`: which names every run of a sweep has logged.
 
 Looks into the records (metrics.jsonl and run.json) and into the offline .wandb files (history and summary),
 and prints for each role how many runs have each name, then what is missing, run by run; ends with 1 where
