@@ -23,7 +23,7 @@ from harness.base.code_books import (
     table,
 )
 from harness.base.layers import FrozenLinear
-from harness.base.layout import LinearSpec
+from harness.base.targets import LinearSpec
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
 from harness.config.storage import label_of
 

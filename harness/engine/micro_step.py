@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from harness.data.rows import NO_LOSS, Batch
 from harness.engine.adapter import Adapter, FlatGradient
 from harness.engine.forward import target_logits
-from harness.engine.rows import Segment
+from harness.engine.rows import AdapterRows
 
 if TYPE_CHECKING:
     from harness.engine.shared_base import SharedBase
@@ -49,7 +49,7 @@ def packed_gradients(shared: "SharedBase", work: Sequence[Work]) -> list[Gradien
     ordered = sorted(work, key=_stacking_order)
     joint = _join(ordered, shared.base.device)
     shared.recompute_activations(any(item.recompute for item in ordered))
-    with shared.rows(_segments(ordered), joint.places_BT):
+    with shared.rows(_adapter_rows(ordered), joint.places_BT):
         logits_NV, targets_N = target_logits(shared.model, joint)
         loss_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
         counts = [item.batch.num_loss_tokens for item in ordered]
@@ -74,12 +74,12 @@ def _stacking_order(item: Work) -> tuple[int, int, int]:
     return item.adapter.layout.rank, item.adapter.layout.size, item.batch.input_ids_BT.shape[0]
 
 
-def _segments(work: Sequence[Work]) -> list[Segment]:
-    segments, start = [], 0
+def _adapter_rows(work: Sequence[Work]) -> list[AdapterRows]:
+    adapter_rows, start = [], 0
     for item in work:
         stop = start + item.batch.input_ids_BT.shape[0]
-        segments.append(
-            Segment(
+        adapter_rows.append(
+            AdapterRows(
                 adapter=item.adapter.name,
                 start=start,
                 stop=stop,
@@ -87,7 +87,7 @@ def _segments(work: Sequence[Work]) -> list[Segment]:
             )
         )
         start = stop
-    return segments
+    return adapter_rows
 
 
 def _join(work: Sequence[Work], device: torch.device) -> Batch:

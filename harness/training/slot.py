@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 
 from harness.config.schema import OptimizerName
+from harness.data.compact import without_padding
 from harness.data.order import batch_rows, steps_for
 from harness.data.rows import Batch
 from harness.engine.adapter import Adapter, FlatGradient
@@ -23,7 +24,6 @@ from harness.measure.throughput import WARMUP_STEPS, StepClock
 from harness.plan.batch import largest_micro_batch
 from harness.training.checkpoint import Checkpoint, Progress
 from harness.training.job import Job
-from harness.training.layout import without_padding
 from harness.training.optimizers import AdapterOptimizer, clip_gradients
 from harness.training.schedule import is_out_of_patience, learning_rate_factor
 
@@ -112,7 +112,8 @@ class Slot:
 
     def _laid_out(self, padded: Batch) -> "_MicroBatch":
         """Return a micro-batch without the positions that do not matter."""
-        return _MicroBatch(padded, without_padding(self.shared, padded))
+        apart = self.shared.why_apart is not None
+        return _MicroBatch(padded, without_padding(padded, apart=apart))
 
     @property
     def pass_tokens(self) -> int:

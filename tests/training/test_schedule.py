@@ -153,7 +153,7 @@ def test_a_run_stops_early_at_the_same_step_alone_and_in_company(
     rows = [read_metrics(job.directory.metrics).rows for job in (alone, jobs[1])]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     assert len(rows[0]) < 40
-    found = [row["eval/loss"] for row in rows[0] if row.get("eval/loss") is not None]
+    found = [loss for row in rows[0] if (loss := row.get("eval/loss")) is not None]
     best = min(range(len(found)), key=lambda index: found[index])
     assert best == len(found) - 3, "two evaluations after the lowest, and no more"
     note = f"stopped early after step {len(rows[0])} of 40: no lower eval loss in 2 evaluations"
