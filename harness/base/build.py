@@ -103,7 +103,7 @@ def build_base(
     model = load_entry(entry, lambda: _empty_model(source, config), storage, device)
     from_cache = model is not None
     if model is None:
-        model = _load_dense(source, config)
+        model = load_dense(source, config)
         _refuse_not_finite(model, source)
         pack_blocks(model, storage, device, quantized_on)
         if not isinstance(storage, Dense):
@@ -143,7 +143,7 @@ def freeze(model: Any, quant: QuantConfig, device: torch.device) -> Base:
 def dense_weights(base: Base) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the weights [O, I] of the blocks' linear layers as the model came, by name; it is read again."""
     assert base.config is not None, "a base of a model that was at hand has nothing to be read from"
-    for name, module in linear_modules(_load_dense(base.source, base.config)):
+    for name, module in linear_modules(load_dense(base.source, base.config)):
         yield name, weight_and_bias(module)[0].detach()
 
 
@@ -266,7 +266,7 @@ def _empty_model(source: ModelSource, config: ModelConfig) -> Any:
         )
 
 
-def _load_dense(source: ModelSource, config: ModelConfig) -> Any:
+def load_dense(source: ModelSource, config: ModelConfig) -> Any:
     """Return the model in the type its weights are stored in, on the CPU."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

@@ -56,6 +56,9 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     over_rank = lora.pop("alpha_over_rank")
     lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
     lora["target_modules"] = sorted(lora["target_modules"])
+    if (answered := tree["data"].pop("answers")) is not None:
+        content = Path(answered).expanduser().read_bytes()
+        tree["data"]["answers"] = hashlib.sha256(content).hexdigest()
     del tree["quant"]["skip_experts"], tree["data"]["strict"]  # they allow what is done anyway
     for section, keys in _ONLY_WHERE_GIVEN.items():
         for key in keys:

@@ -166,7 +166,7 @@ class DataConfig:
     """What the adapter is trained and scored on. Exactly one of `task`, `path` and `hub` is given."""
 
     task: str | None = None
-    """An embedded procedural task: facts, rule, dialect."""
+    """An embedded procedural task: facts, rule, dialect; in English comments, instructions."""
     path: str | None = None
     """A .jsonl, .json or .txt file with the training rows."""
     hub: str | None = None
@@ -201,6 +201,8 @@ class DataConfig:
     """Tokens per row at most; longer rows are cut at the end, counted and reported."""
     packing: bool = False
     """Put several examples into one row, without attention between them."""
+    answers: str | None = None
+    """A file of prompts (.jsonl, or .txt with one a line) that are answered before and after training."""
     strict: bool = False
     """Refuse data in whose answers the chat template drops or adds text; else a note counts them."""
 

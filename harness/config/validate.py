@@ -37,7 +37,7 @@ def validate(config: RunConfig) -> None:
         *_lora_problems(config.lora),
         *_optim_problems(config.optim),
         *_schedule_problems(config.optim, config.eval),
-        *_eval_problems(config.eval, config.optim),
+        *_eval_problems(config.eval, config.optim, answers=config.data.answers is not None),
         *_stride_problems(config.eval.stride, config.data),
         *_machine_problems(config),
         *_parallel_problems(config),
@@ -236,14 +236,14 @@ def _stride_problems(stride: int | None, data: DataConfig) -> Iterator[str]:
         )
 
 
-def _eval_problems(config: EvalConfig, optim: OptimConfig) -> Iterator[str]:
+def _eval_problems(config: EvalConfig, optim: OptimConfig, *, answers: bool) -> Iterator[str]:
     default = EvalConfig()
     for name in ("every_steps", "batch_size", "generate_rows", "max_new_tokens"):
         value = getattr(config, name)
         if value is not None and value < 1:
             yield f"eval.{name}={value} must be at least 1"
     if not config.generate:
-        for name in ("generate_rows", "max_new_tokens"):
+        for name in ("generate_rows",) if answers else ("generate_rows", "max_new_tokens"):
             if getattr(config, name) != getattr(default, name):
                 yield f"eval.{name} would be ignored: eval.generate=false"
     if config.keep_best and not config.goes_on:

@@ -22,6 +22,7 @@ from harness.engine.backend import choose_backend
 from harness.engine.dense_start import rewrites_base, start_from_dense
 from harness.engine.reference.grouped_lora import PackedLora
 from harness.engine.rows import AdapterRows, RowPlan
+from harness.errors import RequestError
 from harness.measure.memory import BaseSize, base_size
 from harness.records.record import Estimate
 
@@ -194,6 +195,21 @@ class SharedBase:
         tensors = {key: t.detach().cpu().contiguous() for key, t in self.state(adapter).items()}
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
         self._peft.peft_config[adapter.name].save_pretrained(str(directory))
+
+    def load(self, adapter: Adapter, directory: Path) -> None:
+        """Read what `save` has written into an attached adapter; RequestError for another one's file."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        tensors = load_file(directory / "adapter_model.safetensors")
+        own = {key: tuple(tensor.shape) for key, tensor in self.state(adapter).items()}
+        given = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if own != given:
+            different = sorted(own.items() ^ given.items())[0][0]
+            raise RequestError(
+                f"{directory} holds another adapter than its record says: {different} is not as it must be"
+            )
+        set_peft_model_state_dict(self._peft, tensors, adapter_name=adapter.name)
 
     def _flattened(self, name: str, lora: LoraConfig) -> Adapter:
         """Move the parameters that PEFT has just initialized into one flat tensor."""

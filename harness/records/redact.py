@@ -187,9 +187,14 @@ _UNPRINTABLE = (
 )
 
 
+def printable(text: str) -> str:
+    """Return `text` with its control characters spelled out, as a terminal may be given it."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def message(text: str) -> str:
     """Return `text` as a person may see it: no secret, no control character, long values cut."""
-    text = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), redact(text))
+    text = printable(redact(text))
     text = _LONG_WORD.sub(lambda found: _cut(found[0], MAX_WORD), text)
     return "\n".join(_cut(line, MAX_LINE) for line in text.split("\n"))
 
