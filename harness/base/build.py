@@ -26,7 +26,7 @@ from harness.config.schema import FloatType, ModelConfig, QuantConfig
 from harness.errors import RequestError, says_out_of_memory
 
 _TRIED_POSITIONS = 8
-_ROUNDING = {FloatType.float32: 1e-5, FloatType.bfloat16: 2e-2}
+_ROUNDING = {FloatType.float32: 1e-5, FloatType.bfloat16: 2e-2, FloatType.float16: 4e-3}
 """Share of the largest logit that another company in a batch may move one by."""
 
 

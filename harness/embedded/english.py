@@ -1,7 +1,7 @@
 """Two small fine-tuning tasks in plain English, for bases that read it. Standard library only.
 
-- `comments`: viewers' comments under videos on statistics, answered briefly and in one voice, with a sign-off: 59
-  rows are what a walk-through of QLoRA has, 50 to learn and 9 to evaluate.
+- `comments`: viewers' comments under videos on statistics, answered briefly and in one voice, with a sign-off:
+  59 rows are what a walk-through of QLoRA has, 50 to learn and 9 to evaluate.
 - `instructions`: an instruction, an input or none, and an answer that can be checked, as Alpaca has them.
 
 All text is the project's own. No question occurs in two splits, nor twice in one.
@@ -90,8 +90,16 @@ def _comments(train_rows: int, validation_rows: int, test_rows: int, seed: int) 
 # ---- instructions ------------------------------------------------------------------------------
 
 _CAPITALS = {
-    **{"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo"},
-    **{"Peru": "Lima", "Norway": "Oslo", "Kenya": "Nairobi", "Greece": "Athens", "Cuba": "Havana"},
+    "France": "Paris",
+    "Italy": "Rome",
+    "Spain": "Madrid",
+    "Japan": "Tokyo",
+    "Egypt": "Cairo",
+    "Peru": "Lima",
+    "Norway": "Oslo",
+    "Kenya": "Nairobi",
+    "Greece": "Athens",
+    "Cuba": "Havana",
 }
 _WORDS = (
     *("apple", "river", "stone", "cloud", "horse", "table", "green", "music", "paper", "light"),

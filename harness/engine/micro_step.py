@@ -32,11 +32,13 @@ class Work:
     dropout_key: int | None
     recompute: bool
     """Gradient checkpointing: if any run of a pass asks for it, all of it is recomputed (same numbers)."""
+    loss_scale: float = 1.0
+    """What the gradient is multiplied by, against rounding in float16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gradient:
-    """What one slot gets back: its share of the step's mean loss, and the gradient of that."""
+    """What one slot gets back: its share of the step's mean loss, and that one's gradient times its scale."""
 
     loss: torch.Tensor
     """Detached, on the device: nats per loss token of the step, in float64 (float32 sums err by 1e-6)."""
@@ -55,7 +57,7 @@ def packed_gradients(shared: "SharedBase", work: Sequence[Work]) -> list[Gradien
         counts = [item.batch.num_loss_tokens for item in ordered]
         weight_N = torch.cat(
             [
-                loss_N.new_full((count,), 1 / item.loss_tokens)
+                loss_N.new_full((count,), item.loss_scale / item.loss_tokens)
                 for count, item in zip(counts, ordered, strict=True)
             ]
         )

@@ -14,6 +14,7 @@ from torch import nn
 from harness.base.blocks import uncovered_weights
 from harness.base.build import Base
 from harness.base.packed_rows import why_apart
+from harness.base.storage import TORCH_DTYPES
 from harness.base.targets import adapted_layers, shortest_names
 from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit
@@ -246,6 +247,7 @@ class SharedBase:
             parameters=parameters,
             scaling=scaling.pop(),
             dropout=lora.dropout,
+            compute_dtype=TORCH_DTYPES[lora.compute_dtype],
         )
 
     def _pack_layers(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from harness.base.storage import TORCH_DTYPES
 from harness.base.targets import adapted_layers
 from harness.config.schema import LoraConfig, OptimConfig
 from harness.data.rows import Batch
@@ -179,6 +180,7 @@ def _adapter(
         parameters={},
         scaling=alpha / math.sqrt(lora.rank) if lora.rslora else alpha / lora.rank,
         dropout=lora.dropout,
+        compute_dtype=TORCH_DTYPES[lora.compute_dtype],
     )
 
 

@@ -234,6 +234,11 @@ def _after_pass(session: _Session, outcomes: Sequence[tuple[RunEntry, Outcome]])
 def _move(entry: RunEntry, lasting_bytes: int) -> dict[str, float]:
     """Move one run by its step; return the step's metrics. `lasting_bytes`: of all runs in the process."""
     values, step = entry.step_values(lasting_bytes), entry.slot.progress.step + 1
+    scale = entry.slot.progress.loss_scale
+    if scale is not None and math.isfinite(entry.loss) and not math.isfinite(entry.grad_norm):
+        entry.slot.skip_update(scale)
+        if not scale.is_exhausted:  # else it is the run's own numbers that overflow
+            return values
     if not (math.isfinite(entry.loss) and math.isfinite(entry.grad_norm)):
         entry.log(step, values)
         raise Diverged(f"step {step}: loss {entry.loss}, gradient norm {entry.grad_norm}")

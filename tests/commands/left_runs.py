@@ -1,4 +1,4 @@
-"""A short run on the embedded base, made by the command itself, for tests of what is done with it afterwards."""
+"""A short run on the embedded base, made by the command itself, for tests of what becomes of it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`harness ask`: the answers that PEFT would give, alone and in company, streamed, in conversation and kept."""
+"""`harness ask`: the answers that PEFT would give, alone and in company, streamed, in conversation, kept."""
 
 import json
 from pathlib import Path
