@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.cli.options import CFG, COMMANDS, EXPORT_FORMS, FLAGS_OF, INFO, RUN_FLAGS
+from harness.cli.options import CFG, COMMANDS, FLAGS_OF, INFO, RUN_FLAGS
 from harness.errors import RequestError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -38,7 +38,9 @@ def complete(arguments: list[str]) -> int:
             _print_completions(_run_names(command), words[-1])
             return 0
         if command == "export" and words[-2] == "--to":
-            _print_completions(EXPORT_FORMS, words[-1])
+            from harness.export.card import FORMS
+
+            _print_completions(FORMS, words[-1])
             return 0
         if words[-2] in ("--cfg", "-c", "--info", "-i"):
             _print_completions(CFG if words[-2] in ("--cfg", "-c") else INFO, words[-1])

@@ -79,6 +79,5 @@ FLAGS_OF = {
     "push": PUSH_FLAGS,
     "wandb": WANDB_FLAGS,
 }
-EXPORT_FORMS = ("adapter", "merged", "merged_4bit", "gguf")
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.cli.options import EXPORT_FORMS
 from harness.commands.saved import find_saved, place_of
 from harness.data.check import check_data, data_fingerprint
 from harness.errors import RequestError, near_names
+from harness.export.card import FORMS
 from harness.records.metrics import format_value
 from harness.records.redact import message
 from harness.request import SavedRun, check_writable
@@ -53,7 +53,7 @@ def export_command(
             f"harness export takes one run or sweep, got {', '.join(names) or 'none'}; see "
             "harness export --help"
         )
-    form = _one_of("--to", to, EXPORT_FORMS)
+    form = _one_of("--to", to, FORMS)
     target = _one_of("--into", into or "unrounded", ("unrounded", "rounded"))
     chosen = _types(form, types)
     if form == "adapter" and into is not None:

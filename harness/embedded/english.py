@@ -1,7 +1,7 @@
 """Two small fine-tuning tasks in plain English, for bases that read it. Standard library only.
 
-- `comments`: viewers' comments under videos on statistics, answered briefly and in one voice, with a sign-off:
-  59 rows are what a walk-through of QLoRA has, 50 to learn and 9 to evaluate.
+- `comments`: viewers' comments under videos on statistics, answered briefly, in one voice, with a sign-off. A
+  walk-through of QLoRA has 59 such rows, 50 to learn and 9 to evaluate.
 - `instructions`: an instruction, an input or none, and an answer that can be checked, as Alpaca has them.
 
 All text is the project's own. No question occurs in two splits, nor twice in one.

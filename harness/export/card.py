@@ -14,6 +14,8 @@ from harness.records.record import Estimate, Record
 from harness.records.redact import redact
 from harness.records.run_directory import write_text
 
+FORMS = ("adapter", "merged", "merged_4bit", "gguf")
+"""Forms that an adapter is exported in."""
 _NORMAL_95 = 1.959964
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "qlora-harness")
 _LIBRARY = {"adapter": "peft", "gguf": "gguf"}
