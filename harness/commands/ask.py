@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.commands.saved import find_saved, place_of
 from harness.config.compose import compose_run, group_options, known_keys
-from harness.config.schema import DataForm, LoraInit, RunConfig, Template
+from harness.config.schema import DataForm, RunConfig, Template
 from harness.data.example import Role, Turn
 from harness.data.prompts import Prompt, prompt_of, read_prompts
 from harness.errors import RequestError
@@ -75,8 +75,11 @@ class _Voice:
     def base_key(self) -> str:
         """What voices must have in common to be computed on one base in memory."""
         config = self.saved.config
-        rewritten = config.lora.init in (LoraInit.pissa, LoraInit.olora)
-        own = self.label if rewritten and self.saved.directory is not None else ""
+        own = (
+            self.label
+            if config.lora.init.rewrites_base and self.saved.directory is not None
+            else ""
+        )
         return f"{self.saved.fingerprint} {config.model} {config.quant} {own}"
 
     @property

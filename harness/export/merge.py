@@ -14,7 +14,6 @@ import torch
 from harness.base.blocks import linear_modules, weight_and_bias
 from harness.base.build import load_dense
 from harness.engine.adapter import Adapter
-from harness.engine.dense_start import rewrites_base
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
 from harness.request import SavedRun
@@ -46,7 +45,7 @@ def open_run(saved: SavedRun) -> OpenedRun:
     assert saved.directory is not None
     shared = open_base(saved.config, saved.source, saved.fingerprint)
     adapter = shared.attach(saved.config.lora, saved.config.seed)
-    start_P = adapter.flat_P.clone() if rewrites_base(saved.config.lora.init) else None
+    start_P = adapter.flat_P.clone() if saved.config.lora.init.rewrites_base else None
     shared.load(adapter, saved.directory.adapter)
     return OpenedRun(saved, shared, adapter, start_P)
 
