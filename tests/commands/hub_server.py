@@ -34,6 +34,8 @@ class Hub:
                 self.created.append(json.loads(body))
                 name = self.created[-1]["organization"] + "/" + self.created[-1]["name"]
                 return 200, {"url": f"{self.url}/{name}", "id": "1", "name": name}
+            case "POST", "/api/validate-yaml":
+                return 200, {"errors": [], "warnings": []}
             case "POST", preupload if "/preupload/" in preupload:
                 files = json.loads(body)["files"]
                 modes = [

@@ -27,7 +27,11 @@ def runs(out: Path) -> list[RunDirectory]:
     """Two runs on one unquantized base, and one on another."""
     return [
         left_run(out, "quant=none", "seed=1"),
-        left_run(out, "quant=none", "seed=2", "data.template=chatml", "data.system=Be brief."),
+        left_run(
+            out,
+            *("quant=none", "seed=2", "data.template=chatml", "data.system=Be brief."),
+            "data.max_length=128",
+        ),
         left_run(out, "quant=nf4", "lora.init=pissa"),
     ]
 
