@@ -1,4 +1,4 @@
-"""docs/walkthroughs.md has every item of the three texts, and its commands are words that the harness takes."""
+"""docs/walkthroughs.md has every item of the three texts, and its commands are words that the harness has."""
 
 import re
 import shlex

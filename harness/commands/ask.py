@@ -129,7 +129,8 @@ def ask_command(words: Sequence[str], flags: AskFlags) -> int:
         for number, each in enumerate(prompts)
     ]
     if flags.as_json:
-        print(json.dumps(found, ensure_ascii=False, indent=1))
+        shown = found if flags.file is not None else found[0]
+        print(json.dumps(shown, ensure_ascii=False, indent=1))
     return 0
 
 

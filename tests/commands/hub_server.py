@@ -63,7 +63,7 @@ class Hub:
             case "POST", commit if "/commit/" in commit:
                 self._commit(body)
                 return 200, {
-                    "commitUrl": f"{self.url}/commit/1",
+                    "commitUrl": f"{self.url}/me/it/commit/1",
                     "commitOid": "1" * 40,
                     "success": True,
                 }
