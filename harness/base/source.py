@@ -13,7 +13,7 @@ import harness
 from harness.base.hub import resolve_hub_model
 from harness.config.schema import ModelConfig
 from harness.errors import RequestError
-from harness.parsing import Unreadable, read_json, shaped
+from harness.parsing import Unreadable, home_path, read_json, shaped
 from harness.records.run_directory import write_text
 
 EMBEDDED = "embedded"
@@ -45,7 +45,7 @@ def find_model(config: ModelConfig) -> ModelSource:
         raise RequestError("model.name is empty; give `embedded`, a directory or a Hugging Face id")
     if config.name == EMBEDDED:
         directory = Path(harness.__file__).parent / "embedded" / "model"
-    elif (path := Path(config.name).expanduser()).exists():
+    elif (path := home_path(config.name)).exists():
         directory = path
     elif config.name.startswith((".", "/", "~")) or config.name.count("/") > 1:
         raise RequestError(
