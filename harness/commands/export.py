@@ -11,6 +11,7 @@ from harness.commands.saved import find_saved, place_of
 from harness.data.check import check_data, data_fingerprint
 from harness.errors import RequestError, near_names
 from harness.export.card import FORMS
+from harness.parsing import home_path
 from harness.records.metrics import format_value
 from harness.records.redact import message
 from harness.request import SavedRun, check_writable
@@ -63,7 +64,7 @@ def export_command(
     default = (
         saved.directory.path / "export" / (form if target == "unrounded" else f"{form}_{target}")
     )
-    place = _place(Path(out).expanduser() if out else default)
+    place = _place(home_path(out) if out else default)
     _check_data(saved)
     check_writable(saved.config.paths)
     import_libraries()

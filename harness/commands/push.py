@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import RequestError, RunFailed
+from harness.parsing import home_path
 from harness.records.redact import redact
 
 PUSH_HELP = """\
@@ -24,7 +25,7 @@ def push_command(words: Sequence[str], *, public: bool, as_json: bool) -> int:
     """Upload one folder; return the exit code."""
     if len(words) != 2:
         raise RequestError("harness push needs a folder and OWNER/NAME; see harness push --help")
-    folder, repository = Path(words[0]).expanduser(), words[1]
+    folder, repository = home_path(words[0]), words[1]
     if not _ID.fullmatch(repository):
         raise RequestError(f"{repository!r} is no repository of the hub; give OWNER/NAME")
     if not (folder / "README.md").is_file():

@@ -5,13 +5,13 @@ Torch is imported only when everything that can be refused without it has been.
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.base.hub import fetched_bytes
 from harness.commands.console import RunDisplay, print_result
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
+from harness.parsing import home_path
 from harness.records.record import Record, RunStatus
 from harness.records.redact import message
 from harness.records.run_directory import RunDirectory
@@ -58,7 +58,7 @@ def _fetched(request: Request) -> Iterator[str]:
     asked = []
     if source.directory is None:
         asked.append((f"model={source.name}", source.name, source.revision, "model"))
-    if data.hub is not None and not Path(data.hub).expanduser().is_dir():
+    if data.hub is not None and not home_path(data.hub).is_dir():
         asked.append((f"data.hub={data.hub}", data.hub, data.revision, "dataset"))
     for shown, name, revision, kind in asked:
         size = fetched_bytes(name, revision, kind)

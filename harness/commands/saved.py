@@ -7,6 +7,7 @@ from statistics import fmean
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import RequestError, near_names
+from harness.parsing import home_path
 from harness.question.keys import key_of
 from harness.records.metrics import Direction
 from harness.records.record import RecordError, RunStatus, read_record
@@ -39,7 +40,7 @@ def find_saved(word: str, place: RunConfig) -> SavedRun:
 
 
 def _directory(word: str, out: Path) -> RunDirectory:
-    path = Path(word).expanduser()
+    path = home_path(word)
     if (path / "run.json").is_file():
         return RunDirectory(path)
     known = sorted(file.parent.name for file in (out / "runs").glob("*/run.json"))

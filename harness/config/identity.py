@@ -57,7 +57,7 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
     lora["target_modules"] = sorted(lora["target_modules"])
     if (answered := tree["data"].pop("answers")) is not None:
-        content = Path(answered).expanduser().read_bytes()
+        content = home_path(answered).read_bytes()
         tree["data"]["answers"] = hashlib.sha256(content).hexdigest()
     del tree["quant"]["skip_experts"], tree["data"]["strict"]  # they allow what is done anyway
     for section, keys in _ONLY_WHERE_GIVEN.items():
