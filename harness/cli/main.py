@@ -37,7 +37,7 @@ USAGE = """\
 usage: harness run    [-m] [override…] [--json]
        harness sweep  NAME|FILE [override…] [--dry-run] [--json]
        harness worker NAME [override…]
-       harness plan   [NAME|FILE] [override…] [--budget 24GiB] [--explain] [--probe] [--json]
+       harness plan   [NAME|FILE] [override…] [--budget 24GiB] [--explain] [--probe] [--table] [--json]
        harness status [NAME] [--json]
        harness report [NAME…] [--source records|wandb-offline|wandb] [--watch] [--json]
        harness ask    RUN|SWEEP|base ["PROMPT"] [override…] [--compare RUN|base] [--file FILE] [--json]
@@ -219,6 +219,8 @@ def _plan(rest: list[str]) -> int:
         return 0
     from harness.commands.plan import plan_command
 
+    if "--table" in values:
+        return _plan_table(values, words)
     return plan_command(
         words,
         budget=values.get("--budget"),
@@ -226,6 +228,15 @@ def _plan(rest: list[str]) -> int:
         probe="--probe" in values,
         as_json="--json" in values,
     )
+
+
+def _plan_table(flags: dict[str, str], words: list[str]) -> int:
+    from harness.commands.plan_table import plan_table
+
+    others = sorted(set(flags) - {"--table", "--json"})
+    if others:
+        raise RequestError(f"--table goes with --json only, got {', '.join(others)} as well")
+    return plan_table(words, as_json="--json" in flags)
 
 
 def _status(rest: list[str]) -> int:

@@ -15,7 +15,7 @@ from harness.config.schema import RunConfig
 from harness.config.storage import label_of
 from harness.parsing import home_path
 
-NUMERICS_VERSION = 3
+NUMERICS_VERSION = 4
 """Raised when a change of the harness changes the numbers of a run (and named in CHANGELOG.md)."""
 
 _NOT_RESULT = ("tracker", "checkpoint", "resources", "paths")

@@ -34,6 +34,7 @@ def validate(config: RunConfig) -> None:
         *_size_problems(config),
         *_quant_problems(config.quant),
         *_lora_problems(config.lora),
+        *_start_problems(config),
         *_optim_problems(config.optim),
         *_schedule_problems(config.optim, config.eval),
         *_eval_problems(config.eval, config.optim, answers=config.data.answers is not None),
@@ -114,6 +115,15 @@ def _lora_problems(lora: LoraConfig) -> Iterator[str]:
         yield "lora.target_modules=[] adapts nothing; name sets (all_linear, attention, mlp) or layers"
     if len(set(lora.target_modules)) != len(lora.target_modules):
         yield f"lora.target_modules={lora.target_modules} names a layer twice"
+
+
+def _start_problems(config: RunConfig) -> Iterator[str]:
+    init = config.lora.init
+    if config.quant.format is QuantFormat.as_stored and init.rewrites_base:
+        yield (
+            f"lora.init={init.value} starts from the dense weights, which a checkpoint that came quantized "
+            "does not have; with quant.format=as_stored use lora.init=default or gaussian"
+        )
 
 
 def _optim_problems(optim: OptimConfig) -> Iterator[str]:

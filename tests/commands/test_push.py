@@ -42,7 +42,7 @@ def test_a_folder_arrives_whole_in_a_private_repository(folder: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["url"] == f"{hub.url}/me/it"
         (created,) = hub.created
-        assert created["private"] is True
+        assert created["visibility"] == "private"
         assert hub.tokens == {f"Bearer {TOKEN}", ""} or hub.tokens == {f"Bearer {TOKEN}"}
         sent = {name: content for name, content in hub.files.items() if name != ".gitattributes"}
         assert sent == {file.name: file.read_bytes() for file in folder.iterdir()}
