@@ -244,18 +244,17 @@ class SharedBase:
 
     def load(self, adapter: Adapter, directory: Path) -> None:
         """Read what `save` has written into an attached adapter; RequestError for another one's file."""
-        from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        tensors = load_file(directory / "adapter_model.safetensors")
-        own = {key: tuple(tensor.shape) for key, tensor in self.state(adapter).items()}
-        given = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        if own != given:
-            different = sorted(own.items() ^ given.items())[0][0]
+        given, own = load_file(directory / "adapter_model.safetensors"), self.state(adapter)
+        shapes = [{key: tuple(t.shape) for key, t in each.items()} for each in (own, given)]
+        if shapes[0] != shapes[1]:
+            different = min(shapes[0].items() ^ shapes[1].items())[0]
             raise RequestError(
                 f"{directory} holds another adapter than its record says: {different} is not as it must be"
             )
-        set_peft_model_state_dict(self._peft, tensors, adapter_name=adapter.name)
+        for key, tensor in own.items():  # views of the flat tensor
+            tensor.detach().copy_(given[key])
 
     def _flattened(self, name: str, lora: LoraConfig) -> Adapter:
         """Move the parameters that PEFT has just initialized into one flat tensor."""

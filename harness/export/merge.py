@@ -13,6 +13,7 @@ import torch
 
 from harness.base.blocks import linear_modules, weight_and_bias
 from harness.base.build import load_dense
+from harness.config.schema import QuantFormat
 from harness.engine.adapter import Adapter
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
@@ -56,6 +57,13 @@ def merged_model(run: OpenedRun, into: Into) -> Any:
 
     A checkpoint of another type becomes bfloat16. Sums are made in float32 and rounded once.
     """
+    if run.saved.config.quant.format is QuantFormat.as_stored:
+        raise RequestError(
+            f"model={run.saved.config.model.name} came quantized, without weights to merge into; --to adapter "
+            "goes with the upload, or train on the unquantized checkpoint"
+        )
+    if into is Into.rounded and any(spec.experts > 1 for spec in run.shared.base.linears):
+        raise RequestError("--into rounded decodes linear layers, and this model has fused experts")
     model = load_dense(run.saved.source, run.saved.config.model)
     stored = next(model.parameters()).dtype
     dtype = stored if stored in (torch.float16, torch.bfloat16) else torch.bfloat16
@@ -80,6 +88,11 @@ def _changes(run: OpenedRun, into: Into) -> Iterator[tuple[str, torch.Tensor]]:
     for index, spec in enumerate(run.shared.base.linears):
         if index not in layout:
             continue
+        if spec.experts > 1:
+            raise RequestError(
+                f"the adapter of {run.saved.name} adapts fused experts ({spec.name}), which are not merged "
+                "here; --to adapter writes what PEFT loads and merges"
+            )
         change_OI = _product(layout, run.adapter.flat_P, index)
         if into is Into.unrounded and run.start_P is not None:
             change_OI = change_OI - _product(layout, run.start_P, index)
