@@ -59,8 +59,8 @@ def merged_model(run: OpenedRun, into: Into) -> Any:
     """
     if run.saved.config.quant.format is QuantFormat.as_stored:
         raise RequestError(
-            f"model={run.saved.config.model.name} came quantized, without weights to merge into; --to adapter "
-            "goes with the upload, or train on the unquantized checkpoint"
+            f"model={run.saved.config.model.name} came quantized, without weights to merge into; --to "
+            "adapter goes with the upload, or train on the unquantized checkpoint"
         )
     if into is Into.rounded and any(spec.experts > 1 for spec in run.shared.base.linears):
         raise RequestError("--into rounded decodes linear layers, and this model has fused experts")
