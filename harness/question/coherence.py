@@ -11,8 +11,14 @@ from harness.question.draft import Draft
 from harness.question.keys import is_group, key_of
 from harness.question.points import Space
 from harness.question.question import Question
-from harness.question.reading import launcher_problems
-from harness.question.settings import Method, PrunerName, SearchSettings
+from harness.question.settings import (
+    LauncherSettings,
+    Method,
+    PrunerName,
+    SearchSettings,
+    StudySettings,
+    has_password,
+)
 
 EVALUATIONS = 10
 """Evaluations of a run that a pruner judges, where eval.every_steps is not given."""
@@ -32,7 +38,7 @@ def check_question(question: Question, draft: Draft) -> None:
     problems = itertools.chain(
         _search_problems(question),
         _confirm_problems(question),
-        launcher_problems(question.launcher, question.study),
+        _launcher_problems(question.launcher, question.study),
     )
     for part, text in problems:
         raise RequestError(f"{draft.place(part)}{text}")
@@ -52,6 +58,11 @@ def with_evaluations(
         raise RequestError(f"{where}base: seed would be ignored; give search.seeds=[0, 1]")
     if pruner is PrunerName.none or "eval.every_steps" in keys:
         return list(base)
+    if "eval.every_epochs" in keys or compose_run(base).eval.every_epochs is not None:
+        raise RequestError(
+            f"{where}search.pruner={pruner.value} compares runs after the same steps, and eval.every_epochs "
+            "counts epochs; give eval.every_epochs=null eval.every_steps=N in base, or search.pruner=none"
+        )
     in_space = {"optim.steps", "optim.epochs"} & set(_keys_of_space(space))
     steps = None if in_space else compose_run(base).optim.steps
     if steps is None:
@@ -163,6 +174,29 @@ def _confirm_problems(question: Question) -> Iterator[tuple[str, str]]:
 
 
 # Overlaps ----------------------------------------------------------------------------------------
+
+
+def _launcher_problems(
+    launcher: LauncherSettings | None, study: StudySettings
+) -> Iterator[tuple[str, str]]:
+    """Yield the part of the file and the problem, where jobs could not share the study."""
+    if launcher is None:
+        return
+    if not study.is_shared:
+        given = f"study.storage={study.storage}" if study.storage else "no study.storage"
+        yield (
+            "launcher",
+            f"launcher={launcher.kind.value} has its jobs share one study in PostgreSQL, and {given} is "
+            "given; start a server that every job can reach and give "
+            "study.storage=postgresql://user@host/database",
+        )
+    elif has_password(study.storage or ""):
+        yield (
+            "launcher",
+            f"launcher={launcher.kind.value} would write the password of study.storage into the command "
+            "of every job, where others can read it; leave it out of the url, and give it in ~/.pgpass or "
+            "PGPASSWORD",
+        )
 
 
 def _check_overlaps(space: Space, base: Sequence[str], where: str) -> None:

@@ -5,7 +5,7 @@ Must not import torch.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, replace
 from enum import Enum
 from types import NoneType
@@ -26,7 +26,6 @@ from harness.question.settings import (
     SearchSettings,
     StudySettings,
     WorkerSettings,
-    has_password,
 )
 from harness.question.values import from_text, normalized
 
@@ -334,29 +333,6 @@ def read_launcher(given: Any, where: str) -> LauncherSettings | None:
             f"launcher.time_minutes={settings.time_minutes}; give fewer seconds, or more minutes"
         )
     return settings
-
-
-def launcher_problems(
-    launcher: LauncherSettings | None, study: StudySettings
-) -> Iterator[tuple[str, str]]:
-    """Yield the part of the file and the problem, where jobs could not share the study."""
-    if launcher is None:
-        return
-    if not study.is_shared:
-        given = f"study.storage={study.storage}" if study.storage else "no study.storage"
-        yield (
-            "launcher",
-            f"launcher={launcher.kind.value} has its jobs share one study in PostgreSQL, and {given} is "
-            "given; start a server that every job can reach and give "
-            "study.storage=postgresql://user@host/database",
-        )
-    elif has_password(study.storage or ""):
-        yield (
-            "launcher",
-            f"launcher={launcher.kind.value} would write the password of study.storage into the command "
-            "of every job, where others can read it; leave it out of the url, and give it in ~/.pgpass or "
-            "PGPASSWORD",
-        )
 
 
 def _refuse_what_only_slurm_knows(section: Section) -> None:

@@ -17,6 +17,7 @@ from harness.base.build import (
 )
 from harness.base.coverage import check_coverage, coverage_notes
 from harness.base.packed_rows import why_apart
+from harness.base.prequantized import check_stored
 from harness.base.quick_imports import quiet_libraries
 from harness.base.source import ModelSource
 from harness.base.targets import adapted_layers
@@ -26,11 +27,12 @@ from harness.config.resources import Shard
 from harness.config.schema import ModelConfig, RunConfig
 from harness.data.embeddings import check_special_tokens, check_tokens
 from harness.data.prepare import PreparedData, changed_message, prepare_data
+from harness.engine.adapter import Adapter
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
 from harness.measure.meter import meter_of
 from harness.records.provenance import collect_provenance, write_code_diff
-from harness.request import Request
+from harness.request import Request, SavedRun
 from harness.training.job import Job
 
 
@@ -47,6 +49,7 @@ def prepare(
     if config.resources.threads is not None:
         torch.set_num_threads(threads_per_process(config.resources))
     outline, tokenizer = _described(source, Keyed(config.model), fingerprint)
+    check_stored(config.model.name, config.quant, outline.stored)
     adapted_layers(config.lora, outline.linears)
     check_coverage(config, outline.linears, outline.uncovered)
     _check_packing(config, outline)
@@ -118,6 +121,22 @@ def open_base(
     )
 
 
+def reopen(saved: SavedRun) -> tuple[SharedBase, Adapter | None]:
+    """Return the base of a run that has ended, with its adapter on it as the run has left it."""
+    quiet_libraries()
+    shared = open_base(saved.config, saved.source, saved.fingerprint)
+    return shared, attach_saved(shared, saved)
+
+
+def attach_saved(shared: SharedBase, saved: SavedRun) -> Adapter | None:
+    """Attach the adapter that a run has left to a base of its kind; None for a base alone."""
+    if saved.directory is None:
+        return None
+    adapter = shared.attach(saved.config.lora, saved.config.seed)
+    shared.load(adapter, saved.directory.adapter)
+    return adapter
+
+
 def cache_directory(config: RunConfig) -> Path:
     """Return where quantized bases and tokenized data are kept."""
     return Path(config.paths.cache or Path(config.paths.out) / "cache")
@@ -152,6 +171,13 @@ def model_notes(config: RunConfig, outline: ModelOutline) -> list[str]:
     reason = why_apart(outline.config)
     if reason is not None:
         notes.append(f"rows hold one example each: {reason}")
+    if outline.stored is not None:
+        notes.append(f"the base is stored as it came: {outline.stored.label}")
+    elif outline.came_rounded is not None:
+        notes.append(
+            f"the base's weights came rounded to {outline.came_rounded}: a storage rounds them once more, "
+            "which flatters grids near that one, and `none` is not the model as it was trained"
+        )
     return notes + coverage_notes(config, outline.linears, outline.uncovered)
 
 
@@ -167,6 +193,8 @@ def make_job(request: Request, data: PreparedData) -> Job:
         "data": data.report.as_dict(),
     }
     outline, _ = _described(request.source, Keyed(request.config.model), request.fingerprint)
+    if outline.came_rounded is not None:
+        provenance["base_storage"] = outline.came_rounded
     return Job(
         request=request,
         data=data,
