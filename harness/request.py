@@ -3,7 +3,6 @@
 Everything that can be refused without torch is refused here.
 """
 
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,10 +112,6 @@ def check_writable(paths: PathsConfig) -> None:
     for key, name in (("out", paths.out), ("cache", paths.cache)):
         if name is None:
             continue
-        if re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE):
-            raise RequestError(
-                f"paths.{key}={name} is an address; give a directory of this machine"
-            )
         directory = Path(name)
         try:
             directory.mkdir(parents=True, exist_ok=True)
