@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -254,6 +255,22 @@ def _empty_model(
     return model
 
 
+@contextmanager
+def _no_bar_of_gguf() -> Iterator[None]:
+    """Keep the bar off the terminal that transformers' GGUF reader draws whatever it is told."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    drawn: Any = getattr(reader, "tqdm", None)
+    if drawn is None:
+        yield
+        return
+    reader.tqdm = partial(drawn, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = drawn
+
+
 def load_dense(source: ModelSource, config: ModelConfig) -> Any:
     """Return transformers' own model in the type its weights are stored in, on the CPU."""
     from transformers import AutoModelForCausalLM
@@ -261,7 +278,7 @@ def load_dense(source: ModelSource, config: ModelConfig) -> Any:
 
     logging.disable_progress_bar()
     described = read_config(source, config)
-    with refusing(source):
+    with refusing(source), _no_bar_of_gguf():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source.pretrained,
             config=described.config,

@@ -87,7 +87,7 @@ def test_bitsandbytes_4_bit_uploads_have_its_own_values(
         ours = base.model.get_submodule(spec.name).dense_weight(torch.float32)
         assert torch.equal(ours, looked_up(bytes_, state)), spec.name
         # Of rows that are no whole number of blocks bitsandbytes 0.50.2 decodes something else on a CPU.
-        if spec.in_features % state.blocksize == 0:
+        if spec.in_features % 64 == 0:
             assert torch.equal(ours, dequantize_4bit(bytes_, state)), spec.name
     assert torch.equal(
         base.model.get_input_embeddings().weight, tensors["model.embed_tokens.weight"].float()
@@ -225,6 +225,7 @@ def test_gradients_pass_through_a_gptq_layer_as_through_the_dense_one(tmp_path: 
     y = layer(x)
     assert torch.equal(y, x @ weight.T)
     y.square().sum().backward()
+    assert x.grad is not None
     assert torch.allclose(x.grad, 2 * y.detach() @ weight, atol=1e-5)
 
 
