@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.errors import RequestError
 from harness.evals.context import context_length
-from harness.evals.copies import Copies
+from harness.evals.copies import Copies, QuickCopies
 from harness.evals.decoding import SideBySideDecoding
 
 if TYPE_CHECKING:
@@ -66,21 +67,49 @@ def generate_copies(
     order = sorted(range(len(kept)), key=lambda index: len(kept[index]))
     answers: list[list[list[int]]] = [[[] for _ in kept] for _ in range(copies.count)]
     with _greedy(model, decoding.max_new_tokens, stop_ids, pad_id) as settings:
-        for start in range(0, len(order), decoding.batch_size):
-            chosen = order[start : start + decoding.batch_size]
-            inputs = _left_padded([kept[index] for index in chosen], pad_id, device)
-            length = inputs["input_ids"].shape[1]
-            positions = len(chosen) * (length + decoding.max_new_tokens)
+
+        def by_model(batch: list[list[int]]) -> Iterator[tuple[int, list[list[int]]]]:
+            inputs = _left_padded(batch, pad_id, device)
+            positions = len(batch) * (inputs["input_ids"].shape[1] + decoding.max_new_tokens)
             for some in copies.parts(_copies_at_once(model, positions)):
                 repeated = {key: value.repeat(len(some), 1) for key, value in inputs.items()}
-                decode = SideBySideDecoding(copies, some, len(chosen), stop_ids)
+                decode = SideBySideDecoding(copies, some, len(batch), stop_ids)
                 joint_BG = model.generate(
                     **repeated, generation_config=settings, custom_generate=decode
                 )
-                for copy, new_BG in zip(some, joint_BG.split(len(chosen)), strict=True):
-                    for index, row in zip(chosen, new_BG.tolist(), strict=True):
-                        answers[copy][index] = _until_stop(row, stop_ids)
+                for copy, new_BG in zip(some, joint_BG.split(len(batch)), strict=True):
+                    yield copy, new_BG.tolist()
+
+        quick = None if copies.quick is None else partial(_by_quick, copies, copies.quick)
+        rows = min(decoding.batch_size, len(order))
+        length = max(map(len, kept)) + decoding.max_new_tokens
+        for start in range(0, len(order), decoding.batch_size):
+            chosen = order[start : start + decoding.batch_size]
+            batch = [kept[index] for index in chosen]
+            continued = (
+                by_model(batch)
+                if quick is None
+                else quick(batch, rows, length, decoding.max_new_tokens, sorted(stop_ids))
+            )
+            for copy, new in continued:
+                for index, row in zip(chosen, new, strict=True):
+                    answers[copy][index] = _until_stop(row, stop_ids)
     return [_decoded(tokenizer, of_copy, stop_ids, num_cut) for of_copy in answers]
+
+
+def _by_quick(
+    copies: Copies,
+    quick: QuickCopies,
+    batch: list[list[int]],
+    rows: int,
+    length: int,
+    new_tokens: int,
+    stop_ids: list[int],
+) -> Iterator[tuple[int, list[list[int]]]]:
+    """Yield each copy with its continuations of a batch, computed by what is quicker than the model."""
+    for some in copies.parts(quick.at_once(rows, length, new_tokens)):
+        found = quick.answers(some, batch, rows, length, new_tokens, stop_ids)
+        yield from zip(some, found, strict=True)
 
 
 def _copies_at_once(model: Any, positions: int) -> int:
