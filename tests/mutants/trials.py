@@ -85,7 +85,7 @@ def judge(copy: Copy, tests: Sequence[Reached]) -> int:
 
 
 def _pytest(files: Sequence[str], plugin: object) -> int:
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:timeout", "-p", "no:xdist"]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-o", "timeout=0", "-p", "no:xdist"]
     return int(pytest.main([*options, *files], plugins=[plugin]))
 
 
