@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.base.layout import LinearSpec, in_block
 from harness.base.storage import Storage
+from harness.base.targets import LinearSpec, in_block
 from harness.errors import RequestError
 
 

@@ -23,11 +23,15 @@ from harness.base.code_books import (
     table,
 )
 from harness.base.layers import FrozenLinear
-from harness.base.layout import LinearSpec
+from harness.base.targets import LinearSpec
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
 from harness.config.storage import label_of
 
-TORCH_DTYPES = {FloatType.float32: torch.float32, FloatType.bfloat16: torch.bfloat16}
+TORCH_DTYPES = {
+    FloatType.float32: torch.float32,
+    FloatType.bfloat16: torch.bfloat16,
+    FloatType.float16: torch.float16,
+}
 DOUBLE_QUANT_BLOCK = 256
 """Constants per block of the second quantization (QLoRA, section 3)."""
 

@@ -26,6 +26,7 @@ class FloatType(Enum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 class Attention(Enum):
@@ -125,7 +126,7 @@ class QuantConfig:
     block_size: int = 64
     """Weights per block of one scale, 32 to 4096, a power of two; 4-bit formats only."""
     compute_dtype: FloatType = FloatType.float32
-    """Type of activations and of everything that is not quantized."""
+    """Type of activations and of everything that is not quantized; float16 trains with a loss scale."""
     skip_experts: bool = False
     """Leave weights of the blocks that lie in no linear layer, as fused experts, unpacked and unadapted."""
 
@@ -146,6 +147,8 @@ class LoraConfig:
     rslora: bool = False
     """Scale by alpha/sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)."""
     init: LoraInit = LoraInit.default
+    compute_dtype: FloatType = FloatType.float32
+    """Type in which A and B are multiplied; they are kept, and their gradients added up, in float32."""
 
 
 @dataclass(kw_only=True, slots=True)

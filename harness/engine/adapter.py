@@ -21,7 +21,7 @@ class _Place:
     out_features: int
 
 
-class Layout:
+class ParameterLayout:
     """Where the A and B of each adapted layer lie in a flat tensor: every A first, then every B."""
 
     def __init__(self, rank: int, dimensions: Mapping[int, tuple[int, int]]) -> None:
@@ -67,7 +67,7 @@ class Adapter:
 
     name: str
     """PEFT's."""
-    layout: Layout
+    layout: ParameterLayout
     """The same object for all adapters of one rank and the same layers."""
     flat_P: torch.Tensor
     """All parameters, float32."""

@@ -60,9 +60,13 @@ def add_gradients(
 
 
 def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add a matrix product to `target`, or a batched one; without a tensor in between if types agree."""
+    """Add a matrix product to `target`, or a batched one; without a tensor in between if types agree.
+
+    Where they do not, the product is taken in the wider type, and rounded once.
+    """
     if target.dtype is not left.dtype:
-        target.add_(torch.matmul(left, right))
+        wide = torch.promote_types(target.dtype, left.dtype)
+        target.add_(torch.matmul(left.to(wide), right.to(wide)))
     elif target.dim() == 2:
         target.addmm_(left, right)
     else:

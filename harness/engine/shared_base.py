@@ -13,15 +13,16 @@ from torch import nn
 
 from harness.base.blocks import uncovered_weights
 from harness.base.build import Base
-from harness.base.layout import adapted_layers, shortest_names
-from harness.base.side_by_side import why_apart
+from harness.base.packed_rows import why_apart
+from harness.base.storage import TORCH_DTYPES
+from harness.base.targets import adapted_layers, shortest_names
 from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit
-from harness.engine.adapter import Adapter, Layout
+from harness.engine.adapter import Adapter, ParameterLayout
 from harness.engine.backend import choose_backend
 from harness.engine.dense_start import rewrites_base, start_from_dense
 from harness.engine.reference.grouped_lora import PackedLora
-from harness.engine.rows import RowPlan, Segment
+from harness.engine.rows import AdapterRows, RowPlan
 from harness.measure.memory import BaseSize, base_size
 from harness.records.record import Estimate
 
@@ -60,7 +61,7 @@ class SharedBase:
         self._index = {spec.name: index for index, spec in enumerate(base.linears)}
         self._lora_layers: dict[str, Any] = {}
         """PEFT's layers by full name; a layer becomes one with the first adapter that wants it."""
-        self._layouts: dict[tuple[int, tuple[str, ...]], Layout] = {}
+        self._layouts: dict[tuple[int, tuple[str, ...]], ParameterLayout] = {}
         self.is_rewritten = False
         """Whether PiSSA or OLoRA has changed the weights for an adapter: no other can use them."""
         self.untouched_results: dict[str, dict[str, Estimate]] = {}
@@ -143,10 +144,10 @@ class SharedBase:
 
     @contextmanager
     def rows(
-        self, segments: Sequence[Segment], places_BT: torch.Tensor | None = None
+        self, adapter_rows: Sequence[AdapterRows], places_BT: torch.Tensor | None = None
     ) -> Iterator[None]:
-        """Within this context the model's rows belong to the adapters of `segments` (see `RowPlan.rows`)."""
-        with self.plan.rows(segments, places_BT):
+        """Within this context the model's rows belong to those adapters (see `RowPlan.rows`)."""
+        with self.plan.rows(adapter_rows, places_BT):
             yield
 
     @contextmanager
@@ -159,11 +160,11 @@ class SharedBase:
     @contextmanager
     def side_by_side(self, adapters: Sequence[Adapter], rows: int) -> Iterator[None]:
         """Within this context each adapter has so many rows of a batch, in their order, without dropout."""
-        segments = [
-            Segment(adapter=a.name, start=i * rows, stop=(i + 1) * rows, dropout_key=None)
+        adapter_rows = [
+            AdapterRows(adapter=a.name, start=i * rows, stop=(i + 1) * rows, dropout_key=None)
             for i, a in enumerate(adapters)
         ]
-        with self.plan.rows(segments):
+        with self.plan.rows(adapter_rows):
             yield
 
     def recompute_activations(self, wanted: bool) -> None:
@@ -208,7 +209,7 @@ class SharedBase:
                 for spec in self.base.linears
                 if spec.name in layers
             }
-            self._layouts[key] = Layout(lora.rank, dimensions)
+            self._layouts[key] = ParameterLayout(lora.rank, dimensions)
         layout = self._layouts[key]
         flat_P = torch.empty(layout.size, device=self.base.device)
         # PEFT rounds what it draws to the type of the base's weights, where it can see it: of a dense layer.
@@ -230,6 +231,7 @@ class SharedBase:
             parameters=parameters,
             scaling=scaling.pop(),
             dropout=lora.dropout,
+            compute_dtype=TORCH_DTYPES[lora.compute_dtype],
         )
 
     def _pack_layers(self) -> None:
@@ -247,5 +249,5 @@ class SharedBase:
                 self._lora_layers[spec.name] = module
 
 
-def _all_rows(adapter: str) -> Segment:
-    return Segment(adapter=adapter, start=0, stop=0, dropout_key=None)
+def _all_rows(adapter: str) -> AdapterRows:
+    return AdapterRows(adapter=adapter, start=0, stop=0, dropout_key=None)

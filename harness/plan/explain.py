@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from harness.base.layout import LinearSpec, adapted_layers
 from harness.base.storage import DOUBLE_QUANT_BLOCK, Storage, storage_of
+from harness.base.targets import LinearSpec, adapted_layers
 from harness.config.schema import RunConfig
 from harness.plan.prediction import BatchSize, Prediction
 from harness.records.metrics import format_bytes

@@ -13,10 +13,10 @@ from torch import nn
 from harness.base.attention import implementation_of
 from harness.base.blocks import block_linears
 from harness.base.build import Base
-from harness.base.layout import LinearSpec
 from harness.base.quick_imports import quick_imports, quiet_libraries
 from harness.base.source import ModelSource
 from harness.base.storage import Storage, storage_of
+from harness.base.targets import LinearSpec
 from harness.config.schema import Attention, ModelConfig, QuantConfig, QuantFormat
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError

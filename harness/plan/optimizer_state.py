@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from harness.base.layout import LinearSpec
+from harness.base.targets import LinearSpec
 from harness.config.schema import OptimizerName
 
 _FLOAT_BYTES = 4

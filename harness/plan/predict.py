@@ -6,7 +6,7 @@ a pass come from the engine's own forward and backward, run on the meta device (
 
 from collections.abc import Sequence
 
-from harness.base.layout import LinearSpec, adapted_layers
+from harness.base.targets import LinearSpec, adapted_layers
 from harness.config.resources import Shard
 from harness.config.schema import LoraConfig, RunConfig
 from harness.plan.base_bytes import base_bytes, gathered_bytes

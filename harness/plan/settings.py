@@ -83,7 +83,7 @@ def parse_bytes(text: str, where: str) -> int:
 
 
 def with_device_defaults(overrides: Sequence[str], settings: PlanSettings) -> list[str]:
-    """Return the overrides with the compute type that is the planned device's default, wherever this runs.
+    """Return the overrides with the compute types that are the planned device's defaults, wherever this runs.
 
     Raises RequestError for a model beside `plan.shape`, which would be ignored.
     """
@@ -93,7 +93,12 @@ def with_device_defaults(overrides: Sequence[str], settings: PlanSettings) -> li
         raise RequestError(
             f"{', '.join(model)} would be ignored beside plan.shape; give one of them"
         )
-    if settings.device is None or "quant.compute_dtype" in given:
+    if settings.device is None:
         return list(overrides)
-    name = "bfloat16" if settings.device == "cuda" else "float32"
-    return [*overrides, f"quant.compute_dtype={name}"]
+    on_gpu = settings.device == "cuda"
+    defaults = {
+        "quant.compute_dtype": "bfloat16" if on_gpu else "float32",
+        "lora.compute_dtype": "${quant.compute_dtype}" if on_gpu else "float32",
+    }
+    missing = [f"{key}={value}" for key, value in defaults.items() if key not in given]
+    return [*overrides, *missing]

@@ -58,6 +58,15 @@ _ALL = (
     _metric(
         "train/learning_rate", "learning rate", "", _NONE, 6, "Learning rate used by the step."
     ),
+    _metric(
+        "train/loss_scale",
+        "loss scale",
+        "",
+        _NONE,
+        0,
+        "What a run in float16 multiplied its loss by before the backward pass; a step whose gradient norm "
+        "is then infinite moves nothing, and halves it.",
+    ),
     _metric("train/epoch", "epoch", "epochs", _NONE, 2, "Training rows seen over rows in the set."),
     _metric(
         "cohort/runs", "runs in the pass", "", _NONE, 0, "Runs that shared the passes of the step."
@@ -369,6 +378,7 @@ SERIES = frozenset(
         "train/loss",
         "train/grad_norm",
         "train/learning_rate",
+        "train/loss_scale",
         "train/epoch",
         "throughput/step_ms",
         "throughput/input_tokens_per_second",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from harness.data.prepare import PreparedData
     from harness.engine.shared_base import SharedBase
     from harness.training.job import Job
-    from harness.training.packing import Packing
+    from harness.training.pass_size import PassSizer
     from harness.training.session import Event, StepDone
 
 BASES_SHARE = 0.25
@@ -111,7 +111,7 @@ class Worker:
     def __init__(self, connection: Connection) -> None:
         self.mailbox = Mailbox(connection)
         self._bases = Bases()
-        self._packings: dict[str, Packing] = {}
+        self._sizers: dict[str, PassSizer] = {}
         self._prepared: dict[str, PreparedData] = {}
         self._locks: dict[str, ExitStack] = {}
         self._reported: dict[str, float] = {}
@@ -150,7 +150,7 @@ class Worker:
         """Train a cohort: this run and all of its cohort that the driver sends meanwhile."""
         from harness.measure.memory import is_out_of_memory
         from harness.training.entry import RunEntry
-        from harness.training.packing import Packing
+        from harness.training.pass_size import PassSizer
         from harness.training.session import train
 
         self.mailbox.send(Busy(doing="loading the base"))
@@ -161,14 +161,14 @@ class Worker:
                 raise
             self._base_does_not_fit(first, error)
             return
-        packing = self._packings.setdefault(
+        sizer = self._sizers.setdefault(
             first.cohort,
-            Packing(max_slots=first.max_slots, predicted_bytes=RunEntry.predicted_pass_bytes),
+            PassSizer(max_slots=first.max_slots, predicted_bytes=RunEntry.predicted_pass_bytes),
         )
         source = CohortSource(self, first)
-        for event in train(shared, source, packing=packing, stop=self.mailbox.stop):
+        for event in train(shared, source, sizer=sizer, stop=self.mailbox.stop):
             self._tell(event)
-            self._tell_slots(packing)
+            self._tell_slots(sizer)
         self._bases.drop_rewritten()
 
     def begin(self, task: Train) -> "Job | None":
@@ -257,8 +257,8 @@ class Worker:
             )
         )
 
-    def _tell_slots(self, packing: "Packing") -> None:
-        slots = Slots(count=packing.slots, packing=packing.description)
+    def _tell_slots(self, sizer: "PassSizer") -> None:
+        slots = Slots(count=sizer.slots, packing=sizer.description)
         if slots != self._slots:
             self._slots = slots
             self.mailbox.send(slots)

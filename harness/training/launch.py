@@ -16,10 +16,10 @@ from harness.base.build import (
     load_tokenizer,
 )
 from harness.base.coverage import check_coverage, coverage_notes
-from harness.base.layout import adapted_layers
+from harness.base.packed_rows import why_apart
 from harness.base.quick_imports import quiet_libraries
-from harness.base.side_by_side import why_apart
 from harness.base.source import ModelSource
+from harness.base.targets import adapted_layers
 from harness.config.devices import resolved_device, threads_per_process
 from harness.config.keyed import Keyed
 from harness.config.resources import Shard

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from harness.base.build import Base, build_base, inspect_model
-from harness.base.layout import adapted_layers, is_attention, shortest_names
 from harness.base.source import find_model, model_fingerprint
+from harness.base.targets import adapted_layers, is_attention, shortest_names
 from harness.config.schema import FloatType, LoraConfig, ModelConfig, QuantConfig, QuantFormat
 from harness.errors import RequestError
 from harness.measure.memory import base_size

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from harness.base.layout import block_name
 from harness.base.quick_imports import quiet_libraries
 from harness.base.sharding import shareable
 from harness.base.storage import storage_of
+from harness.base.targets import block_name
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
 from harness.config.storage import has_blocks, label_of
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from harness.base.layers import FrozenLinear
-from harness.base.layout import LinearSpec
 from harness.base.quick_imports import quiet_libraries
 from harness.base.storage import storage_of
+from harness.base.targets import LinearSpec
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
 from harness.config.storage import BLOCKWISE, has_blocks, label_of
 from harness.measure.memory import SavedBytes, distinct_bytes

@@ -44,7 +44,7 @@ def run_all(
     stop, records = StopRequest(), {}
     for job in jobs:
         job.config.resources = ResourcesConfig(device="cpu", data_parallel=ranks.size)
-    for event in train(shared, Queue(jobs), packing=SideBySide(slots), stop=stop, ranks=ranks):
+    for event in train(shared, Queue(jobs), sizer=SideBySide(slots), stop=stop, ranks=ranks):
         if isinstance(event, StepDone) and event.entry.slot.progress.step == stop_after:
             stop.signal = signal.SIGTERM
         if isinstance(event, RunEnded):
@@ -225,7 +225,7 @@ def test_a_run_that_asks_for_two_processes_is_not_trained_by_one(
     job = make_job(shared, "run", resources=ResourcesConfig(data_parallel=2))
     (record,) = [
         event.record
-        for event in train(shared, Queue([job]), packing=SideBySide(1), stop=StopRequest())
+        for event in train(shared, Queue([job]), sizer=SideBySide(1), stop=StopRequest())
         if isinstance(event, RunEnded)
     ]
     assert record.status is RunStatus.failed

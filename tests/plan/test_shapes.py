@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.base.layout import adapted_layers
 from harness.base.storage import storage_of
+from harness.base.targets import adapted_layers
 from harness.config.schema import (
     Attention,
     FloatType,

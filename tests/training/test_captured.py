@@ -72,7 +72,7 @@ def unlike_runs(shared: SharedBase, make_job: MakeJob, prefix: str, count: int =
 
 
 def run_all(shared: SharedBase, jobs: Sequence[Job], slots: int) -> dict[str, Record]:
-    events = list(train(shared, Queue(jobs), packing=SideBySide(slots), stop=StopRequest()))
+    events = list(train(shared, Queue(jobs), sizer=SideBySide(slots), stop=StopRequest()))
     return {e.record.run_id: e.record for e in events if isinstance(e, RunEnded)}
 
 
@@ -128,7 +128,7 @@ def test_a_run_goes_on_from_a_seats_checkpoint(bases: list[SharedBase], make_job
     run_all(seated, whole, slots=2)
     parts = unlike_runs(seated, make_job, "parts", count=2)
     stop = StopRequest()
-    for event in train(seated, Queue(parts), packing=SideBySide(2), stop=stop):
+    for event in train(seated, Queue(parts), sizer=SideBySide(2), stop=stop):
         if isinstance(event, StepDone) and event.entry.slot.progress.step == 3:
             stop.signal = signal.SIGTERM
     again = unlike_runs(seated, make_job, "parts", count=2)
@@ -148,7 +148,7 @@ def test_a_pruned_runs_seat_goes_to_the_next(bases: list[SharedBase], make_job: 
 
     steps: dict[str, int] = {}
     events: list[Event] = []
-    for event in train(seated, Pruning(jobs), packing=SideBySide(2), stop=StopRequest()):
+    for event in train(seated, Pruning(jobs), sizer=SideBySide(2), stop=StopRequest()):
         events.append(event)
         if isinstance(event, StepDone):
             steps[event.entry.job.run_id] = event.entry.slot.progress.step

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from harness.engine.cpu.fused_linears import JointLayers, Part
+from harness.engine.cpu.fused_linears import FusedLinears, RowSpan
 from harness.engine.cpu.matmul import FrozenWeight
 
 
@@ -25,7 +25,7 @@ from harness.engine.cpu.matmul import FrozenWeight
 class BlockInput:
     """What a block sees besides the hidden states."""
 
-    parts: Sequence[Part]
+    parts: Sequence[RowSpan]
     cos_BTD: torch.Tensor
     """[1, T, D] where all rows have the same positions."""
     sin_BTD: torch.Tensor
@@ -33,7 +33,7 @@ class BlockInput:
     """Added to the scores; None: causal."""
 
 
-class Block:
+class LlamaBlock:
     """The frozen weights of one block, and its forward and backward."""
 
     def __init__(
@@ -41,8 +41,8 @@ class Block:
     ) -> None:
         """`weights` and `layers`: weight and index in the model of each linear layer, by its own name."""
 
-        def joint(*names: str) -> JointLayers:
-            return JointLayers([weights[name] for name in names], [layers[name] for name in names])
+        def joint(*names: str) -> FusedLinears:
+            return FusedLinears([weights[name] for name in names], [layers[name] for name in names])
 
         attention = module.self_attn
         self.qkv = joint("q_proj", "k_proj", "v_proj")
@@ -56,17 +56,17 @@ class Block:
         self.groups: int = attention.num_key_value_groups
         self.scale: float = attention.scaling
 
-    def is_adapted(self, parts: Sequence[Part]) -> bool:
+    def is_adapted(self, parts: Sequence[RowSpan]) -> bool:
         """Say whether any of `parts` adapts any layer of this block."""
         joints = (self.qkv, self.o, self.gate_up, self.down)
         layers = [layer for joint in joints for layer in joint.layers]
-        return any(layer in part.bundle.layout for part in parts for layer in layers)
+        return any(layer in part.group.layout for part in parts for layer in layers)
 
     # Forward ---------------------------------------------------------------------------------------
 
-    def forward(self, x_NH: torch.Tensor, given: BlockInput) -> tuple[torch.Tensor, "Kept"]:
+    def forward(self, x_NH: torch.Tensor, given: BlockInput) -> tuple[torch.Tensor, "SavedTensors"]:
         """Return the block's output and what backward needs."""
-        kept = Kept()
+        kept = SavedTensors()
         n_NH, kept.scale = self.norm.forward(x_NH)
         qkv, kept.of_qkv = self.qkv.forward(n_NH, given.parts)
         kept.attended = self._attend(qkv, given, kept)
@@ -77,7 +77,9 @@ class Block:
         (out_NH,), kept.of_down = self.down.forward(F.silu(kept.gate).mul_(kept.up), given.parts)
         return out_NH.add_(y_NH), kept
 
-    def _attend(self, qkv: Sequence[torch.Tensor], given: BlockInput, kept: "Kept") -> torch.Tensor:
+    def _attend(
+        self, qkv: Sequence[torch.Tensor], given: BlockInput, kept: "SavedTensors"
+    ) -> torch.Tensor:
         """Return the attention's output before o_proj, [N, Q·D]."""
         length, size = given.cos_BTD.shape[1], self.head_size
         q, k, v = (each.view(-1, length, each.shape[1] // size, size) for each in qkv)
@@ -111,7 +113,7 @@ class Block:
         grad_NH: torch.Tensor,
         x_NH: torch.Tensor,
         given: BlockInput,
-        kept: "Kept",
+        kept: "SavedTensors",
         *,
         grad_x_wanted: bool,
     ) -> torch.Tensor | None:
@@ -129,7 +131,7 @@ class Block:
         return self.norm.backward(grad_n, x_NH, kept.scale, added_NH=grad_NH)
 
     def _feed_forward_backward(
-        self, grad_NH: torch.Tensor, parts: Sequence[Part], kept: "Kept"
+        self, grad_NH: torch.Tensor, parts: Sequence[RowSpan], kept: "SavedTensors"
     ) -> torch.Tensor:
         """Return the gradient of the sum between attention and feed-forward."""
         active_NF = F.silu(kept.gate)
@@ -143,7 +145,7 @@ class Block:
         return self.second_norm.backward(grad_n, kept.middle, kept.second_scale, added_NH=grad_NH)
 
     def _attend_backward(
-        self, grad_o: torch.Tensor, given: BlockInput, kept: "Kept"
+        self, grad_o: torch.Tensor, given: BlockInput, kept: "SavedTensors"
     ) -> list[torch.Tensor]:
         """Return the gradients of queries, keys and values [N, …], from that before o_proj."""
         rows, heads, length, size = kept.q.shape
@@ -207,7 +209,7 @@ class Norm:
 
 
 @dataclass(slots=True, init=False)
-class Kept:
+class SavedTensors:
     """What a block keeps from forward to backward."""
 
     scale: torch.Tensor
@@ -234,7 +236,7 @@ class Kept:
         return tensors, [len(part) for part in lists]
 
     @classmethod
-    def of(cls, tensors: Sequence[torch.Tensor], counts: Sequence[int]) -> "Kept":
+    def of(cls, tensors: Sequence[torch.Tensor], counts: Sequence[int]) -> "SavedTensors":
         """Return what `flattened` has taken apart."""
         kept, remaining = cls(), iter(tensors)
         for name in _TENSORS:
@@ -244,8 +246,8 @@ class Kept:
         return kept
 
 
-_LISTS = tuple(f.name for f in fields(Kept) if f.name.startswith("of_"))
-_TENSORS = tuple(f.name for f in fields(Kept) if not f.name.startswith("of_"))
+_LISTS = tuple(f.name for f in fields(SavedTensors) if f.name.startswith("of_"))
+_TENSORS = tuple(f.name for f in fields(SavedTensors) if not f.name.startswith("of_"))
 
 
 def _rotated(x_BTSD: torch.Tensor, given: BlockInput) -> torch.Tensor:

@@ -88,14 +88,17 @@ class Step:
     epsilon: float
     weight_decay: float
     max_grad_norm: float | None
+    loss_scale: float
 
     def settings(self) -> list[float]:
-        """Return what the device is told of the step: `ops.SETTINGS` but for the last, and the limit."""
+        """Return what the device is told of the step: `ops.SETTINGS` but for the last, the limit, and what
+        brings back a gradient that is scaled."""
         correction1, correction2 = 1 - self.beta1**self.number, 1 - self.beta2**self.number
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         return [
             self.rate_a, self.rate_b, self.beta1, self.beta2, 1 - self.beta1, 1 - self.beta2,
             self.epsilon, self.weight_decay, correction1, correction2, _scaling(self.adapter), limit,
+            1 / self.loss_scale,
         ]  # fmt: skip
 
 
@@ -334,14 +337,14 @@ class _Update:
         self._backend, self._seats = backend, seats
         device = seats.parameters_SP.device
         # Columns: what `Step.settings` says, then whether the seat steps.
-        self._given = _Staging((seats.count, ops.SETTINGS + 1), torch.float32, device)
+        self._given = _Staging((seats.count, ops.SETTINGS + 2), torch.float32, device)
         self._settings = torch.zeros(seats.count, ops.SETTINGS, device=device)
         self._numbers = torch.zeros(seats.count, 2, dtype=torch.float64, device=device)
         self._again: Callable[[], None] | None = None
 
     def run(self, steps: Sequence[Step], numbers: Sequence[int]) -> list[StepNumbers]:
         """Let some seats step; the others keep what they have."""
-        given = torch.zeros(self._seats.count, ops.SETTINGS + 1)
+        given = torch.zeros(self._seats.count, ops.SETTINGS + 2)
         for step, seat in zip(steps, numbers, strict=True):
             given[seat] = torch.tensor([*step.settings(), 1.0])
         self._given.bring(given)
@@ -360,19 +363,24 @@ class _Update:
 
     def _body(self) -> None:
         seats, given = self._seats, self._given.there
-        scaling_S, limit_S, steps_S = given[:, 10], given[:, 11], given[:, 12] > 0
+        scaling_S, limit_S, back_S, steps_S = (
+            given[:, 10],
+            given[:, 11],
+            given[:, 12],
+            given[:, 13] > 0,
+        )
         num_a = seats.layout.num_a
         norm_a, norm_b = (
             torch.linalg.vector_norm(part, dim=1)
             for part in (seats.gradients_SP[:, :num_a], seats.gradients_SP[:, num_a:])
         )
-        norm_S = torch.sqrt(norm_a * norm_a + (scaling_S * norm_b) ** 2)
-        self._numbers[:, 0] = seats.losses_S
+        norm_S = back_S * torch.sqrt(norm_a * norm_a + (scaling_S * norm_b) ** 2)
+        self._numbers[:, 0] = seats.losses_S * back_S
         self._numbers[:, 1] = norm_S
         is_finite = torch.isfinite(norm_S) & torch.isfinite(seats.losses_S)
         moves_S = torch.where(steps_S, torch.where(is_finite, 1.0, 0.0), -1.0)
         self._settings[:, :11] = given[:, :11]
-        self._settings[:, 11] = torch.clamp(limit_S / (norm_S + 1e-6), max=1.0)
+        self._settings[:, 11] = torch.clamp(limit_S / (norm_S + 1e-6), max=1.0) * back_S
         ops.adamw_(
             seats.parameters_SP, seats.gradients_SP, seats.means_SP, seats.squares_SP,
             seats.computed_SP, self._settings, moves_S, num_a,

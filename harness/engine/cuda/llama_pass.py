@@ -40,7 +40,7 @@ class PassInput:
     loss_positions_M: torch.Tensor
     targets_M: torch.Tensor
     weights_M: torch.Tensor
-    """What each position's loss is multiplied by; 0 where it only fills."""
+    """What each position's loss is multiplied by, its run's loss scale included; 0 where it only fills."""
     loss_seats_M: torch.Tensor
     """Whose each of these positions is; -1 where it only fills."""
 

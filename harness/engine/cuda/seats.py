@@ -110,7 +110,7 @@ class Seats:
         self.squares_SP = zeros()
         self.computed_SP = zeros(dtype)
         self.losses_S = torch.zeros(count, dtype=torch.float64, device=device)
-        """Losses of the steps in progress."""
+        """Losses of the steps in progress, times each run's loss scale."""
 
     def put(
         self, seat: int, adapter: Adapter, scaling: float, moments: "Moments | None" = None
