@@ -35,6 +35,29 @@ settings.load_profile("suite")
 pytest_plugins = ["tests.postgres"]
 
 
+FIRST = (
+    "sweeping",
+    "parallel",
+    "training",
+    "launch",
+    "commands",
+    "faults",
+    "test_examples.py",
+    "test_api.py",
+)
+"""What takes long comes first, so that no worker is left with it in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order files by how long their rooms take; a file stays with one worker, which shares what it builds."""
+
+    def rank(item: pytest.Item) -> int:
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        return FIRST.index(room) if room in FIRST else len(FIRST)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
 def pretrained() -> Path:
     """The embedded model: a really pretrained Llama of 1,312,384 parameters."""

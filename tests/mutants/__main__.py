@@ -1,6 +1,7 @@
 """Small changes to the code, each made alone, and whether the tests notice.
 
     python -m tests.mutants [--sample 200] [--seed 0] [--rooms plan,study] [--jobs 2]
+    python -m tests.mutants --edits     ten changes that once went unnoticed, and what notices now
 
 The changes are cosmic-ray's. Its own runner starts a Python for each, which here would spend five seconds
 on imports; so the tests run in processes forked from one that has the libraries loaded, in copies of the
@@ -22,6 +23,7 @@ from difflib import unified_diff
 from pathlib import Path
 
 from tests.mutants.changes import ROOMS, ROOT, Mutant, modules, mutants_of
+from tests.mutants.edits import EDITS, Edit
 from tests.mutants.reach import Reach
 from tests.mutants.trials import Copy, judge, outcome, read_reached, record, side_by_side
 
@@ -39,7 +41,7 @@ TESTS = (*ROOMS, "config", "records", "embedded")
 class Verdict:
     """What the tests said of a change."""
 
-    mutant: Mutant
+    mutant: Mutant | Edit
     outcome: str
     """killed, survived, timeout (which is killed, too), or unreached: no test enters the function."""
     by: str
@@ -48,13 +50,15 @@ class Verdict:
     diff: str
 
 
-def verdicts(work: Sequence[Mutant], reach: Reach, copies: Sequence[Copy]) -> Iterator[Verdict]:
+def verdicts(
+    work: Sequence[Mutant | Edit], reach: Reach, copies: Sequence[Copy]
+) -> Iterator[Verdict]:
     """Try every change."""
     judged = {mutant: reach.judges(mutant) for mutant in work}
     for mutant in (each for each in work if not judged[each]):
         yield Verdict(mutant, "unreached", "", 0.0, _diff(mutant))
 
-    def start(copy: Copy, mutant: Mutant) -> int:
+    def start(copy: Copy, mutant: Mutant | Edit) -> int:
         copy.change(mutant.module, mutant.source())
         return copy.start(lambda: judge(copy, judged[mutant]), writes_bytecode=False)
 
@@ -65,7 +69,7 @@ def verdicts(work: Sequence[Mutant], reach: Reach, copies: Sequence[Copy]) -> It
         yield Verdict(end.work, result, by, end.seconds, _diff(end.work))
 
 
-def _diff(mutant: Mutant) -> str:
+def _diff(mutant: Mutant | Edit) -> str:
     before, after = (ROOT / mutant.module).read_text(), mutant.source()
     names = (mutant.module, mutant.module)
     lines = unified_diff(before.splitlines(), after.splitlines(), *names, n=0, lineterm="")
@@ -94,6 +98,13 @@ def record_reach(reach: Reach, copies: Sequence[Copy]) -> None:
         reach.keep(end.work, read_reached(end.copy))
 
 
+def by_edit(results: Sequence[Verdict]) -> str:
+    """Return a Markdown table of changes and the test that failed first."""
+    lines = ["| change | outcome | the first test that failed |", "| --- | --- | --- |"]
+    lines += [f"| {each.mutant.operator} | {each.outcome} | {each.by} |" for each in results]
+    return "\n".join(lines)
+
+
 def table(results: Sequence[Verdict]) -> str:
     """Return a Markdown table of outcomes by room."""
     rooms: dict[str, Counter[str]] = {}
@@ -112,6 +123,14 @@ def table(results: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
+def sampled(rooms: Sequence[str], count: int, seed: int) -> list[Mutant | Edit]:
+    """Return a sample of all changes to the modules of these rooms, or all of them."""
+    found: list[Mutant | Edit] = [each for name in modules(rooms) for each in mutants_of(name)]
+    work = random.Random(seed).sample(found, min(count, len(found))) if count else found
+    print(f"{len(work)} of {len(found)} mutants, seed {seed}", flush=True)
+    return work
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Try a sample of changes, or with `--sample 0` all of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -119,13 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", default=",".join(ROOMS))
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--edits", action="store_true", help="the ten of edits.py instead")
     asked = parser.parse_args(arguments)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    work = [mutant for module in modules(asked.rooms.split(",")) for mutant in mutants_of(module)]
-    found = len(work)
-    if asked.sample:
-        work = random.Random(asked.seed).sample(work, min(asked.sample, found))
-    print(f"{len(work)} of {found} mutants, seed {asked.seed}", flush=True)
+    work = list(EDITS) if asked.edits else sampled(asked.rooms.split(","), asked.sample, asked.seed)
     from harness.base.quick_imports import quiet_libraries
 
     quiet_libraries()
@@ -146,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             if verdict.outcome in ("survived", "unreached"):
                 print(verdict.diff, flush=True)
-    print(table(results))
+    print(by_edit(results) if asked.edits else table(results))
     OUT.mkdir(parents=True, exist_ok=True)
     kept = [asdict(verdict) for verdict in results]
     (OUT / "verdicts.json").write_text(json.dumps(kept, indent=1))

@@ -106,11 +106,11 @@ def _function(node: Any) -> str:
     child = node
     while child is not None:
         parent = child.parent
-        is_definition = parent is not None and parent.type in ("funcdef", "classdef")
-        if is_definition and child is parent.children[-1]:
-            is_inner = parent.type == "funcdef" and parts
+        kind = None if parent is None else parent.type
+        if parent is not None and kind in ("funcdef", "classdef") and child is parent.children[-1]:
+            is_inner = kind == "funcdef" and parts
             parts = [parent.name.value, *(["<locals>"] if is_inner else []), *parts]
-            if parent.type == "classdef" and len(parts) == 1:
+            if kind == "classdef" and len(parts) == 1:
                 parts = []  # the body of a class runs when it is imported
         child = parent
     return ".".join(parts)

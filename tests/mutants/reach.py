@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.mutants.changes import ROOT, Mutant
+from tests.mutants.edits import Edit
 
 Place = tuple[str, str]
 """A module's path from the root, and the qualified name of a function in it."""
@@ -122,7 +123,7 @@ class Reach:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text(json.dumps(self._kept))
 
-    def judges(self, mutant: Mutant) -> list[Reached]:
+    def judges(self, mutant: Mutant | Edit) -> list[Reached]:
         """Return the tests that enter the changed function: those of the module's own file first.
 
         Their sum stays within SECONDS. What runs at import is judged by the tests that enter any function of

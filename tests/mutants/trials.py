@@ -98,6 +98,7 @@ class Judge:
         self._seconds = {each.test: each.seconds for each in tests}
         file.write_text("at import or collection")
 
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = sorted(
             (item for item in items if item.nodeid in self._rank),
