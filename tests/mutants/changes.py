@@ -22,6 +22,13 @@ UNJUDGED = ("decorator", "raise_stmt", "assert_stmt")
 """Where nothing is changed: frozen=True and its like, the wording of errors, statements to ourselves."""
 GUARDS = ("strict", "encoding")
 """Keyword arguments that only guard against what does not happen, as an assertion does."""
+LOOKS = (
+    *("linewidth", "linewidths", "alpha", "fontsize", "figsize", "height", "pad", "rotation"),
+    *("zorder", "ncols", "markersize", "dpi", "capsize", "elinewidth", "layout"),
+)
+"""Keyword arguments that say how thick, pale, large or far apart something is drawn: judged by eye."""
+PLACING = ("new_figure", "Figure", "set_xlim", "set_ylim", "margins")
+"""Functions of a figure's size and of the room around what is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +90,20 @@ def _is_judged(node: Any) -> bool:
         parent = child.parent
         if child.type in UNJUDGED or _is_type(child, parent):
             return False
-        if child.type == "argument" and child.children[0].get_code().strip() in GUARDS:
+        if child.type == "argument" and child.children[0].get_code().strip() in (*GUARDS, *LOOKS):
+            return False
+        if child.type == "trailer" and child.children[0].value == "(" and _called(child) in PLACING:
             return False
         if child.type == "if_stmt" and child.children[1].get_code().strip() == "TYPE_CHECKING":
             return False
         child = parent
     return True
+
+
+def _called(arguments: Any) -> str:
+    """Return the name of the function that is given these arguments."""
+    before = arguments.get_previous_sibling()
+    return before.get_code().strip().lstrip(".") if before is not None else ""
 
 
 def _is_type(child: Any, parent: Any) -> bool:
