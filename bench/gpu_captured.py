@@ -19,11 +19,22 @@ from typing import Any
 
 import torch
 
-from bench.gpu import Clock
-from bench.gpu_models import SHAPES, random_base, random_rows, run_config
-from bench.gpu_peers import plain_step, trainer_steps
+from bench.gpu_shapes import (
+    ALPHA,
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    RANK,
+    SHAPES,
+    Shape,
+    random_base,
+    random_rows,
+    run_config,
+)
+from bench.loops import Times, peft_model, plain_step, trainer_steps
 from bench.step import FORMATS, harness_slot
 from harness.config.resources import BackendName
+from harness.config.schema import QuantConfig
+from harness.data.order import batch_rows
 from harness.engine.cuda.backend import CudaBackend
 from harness.engine.shared_base import SharedBase
 from harness.records.provenance import collect_provenance
@@ -172,14 +183,30 @@ def measured(
     if peers and count == micro == 1:
         del backend, shared, base
         gc.collect()
-        clock = Clock(device)
-        plain = plain_step(SHAPES[shape], FORMATS[quant_name], total, device)
-        row["plain_ms"] = round(1e3 * statistics.median(times(plain, 6, wait)[2:]), 2)
-        del plain
-        gc.collect()
-        seconds = trainer_steps(SHAPES[shape], FORMATS[quant_name], total, clock, 6, lambda: None)
-        row["trainer_ms"] = round(1e3 * statistics.median(seconds[2:]), 2)
+        row |= peers_ms(SHAPES[shape], FORMATS[quant_name], total, device, wait)
     return row
+
+
+def peers_ms(
+    shape: Shape, quant: QuantConfig, tokens: int, device: torch.device, wait: Any
+) -> dict[str, float]:
+    """Return what a step of our run 0 takes a plain loop on PEFT, and the Trainer."""
+    rows, size = random_rows(shape, tokens), run_config(quant, tokens, 0).optim.batch_size
+    batches = [rows.batch(batch_rows(len(rows), size, 0, step)) for step in range(6)]
+
+    def model() -> Any:
+        gc.collect()
+        return peft_model(random_base(shape, quant, device), RANK, int(ALPHA))
+
+    plain = plain_step(model(), batches, LEARNING_RATE, MAX_GRAD_NORM, use_cache=False)
+    plain_seconds = times(plain, len(batches), wait)
+    del plain
+    trainer = Times(wait)
+    trainer_steps(model(), batches, trainer, lambda: None, LEARNING_RATE, MAX_GRAD_NORM)
+    return {
+        "plain_ms": round(1e3 * statistics.median(plain_seconds[2:]), 2),
+        "trainer_ms": round(1e3 * statistics.median(trainer.wall[2:]), 2),
+    }
 
 
 def kernels(step: Any, wait: Any) -> dict[str, Any]:

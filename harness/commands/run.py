@@ -16,7 +16,7 @@ from harness.training.libraries import import_libraries
 
 if TYPE_CHECKING:
     from harness.base.build import Base
-    from harness.training.ranks import Ranks
+    from harness.training.passes import Ranks
 
 _EXIT_CODES = {RunStatus.completed: 0, RunStatus.interrupted: 130}
 

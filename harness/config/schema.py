@@ -6,6 +6,7 @@ import this. Composition stands in `harness.config.compose`, judgement in `harne
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import assert_never
 
 from harness.config.resources import ResourcesConfig
 
@@ -43,6 +44,17 @@ class LoraInit(Enum):
     gaussian = "gaussian"
     pissa = "pissa"
     olora = "olora"
+
+    @property
+    def rewrites_base(self) -> bool:
+        """Whether it changes the base, so that its adapter must train alone."""
+        match self:
+            case LoraInit.default | LoraInit.gaussian:
+                return False
+            case LoraInit.pissa | LoraInit.olora:
+                return True
+            case _ as unreachable:
+                assert_never(unreachable)
 
 
 class OptimizerName(Enum):

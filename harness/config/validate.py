@@ -15,7 +15,6 @@ from harness.config.schema import (
     DataForm,
     EvalConfig,
     LoraConfig,
-    LoraInit,
     OptimConfig,
     QuantConfig,
     QuantFormat,
@@ -251,7 +250,7 @@ def _shard_problems(config: RunConfig) -> Iterator[str]:
             f"resources.data_parallel={processes} is one; ask for resources.data_parallel=2 or more"
         )
     init = config.lora.init
-    if init in (LoraInit.pissa, LoraInit.olora):
+    if init.rewrites_base:
         yield (
             f"lora.init={init.value} rewrites the base, of which no process has a whole layer with "
             f"resources.shard={shard.value}; use lora.init=default or gaussian, or resources.shard=none"

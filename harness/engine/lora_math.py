@@ -1,4 +1,7 @@
-"""What an adapter adds to a layer's output, and its gradients: written once, for every backend.
+"""What an adapter adds to a layer's output, and its gradients, in every pass that is not a captured one.
+
+A captured pass takes the same products for all seats and all layers of one input at once, with scalings
+folded into B (`harness.engine.cuda.llama_pass.LinearGroup`); the tests hold it to this.
 
     y += s B A x        dB += g^T (s A x)        dA += (s B^T g) x^T        (Hu et al. 2021, section 4.1)
 

@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from harness.base.blocks import uncovered_weights
-from harness.base.build import Base
+from harness.base.build import Base, dense_weights
 from harness.base.packed_rows import why_apart
 from harness.base.storage import TORCH_DTYPES
 from harness.base.targets import adapted_layers, shortest_names
@@ -20,7 +20,6 @@ from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit
 from harness.engine.adapter import Adapter, ParameterLayout
 from harness.engine.backend import choose_backend
-from harness.engine.dense_start import rewrites_base, start_from_dense
 from harness.engine.reference.grouped_lora import PackedLora
 from harness.engine.rows import AdapterRows, RowPlan
 from harness.measure.memory import BaseSize, base_size
@@ -99,7 +98,7 @@ class SharedBase:
         )
         name = f"run{next(self._count)}"
         adapted = adapted_layers(lora, self.base.linears)
-        rewrites = rewrites_base(lora.init)
+        rewrites = lora.init.rewrites_base
         config = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora_alpha(lora),  # pyright: ignore[reportArgumentType]  PEFT takes floats
@@ -121,7 +120,7 @@ class SharedBase:
         if rewrites:
             config.init_lora_weights = _PEFT_INIT[lora.init]  # pyright: ignore[reportAttributeAccessIssue]
             self.is_rewritten = True
-            start_from_dense(self.base, self._lora_layers, name, lora.init)
+            _start_from_dense(self.base, self._lora_layers, name, lora.init)
         adapter = self._flattened(name, lora)
         self.plan.add(adapter)
         return adapter
@@ -213,7 +212,7 @@ class SharedBase:
         layout = self._layouts[key]
         flat_P = torch.empty(layout.size, device=self.base.device)
         # PEFT rounds what it draws to the type of the base's weights, where it can see it: of a dense layer.
-        begins_in = torch.float32 if rewrites_base(lora.init) else self.base.storage.dtype
+        begins_in = torch.float32 if lora.init.rewrites_base else self.base.storage.dtype
         parameters: dict[str, nn.Parameter] = {}
         for layer_name, layer in layers.items():
             index = self._index[layer_name]
@@ -251,3 +250,31 @@ class SharedBase:
 
 def _all_rows(adapter: str) -> AdapterRows:
     return AdapterRows(adapter=adapter, start=0, stop=0, dropout_key=None)
+
+
+def _start_from_dense(
+    base: Base, lora_layers: Mapping[str, Any], adapter: str, init: LoraInit
+) -> None:
+    """Let PEFT initialize an adapter from the dense weights, and store what it leaves of them.
+
+    The weights are those of the model as it came, one layer at a time, and are rounded once: a rounded base
+    has lost what these initializations look for.
+    """
+    for name, weight_OI in dense_weights(base):
+        layer = lora_layers.get(name)
+        if layer is None:
+            continue
+        packed = layer.base_layer
+        layer.base_layer = dense = _dense(weight_OI.to(base.device, torch.float32, copy=True))
+        if init is LoraInit.pissa:
+            layer.pissa_init(adapter, "pissa")
+        else:
+            layer.olora_init(adapter)
+        layer.base_layer = packed
+        base.storage.overwrite(packed, dense.weight.data)
+
+
+def _dense(weight_OI: torch.Tensor) -> nn.Linear:
+    linear = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight_OI, requires_grad=False)
+    return linear

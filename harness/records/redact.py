@@ -17,90 +17,32 @@ _MIN_ENVIRONMENT_SECRET = (
     8  # characters; shorter values ("on", "cpu", "8888") occur in innocent text
 )
 
+_WORD = re.compile(r"[a-z0-9]+")
+
 # Names. A name is split into lower-case words at punctuation and camelCase humps; whole words decide,
 # so `max_new_tokens`, `tokenizer` and `monkey` are not names of secrets.
 _SECRET_WORDS = frozenset(
-    [
-        "password",
-        "passwd",
-        "passphrase",
-        "passcode",
-        "secret",
-        "secrets",
-        "credential",
-        "credentials",
-        "apikey",
-        "authorization",
-        "privatekey",
-        "secretkey",
-        "accesskey",
-        "authtoken",
-        "accesstoken",
-    ]
+    _WORD.findall("""
+    password passwd passphrase passcode secret secrets credential credentials apikey
+    authorization privatekey secretkey accesskey authtoken accesstoken
+    """)
 )
 _SECRET_ENDS = ("password", "passwd", "passphrase", "apikey")
 """Of the last word of a name: PGPASSWORD, sslpassword."""
-_KEY_OWNERS = frozenset(  # `<owner>_key` is a secret, `sort_key` and a bare `key` are not
-    [
-        "api",
-        "access",
-        "secret",
-        "private",
-        "encryption",
-        "signing",
-        "account",
-        "storage",
-        "master",
-        "session",
-        "license",
-        "ssh",
-        "deploy",
-        "service",
-        "subscription",
-        "client",
-        "wandb",
-        "openai",
-        "anthropic",
-        "hf",
-        "huggingface",
-        "aws",
-        "azure",
-        "gcp",
-        "google",
-        "github",
-    ]
+# `<owner>_key` is a secret, `sort_key` and a bare `key` are not
+_KEY_OWNERS = frozenset(
+    _WORD.findall("""
+    api access secret private encryption signing account storage master session license ssh
+    deploy service subscription client wandb openai anthropic hf huggingface aws azure gcp
+    google github
+    """)
 )
-_TOKENIZER_WORDS = frozenset(  # `<word>_token` is a piece of vocabulary or a count, not a secret
-    [
-        "pad",
-        "eos",
-        "bos",
-        "unk",
-        "mask",
-        "cls",
-        "sep",
-        "image",
-        "audio",
-        "special",
-        "start",
-        "end",
-        "stop",
-        "first",
-        "last",
-        "next",
-        "per",
-        "new",
-        "added",
-        "decoder",
-        "forced",
-        "prefix",
-        "suffix",
-        "middle",
-        "sink",
-        "generated",
-        "target",
-        "label",
-    ]
+# `<word>_token` is a piece of vocabulary or a count, not a secret
+_TOKENIZER_WORDS = frozenset(
+    _WORD.findall("""
+    pad eos bos unk mask cls sep image audio special start end stop first last next per new
+    added decoder forced prefix suffix middle sink generated target label
+    """)
 )
 _ENVIRONMENT_WORDS = _SECRET_WORDS | {"key", "keys", "token", "auth", "pat", "pwd", "pass"}
 _LOCATION_WORDS = frozenset(
@@ -109,7 +51,6 @@ _LOCATION_WORDS = frozenset(
 _NOT_SECRET_VALUES = frozenset({"", "none", "null", "true", "false", "~", REDACTED})
 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_WORD = re.compile(r"[a-z0-9]+")
 
 # Forms, each matching the secret alone unless it names a group `keep`, which survives in front of it.
 _START = r"(?<![A-Za-z0-9])"

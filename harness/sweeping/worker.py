@@ -8,29 +8,36 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
+from collections import deque
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, assert_never
 
-from harness.errors import RequestError, disk_refusal
+from harness.errors import disk_refusal
 from harness.records.record import Record, RunLocked, RunStatus, write_record
 from harness.request import settled_record
-from harness.sweeping.mailbox import Mailbox
+from harness.sweeping.check import check_against_model
 from harness.sweeping.messages import (
     Busy,
     Check,
     Checked,
     Ended,
     Halted,
+    News,
+    Order,
+    Prune,
     Ready,
     Role,
     Slots,
     Stepped,
+    Stop,
     Taken,
     Train,
     Waited,
 )
+from harness.training.stop import StopRequest
 
 if TYPE_CHECKING:
     from harness.data.prepare import PreparedData
@@ -41,11 +48,75 @@ if TYPE_CHECKING:
 
 BASES_SHARE = 0.25
 """Bases that are not in use are kept while all of them fit into this share of the device's memory."""
+ORPHAN_SECONDS = 5.0
+"""Seconds that a worker whose driver is gone may take to keep its checkpoints."""
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 LOCK_SECONDS = 2.0
 """Seconds to wait for a run that another process holds, before the driver hears of it."""
 REPORT_SECONDS = 0.5
 """Progress of a run is reported at most this often, apart from evaluations."""
+
+
+class Mailbox:
+    """The worker's end of the pipe: orders are read by a thread, so that none waits for a step to end."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._tasks: deque[Train | Check] = deque()
+        self._changed = threading.Condition()
+        self._sending = threading.Lock()
+        self.pruned: dict[str, str] = {}
+        self.stop = StopRequest()
+        threading.Thread(target=self._listen, name="mailbox", daemon=True).start()
+
+    def send(self, news: News) -> None:
+        """Tell the driver; a driver that is gone hears nothing."""
+        with self._sending:
+            try:
+                self._connection.send(news)
+            except OSError:
+                self._ask_to_stop()
+
+    def wait(self) -> Train | Check | None:
+        """Return the next task, waiting for it; None when there will be none."""
+        with self._changed:
+            while not self._changed.wait_for(lambda: self._tasks or self.stop, timeout=0.5):
+                pass  # a signal sets `stop` without a word
+            return None if self.stop else self._tasks.popleft()
+
+    def next_of(self, cohort: str) -> Train | None:
+        """Return the first waiting run of a cohort, if there is one now."""
+        with self._changed:
+            for task in self._tasks:
+                if isinstance(task, Train) and task.cohort == cohort:
+                    self._tasks.remove(task)
+                    return task
+        return None
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                order: Order = self._connection.recv()
+            except (EOFError, OSError):
+                self._ask_to_stop()
+                threading.Timer(ORPHAN_SECONDS, lambda: os._exit(1)).start()
+                return
+            match order:
+                case Train() | Check():
+                    with self._changed:
+                        self._tasks.append(order)
+                        self._changed.notify_all()
+                case Prune():
+                    self.pruned[order.run_id] = order.reason
+                case Stop():
+                    self._ask_to_stop()
+                case unknown:
+                    assert_never(unknown)
+
+    def _ask_to_stop(self) -> None:
+        with self._changed:
+            self.stop.signal = self.stop.signal or signal.SIGTERM
+            self._changed.notify_all()
 
 
 class CohortSource:
@@ -299,30 +370,6 @@ def _record_of_failure(task: Train, error: Exception) -> Record:
     )
     write_record(task.request.directory.record, record)
     return record
-
-
-def check_against_model(check: Check) -> tuple[str | None, ...]:
-    """Say of each configuration what model, targets, rank, data and row length refuse; trains nothing."""
-    from harness.base.source import find_model, model_fingerprint
-    from harness.errors import DataError
-    from harness.training.launch import cache_directory, prepare
-
-    known: dict[str, str | None] = {}
-    refusals = []
-    for config in check.configs:
-        key = repr((config.model, config.data, config.eval.split, config.lora.target_modules))
-        key += repr((config.lora.rank, config.lora.init))
-        if key not in known:
-            source = find_model(config.model)
-            memo = cache_directory(config) / "fingerprints.json"
-            try:
-                fingerprint = model_fingerprint(source, memo, keep=check.keep)
-                prepare(config, source, fingerprint, keep=check.keep)
-                known[key] = None
-            except (RequestError, DataError) as error:
-                known[key] = str(error)
-        refusals.append(known[key])
-    return tuple(refusals)
 
 
 def _die_with_parent(number: signal.Signals | None) -> None:

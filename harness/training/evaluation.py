@@ -6,7 +6,6 @@ A run's results are those that it would have alone: the same batches, each row w
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
-from harness.engine.dense_start import rewrites_base
 from harness.engine.shared_base import SharedBase
 from harness.evals.copies import Copies
 from harness.evals.evaluate import Results, evaluate_copies
@@ -16,7 +15,7 @@ from harness.training.entry import RunEntry
 
 def evaluate_untouched(shared: SharedBase, entry: RunEntry) -> Results:
     """Return the results of the base before training, computed once for all runs that ask for the same."""
-    if rewrites_base(entry.job.config.lora.init):
+    if entry.job.config.lora.init.rewrites_base:
         return _evaluate(shared, [entry], loss_only=False)[0]
     known = shared.untouched_results
     key = _asked(entry)

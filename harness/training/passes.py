@@ -3,16 +3,17 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from harness.engine.cuda.backend import CudaBackend
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
+from harness.errors import RunFailed
 from harness.measure.memory import SavedBytes, is_out_of_memory
 from harness.measure.meter import Meter, meter_of
 from harness.measure.series import PassCost
 from harness.training.entry import RunEntry
 from harness.training.pass_size import PassSizer
-from harness.training.ranks import Ranks
 from harness.training.slot import Slot, clip
 
 
@@ -22,6 +23,33 @@ class Added:
 
 Outcome = Gradient | Added | Exception
 """Result of a pass for one run."""
+
+
+class Ranks(Protocol):
+    """The processes that train a run, seen from the one that decides; each computes some of its rows."""
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        ...
+
+    def gradients(
+        self, shared: SharedBase, slots: Sequence[Slot], work: Sequence[Work]
+    ) -> list[Gradient]:
+        """Return the gradients of one packed pass: `work` is what each of `slots` has next.
+
+        Raises what has gone wrong in any process; then nothing has been changed.
+        """
+        ...
+
+
+def check_size(asked: int, running: int) -> None:
+    """Raise RunFailed unless a run is trained by as many processes as it asks for."""
+    if asked != running:
+        raise RunFailed(
+            f"resources.data_parallel={asked} asks for {asked} processes, and {running} would train this "
+            "run; `harness run` starts as many as are asked for"
+        )
 
 
 class Alone:

@@ -23,8 +23,7 @@ from harness.training.entry import RunEntry
 from harness.training.evaluation import evaluate_together, evaluate_untouched
 from harness.training.job import Job
 from harness.training.pass_size import PassSizer
-from harness.training.passes import ALONE, Outcome, advance
-from harness.training.ranks import Ranks, check_size
+from harness.training.passes import ALONE, Outcome, Ranks, advance, check_size
 from harness.training.stop import StopRequest
 
 

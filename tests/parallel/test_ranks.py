@@ -20,8 +20,7 @@ from harness.records.metrics_log import read_metrics
 from harness.records.record import Record, RunStatus, read_record
 from harness.training.checkpoint import load_newest_checkpoint
 from harness.training.job import Job
-from harness.training.passes import ALONE
-from harness.training.ranks import Ranks
+from harness.training.passes import ALONE, Ranks
 from harness.training.session import Queue, RunEnded, StepDone, train
 from harness.training.stop import StopRequest
 from tests.parallel.conftest import Lead

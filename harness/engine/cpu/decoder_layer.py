@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
 
-from harness.engine.cpu.fused_linears import row_spans
-from harness.engine.cpu.llama_block import BlockInput, LlamaBlock, SavedTensors
+from harness.engine.cpu.llama_block import BlockInput, LlamaBlock, SavedTensors, row_spans
 from harness.engine.cpu.matmul import FrozenWeight
 from harness.engine.rows import RowPlan
 
