@@ -33,8 +33,8 @@ LIBRARIES = (
     *("transformers.models.llama.modeling_llama", "rouge_score.rouge_scorer"),
 )
 OUT = ROOT / "out" / "mutants"
-TESTS = (*ROOMS, "config", "records", "embedded")
-"""The directories of tests that judge: those of the rooms, and quick ones that use them."""
+QUICK = ("config", "records", "embedded")
+"""Directories of tests that judge beside those of the rooms: quick ones that use them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,10 @@ def _diff(mutant: Mutant | Edit) -> str:
     return "\n".join(list(lines)[2:])
 
 
-def record_reach(reach: Reach, copies: Sequence[Copy]) -> None:
+def record_reach(reach: Reach, rooms_asked: Sequence[str], copies: Sequence[Copy]) -> None:
     """Run all tests that may judge, as the code is; raises SystemExit if one fails: it notices anything."""
-    found = [f for each in TESTS for f in sorted((ROOT / "tests" / each).rglob("test_*.py"))]
+    directories = [ROOT / "tests" / name for name in (*rooms_asked, *QUICK)]
+    found = [file for each in directories for file in sorted(each.rglob("test_*.py"))]
     unknown = reach.unknown([str(file.relative_to(ROOT)) for file in found])
     rooms: dict[str, list[str]] = {}
     for file in unknown:
@@ -141,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--edits", action="store_true", help="the ten of edits.py instead")
     asked = parser.parse_args(arguments)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    work = list(EDITS) if asked.edits else sampled(asked.rooms.split(","), asked.sample, asked.seed)
+    rooms = asked.rooms.split(",")
+    work = list(EDITS) if asked.edits else sampled(rooms, asked.sample, asked.seed)
     from harness.base.quick_imports import quiet_libraries
 
     quiet_libraries()
@@ -151,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as place:
         copies = [Copy(Path(place, str(index))) for index in range(asked.jobs)]
         reach = Reach(OUT / "reach.json")
-        record_reach(reach, copies)
+        record_reach(reach, rooms, copies)
         for verdict in verdicts(work, reach, copies):
             results.append(verdict)
             mutant = verdict.mutant

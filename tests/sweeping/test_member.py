@@ -55,7 +55,7 @@ def test_three_members_one_of_them_killed_train_every_cell_once_and_find_what_on
 ):
     space = {"lora.rank": "choice(1,2,4)", "optim.lr": "choice(2e-4,5e-4,1e-3,2e-3,5e-3)"}
     question = {
-        "base": ("optim.steps=20", "eval.every_steps=10"),
+        "base": ("optim.steps=20", "eval.every_steps=10", "checkpoint.every_steps=10"),
         "space": space | {"quant": "choice(nf4,int4)"},
         "confirm": {"top": 2, "seeds": [5, 6]},
         "resources": {"cohort": 4},
@@ -99,7 +99,7 @@ def test_three_members_one_of_them_killed_train_every_cell_once_and_find_what_on
 def test_a_member_that_wakes_up_late_changes_nothing(ask, tmp_path, postgres_database):
     file = ask(
         "late",
-        base=("optim.steps=150",),
+        base=("optim.steps=150", "checkpoint.every_steps=10"),
         space={"lora.rank": "choice(1,2,4)", "optim.lr": "choice(1e-3,1e-2)"},
         search={"method": "random", "trials": 10},
         resources={"cohort": 2},
@@ -128,7 +128,7 @@ def test_a_member_that_is_asked_to_leave_gives_back_what_it_has_and_the_others_e
 ):
     file = ask(
         "leave",
-        base=("optim.steps=150",),
+        base=("optim.steps=150", "checkpoint.every_steps=10"),
         space={"lora.rank": "choice(1,2,4)"},
         **shared(postgres_database),
     )
@@ -151,7 +151,7 @@ def test_a_server_that_goes_away_is_waited_for_and_the_sweep_goes_on(
 ):
     file = ask(
         "outage",
-        base=("optim.steps=150",),
+        base=("optim.steps=150", "checkpoint.every_steps=10"),
         space={"lora.rank": "choice(1,2,4)"},
         **shared(postgres_database),
     )
