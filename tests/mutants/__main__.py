@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
+from functools import partial
 from pathlib import Path
 
 from tests.mutants.changes import ROOMS, ROOT, Mutant, modules, mutants_of
@@ -51,36 +52,43 @@ class Verdict:
 
 
 def verdicts(
-    work: Sequence[Mutant | Edit], reach: Reach, copies: Sequence[Copy]
+    work: Sequence[Mutant | Edit], reach: Reach, unchanged: Path, copies: Sequence[Copy]
 ) -> Iterator[Verdict]:
     """Try every change."""
+
+    def diff(mutant: Mutant | Edit) -> str:
+        return _diff(mutant.module, before := before_of(mutant), mutant.source(before))
+
+    def before_of(mutant: Mutant | Edit) -> str:
+        return (unchanged / mutant.module).read_text()
+
     judged = {mutant: reach.judges(mutant) for mutant in work}
     for mutant in (each for each in work if not judged[each]):
-        yield Verdict(mutant, "unreached", "", 0.0, _diff(mutant))
+        yield Verdict(mutant, "unreached", "", 0.0, diff(mutant))
 
     def start(copy: Copy, mutant: Mutant | Edit) -> int:
-        copy.change(mutant.module, mutant.source())
+        copy.change(mutant.module, mutant.source(before_of(mutant)))
         return copy.start(lambda: judge(copy, judged[mutant]), writes_bytecode=False)
 
     for end in side_by_side([each for each in work if judged[each]], copies, start):
         end.copy.put_back(end.work.module)
         result = outcome(end.status)
         by = "" if result == "survived" else (end.copy.directory / "killer.txt").read_text()
-        yield Verdict(end.work, result, by, end.seconds, _diff(end.work))
+        yield Verdict(end.work, result, by, end.seconds, diff(end.work))
 
 
-def _diff(mutant: Mutant | Edit) -> str:
-    before, after = (ROOT / mutant.module).read_text(), mutant.source()
-    names = (mutant.module, mutant.module)
-    lines = unified_diff(before.splitlines(), after.splitlines(), *names, n=0, lineterm="")
+def _diff(module: str, before: str, after: str) -> str:
+    lines = unified_diff(before.splitlines(), after.splitlines(), module, module, n=0, lineterm="")
     return "\n".join(list(lines)[2:])
 
 
-def record_reach(reach: Reach, rooms_asked: Sequence[str], copies: Sequence[Copy]) -> None:
+def record_reach(
+    reach: Reach, rooms_asked: Sequence[str], unchanged: Path, copies: Sequence[Copy]
+) -> None:
     """Run all tests that may judge, as the code is; raises SystemExit if one fails: it notices anything."""
-    directories = [ROOT / "tests" / name for name in (*rooms_asked, *QUICK)]
+    directories = [unchanged / "tests" / name for name in (*rooms_asked, *QUICK)]
     found = [file for each in directories for file in sorted(each.rglob("test_*.py"))]
-    unknown = reach.unknown([str(file.relative_to(ROOT)) for file in found])
+    unknown = reach.unknown([str(file.relative_to(unchanged)) for file in found])
     rooms: dict[str, list[str]] = {}
     for file in unknown:
         rooms.setdefault(file.split("/")[1], []).append(file)
@@ -124,9 +132,11 @@ def table(results: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def sampled(rooms: Sequence[str], count: int, seed: int) -> list[Mutant | Edit]:
+def sampled(rooms: Sequence[str], unchanged: Path, count: int, seed: int) -> list[Mutant | Edit]:
     """Return a sample of all changes to the modules of these rooms, or all of them."""
-    found: list[Mutant | Edit] = [each for name in modules(rooms) for each in mutants_of(name)]
+    found: list[Mutant | Edit] = [
+        each for name in modules(rooms, unchanged) for each in mutants_of(name, unchanged)
+    ]
     work = random.Random(seed).sample(found, min(count, len(found))) if count else found
     print(f"{len(work)} of {len(found)} mutants, seed {seed}", flush=True)
     return work
@@ -143,7 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     rooms = asked.rooms.split(",")
-    work = list(EDITS) if asked.edits else sampled(rooms, asked.sample, asked.seed)
     from harness.base.quick_imports import quiet_libraries
 
     quiet_libraries()
@@ -151,10 +160,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         importlib.import_module(name)
     results: list[Verdict] = []
     with tempfile.TemporaryDirectory() as place:
-        copies = [Copy(Path(place, str(index))) for index in range(asked.jobs)]
-        reach = Reach(OUT / "reach.json")
-        record_reach(reach, rooms, copies)
-        for verdict in verdicts(work, reach, copies):
+        unchanged = Copy(Path(place, "unchanged"), ROOT).directory  # the tree may go on changing
+        copies = [Copy(Path(place, str(index)), unchanged) for index in range(asked.jobs)]
+        sample = partial(sampled, rooms, unchanged, asked.sample, asked.seed)
+        work = list(EDITS) if asked.edits else sample()
+        reach = Reach(OUT / "reach.json", unchanged)
+        record_reach(reach, rooms, unchanged, copies)
+        for verdict in verdicts(work, reach, unchanged, copies):
             results.append(verdict)
             mutant = verdict.mutant
             print(

@@ -41,27 +41,26 @@ class Mutant:
     function: str
     """The qualified name of the innermost function around the place; empty outside of functions."""
 
-    def source(self) -> str:
+    def source(self, before: str) -> str:
         """Return the module's source with the change."""
         from cosmic_ray.mutating import mutate_code
         from cosmic_ray.plugins import get_operator
 
-        before = (ROOT / self.module).read_text()
         changed = mutate_code(before, get_operator(self.operator)(), self.occurrence)
         assert changed is not None, self
         return changed
 
 
-def modules(rooms: Sequence[str]) -> list[str]:
+def modules(rooms: Sequence[str], root: Path = ROOT) -> list[str]:
     """Return the modules of the rooms as paths from the root; not what only a GPU runs."""
-    directories = [ROOT / ("analysis" if r == "analysis" else f"harness/{r}") for r in rooms]
+    directories = [root / ("analysis" if r == "analysis" else f"harness/{r}") for r in rooms]
     files = (file for each in directories for file in sorted(each.rglob("*.py")))
     return [
-        str(f.relative_to(ROOT)) for f in files if f.name != "__init__.py" and "cuda" not in f.parts
+        str(f.relative_to(root)) for f in files if f.name != "__init__.py" and "cuda" not in f.parts
     ]
 
 
-def mutants_of(module: str) -> Iterator[Mutant]:
+def mutants_of(module: str, root: Path = ROOT) -> Iterator[Mutant]:
     """Yield every change to a module, in a fixed order."""
     import parso
     from cosmic_ray.ast import ast_nodes
@@ -69,7 +68,7 @@ def mutants_of(module: str) -> Iterator[Mutant]:
 
     nodes = [
         (node, _function(node) if _is_judged(node) else None)
-        for node in ast_nodes(parso.parse((ROOT / module).read_text()))
+        for node in ast_nodes(parso.parse((root / module).read_text()))
     ]
     for name in sorted(operator_names()):
         if any(part in name for part in LEFT_OUT):

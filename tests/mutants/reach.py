@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.mutants.changes import ROOT, Mutant
+from tests.mutants.changes import Mutant
 from tests.mutants.edits import Edit
 
 Place = tuple[str, str]
@@ -86,16 +86,16 @@ class Recorder:
         self._entered |= outside
 
 
-def digests(test_files: Iterable[str]) -> dict[str, str]:
+def digests(test_files: Iterable[str], root: Path) -> dict[str, str]:
     """Return for each test file a hash of what its reach depends on: the code, its tools and itself."""
     code = hashlib.sha256()
     for part in ("harness", "analysis", "conf", "sweeps", "tests"):
-        for file in sorted((ROOT / part).rglob("*")):
+        for file in sorted((root / part).rglob("*")):
             is_test = part == "tests" and file.name.startswith("test_")
             if file.suffix in (".py", ".yaml") and not is_test and "mutants" not in file.parts:
-                code.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+                code.update(str(file.relative_to(root)).encode() + file.read_bytes())
     return {
-        name: hashlib.sha256(code.digest() + (ROOT / name).read_bytes()).hexdigest()
+        name: hashlib.sha256(code.digest() + (root / name).read_bytes()).hexdigest()
         for name in test_files
     }
 
@@ -103,21 +103,22 @@ def digests(test_files: Iterable[str]) -> dict[str, str]:
 class Reach:
     """What is known of all tests."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, file: Path, root: Path) -> None:
+        """What is kept in a file, of the tests of the project at `root`."""
+        self._file, self._root = file, root
         self._kept: dict[str, dict[str, Any]] = (
             json.loads(file.read_text()) if file.exists() else {}
         )
 
     def unknown(self, test_files: Sequence[str]) -> list[str]:
         """Return the test files whose reach has to be recorded, and forget the others' past."""
-        now = digests(test_files)
+        now = digests(test_files, self._root)
         self._kept = {n: e for n, e in self._kept.items() if e["digest"] == now.get(n)}
         return [name for name in test_files if name not in self._kept]
 
     def keep(self, test_files: Sequence[str], reached: Sequence[dict[str, Any]]) -> None:
         """Keep what the tests of these files reach."""
-        for name, digest in digests(test_files).items():
+        for name, digest in digests(test_files, self._root).items():
             own = [each for each in reached if each["test"].split("::")[0] == name]
             self._kept[name] = {"digest": digest, "tests": own}
         self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,6 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
-from tests.mutants.changes import ROOT
 from tests.mutants.reach import Reached, Recorder
 
 PARTS = ("harness", "analysis", "pretraining", "tests", "conf", "sweeps", "bench", "pyproject.toml")
@@ -27,10 +26,10 @@ Work = TypeVar("Work")
 class Copy:
     """A copy of the project in which one change at a time is tried."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, of: Path) -> None:
+        self.directory, self._of = directory, of
         for part in PARTS:
-            source, target = ROOT / part, directory / part
+            source, target = of / part, directory / part
             if source.is_dir():
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
@@ -44,7 +43,7 @@ class Copy:
 
     def put_back(self, module: str) -> None:
         """Undo the change."""
-        shutil.copy(ROOT / module, self.directory / module)
+        shutil.copy(self._of / module, self.directory / module)
 
     def start(self, do: Callable[[], int], *, writes_bytecode: bool) -> int:
         """Fork a process that does something in the copy; returns its id."""
