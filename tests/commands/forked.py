@@ -86,10 +86,10 @@ class Command:
         """Send a signal to the process."""
         os.kill(self.pid, number)
 
-    def end(self) -> Done:
+    def end(self, seconds: float = _SECONDS) -> Done:
         """Wait for the end."""
-        code = self.wait()
-        texts = [file.read_text() if file.exists() else "" for file in self.files]
+        code = self.wait(seconds)
+        texts = [file.read_text(errors="replace") if file.exists() else "" for file in self.files]
         return Done(code, *texts)
 
 
