@@ -20,7 +20,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO
 
-_SECONDS = 60.0
+_SECONDS = 240.0
+"""Far more than anything takes: what has not ended by then hangs."""
 
 
 @dataclass(frozen=True, slots=True)

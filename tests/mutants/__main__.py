@@ -1,7 +1,8 @@
 """Small changes to the code, each made alone, and whether the tests notice.
 
     python -m tests.mutants [--sample 200] [--seed 0] [--rooms plan,study] [--jobs 2]
-    python -m tests.mutants --edits     ten changes that once went unnoticed, and what notices now
+    python -m tests.mutants --edits                 ten changes that once went unnoticed: what notices now
+    python -m tests.mutants … --tests tests/plan tests/measure/test_throughput.py      judged by these alone
 
 The changes are cosmic-ray's. Its own runner starts a Python for each, which here would spend five seconds
 on imports; so the tests run in processes forked from one that has the libraries loaded, in copies of the
@@ -83,11 +84,11 @@ def _diff(module: str, before: str, after: str) -> str:
 
 
 def record_reach(
-    reach: Reach, rooms_asked: Sequence[str], unchanged: Path, copies: Sequence[Copy]
+    reach: Reach, judging: Sequence[str], unchanged: Path, copies: Sequence[Copy]
 ) -> None:
     """Run all tests that may judge, as the code is; raises SystemExit if one fails: it notices anything."""
-    directories = [unchanged / "tests" / name for name in (*rooms_asked, *QUICK)]
-    found = [file for each in directories for file in sorted(each.rglob("test_*.py"))]
+    places = [unchanged / place for place in judging]
+    found = [f for p in places for f in (sorted(p.rglob("test_*.py")) if p.is_dir() else [p])]
     unknown = reach.unknown([str(file.relative_to(unchanged)) for file in found])
     rooms: dict[str, list[str]] = {}
     for file in unknown:
@@ -150,9 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rooms", default=",".join(ROOMS))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--edits", action="store_true", help="the ten of edits.py instead")
+    parser.add_argument("--tests", nargs="+", help="files and directories that judge; all rooms'")
     asked = parser.parse_args(arguments)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     rooms = asked.rooms.split(",")
+    judging = asked.tests or [f"tests/{name}" for name in (*rooms, *QUICK)]
     from harness.base.quick_imports import quiet_libraries
 
     quiet_libraries()
@@ -165,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sample = partial(sampled, rooms, unchanged, asked.sample, asked.seed)
         work = list(EDITS) if asked.edits else sample()
         reach = Reach(OUT / "reach.json", unchanged)
-        record_reach(reach, rooms, unchanged, copies)
+        record_reach(reach, judging, unchanged, copies)
         for verdict in verdicts(work, reach, unchanged, copies):
             results.append(verdict)
             mutant = verdict.mutant

@@ -115,7 +115,7 @@ def test_a_run_whose_base_two_processes_share_is_killed_stopped_resumed_and_that
     assert "Traceback" not in done.err
     assert [line for line in done.err.splitlines() if "step " not in line] == [
         f"{run.name}: loading",
-        "of the blocks' weights 100.0% are stored as nf4_dq, 100.0% adapted",
+        "of the blocks' weights 100.0% are stored as nf4, 100.0% adapted",
     ]
     record, expected = assert_is_the_run_of_one(run, run_directory(alone), resumed=1)
     held = [each.metrics["memory/base_bytes"] for each in (record, expected)]
