@@ -357,6 +357,7 @@ _TEXT_KEYS = (
     "data.path",
     "data.validation_path",
     "data.test_path",
+    "data.answers",
     "data.hub",
     "eval.choice_path",
     "eval.choice_shots_path",
