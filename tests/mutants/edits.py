@@ -25,11 +25,11 @@ class Edit:
 
 EDITS = (
     Edit(
-        "the cosine schedule is four times as high",
-        "harness/training/optimizers.py",
+        "the schedule is four times as high",
+        "harness/training/schedule.py",
         "learning_rate_factor",
-        "return 0.5 * (1.0 + math.cos(",
-        "return 2.0 * (1.0 + math.cos(",
+        "return float(_of_step(Keyed(config), total_steps)(step))",
+        "return 4.0 * float(_of_step(Keyed(config), total_steps)(step))",
     ),
     Edit(
         "tokens with loss are multiplied by the seconds",
