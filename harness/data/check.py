@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.config.schema import DataConfig, DataForm, Template
-from harness.data.files import file_digest, read_file, resolved_file
+from harness.data.files import SUFFIXES, file_digest, read_file, resolved_file, suffix_of
 from harness.data.records import RecordForm
 from harness.data.sources import read_splits
 from harness.errors import DataError
@@ -15,6 +15,8 @@ MIN_LENGTH = 8
 """Fewest tokens of a row: a start token, a prompt, a response and an end token need some room."""
 
 _DEFAULTS = DataConfig()
+_HUB_READER = 2
+"""Raise it where the same files of a hub data set become other rows."""
 _HUB_KEYS = ("hub_config", "hub_split", "revision")
 _FILE_KEYS = ("validation_path", "test_path")
 _PAIR_KEYS = ("prompt_column", "response_column", "input_column")
@@ -53,7 +55,7 @@ def _check_one_source(config: DataConfig) -> None:
     given = [f"data.{key}={value}" for key, value in values.items() if value is not None]
     if len(given) != 1:
         raise DataError(
-            "exactly one of data.task (an embedded task), data.path (a .jsonl, .json or .txt file) and "
+            f"exactly one of data.task (an embedded task), data.path (a file: {', '.join(SUFFIXES)}) and "
             f"data.hub (a data set) must be given, got {', '.join(given) or 'none of them'}"
         )
 
@@ -121,7 +123,7 @@ def _files(config: DataConfig) -> dict[str, str]:
 
 
 def _is_plain_text(path: str) -> bool:
-    return Path(path).suffix.lower() == ".txt"
+    return suffix_of(Path(path)) == ".txt"
 
 
 def _check_distinct_files(config: DataConfig) -> None:
@@ -167,6 +169,7 @@ def data_fingerprint(config: DataConfig) -> str:
         directory = Path(config.hub).expanduser()
         parts["hub"] = _directory_digest(directory) if directory.is_dir() else config.hub
         parts["hub_part"] = (config.hub_config, config.hub_split, config.revision)
+        parts["hub_reader"] = _HUB_READER
     for key, path in _files(config).items():
         parts[key] = file_digest(path, f"data.{key}")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
