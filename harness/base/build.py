@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from harness.base.attention import attends_both_ways, implementation_of
+from harness.base.attention import attends_both_ways, implementation_of, most_positions
 from harness.base.blocks import (
     block_linears,
     finish_base,
@@ -62,7 +62,9 @@ class ModelOutline:
     uncovered: dict[str, int]
     """Matrices of the blocks that lie in no linear layer, with their sizes."""
     max_positions: int | None
-    """Longest row the model has positions for, or None if it does not say."""
+    """Longest row that the model has positions for, or None if it does not say."""
+    beyond: str
+    """What is the matter with longer rows (`harness.base.attention.most_positions`)."""
     num_embeddings: int
     """Tokens that the model has embeddings for."""
     config: Any
@@ -72,12 +74,13 @@ class ModelOutline:
 def inspect_model(source: ModelSource, config: ModelConfig) -> ModelOutline:
     """Return the model's outline without loading any weight."""
     model = _empty_model(source, config)
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions, beyond = most_positions(model.config)
     linears = tuple(block_linears(model))
     return ModelOutline(
         linears=linears,
         uncovered=uncovered_weights(model, linears),
         max_positions=positions,
+        beyond=beyond,
         num_embeddings=model.get_input_embeddings().weight.shape[0],
         config=model.config,
     )

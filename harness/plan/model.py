@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from harness.base.attention import implementation_of
+from harness.base.attention import implementation_of, most_positions
 from harness.base.blocks import block_linears
 from harness.base.build import Base
 from harness.base.quick_imports import quick_imports, quiet_libraries
@@ -33,7 +33,7 @@ class PlannedModel:
     def __init__(self, config: Any, source: ModelSource, model: ModelConfig) -> None:
         """`config`: the transformers config, with the base's own dropouts off."""
         self.name = source.name
-        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_positions, self.beyond = most_positions(config)
         self.model = _empty_model(config, source.name, model)
         self.linears: tuple[LinearSpec, ...] = tuple(block_linears(self.model))
         self.outline = module_outlines(self.model, self.linears)
