@@ -15,7 +15,6 @@ from harness.parsing import Unreadable, read_yaml
 from harness.records.answers import read_answers, samples
 from harness.records.record import RecordError, RunDirectory, read_record
 from harness.records.redact import redact, redact_tree
-from harness.records.run_directory import sqlite_url
 from harness.sweeping.state import SweepDirectory, read_state_tree
 
 _NOT_RESULTS = frozenset((*PLACE_KEYS, "wall_seconds", "started_at", "notes", "error"))
@@ -53,7 +52,7 @@ class SweepData:
     def storage_url(self) -> str:
         """The SQLAlchemy url of the study: the one asked for, or the default place."""
         given = (self.asked.get("study") or {}).get("storage")
-        return given or sqlite_url(self.directory / "study.db")
+        return given or SweepDirectory(self.directory.parents[1], self.directory.name).storage
 
 
 class Source(Protocol):
