@@ -45,7 +45,7 @@ def complete(arguments: list[str]) -> int:
 
 
 def _sweep_names(command: str) -> list[str]:
-    """Return the sweeps that have run, and before them, where one can be begun, the questions that are ready."""
+    """Return the sweeps that have run; where one can be begun, after the questions that are ready."""
     out = Path(os.environ.get("HARNESS_OUT") or "out")
     begun = sorted(path.parent.name for path in (out / "sweeps").glob("*/state.json"))
     if command not in ("sweep", "plan"):
