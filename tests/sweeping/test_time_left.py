@@ -59,7 +59,7 @@ class Played:
             seconds = 5.0 if run.role is Role.probe else self._seconds(run)
             heapq.heappush(self._queue, (begins + seconds, id(run), run, 1))
 
-    def play(self) -> tuple[float, float | None]:
+    def play(self) -> tuple[float, float]:
         """Return the seconds in all, and those foretold in all once ten trials were told."""
         foretold = None
         while not self.trials.is_done():

@@ -119,8 +119,8 @@ def test_experts_are_packed_and_adapted_or_refused(model: Callable[..., str], tm
     if isinstance(ended, str):
         assert "experts" in ended
     else:
-        assert ended[0].metrics["base/packed_share"] > 0.9
-        assert ended[0].metrics["adapter/adapted_share"] > 0.9
+        for name in ("base/packed_share", "adapter/adapted_share"):
+            assert ended[0].metrics[name] == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -133,7 +133,7 @@ def test_a_base_that_is_quantized_already_is_read_as_such_or_refused(
     dense = model("llama", **SIZES, **GROUPED, **IDS, intermediate_size=64)
     words = (*PAIRS, "optim.steps=1", "optim.batch_size=4")
     _, right = trained(tmp_path / "dense", dense, *words, "quant=none")
-    asked = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    asked = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     made: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "m", quantization_config=asked)
     made.save_pretrained(tmp_path / "packed")
     for file in ("tokenizer.json", "tokenizer_config.json"):
