@@ -17,6 +17,8 @@ MIN_LENGTH = 8
 _DEFAULTS = DataConfig()
 _HUB_READER = 2
 """Raise it where the same files of a hub data set become other rows."""
+_CHAT_RENDERING = 2
+"""Raise it where a model's chat template gives other rows of the same conversations."""
 _HUB_KEYS = ("hub_config", "hub_split", "revision")
 _FILE_KEYS = ("validation_path", "test_path")
 _PAIR_KEYS = ("prompt_column", "response_column", "input_column")
@@ -170,6 +172,8 @@ def data_fingerprint(config: DataConfig) -> str:
         parts["hub"] = _directory_digest(directory) if directory.is_dir() else config.hub
         parts["hub_part"] = (config.hub_config, config.hub_split, config.revision)
         parts["hub_reader"] = _HUB_READER
+    if config.template is Template.tokenizer:
+        parts["chat_rendering"] = _CHAT_RENDERING
     for key, path in _files(config).items():
         parts[key] = file_digest(path, f"data.{key}")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -7,6 +7,7 @@ same as one that was not; the driver's own memory adds how far its runs are.
 import math
 import time
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from harness.records.record import RecordError, RunStatus, read_record
@@ -186,15 +187,17 @@ class View:
         ended = [run for run in trials.probes if run.state is RunState.ended]
         took = [run.record.wall_seconds for run in ended if run.record and run.record.wall_seconds]
         seconds = sum(took) / len(took) if took else PROBE_SECONDS
-        for run in trials.ledger.runs.values():
-            if run.role is Role.search and run.run_id not in self._probe_of:
-                probe = trials.probe_of(run)
-                assert probe is not None, "this question probes"
-                self._probe_of[run.run_id] = probe.path
+        new = (r for r in trials.ledger.runs.values() if r.run_id not in self._probe_of)
+        for run in list(islice((r for r in new if r.role is Role.search), _NEW_AT_A_TIME)):
+            probe = trials.probe_of(run)
+            assert probe is not None, "this question probes"
+            self._probe_of[run.run_id] = probe.path
         expected = len(trials.probes) or len(set(self._probe_of.values()))
         return (expected - len(ended)) * seconds / max(1, len(self._driver.views))
 
 
+_NEW_AT_A_TIME = 20
+"""Runs that are asked for their probe while a sweep is drawn: each costs milliseconds."""
 PROBE_SECONDS = 3.0
 """What a probe is taken to last before one has: a base is loaded, and some steps are made."""
 
