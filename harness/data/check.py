@@ -156,7 +156,7 @@ def data_fingerprint(config: DataConfig) -> str:
 
     Files count by content and suffix, an embedded task by its name, sizes, seed and rows, a hub data set
     by id, configuration, split and revision (a local directory by its files). How rows are rendered and
-    split is not part of it: that stands in the configuration.
+    split stands in the configuration; only the versions of what reads and renders them are part of this.
 
     Raises:
         DataError: a file is missing.
