@@ -25,8 +25,8 @@ test: .venv/.installed  ## the laptop suite: no network, no GPU
 test-slow: .venv/.installed  ## what takes longer than the laptop suite allows
 	$(BIN)/python -m pytest -n 2 -m slow
 
-faults: .venv/.installed  ## kills, full disks, damaged files, hostile input: 15 minutes; KILLS=100 for more
-	FAULTS_KILLS=$(or $(KILLS),10) $(BIN)/python -m pytest -n 2 -m 'faults or not faults' tests/faults
+faults: .venv/.installed  ## kills, full disks, damaged files, hostile input: 15 minutes, a table; KILLS=100 TIMES=10 for more
+	FAULTS_KILLS=$(or $(KILLS),6) FAULTS_TIMES=$(or $(TIMES),1) FAULTS_TABLE=docs/reliability.md $(BIN)/python -m pytest -n 2 -m 'faults or not faults' tests/faults
 
 test-gpu: .venv/.installed  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu

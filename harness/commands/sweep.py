@@ -79,7 +79,7 @@ def show_what_would_run(question: Question, points: Points, base: RunConfig) -> 
     """Check the points against model and data, and print the plan; nothing is left behind."""
     with tempfile.TemporaryDirectory(prefix="harness-") as logs:
         check_without_device(points, Path(logs), keep=False)
-    print(plan_text(question, points, base), end="")
+    print(message(plan_text(question, points, base)), end="")
 
 
 def _launch(

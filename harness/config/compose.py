@@ -17,6 +17,7 @@ from harness.config.devices import compute_capability, resolved_device
 from harness.config.overrides import read_override
 from harness.config.schema import FloatType, PathsConfig, RunConfig
 from harness.errors import RequestError, near_names
+from harness.parsing import home_path
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -85,7 +86,7 @@ def own_directory() -> Path | None:
     named = os.environ.get(CONFIG_DIR_VARIABLE)
     if not named:
         return None
-    directory = Path(named).expanduser().absolute()
+    directory = home_path(named).absolute()
     if not directory.is_dir() or not _options_in(directory):
         what = "holds no group" if directory.is_dir() else "is no directory"
         raise RequestError(
@@ -232,9 +233,9 @@ def run_config(tree: "DictConfig") -> RunConfig:
 
 def _expand_home(paths: PathsConfig) -> None:
     """Write `~` out: a shell expands it only at the start of a word, not in `paths.out=~/runs`."""
-    paths.out = str(Path(paths.out).expanduser())
+    paths.out = str(home_path(paths.out))
     if paths.cache is not None:
-        paths.cache = str(Path(paths.cache).expanduser())
+        paths.cache = str(home_path(paths.cache))
 
 
 def config_tree(config: RunConfig) -> dict[str, Any]:

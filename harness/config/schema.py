@@ -20,6 +20,8 @@ class QuantFormat(Enum):
     int4 = "int4"
     int4_asym = "int4_asym"
     int8 = "int8"
+    as_stored = "as_stored"
+    """As the checkpoint came: what bitsandbytes, GPTQ or AWQ has rounded is not rounded again."""
 
 
 class FloatType(Enum):
@@ -140,7 +142,8 @@ class QuantConfig:
     compute_dtype: FloatType = FloatType.float32
     """Type of activations and of everything that is not quantized; float16 trains with a loss scale."""
     skip_experts: bool = False
-    """Leave weights of the blocks that lie in no linear layer, as fused experts, unpacked and unadapted."""
+    """Allow more than a tenth of the blocks' weights to stay unpacked and unadapted: those in no linear layer
+    and no fused experts that are understood."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from harness.config.schema import DataConfig
 from harness.data.files import json_field, json_lines, json_list, separated, without_absent
 from harness.data.records import ReadRows, Record, RecordForm, read_records
 from harness.errors import DataError
+from harness.parsing import home_path
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
@@ -36,7 +37,7 @@ def read_hub(config: DataConfig) -> ReadRows:
     from datasets.packaged_modules.json.json import Json
 
     assert config.hub is not None
-    directory = Path(config.hub).expanduser()
+    directory = home_path(config.hub)
     name = str(directory) if directory.is_dir() else config.hub
     source = f"{config.hub} ({config.hub_split})"
     datasets.disable_progress_bars()
@@ -52,7 +53,8 @@ def read_hub(config: DataConfig) -> ReadRows:
     except Exception as error:  # `datasets` documents no set of errors: some twenty types leave it
         raise DataError(
             f"data.hub={config.hub} could not be loaded (data.hub_config={config.hub_config}, "
-            f"data.hub_split={config.hub_split}): {' '.join(str(error).split())}"
+            f"data.hub_split={config.hub_split}): {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"
         ) from error
     return read_records(records, RecordForm.of(config), source)
 

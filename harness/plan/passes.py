@@ -114,10 +114,10 @@ def traced_pass(
             live = LiveBytes(device)
             with planned_attention(device), live, saved.counting():
                 packed_gradients(model.shared, work)
-    except (NotImplementedError, RuntimeError, ValueError) as error:
+    except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise RequestError(
             f"a pass of {model.name} cannot be planned: {str(error).strip().splitlines()[0]} (a model "
-            "whose forward pass depends on its data, as routed experts do, can only be measured)"
+            "whose pass depends on its data, or that reads weights around its layers, can only be measured)"
         ) from error
     finally:
         for item in work:
@@ -167,7 +167,7 @@ def _adapter(
     key = (lora.rank, frozenset(adapted))
     if key not in layouts:
         dimensions = {
-            index: (spec.in_features, spec.out_features)
+            index: spec.adapted
             for index, spec in enumerate(model.linears)
             if spec.name in adapted and model.blocks.block_of(spec.name) in blocks
         }

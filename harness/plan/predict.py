@@ -85,7 +85,7 @@ def predict(
 
 def adapter_params(adapted: Sequence[LinearSpec], lora: LoraConfig) -> int:
     """Return r (d_in + d_out) summed over the adapted layers (Hu et al. 2021, section 4.1)."""
-    return lora.rank * sum(spec.in_features + spec.out_features for spec in adapted)
+    return sum(spec.adapted.params(lora.rank) for spec in adapted)
 
 
 def _working_bytes(config: RunConfig, batch: BatchSize, params: int, cohort: int) -> int:

@@ -18,7 +18,10 @@ class PlanSettings:
     """What stands in `plan.*`; a value that is None is taken from model and data."""
 
     shape: str | None = None
-    """A published shape of conf/shape/ in the model's place: nothing is read but that file."""
+    """A published shape of conf/shape/ in the model's place: nothing is read but that file; `--table` takes
+    several, with commas between them."""
+    ranks: str | None = None
+    """Ranks of `--table`, with commas between them."""
     device: str | None = None
     """`cpu` or `cuda`; none: what `resources.device` means on this machine."""
     cohort: int = 1
@@ -29,6 +32,20 @@ class PlanSettings:
     """Positions of a micro-batch that carry loss; none: what the data's rows have, or all for a shape."""
     tokens_per_second: float | None = None
     """Positions per second of one run, for the time; none: measured by a probe or a run alone, if any."""
+
+    @property
+    def ranks_of_table(self) -> list[int]:
+        """The ranks that were given. Raises RequestError for what is no list of them."""
+        words = [] if self.ranks is None else self.ranks.strip("[]").split(",")
+        try:
+            ranks = [int(word) for word in words]
+        except ValueError:
+            ranks = [0]
+        if any(not 0 < rank <= MOST for rank in ranks):
+            raise RequestError(
+                f"plan.ranks={self.ranks} is no list of ranks; give whole numbers above 0, such as 1,2,8"
+            )
+        return ranks
 
 
 def split_settings(overrides: Sequence[str]) -> tuple[PlanSettings, list[str]]:

@@ -9,12 +9,12 @@ from harness.base.sharding import shareable
 from harness.base.storage import storage_of
 from harness.base.targets import block_name
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
-from harness.config.storage import has_blocks, label_of
+from harness.config.storage import ROUNDING, has_blocks, label_of
 
 CPU = torch.device("cpu")
 FORMATS = [
     QuantConfig(format=quant_format, double_quant=double, compute_dtype=dtype)
-    for quant_format in QuantFormat
+    for quant_format in ROUNDING
     for double in (False, True)
     for dtype in FloatType
     if not double or has_blocks(quant_format)

@@ -87,7 +87,9 @@ class CpuBackend:
 def _install_products(shared: "SharedBase") -> dict[str, FrozenWeight]:
     """Replace the products of the frozen layers and of the head; return them by the layer's name."""
     layers: dict[str, Any] = {
-        s.name: shared.model.get_submodule(s.name) for s in shared.base.linears
+        s.name: shared.model.get_submodule(s.name)
+        for s in shared.base.linears
+        if s.experts == 1  # experts decode for themselves
     }
     layers["head"] = shared.model.get_output_embeddings()
     weights = {}

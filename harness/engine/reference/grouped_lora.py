@@ -12,7 +12,7 @@ Shape suffixes: N rows (B·T) of one adapter or of the batch, K stacked adapters
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -43,7 +43,7 @@ class PackedLora:
             y = y.clone()
         update = _Update(self.plan, self.layer_index, groups, self._width(x))
         if torch.is_grad_enabled():
-            return _Adapted.apply(x, y, self.plan.anchor, update)  # pyright: ignore[reportReturnType]
+            return Adapted.apply(x, y, self.plan.anchor, update)  # pyright: ignore[reportReturnType]
         update.add_to(x, y)
         return y
 
@@ -58,6 +58,25 @@ class PackedLora:
                 "experts?): its runs cannot share a forward pass; train them one at a time"
             )
         return rows // batch_rows
+
+
+class Update(Protocol):
+    """What adapters add to an output in one pass, forwards and backwards."""
+
+    def add_to(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor | None]:
+        """Add it to y in place; return what backward needs."""
+        ...
+
+    def gradients(
+        self,
+        grad_y: torch.Tensor,
+        x: torch.Tensor,
+        saved: list[torch.Tensor | None],
+        *,
+        grad_x_wanted: bool,
+    ) -> torch.Tensor | None:
+        """Add up the adapters' gradients where they are kept; return that of x, if it is wanted."""
+        ...
 
 
 class _Update:
@@ -88,7 +107,7 @@ class _Update:
         self,
         grad_y: torch.Tensor,
         x: torch.Tensor,
-        saved: Sequence[torch.Tensor | None],
+        saved: list[torch.Tensor | None],
         *,
         grad_x_wanted: bool,
     ) -> torch.Tensor | None:
@@ -125,12 +144,12 @@ class _Update:
         return torch.empty_like(x) if complete else torch.zeros_like(x)
 
 
-class _Adapted(torch.autograd.Function):
+class Adapted(torch.autograd.Function):
     """y + updates, in place, as one node of the graph."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, update: _Update
+        ctx: Any, x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, update: "Update"
     ) -> torch.Tensor:
         ctx.update = update
         ctx.save_for_backward(x, *update.add_to(x, y))
