@@ -61,7 +61,7 @@ bench: .venv/.installed  ## side by side with the Trainer, TRL and shell loops: 
 	$(BIN)/python -m bench.all $(BENCH_MODEL)
 
 bench-gpu: .venv/.installed  ## captured steps of random Llamas against eager ones, a plain loop and the Trainer
-	$(BIN)/python -m bench.gpu_captured --peers --profile
+	$(BIN)/python -m bench.gpu_captured
 
 bench-parts: .venv/.installed  ## steps, cohorts, sweeps, driver and plans, each against itself
 	$(BIN)/python -m bench.step

@@ -124,7 +124,7 @@ def _gradients(
     Nothing has been changed when a pass fails, so it can be repeated: out of memory with half of the runs,
     then with half of the only run's micro-batch (and from then on so), anything else one run at a time.
     """
-    captured = captured_of(shared, group) if ranks.size == 1 else None
+    captured = captured_of(shared, group)
     try:
         work = [entry.slot.next_work() for entry in group]
         if captured is not None:
@@ -151,9 +151,9 @@ def _gradients(
 def captured_of(shared: SharedBase, group: Sequence[RunEntry]) -> CudaBackend | None:
     """Return the backend that computes and moves these runs in captured steps; None where none does."""
     backend = shared.backend
-    if not isinstance(backend, CudaBackend) or not all(e.slot.can_be_captured for e in group):
+    if not isinstance(backend, CudaBackend) or any(e.num_processes > 1 for e in group):
         return None
-    return backend
+    return backend if all(e.slot.can_be_captured for e in group) else None
 
 
 def _add_pass(

@@ -11,12 +11,12 @@ from itertools import pairwise
 
 import torch
 
-from harness.config.schema import FloatType, OptimizerName
+from harness.config.schema import FloatType
 from harness.data.compact import without_padding
 from harness.data.order import batch_rows, steps_for
 from harness.data.rows import Batch
 from harness.engine.adapter import Adapter, FlatGradient
-from harness.engine.cuda.backend import CudaBackend, Step
+from harness.engine.cuda.backend import CudaBackend, Step, can_be_captured
 from harness.engine.dropout import dropout_key
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
@@ -197,9 +197,8 @@ class Slot:
 
     @property
     def can_be_captured(self) -> bool:
-        """Whether a backend with seats can move this run: others keep their state tensor by tensor."""
-        same_type = self.config.lora.compute_dtype is self.config.quant.compute_dtype
-        return same_type and self.config.optim.name is OptimizerName.adamw
+        """Whether a backend with seats can move this run."""
+        return can_be_captured(self.config)
 
     @property
     def is_seated(self) -> bool:
