@@ -312,7 +312,7 @@ def _heading(metric: str) -> str:
 
 
 def _plain_table(left: Sequence[str], right: Sequence[str]) -> Table:
-    gap = 2 if len(left) + len(right) <= _FEW_COLUMNS else 1
+    gap = min(2, max(0, _FEW_COLUMNS + 2 - len(left) - len(right)))  # beside the box's own space
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0))
     for heading in left:
         table.add_column(heading, justify="left", overflow="fold")

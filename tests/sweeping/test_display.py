@@ -3,8 +3,8 @@
 import pytest
 from rich.console import Console
 
-from harness.sweeping.display import leaderboard
-from harness.sweeping.state import SweepState, TrialLine
+from harness.sweeping.display import confirmation_table, leaderboard
+from harness.sweeping.state import ConfirmedLine, SweepState, TrialLine
 
 SIX = {
     "lora.rank": ("2", "128"),
@@ -16,8 +16,8 @@ SIX = {
 }
 
 
-def leaders(axes: dict[str, tuple[str, ...]]) -> list[str]:
-    """Return the lines of the leaders of a sweep with these axes, as 80 columns show them."""
+def leaders(axes: dict[str, tuple[str, ...]], *, confirmed: bool = False) -> list[str]:
+    """Return the lines of the leaders, or of the confirmed, of a sweep with these axes, in 80 columns."""
     state = SweepState(
         name="wide",
         question="?",
@@ -38,9 +38,18 @@ def leaders(axes: dict[str, tuple[str, ...]]) -> list[str]:
         )
         for number in range(2)
     ]
+    state.confirmed = [
+        ConfirmedLine(
+            point=trial.point,
+            trial=trial.number,
+            runs=["a", "b"],
+            values={"eval/loss": [0.25 + number, 2.25 + number]},
+        )
+        for number, trial in enumerate(state.trials)
+    ]
     console = Console(width=80, force_terminal=False)
     with console.capture() as captured:
-        console.print(leaderboard(state))
+        console.print(confirmation_table(state) if confirmed else leaderboard(state))
     return [line.rstrip() for line in captured.get().splitlines() if line.strip()]
 
 
@@ -52,6 +61,14 @@ def test_six_axes_stand_on_one_line_each():
     assert second.split() == ["1001", *(values[1] for values in SIX.values()), "2.2500"]
     assert headings[-1].split()[:3] == ["trial", "rank", "lr"]
     assert not any("lora." in line or "optim." in line for line in headings)
+
+
+def test_six_confirmed_axes_do_too():
+    lines = leaders(SIX, confirmed=True)
+    assert max(map(len, lines)) <= 80
+    interval = "1.2500 ± 12.7062"  # of two seeds that are 2 apart: t(0.975, 1) . sqrt(2) / sqrt(2)
+    cells = [values[0] for values in SIX.values()]
+    assert lines[-2].split() == ["1000", *cells, "2/2", *interval.split()]
 
 
 def test_names_that_end_alike_are_told_apart():
