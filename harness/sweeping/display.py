@@ -258,7 +258,7 @@ def _shown(
         short = dict(zip(values, _told_apart([v.strip("'") for v in values], "/"), strict=True))
         columns.append([short.get(point.get(key, ""), "—") for point in points])
     rows = [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in points]
-    return [_broken(heading) for heading in headings], rows
+    return headings, rows
 
 
 def _told_apart(names: Sequence[str], separator: str) -> list[str]:
@@ -312,12 +312,13 @@ def _heading(metric: str) -> str:
 
 
 def _plain_table(left: Sequence[str], right: Sequence[str]) -> Table:
+    broken = _broken if len(left) + len(right) > _FEW_COLUMNS else str
     gap = min(2, max(0, _FEW_COLUMNS + 2 - len(left) - len(right)))  # beside the box's own space
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0))
     for heading in left:
-        table.add_column(heading, justify="left", overflow="fold")
+        table.add_column(broken(heading), justify="left", overflow="fold")
     for heading in right:
-        table.add_column(_broken(heading), justify="right", no_wrap=True)
+        table.add_column(broken(heading), justify="right", no_wrap=True)
     return table
 
 
