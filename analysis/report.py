@@ -252,12 +252,16 @@ def _curve_draws(
 def _answers(rows: Sequence[Row], objectives: Iterable[str], source: Source) -> Iterator[Section]:
     """Yield what the best run that was asked to generate has answered, before and after training."""
     objective = next((metric for metric in objectives if metric.startswith("eval/")), "eval/loss")
-    asked = [row for row in runs_of(rows) if row.get("after.eval/exact_match") is not None]
+    asked = [
+        row
+        for row in runs_of(rows)
+        if row.get("after.eval/exact_match") is not None or row.get("data.answers") is not None
+    ]
     for cell in best_first(cells_of(asked), objective)[:1]:
         run_id = cell.rows[0]["run_id"]
         samples = source.samples(run_id)
         if samples:
-            note = f"<p>The first {len(samples)} rows that {escape(run_id)} was asked.</p>"
+            note = f"<p>{len(samples)} prompts that {escape(run_id)} was asked.</p>"
             yield Section(key="answers", title="Answers", body=note + answers_table(samples))
 
 

@@ -34,6 +34,14 @@ def complete(arguments: list[str]) -> int:
         if command in ("status", "report") or names_sweep:
             _print_completions(_sweep_names(command), words[-1])
             return 0
+        if command in ("ask", "export") and (len(words) == 3 or words[-2] == "--compare"):
+            _print_completions(_run_names(command), words[-1])
+            return 0
+        if command == "export" and words[-2] == "--to":
+            from harness.export.card import FORMS
+
+            _print_completions(FORMS, words[-1])
+            return 0
         if words[-2] in ("--cfg", "-c", "--info", "-i"):
             _print_completions(CFG if words[-2] in ("--cfg", "-c") else INFO, words[-1])
             return 0
@@ -53,6 +61,12 @@ def _sweep_names(command: str) -> list[str]:
     from harness.question.load import known_sweeps
 
     return list(dict.fromkeys([*known_sweeps(), *begun]))
+
+
+def _run_names(command: str) -> list[str]:
+    """Return the runs and sweeps under out/, and the base where it can be asked."""
+    runs = sorted(path.parent.name for path in Path("out/runs").glob("*/run.json"))
+    return [*runs, *_sweep_names(command), *(["base"] if command == "ask" else [])]
 
 
 def _print_completions(words: Iterable[str], prefix: str) -> None:

@@ -189,6 +189,8 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
         return run_config(compose_tree(prepared))
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(_first_lines(error)) from error
+    except RequestError:  # which is a ValueError, and has said it all
+        raise
     except RecursionError:
         raise RequestError("a value refers to itself by ${…}; give it as it is") from None
     except (ValueError, ArithmeticError) as error:  # of a conversion to the key's type
@@ -233,6 +235,11 @@ def run_config(tree: "DictConfig") -> RunConfig:
 
 def _expand_home(paths: PathsConfig) -> None:
     """Write `~` out: a shell expands it only at the start of a word, not in `paths.out=~/runs`."""
+    for key, name in (("out", paths.out), ("cache", paths.cache)):
+        if name is not None and re.match(r"[A-Za-z][\w+.-]*://", name):
+            raise RequestError(
+                f"paths.{key}={name} is an address; give a directory of this machine"
+            )
     paths.out = str(home_path(paths.out))
     if paths.cache is not None:
         paths.cache = str(home_path(paths.cache))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness.config.schema import DataConfig, DataForm, Template
 from harness.data.files import SUFFIXES, file_digest, read_file, resolved_file, suffix_of
+from harness.data.prompts import read_prompts
 from harness.data.records import RecordForm
 from harness.data.sources import read_splits
 from harness.errors import DataError
@@ -40,6 +41,8 @@ def check_data(config: DataConfig) -> None:
     _check_numbers(config)
     _check_template(config)
     _check_ignored(config)
+    if config.answers is not None:
+        read_prompts(config.answers, config, "data.answers")
     if config.hub is None:
         _check_distinct_files(config)
         read_splits(config)

@@ -53,6 +53,22 @@ def read_file(path: str, form: RecordForm, key: str) -> ReadRows:
     return _parse(file_version(path, key), form)
 
 
+def file_records(path: str, key: str) -> Iterator[Record]:
+    """Yield the objects of a .jsonl or .json file, whatever they hold. Raises DataError."""
+    version = file_version(path, key)
+    content, name = _content(version), version.path.name
+    if version.path.suffix.lower() == ".json":
+        return _json_list(content, name)
+    return _json_lines(content, name)
+
+
+def plain_lines(path: str, key: str) -> list[str]:
+    """Return the lines of a text file that are not blank. Raises DataError."""
+    version = file_version(path, key)
+    lines = _decoded(_content(version), version.path.name).splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
 def file_digest(path: str, key: str) -> str:
     """Return the SHA-256 of a file's bytes and suffix (the suffix says how it is parsed)."""
     version = file_version(path, key)

@@ -71,7 +71,7 @@ def read_records(records: Iterable[Record], form: RecordForm, source: str) -> Re
         if not input_seen:
             seen_columns.update(row)
             input_seen = form.input_column in row
-        example = _example(row, form, record.place)
+        example = example_of(row, form, record.place)
         if _has_something_to_learn(example):
             examples.append(example)
     if num_records and not input_seen:
@@ -97,7 +97,8 @@ def _object(record: Record) -> Mapping[str, Any]:
     return record.value
 
 
-def _example(row: Mapping[str, Any], form: RecordForm, place: str) -> Example:
+def example_of(row: Mapping[str, Any], form: RecordForm, place: str) -> Example:
+    """Return one row as an example. Raises DataError, which names the `place`, for a malformed one."""
     match form.form:
         case DataForm.pairs:
             example = pair(

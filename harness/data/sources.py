@@ -132,14 +132,17 @@ def _task_splits(config: DataConfig) -> Splits:
 def _make_task(
     name: str, train_rows: int, validation_rows: int, test_rows: int, seed: int
 ) -> Splits:
+    from harness.embedded.english import ENGLISH_TASKS, make_english_task
     from harness.embedded.tasks import TASKS, make_task  # the standard library only
 
-    if name not in TASKS:
+    known = (*TASKS, *ENGLISH_TASKS)
+    if name not in known:
         raise DataError(
-            f"data.task={name} is no embedded task; known: {', '.join(TASKS)}{near_names(name, TASKS)}"
+            f"data.task={name} is no embedded task; known: {', '.join(known)}{near_names(name, known)}"
         )
+    make = make_english_task if name in ENGLISH_TASKS else make_task
     try:
-        task = make_task(
+        task = make(
             name,
             train_rows=train_rows,
             validation_rows=max(1, validation_rows),  # a task makes at least one row of each split
@@ -149,7 +152,7 @@ def _make_task(
     except ValueError as error:
         raise DataError(f"data.task={name}: {error}") from None
     train, validation, test = (
-        tuple(pair(row.prompt, row.response) for row in rows[:count])
+        tuple(pair(*row) for row in rows[:count])
         for rows, count in (
             (task.train, train_rows),
             (task.validation, validation_rows),

@@ -62,10 +62,12 @@ def prompt_ids(
 ) -> list[int]:
     """Return the tokens before the last response: the start of the training row, for generation.
 
-    The prompt is not cut to `max_length`. Raises DataError as `render` does; `example` has a prompt.
+    The prompt is not cut to `max_length`. A plain text is its own prompt, which the model goes on with.
+    Raises DataError as `render` does.
     """
-    assert example.has_prompt, "a plain text has no prompt to generate an answer for"
-    prompt, _ = _rendered(example, config, tokenizer)
+    prompt, text = _rendered(example, config, tokenizer)
+    if not example.has_prompt:
+        prompt += text[:1]  # not the end token
     pieces = piece_ids([piece.text for piece in prompt if piece.text], tokenizer)
     return [token for piece in pieces for token in piece]
 

@@ -1,6 +1,6 @@
-"""Batched greedy decoding. Shape suffixes: B rows of a batch, P positions of the padded prompt, G new."""
+"""Batched decoding. Shape suffixes: B rows of a batch, P positions of the padded prompt, G new."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ import torch
 from harness.errors import RequestError
 from harness.evals.context import context_length
 from harness.evals.copies import Copies
-from harness.evals.decoding import SideBySideDecoding
+from harness.evals.decoding import Sampling, SideBySideDecoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +40,10 @@ class Decoding:
     max_new_tokens: int
     extra_stop_ids: Sequence[int] = ()
     """Stop tokens besides the tokenizer's EOS and those of the model's own generation settings."""
+    sampling: Sampling | None = None
+    """None: the most likely tokens."""
+    tell: Callable[[int, int, int], None] | None = None
+    """Called with copy, prompt and token as each is chosen, but those that end an answer."""
 
 
 @torch.no_grad()
@@ -51,7 +55,7 @@ def generate_copies(
     device: torch.device,
     copies: Copies,
 ) -> list[Generated]:
-    """Continue each prompt, by every copy, with its most likely tokens until a stop token or the limit.
+    """Continue each prompt, by every copy, token by token until a stop token or the limit.
 
     Nothing else of the model's own settings (penalties, sampling) is used. Prompts of similar length share
     a batch and are padded on the left; copies share it too, each with the batch that it would have alone.
@@ -73,7 +77,9 @@ def generate_copies(
             positions = len(chosen) * (length + decoding.max_new_tokens)
             for some in copies.parts(_copies_at_once(model, positions)):
                 repeated = {key: value.repeat(len(some), 1) for key, value in inputs.items()}
-                decode = SideBySideDecoding(copies, some, len(chosen), stop_ids)
+                decode = SideBySideDecoding(
+                    copies, some, len(chosen), stop_ids, chosen, decoding.sampling, decoding.tell
+                )
                 joint_BG = model.generate(
                     **repeated, generation_config=settings, custom_generate=decode
                 )

@@ -53,6 +53,16 @@ class RunDirectory:
         return self.path / "answers.jsonl"
 
     @property
+    def asked(self) -> Path:
+        """Answers to what `harness ask` was asked."""
+        return self.path / "asked.jsonl"
+
+    @property
+    def exports(self) -> Path:
+        """What was exported, with the loss of each."""
+        return self.path / "exports.json"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 

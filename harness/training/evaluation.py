@@ -9,10 +9,13 @@ from contextlib import AbstractContextManager, ExitStack
 import torch
 
 from harness.data.rows import Batch
+from harness.engine.adapter import Adapter
 from harness.engine.micro_step import Work
 from harness.engine.shared_base import SharedBase
+from harness.evals.context import evaluating
 from harness.evals.copies import Copies
 from harness.evals.evaluate import Results, evaluate_copies
+from harness.evals.generation import Decoding, Generated, generate_copies
 from harness.measure.memory import is_out_of_memory
 from harness.training.entry import RunEntry
 from harness.training.passes import captured_of
@@ -40,6 +43,28 @@ def evaluate_together(
         kinds.setdefault(_asked(entry), []).append(entry)
     for kind in kinds.values():
         yield from zip(kind, _outcomes(shared, kind, loss_only), strict=True)
+
+
+def answer_side_by_side(
+    shared: SharedBase,
+    adapters: Sequence[Adapter | None],
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+) -> list[Generated]:
+    """Return each adapter's answers to the same prompts; None stands for the base, which comes alone."""
+    made = [adapter for adapter in adapters if adapter is not None]
+    assert len(made) == len(adapters) or len(adapters) == 1
+
+    def sharing(chosen: Sequence[int], rows: int) -> AbstractContextManager[None]:
+        if not made:
+            return shared.only(None)
+        return shared.side_by_side([made[index] for index in chosen], rows)
+
+    copies = Copies(len(adapters), sharing)
+    with shared.backend.decoded(), evaluating(shared.model):
+        return generate_copies(
+            shared.model, shared.base.tokenizer, prompts, decoding, shared.base.device, copies
+        )
 
 
 def _asked(entry: RunEntry) -> str:

@@ -27,11 +27,12 @@ from harness.config.resources import Shard
 from harness.config.schema import ModelConfig, RunConfig
 from harness.data.embeddings import check_special_tokens, check_tokens
 from harness.data.prepare import PreparedData, changed_message, prepare_data
+from harness.engine.adapter import Adapter
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
 from harness.measure.meter import meter_of
 from harness.records.provenance import collect_provenance, write_code_diff
-from harness.request import Request
+from harness.request import Request, SavedRun
 from harness.training.job import Job
 
 
@@ -124,6 +125,22 @@ def open_base(
     return SharedBase(
         base, backend=config.resources.backend, load_peak_bytes=meter.read() - already
     )
+
+
+def reopen(saved: SavedRun) -> tuple[SharedBase, Adapter | None]:
+    """Return the base of a run that has ended, with its adapter on it as the run has left it."""
+    quiet_libraries()
+    shared = open_base(saved.config, saved.source, saved.fingerprint)
+    return shared, attach_saved(shared, saved)
+
+
+def attach_saved(shared: SharedBase, saved: SavedRun) -> Adapter | None:
+    """Attach the adapter that a run has left to a base of its kind; None for a base alone."""
+    if saved.directory is None:
+        return None
+    adapter = shared.attach(saved.config.lora, saved.config.seed)
+    shared.load(adapter, saved.directory.adapter)
+    return adapter
 
 
 def cache_directory(config: RunConfig) -> Path:

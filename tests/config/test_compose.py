@@ -17,7 +17,13 @@ from harness.config.schema import LoraConfig, QuantFormat, RunConfig
 from harness.config.validate import validate
 from harness.errors import RequestError
 
-OPTIONS = [(group, option) for group, names in group_options().items() for option in names]
+OPTIONS = [
+    (group, option)
+    for group, names in group_options().items()
+    for option in names
+    if group != "experiment"  # which sets keys of all sections
+]
+EXPERIMENTS = ("comments_mistral", "alpaca_llama3", "gemma_nf4")
 ON_GPU_ONLY = ("paged_adamw_8bit", "paged_adamw_32bit")
 
 
@@ -35,6 +41,40 @@ def test_every_option_composes_to_what_its_file_says_and_is_valid(group, option,
     section = config_tree(config)[group]
     said = yaml.safe_load((conf_directory() / group / f"{option}.yaml").read_text())
     assert {key: section[key] for key in said} == said
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_the_same_training_here_and_with_the_hub(name, monkeypatch):
+    here = compose_run([f"experiment={name}_here"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    hub = compose_run([f"experiment={name}"])
+    for config in (here, hub):
+        validate(config)
+    assert hub.data.hub is not None
+    assert "/" in hub.model.name
+    assert here.data.task is not None
+    assert here.model.name == "smollm2_135m"
+    assert (here.lora.rank, here.lora.target_modules) == (hub.lora.rank, hub.lora.target_modules)
+    for key in ("lr", "schedule", "warmup_steps", "weight_decay", "batch_size", "steps", "epochs"):
+        assert getattr(here.optim, key) == getattr(hub.optim, key), key
+    embedded = compose_run([f"experiment={name}_here", "model=embedded", "optim.lr=1", "lora=qv"])
+    validate(embedded)
+    assert (embedded.model.name, embedded.optim.lr) == ("embedded", 1.0)
+    assert embedded.lora.target_modules == ["q_proj", "v_proj"]
+    said = (conf_directory() / "experiment" / f"{name}.yaml").read_text()
+    assert "From the Hugging Face hub" in said
+
+
+def test_the_walk_through_with_comments_has_its_own_settings():
+    """Those of the table in its author's text: 50 and 9 rows, ten epochs of batches of 4 x 4."""
+    config = compose_run(["experiment=comments_mistral_here"])
+    lora, optim = config.lora, config.optim
+    assert (lora.rank, lora.alpha, lora.dropout, lora.target_modules) == (8, 32, 0.05, ["q_proj"])
+    assert (optim.lr, optim.batch_size, optim.micro_batch_size) == (2e-4, 16, 4)
+    assert (optim.epochs, optim.warmup_steps, optim.weight_decay) == (10, 2, 0.01)
+    assert (config.eval.every_epochs, config.eval.keep_best) == (1, True)
+    assert (config.data.train_rows, config.data.validation_rows) == (50, 9)
+    assert compose_run(["experiment=comments_mistral_here", "optim.steps=3"]).optim.epochs is None
 
 
 def test_a_run_without_overrides_is_valid_and_complete():
