@@ -54,18 +54,14 @@ def read_file(path: str, form: RecordForm, key: str) -> ReadRows:
 
 
 def file_records(path: str, key: str) -> Iterator[Record]:
-    """Yield the objects of a .jsonl or .json file, whatever they hold. Raises DataError."""
-    version = file_version(path, key)
-    content, name = _content(version), version.path.name
-    if version.path.suffix.lower() == ".json":
-        return _json_list(content, name)
-    return _json_lines(content, name)
+    """Yield the rows of a file that is no plain text, whatever they hold. Raises DataError."""
+    return _records(file_version(path, key))
 
 
 def plain_lines(path: str, key: str) -> list[str]:
     """Return the lines of a text file that are not blank. Raises DataError."""
     version = file_version(path, key)
-    lines = _decoded(_content(version), version.path.name).splitlines()
+    lines = _decoded(_uncompressed(version), version.path.name).splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -132,29 +128,33 @@ def _content(version: FileVersion) -> bytes:
 
 @lru_cache(maxsize=16)
 def _parse(version: FileVersion, form: RecordForm) -> ReadRows:
-    name, suffix = version.path.name, suffix_of(version.path)
-    content = _content(version)
-    if version.path.suffix.lower() == _GZIP:
-        content = _decompressed(content, name)
+    name = version.path.name
+    if suffix_of(version.path) == ".txt":
+        return _plain_text(_decoded(_uncompressed(version), name), form, name)
+    return read_records(_records(version), form, name)
+
+
+def _records(version: FileVersion) -> Iterator[Record]:
+    name, suffix, content = version.path.name, suffix_of(version.path), _uncompressed(version)
     match suffix:
-        case ".txt":
-            return _plain_text(_decoded(content, name), form, name)
         case ".json":
-            return read_records(json_list(content, name), form, name)
+            return json_list(content, name)
         case ".parquet":
-            return read_records(_parquet(content, name), form, name)
+            return _parquet(content, name)
         case ".csv" | ".tsv":
-            separator = "," if suffix == ".csv" else "\t"
-            return read_records(separated(content, name, separator), form, name)
+            return separated(content, name, "," if suffix == ".csv" else "\t")
         case _:
-            return read_records(json_lines(content, name), form, name)
+            return json_lines(content, name)
 
 
-def _decompressed(content: bytes, name: str) -> bytes:
+def _uncompressed(version: FileVersion) -> bytes:
+    content = _content(version)
+    if version.path.suffix.lower() != _GZIP:
+        return content
     try:
         return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{name} cannot be decompressed: {error}") from None
+        raise DataError(f"{version.path.name} cannot be decompressed: {error}") from None
 
 
 def _decoded(content: bytes, name: str, encoding: str = "utf-8-sig") -> str:
