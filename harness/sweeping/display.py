@@ -316,7 +316,7 @@ def _plain_table(left: Sequence[str], right: Sequence[str]) -> Table:
     gap = min(2, max(0, _FEW_COLUMNS + 2 - len(left) - len(right)))  # beside the box's own space
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0))
     for heading in left:
-        table.add_column(broken(heading), justify="left", overflow="fold")
+        table.add_column(_broken(heading), justify="left", overflow="fold")
     for heading in right:
         table.add_column(broken(heading), justify="right", no_wrap=True)
     return table
