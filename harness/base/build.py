@@ -276,7 +276,7 @@ def _decoded(source: ModelSource, config: ModelConfig, described: Described) -> 
 
 
 @contextmanager
-def _no_bar_of_gguf() -> Iterator[None]:
+def no_bar_of_gguf() -> Iterator[None]:
     """Keep the bar off the terminal that transformers' GGUF reader draws whatever it is told."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
@@ -303,7 +303,7 @@ def load_dense(source: ModelSource, config: ModelConfig) -> Any:
     described = read_config(source, config)
     if described.stored is not None:
         return _decoded(source, config, described)
-    with refusing(source), _no_bar_of_gguf():
+    with refusing(source), no_bar_of_gguf():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source.pretrained,
             config=described.config,
