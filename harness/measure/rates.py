@@ -28,7 +28,7 @@ _COPIED_BYTES = {"cuda": 2**28, "cpu": 2**26}
 """More than any cache between the processors and the memory holds."""
 _MOST_ROWS = {"cuda": 16384, "cpu": 512}
 """Rows of a product beyond which its rate rises no more."""
-_SETTLING_SECONDS = 0.005
+_SETTLING_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
