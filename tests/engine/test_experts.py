@@ -80,7 +80,7 @@ def test_unrounded_experts_compute_what_transformers_does(kind: str):
     "kind", ["qwen2_moe", "olmoe", "granitemoe", "hunyuan_v1_moe", "nemotron_h", "cohere2_moe"]
 )
 def test_small_models_of_other_architectures_keep_their_logits(kind: str):
-    """Shared experts beside the fused ones, routers that scale, experts without a gate, layers without any."""
+    """Shared experts beside the fused ones, routers that scale, experts without a gate, dense layers."""
     from transformers import AutoConfig
 
     quiet_libraries()
