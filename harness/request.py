@@ -17,6 +17,7 @@ from harness.data.check import check_data, data_fingerprint
 from harness.errors import RequestError
 from harness.evals.choices import check_choices
 from harness.records.record import Record, RecordError, RunStatus, read_record
+from harness.records.redact import redact
 from harness.records.run_directory import RunDirectory
 from harness.tracking import check_tracker
 
@@ -133,6 +134,22 @@ def check(config: RunConfig) -> None:
     check_data(config.data)
     check_choices(config.eval)
     check_tracker(config.tracker)
+    _refuse_secret_names(config)
+
+
+def _refuse_secret_names(config: RunConfig) -> None:
+    """Refuse names that would be parts of a run's id, and so of a directory, in every list and in W&B."""
+    for key, name in (
+        ("model", config.model.name),
+        ("data.path", config.data.path),
+        ("data.hub", config.data.hub),
+    ):
+        last = Path(name or "").name
+        if redact(last) != last:
+            raise RequestError(
+                f"{key}: {last} holds what looks like a secret, and the names of runs would hold it too; "
+                "rename it"
+            )
 
 
 def settled_record(directory: RunDirectory) -> Record | None:
