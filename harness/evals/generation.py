@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.errors import RequestError
 from harness.evals.context import context_length
-from harness.evals.copies import Copies
+from harness.evals.copies import Copies, QuickCopies
 from harness.evals.decoding import Sampling, SideBySideDecoding
 
 if TYPE_CHECKING:
@@ -70,11 +71,10 @@ def generate_copies(
     order = sorted(range(len(kept)), key=lambda index: len(kept[index]))
     answers: list[list[list[int]]] = [[[] for _ in kept] for _ in range(copies.count)]
     with _greedy(model, decoding.max_new_tokens, stop_ids, pad_id) as settings:
-        for start in range(0, len(order), decoding.batch_size):
-            chosen = order[start : start + decoding.batch_size]
+
+        def by_model(chosen: list[int]) -> Iterator[tuple[int, list[list[int]]]]:
             inputs = _left_padded([kept[index] for index in chosen], pad_id, device)
-            length = inputs["input_ids"].shape[1]
-            positions = len(chosen) * (length + decoding.max_new_tokens)
+            positions = len(chosen) * (inputs["input_ids"].shape[1] + decoding.max_new_tokens)
             for some in copies.parts(_copies_at_once(model, positions)):
                 repeated = {key: value.repeat(len(some), 1) for key, value in inputs.items()}
                 decode = SideBySideDecoding(
@@ -84,8 +84,27 @@ def generate_copies(
                     **repeated, generation_config=settings, custom_generate=decode
                 )
                 for copy, new_BG in zip(some, joint_BG.split(len(chosen)), strict=True):
-                    for index, row in zip(chosen, new_BG.tolist(), strict=True):
-                        answers[copy][index] = _until_stop(row, stop_ids)
+                    yield copy, new_BG.tolist()
+
+        def by_quick(
+            quick: QuickCopies, chosen: list[int]
+        ) -> Iterator[tuple[int, list[list[int]]]]:
+            rows, new_tokens = min(decoding.batch_size, len(kept)), decoding.max_new_tokens
+            length = max(map(len, kept)) + new_tokens
+            batch, stops = [kept[index] for index in chosen], sorted(stop_ids)
+            for some in copies.parts(quick.at_once(rows, length, new_tokens)):
+                found = quick.answers(some, batch, rows, length, new_tokens, stops)
+                yield from zip(some, found, strict=True)
+
+        is_greedy = decoding.sampling is None and decoding.tell is None
+        continued = by_model
+        if copies.quick is not None and is_greedy:
+            continued = partial(by_quick, copies.quick)
+        for start in range(0, len(order), decoding.batch_size):
+            chosen = order[start : start + decoding.batch_size]
+            for copy, new in continued(chosen):
+                for index, row in zip(chosen, new, strict=True):
+                    answers[copy][index] = _until_stop(row, stop_ids)
     return [_decoded(tokenizer, of_copy, stop_ids, num_cut) for of_copy in answers]
 
 

@@ -13,7 +13,7 @@ from tests.random_models import LLAMA, save_random_model
 
 
 @pytest.fixture
-def words(tmp_path) -> list[str]:
+def words(tmp_path, served_workers) -> list[str]:
     """The command line of runs of two steps on a tiny random model."""
     save_random_model(tmp_path / "tiny (1)", "llama", **LLAMA)
     return [

@@ -30,7 +30,7 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def ask(world, tmp_path) -> Callable[..., Path]:
+def ask(world, tmp_path, served_workers) -> Callable[..., Path]:
     """Write a question about the tiny world into a file; every run keeps a checkpoint of each step.
 
     Costs are not measured, unless `search.probe` asks for it: most tests count runs and steps.
