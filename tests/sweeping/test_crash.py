@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -147,13 +148,15 @@ def test_ctrl_c_keeps_checkpoints_says_how_to_go_on_and_the_same_command_ends_it
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does: all of the group get it
     assert process.wait(30) == 130
-    assert "Go on with: harness sweep" in (tmp_path / "out.log").read_text()
+    hint = (tmp_path / "out.log").read_text().partition("Go on with: ")[2].splitlines()[0]
+    assert shlex.split(hint) == ["harness", "sweep", str(file), f"paths.out={out}"]
     state = read_state(SweepDirectory(out, file.stem))
     assert state.status is SweepStatus.interrupted
     statuses = {record.status for record in read_records(out)[0]}
     assert statuses <= {RunStatus.interrupted, RunStatus.completed}
     before = lines_of(out)
     assert before < 400
-    assert start(file, out).wait(SECONDS) == 0
+    file.unlink()  # the sweep has kept its question
+    assert start(Path(file.stem), out).wait(SECONDS) == 0
     assert lines_of(out) == 400
     assert len(completed(out)) == 2
