@@ -53,6 +53,10 @@ class RunDirectory:
         return self.path / "answers.jsonl"
 
     @property
+    def scores(self) -> Path:
+        return self.path / "scores.jsonl"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 
