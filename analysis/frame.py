@@ -28,6 +28,9 @@ class Role(Enum):
 PREDICTED = "predicted."
 """Prefix of a row's key for what the planner predicted of a metric."""
 
+ROWS = "rows."
+"""Prefix of a row's key for the scores of a metric row by row, after training; confirmed runs have them."""
+
 PLACE_KEYS = ("role", "trial", "point")
 """Where a run stands in its sweep: a role's word or None, a trial's number or None, axis -> spelled value."""
 

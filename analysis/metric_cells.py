@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any, assert_never
 
 from analysis.cells import MISSING, Cell, Column, ColumnKind
-from analysis.frame import metric_key
+from analysis.crossed import crossed, crossed_of_means
+from analysis.frame import ROWS, Row, metric_key
 from analysis.groups import Group, counted, metric_name
 from analysis.printing import Scale, is_exact, scale_of, status_label, with_separators
 from analysis.spec import Spec, Spread
@@ -15,6 +16,15 @@ from harness.records.metrics import COHORT_SHARES, METRICS, Direction
 
 COHORT_MARK = "†"
 NOT_FINITE = "not finite"
+SHARES = (
+    *(
+        "eval/token_accuracy",
+        "eval/exact_match",
+        "eval/choice_accuracy",
+        "eval/choice_accuracy_raw",
+    ),
+)
+"""Metrics that are a share of the answers: their intervals stay between 0 and 1."""
 
 BySeed = dict[Any, float]
 
@@ -92,8 +102,14 @@ def _cell(
     interval = mean_interval(list(values.values()), spec.confidence)
     exact = is_exact(metric_name(column)) and not interval.deviation
     number = scale.number(interval.mean)
-    spread = None if exact else _spread(spec.spread, interval, scale)
-    text = with_separators(number) + (f" ± {with_separators(spread)}" if spread else "")
+    share = _share_interval(spec, [row for _, row in counted(group, column)], column)
+    if share is not None:
+        interval = share
+        spread = f"[{scale.number(share.low or 0.0)}, {scale.number(share.high or 0.0)}]"
+    else:
+        width = None if exact else _spread(spec.spread, interval, scale)
+        spread = None if width is None else f"± {with_separators(width)}"
+    text = with_separators(number) + (f" {spread}" if spread else "")
     n = interval.n
     remarks = [f"(n={n})"] if not exact and (n == 1 or n != len(group.completed)) else []
     return Cell(
@@ -106,6 +122,21 @@ def _cell(
         run_ids=run_ids,
         note=" ".join([*remarks, *([mark] if mark else [])]) or None,
     )
+
+
+def _share_interval(spec: Spec, rows: Sequence[Row], column: str) -> Interval | None:
+    """Return the interval of a share over seeds and rows; None for other metrics, or from one seed."""
+    if metric_name(column) not in SHARES or spec.spread is not Spread.interval or len(rows) < 2:
+        return None
+    scores = [row.get(f"{ROWS}{column}") for row in rows]
+    known = [each for each in scores if each is not None]
+    found = crossed(known) if len(known) == len(scores) else None
+    if found is None:
+        key = metric_key(column)
+        errors = [row.get(f"{key}.standard_error") or 0.0 for row in rows]
+        counts = [row.get(f"{key}.n") or 0 for row in rows]
+        found = crossed_of_means([row[key] for row in rows], errors, min(counts))
+    return None if found is None else found.share_interval(spec.confidence)
 
 
 def _without_n(cell: Cell, group: Group | None) -> str | None:
