@@ -6,25 +6,16 @@ from dataclasses import replace
 from typing import Any, assert_never
 
 from analysis.cells import MISSING, Cell, Column, ColumnKind
-from analysis.crossed import crossed, crossed_of_means
-from analysis.frame import ROWS, Row, metric_key
+from analysis.frame import metric_key
 from analysis.groups import Group, counted, metric_name
 from analysis.printing import Scale, is_exact, scale_of, status_label, with_separators
+from analysis.shares import share_interval
 from analysis.spec import Spec, Spread
 from analysis.statistics import Interval, mean_interval
 from harness.records.metrics import COHORT_SHARES, METRICS, Direction
 
 COHORT_MARK = "†"
 NOT_FINITE = "not finite"
-SHARES = (
-    *(
-        "eval/token_accuracy",
-        "eval/exact_match",
-        "eval/choice_accuracy",
-        "eval/choice_accuracy_raw",
-    ),
-)
-"""Metrics that are a share of the answers: their intervals stay between 0 and 1."""
 
 BySeed = dict[Any, float]
 
@@ -102,7 +93,8 @@ def _cell(
     interval = mean_interval(list(values.values()), spec.confidence)
     exact = is_exact(metric_name(column)) and not interval.deviation
     number = scale.number(interval.mean)
-    share = _share_interval(spec, [row for _, row in counted(group, column)], column)
+    of_share = column if spec.spread is Spread.interval else ""
+    share = share_interval([row for _, row in counted(group, column)], of_share, spec.confidence)
     if share is not None:
         interval = share
         spread = f"[{scale.number(share.low or 0.0)}, {scale.number(share.high or 0.0)}]"
@@ -122,21 +114,6 @@ def _cell(
         run_ids=run_ids,
         note=" ".join([*remarks, *([mark] if mark else [])]) or None,
     )
-
-
-def _share_interval(spec: Spec, rows: Sequence[Row], column: str) -> Interval | None:
-    """Return the interval of a share over seeds and rows; None for other metrics, or from one seed."""
-    if metric_name(column) not in SHARES or spec.spread is not Spread.interval or len(rows) < 2:
-        return None
-    scores = [row.get(f"{ROWS}{column}") for row in rows]
-    known = [each for each in scores if each is not None]
-    found = crossed(known) if len(known) == len(scores) else None
-    if found is None:
-        key = metric_key(column)
-        errors = [row.get(f"{key}.standard_error") or 0.0 for row in rows]
-        counts = [row.get(f"{key}.n") or 0 for row in rows]
-        found = crossed_of_means([row[key] for row in rows], errors, min(counts))
-    return None if found is None else found.share_interval(spec.confidence)
 
 
 def _without_n(cell: Cell, group: Group | None) -> str | None:

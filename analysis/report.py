@@ -30,6 +30,7 @@ from analysis.figures.contrasts import contrast_intervals
 from analysis.figures.costs import STEP_SERIES, runs_with_series
 from analysis.figures.factors import printed, varying_factors
 from analysis.figures.learning import runs_with_curves
+from analysis.figures.memory import predicted_against_measured
 from analysis.figures.search import importance_bars, parallel_coordinates, trial_points
 from analysis.figures.style import Look, choose_look
 from analysis.frame import Role, Row
@@ -37,12 +38,12 @@ from analysis.page.document import Section, document
 from analysis.page.parts import (
     answers_table,
     bullet_list,
-    prose,
     provenance_list,
     reproduction,
     status_line,
 )
 from analysis.page.writer import ReportWriter, Written
+from analysis.render.html import prose
 from analysis.render.latex import LatexLayout
 from analysis.sources import Records, Source, SweepData
 from analysis.spec import Spec
@@ -110,6 +111,7 @@ def report_sweep(
         Section(key="tables", title="Tables", body=others),
         *_answers(sweep.rows_of(Role.confirmation) or sweep.rows, sweep.objectives, source),
         page.runs_section(sweep.rows, list(sweep.objectives), out),
+        _predicted(page, sweep.rows),
         Section(key="provenance", title="Provenance", body=provenance_list(sweep.rows)),
         Section(key="reproduce", title="Reproduce", body=reproduction(sweep)),
     ]
@@ -170,10 +172,6 @@ def report_runs(
         sections.append(Section(key=f"figures{number}", title=label, body=body))
     for label, group in groups[MAX_GROUPS:]:
         page.written.lacks.append(f"no figures of the {len(group)} runs with {label}")
-    calibration = calibration_table(rows)
-    if calibration is not None:
-        body = page.table(calibration)
-        sections.append(Section(key="calibration", title=calibration.title, body=body))
     head = (
         f'<p class="over">all runs</p><h1>{len(rows)} runs under {escape(str(out / "runs"))}</h1>'
         f"{bullet_list(page.written.lacks, 'What these records lack')}"
@@ -181,6 +179,7 @@ def report_runs(
     sections += [
         *_answers(rows, _measured(rows), source),
         page.runs_section(rows, _measured(rows), out),
+        _predicted(page, rows),
         Section(key="provenance", title="Provenance", body=provenance_list(rows)),
     ]
     page.write(document(title=f"{len(rows)} runs", head=head, sections=sections))
@@ -213,9 +212,16 @@ def _sweep_figures(page: ReportWriter, sweep: SweepData, source: Source) -> Iter
         draws += configuration_figures([*(searched or results), *probes])
         draws += _curve_draws(page, source, results, quality)
         body = page.figures(draws, prefix="")
-        calibration = calibration_table(sweep.rows)
-        body += "" if calibration is None else page.table(calibration)
         yield Section(key="cost", title="Memory and learning curves", body=body)
+
+
+def _predicted(page: ReportWriter, rows: Sequence[Row]) -> Section:
+    """Return what the planner had predicted, beside what was measured."""
+    table = calibration_table(rows)
+    if table is None:
+        return Section(key="predicted", title="Predicted memory", body="")
+    body = page.figures([lambda width: predicted_against_measured(rows, width=width)], prefix="")
+    return Section(key="predicted", title="Predicted memory", body=body + page.table(table))
 
 
 def _search_draws(page: ReportWriter, sweep: SweepData) -> Iterator[Draw]:

@@ -1,7 +1,6 @@
 """Pieces of the page as html: figures, tables with their copies, runs, provenance, how to reproduce."""
 
 import base64
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -10,6 +9,7 @@ from typing import Any
 from analysis.figures.cells import value_of
 from analysis.figures.factors import MISSING
 from analysis.frame import Row
+from analysis.render.html import prose
 from analysis.sources import SweepData
 from harness.records.answers import SAMPLE_COLUMNS
 from harness.records.metrics import METRICS, format_value
@@ -30,11 +30,6 @@ MAX_VALUES = 8
 """Values of one fact of provenance that are listed; the rest is counted."""
 
 
-def prose(text: str) -> str:
-    """Return text that a person wrote as html: words in backticks are code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-
-
 def picture(*, title: str, caption: str, stem: str, svg: str, narrow_svg: str | None = None) -> str:
     """Return a figure; `narrow_svg` is shown on a phone in place of a wide one.
 
@@ -48,7 +43,7 @@ def picture(*, title: str, caption: str, stem: str, svg: str, narrow_svg: str | 
     links = " ".join(f'<a href="{escape(stem)}.{s}">{s}</a>' for s in ("pdf", "png"))
     return (
         f"<figure{kind}><h3>{escape(title[:1].upper() + title[1:])}</h3>{image}"
-        f"<figcaption>{escape(caption)} {links}</figcaption></figure>"
+        f"<figcaption>{prose(caption)} {links}</figcaption></figure>"
     )
 
 
