@@ -96,7 +96,7 @@ def _cell(
     of_share = column if spec.spread is Spread.interval else ""
     share = share_interval([row for _, row in counted(group, column)], of_share, spec.confidence)
     if share is not None:
-        interval = share
+        interval = replace(share, deviation=interval.deviation)
         spread = f"[{scale.number(share.low or 0.0)}, {scale.number(share.high or 0.0)}]"
     else:
         width = None if exact else _spread(spec.spread, interval, scale)

@@ -16,7 +16,7 @@ from analysis.frame import Row
 from analysis.histories import History
 from harness.records.metrics import METRICS
 
-MAX_LINES = 6
+MAX_LINES = 8
 SMOOTH_OVER = 50
 """A curve of more points is drawn as the means of this many stretches: a step's batch is noise."""
 
@@ -29,7 +29,7 @@ def learning_curves(
     objective: str,
     width: Width = Width.one_column,
 ) -> Drawing:
-    """Draw a metric over steps for up to six cells, those with the best objective.
+    """Draw a metric over steps for up to eight cells, those with the best objective.
 
     `histories` are needed for `runs_with_curves` only. Not drawn where none of these has two points of the
     metric.

@@ -118,17 +118,30 @@ def runs_table(rows: Sequence[Row], metrics: Sequence[str], to_runs: str) -> str
     return folded(summary, table)
 
 
-def answers_table(samples: Sequence[Sequence[str]]) -> str:
-    """Return generated answers beside their references, before and after training, as they are."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in SAMPLE_COLUMNS)
-    lines = (
-        "<tr>" + "".join(f'<td class="text">{escape(text)}</td>' for text in row) + "</tr>"
-        for row in samples
-    )
+def answers_table(labels: Sequence[str], samples: Sequence[Sequence[Sequence[str]]]) -> str:
+    """Return generated answers beside their references, before training and after, as they are.
+
+    `samples`: for each of `labels`, rows of prompt, reference, answer before and answer after.
+    """
+    head = "".join(f"<th>{escape(column)}</th>" for column in (*SAMPLE_COLUMNS[:3], *labels))
+    after = [{row[0]: row[3] for row in of_cell} for of_cell in samples]
+    lines = []
+    for prompt, reference, before, _ in samples[0]:
+        given = [before, *(of_cell.get(prompt, MISSING) for of_cell in after)]
+        cells = "".join(_answer(text, reference) for text in given)
+        lines.append(
+            f'<tr><td class="text">{escape(prompt)}</td><td class="text">{escape(reference)}</td>{cells}</tr>'
+        )
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _answer(text: str, reference: str) -> str:
+    shown = escape(text)
+    shown = f"<b>{shown}</b>" if text.strip() == reference.strip() else shown
+    return f'<td class="text">{shown}</td>'
 
 
 def provenance_list(rows: Sequence[Row]) -> str:
