@@ -85,7 +85,8 @@ def _union_seconds(rows: Iterable[Row]) -> float:
 
 def _seconds_alone(row: Row) -> float | None:
     """Return the time of a run's optimizer steps at the speed that it has alone; None where none is known."""
-    alone = row[STEP_MS] if row["measured_in"] is MeasuredIn.solo else row.get(f"{ALONE}{STEP_MS}")
+    key = STEP_MS if row["measured_in"] is MeasuredIn.solo else f"{ALONE}{STEP_MS}"
+    alone = row.get(key)
     steps = row.get("optim.steps")
     return None if alone is None or not steps else steps * alone / 1000
 
