@@ -25,8 +25,8 @@ test: .venv/.installed  ## the laptop suite: no network, no GPU
 test-slow: .venv/.installed  ## what takes longer than the laptop suite allows
 	$(BIN)/python -m pytest -n 2 -m slow
 
-faults: .venv/.installed  ## kills, full disks, damaged files, hostile input: 15 minutes; KILLS=100 for more
-	FAULTS_KILLS=$(or $(KILLS),10) $(BIN)/python -m pytest -n 2 -m 'faults or not faults' tests/faults
+faults: .venv/.installed  ## kills, full disks, damaged files, hostile input: 15 minutes, a table; KILLS=100 TIMES=10 for more
+	FAULTS_KILLS=$(or $(KILLS),6) FAULTS_TIMES=$(or $(TIMES),1) FAULTS_TABLE=docs/reliability.md $(BIN)/python -m pytest -n 2 -m 'faults or not faults' tests/faults
 
 test-gpu: .venv/.installed  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
@@ -61,7 +61,7 @@ bench: .venv/.installed  ## side by side with the Trainer, TRL and shell loops: 
 	$(BIN)/python -m bench.all $(BENCH_MODEL)
 
 bench-gpu: .venv/.installed  ## captured steps of random Llamas against eager ones, a plain loop and the Trainer
-	$(BIN)/python -m bench.gpu_captured --peers --profile
+	$(BIN)/python -m bench.gpu_captured
 
 bench-parts: .venv/.installed  ## steps, cohorts, sweeps, driver and plans, each against itself
 	$(BIN)/python -m bench.step

@@ -21,11 +21,10 @@ from typing import Any
 import psutil
 import torch
 
+from bench.loops import Step, Times
 from bench.step import (
     FORMATS,
     Setting,
-    Step,
-    Times,
     harness_slot,
     harness_step,
     random_base,
@@ -100,7 +99,7 @@ def measure(
     alone = times[Pass(1, True).name]
     return {
         each.name: times[each.name].medians(warmup=0)
-        | {"over_alone": times[each.name].over(alone, times=each.size, warmup=0)}
+        | {"over_alone": times[each.name].over(alone, warmup=0, times=each.size)}
         for each in passes
     }
 

@@ -235,8 +235,8 @@ _CHOICE = ("seed=100", "eval.split=validation", "eval=loss")
 def targets() -> tuple[Table, object]:
     """Target sets at about equal parameters, each at its own best learning rate, on `facts`."""
     from harness.base.build import inspect_model
-    from harness.base.layout import adapted_layers
     from harness.base.source import find_model
+    from harness.base.targets import adapted_layers
     from harness.config.schema import ModelConfig
 
     linears = inspect_model(find_model(ModelConfig()), ModelConfig()).linears

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from harness.base.attention import AttentionKind, implementation_of
 from harness.base.build import Base, freeze
-from harness.base.side_by_side import attends_as_described
+from harness.base.packed_rows import attends_as_described
 from harness.config.schema import LoraConfig, QuantConfig, QuantFormat
 from harness.data.compact import folded, trimmed
 from harness.data.rows import NO_LOSS, Batch

@@ -19,9 +19,8 @@ and of processor time, which is the steadier of the two where other work shares 
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,15 +28,14 @@ from typing import Any, cast
 
 import psutil
 import torch
-import torch.nn.functional as F
 
-from bench.trainer import train
+from bench.loops import Step, Times, peft_model, plain_step, trainer_steps
 from harness.base.build import Base, freeze
 from harness.config.identity import Identity
 from harness.config.schema import LoraConfig, OptimConfig, QuantConfig, QuantFormat, RunConfig
 from harness.data.order import batch_rows
 from harness.data.prepare import PreparedData
-from harness.data.rows import NO_LOSS, TokenRows
+from harness.data.rows import NO_LOSS, Batch, TokenRows
 from harness.engine.shared_base import SharedBase
 from harness.records.provenance import collect_provenance
 from harness.records.run_directory import RunDirectory, utc_now
@@ -61,57 +59,6 @@ _ROW_LENGTH = 256
 _VOCABULARY = 512
 _RANK, _ALPHA, _LEARNING_RATE, _MAX_GRAD_NORM, _SEED = 8, 16, 1e-3, 0.3, 0
 _RESULTS = Path(__file__).parent / "results"
-
-Step = Callable[[], float]
-"""Makes one optimizer step and returns its loss, on the host."""
-
-
-@dataclass(slots=True)
-class Times:
-    """Seconds of each step of one contender, the warm-up included."""
-
-    wall: list[float] = field(default_factory=list)
-    processor: list[float] = field(default_factory=list)
-    _began: tuple[float, float] = (0.0, 0.0)
-
-    def begin(self) -> None:
-        """Begin a step."""
-        self._began = time.perf_counter(), time.process_time()
-
-    def end(self) -> None:
-        """End the step."""
-        wall, processor = self._began
-        self.wall.append(time.perf_counter() - wall)
-        self.processor.append(time.process_time() - processor)
-
-    def run(self, step: Step) -> float:
-        """Time one step; returns its loss."""
-        self.begin()
-        loss = step()
-        self.end()
-        return loss
-
-    def medians(self, warmup: int = _WARMUP_STEPS) -> dict[str, float]:
-        """Return the median step in milliseconds, the warm-up left out."""
-        return {
-            "wall_ms": 1e3 * statistics.median(self.wall[warmup:]),
-            "processor_ms": 1e3 * statistics.median(self.processor[warmup:]),
-        }
-
-    def over(
-        self, other: "Times", times: float = 1.0, warmup: int = _WARMUP_STEPS
-    ) -> dict[str, dict[str, float]]:
-        """Return medians and quartiles of own step i over `times` * the other's step i."""
-        return {
-            "wall": _ratio(self.wall[warmup:], other.wall[warmup:], times),
-            "processor": _ratio(self.processor[warmup:], other.processor[warmup:], times),
-        }
-
-
-def _ratio(over: Sequence[float], under: Sequence[float], times: float) -> dict[str, float]:
-    each = [a / (times * b) for a, b in zip(over, under, strict=True)]
-    low, middle, high = statistics.quantiles(each, n=4, method="inclusive")
-    return {"median": middle, "low_quartile": low, "high_quartile": high}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,72 +172,16 @@ def solo_step(setting: Setting) -> Step:
     return harness_step(shared, [slot], in_cohort=False)
 
 
-def peft_model(setting: Setting) -> Any:
-    """Return PEFT's own model on an equal base, with the same initial adapter."""
-    from peft import LoraConfig as PeftConfig
-    from peft import get_peft_model
-
-    base = random_base(setting.hidden, setting.quant)
-    torch.manual_seed(_SEED)
-    config = PeftConfig(r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear")
-    return get_peft_model(base.model, config).train()
-
-
-def batches(setting: Setting) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return (input_ids, targets) of every step in the harness's order, made in advance."""
+def batches(setting: Setting) -> list[Batch]:
+    """Return the batch of every step in the harness's order, made in advance."""
     rows, size = setting.rows, setting.batch_size
-    order = [batch_rows(len(rows), size, _SEED, step) for step in range(setting.total_steps)]
-    return [(b.input_ids_BT, b.targets_BT) for b in (rows.batch(part) for part in order)]
+    order = (batch_rows(len(rows), size, _SEED, step) for step in range(setting.total_steps))
+    return [rows.batch(part) for part in order]
 
 
-def plain_step(setting: Setting) -> Step:
-    """Return the same step as a plain loop on PEFT."""
-    model = peft_model(setting)
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=_LEARNING_RATE, weight_decay=0.0, fused=True)
-    ready = iter(batches(setting))
-
-    def step() -> float:
-        input_ids, targets = next(ready)
-        logits = model(input_ids=input_ids).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, _MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
-
-    return step
-
-
-def trainer_steps(setting: Setting, between: Callable[[], None]) -> tuple[Times, float]:
-    """Train with transformers.Trainer, calling `between` after every step.
-
-    Returns the time of each step, all that the Trainer does between two calls, and the mean loss.
-    """
-    from transformers import TrainerCallback
-
-    class Interleave(TrainerCallback):
-        """Ends a step's time where the Trainer says so and begins the next one's when all are done."""
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            times.begin()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.end()
-            between()
-            times.begin()
-
-    times = Times()
-    loss = train(
-        peft_model(setting),
-        batches(setting),
-        Interleave(),
-        learning_rate=_LEARNING_RATE,
-        max_grad_norm=_MAX_GRAD_NORM,
-        use_cpu=True,
-    )
-    return times, loss
+def peft_base(setting: Setting) -> Any:
+    """Return PEFT's own model on an equal base, with the same initial adapter."""
+    return peft_model(random_base(setting.hidden, setting.quant), _RANK, _ALPHA)
 
 
 # Measuring ---------------------------------------------------------------------------------------
@@ -298,7 +189,8 @@ def trainer_steps(setting: Setting, between: Callable[[], None]) -> tuple[Times,
 
 def compare_loops(setting: Setting) -> dict[str, Any]:
     """Interleave harness, plain loop and Trainer; their losses must agree."""
-    steps = {"harness": solo_step(setting), "plain": plain_step(setting)}
+    plain = plain_step(peft_base(setting), batches(setting), _LEARNING_RATE, _MAX_GRAD_NORM)
+    steps = {"harness": solo_step(setting), "plain": plain}
     times = {name: Times() for name in steps}
     losses: dict[str, list[float]] = {name: [] for name in steps}
 
@@ -306,17 +198,20 @@ def compare_loops(setting: Setting) -> dict[str, Any]:
         for name in _turns(list(steps), len(losses["harness"])):
             losses[name].append(times[name].run(steps[name]))
 
-    trainer_times, trainer_loss = trainer_steps(setting, between)
+    trainer = Times()
+    trainer_loss = trainer_steps(
+        peft_base(setting), batches(setting), trainer, between, _LEARNING_RATE, _MAX_GRAD_NORM
+    )
     worst = max(abs(a - b) for a, b in zip(losses["harness"], losses["plain"], strict=True))
     of_trainer = abs(statistics.fmean(losses["harness"]) - trainer_loss)
     assert max(worst, of_trainer) < _SAME_LOSS, (worst, of_trainer)
     return {
         "steps": setting.steps,
-        "harness": times["harness"].medians(),
-        "plain": times["plain"].medians(),
-        "trainer": trainer_times.medians(),
-        "harness_over_plain": times["harness"].over(times["plain"]),
-        "harness_over_trainer": times["harness"].over(trainer_times),
+        "harness": times["harness"].medians(_WARMUP_STEPS),
+        "plain": times["plain"].medians(_WARMUP_STEPS),
+        "trainer": trainer.medians(_WARMUP_STEPS),
+        "harness_over_plain": times["harness"].over(times["plain"], _WARMUP_STEPS),
+        "harness_over_trainer": times["harness"].over(trainer, _WARMUP_STEPS),
         "loss_difference_plain": worst,
         "loss_difference_trainer": of_trainer,
     }

@@ -1,4 +1,4 @@
-"""JSON and YAML that others wrote: read whole and in the shape that is expected, or refused in one sentence.
+"""JSON, YAML and paths that others wrote: read whole and in the expected shape, or refused in a sentence.
 
 Sizes are counted before anything is expanded. Must not import torch, transformers or wandb.
 """
@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from harness.errors import RequestError
 
 MAX_DEPTH = 60
 """Brackets inside brackets; what people write has fewer than ten."""
@@ -37,6 +40,16 @@ def read_json(text: str | bytes) -> Any:
         raise Unreadable("it is nested too deeply") from None
     except ValueError as error:  # no JSON, no UTF-8, or an integer of more than 4,300 digits
         raise Unreadable(_one_line(error)) from None
+
+
+def home_path(text: str) -> Path:
+    """Return a path with its `~` written out. Raises RequestError where that home is not known."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user, or neither HOME nor an entry for this one
+        raise RequestError(
+            f"{text} begins with a home directory that is not known here; write the path out"
+        ) from None
 
 
 # YAML --------------------------------------------------------------------------------------------

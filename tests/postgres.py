@@ -39,21 +39,43 @@ def server_user() -> str | None:
     return "postgres" if "postgres" in known else "nobody"
 
 
+class Server:
+    """A running server, which may be killed and started again where it was."""
+
+    def __init__(self, programs: Path, data: Path) -> None:
+        self._programs, self._data, self._user = programs, data, server_user()
+        _initialize(programs, data, self._user)
+        self.process, self._port = _start(programs, data, self._user)
+
+    @property
+    def url(self) -> str:
+        """The url of its database `postgres`."""
+        return f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+
+    def kill(self) -> None:
+        """End it and all its processes at once, as a machine does that is switched off."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def start(self) -> None:
+        """Start it again on what it has left, at the same port."""
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        self.process, self._port = _start(self._programs, self._data, self._user, self._port)
+
+
 @contextmanager
-def running_server(programs: Path) -> Iterator[str]:
-    """Yield the url of a new server's database `postgres`; stops and removes the server in the end."""
+def running_server(programs: Path) -> Iterator[Server]:
+    """Yield a new server; stops and removes it in the end."""
     user = server_user()
     directory = Path(tempfile.mkdtemp(prefix="harness-postgres-"))
     try:
         if user is not None:
             shutil.chown(directory, user)
-        data = directory / "data"
-        _initialize(programs, data, user)
-        process, port = _start(programs, data, user)
+        server = Server(programs, directory / "data")
         try:
-            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+            yield server
         finally:
-            _stop(process)
+            _stop(server.process)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -72,10 +94,12 @@ def _initialize(programs: Path, data: Path, user: str | None) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _start(programs: Path, data: Path, user: str | None) -> tuple[subprocess.Popen, int]:
+def _start(
+    programs: Path, data: Path, user: str | None, at_port: int | None = None
+) -> tuple[subprocess.Popen, int]:
     said = ""
     for _ in range(_ATTEMPTS):
-        port = _free_port()
+        port = at_port or _free_port()
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": port,
@@ -147,8 +171,8 @@ def postgres_url() -> Iterator[str]:
     programs = server_programs()
     if programs is None:
         pytest.skip("no PostgreSQL server is installed here: apt-get install postgresql")
-    with running_server(programs) as url:
-        yield url
+    with running_server(programs) as server:
+        yield server.url
 
 
 @pytest.fixture

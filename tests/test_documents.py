@@ -24,6 +24,13 @@ def texts(pattern: str, document: Path) -> list[str]:
     return sorted(set(re.findall(pattern, document.read_text(encoding="utf-8"))))
 
 
+def braces_expanded(name: str) -> list[str]:
+    """Return what a shell makes of a name with at most one pair of braces."""
+    before, opened, rest = name.partition("{")
+    among, _, after = rest.partition("}")
+    return [f"{before}{each}{after}" for each in among.split(",")] if opened else [name]
+
+
 def anchor(heading: str) -> str:
     """Return the name that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
@@ -50,9 +57,10 @@ def test_links_lead_somewhere(document):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_files_and_modules_that_are_named_exist(document):
     rooms = "harness|analysis|bench|tests|conf|sweeps|docs|examples|pretraining"
-    for name in texts(rf"(?<![\w/.-])((?:{rooms})/[\w./-]*\w/?)", document):
-        if not name.startswith(("bench/.", "conf/quant/mine")):
-            assert (ROOT / name).exists(), name
+    for written in texts(rf"(?<![\w/.-])((?:{rooms})/[\w./{{}},-]*[\w}}]/?)", document):
+        for name in braces_expanded(written):
+            if not name.startswith(("bench/.", "conf/quant/mine")):
+                assert (ROOT / name).exists(), name
     for module in texts(r"python -m ([\w.]+)", document):
         path = ROOT / module.replace(".", "/")
         known = path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()

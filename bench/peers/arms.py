@@ -9,7 +9,7 @@ from bench.peers.processes import environment
 from bench.peers.ratios import Agreement, agreement
 from bench.peers.rows import Work, make_work
 from bench.peers.task import Task
-from harness.records.record import Record, read_metrics, read_record
+from harness.records.record import read_metrics, read_record
 from harness.records.run_directory import RunDirectory
 
 SCRIPTS = Path(__file__).parent
@@ -70,11 +70,6 @@ def peer_run(setting: Setting, peer: str, task: Task, directory: Path) -> list[s
     directory.mkdir(parents=True, exist_ok=True)
     file = replace(task, output=str(directory / "output")).write(directory / "task.json")
     return [str(setting.peers_python), str(SCRIPTS / PEERS[peer]), str(file)]
-
-
-def our_record(out: Path, run_id: str) -> Record:
-    """Return what a run of ours has left."""
-    return read_record(RunDirectory(out / "runs" / run_id).record)
 
 
 def compared(out: Path, run_id: str, result: dict) -> Agreement:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from harness.base.layout import adapted_layers, shortest_names
 from harness.base.source import find_model
+from harness.base.targets import adapted_layers, shortest_names
 from harness.config.compose import compose_run
 from harness.config.schema import LoraConfig, RunConfig, Schedule
 from harness.data.order import batch_rows

@@ -1,13 +1,15 @@
 """The linear layers of a model's blocks: find them, pack them, freeze the rest in the compute type."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from harness.base.layout import LinearSpec, in_block
+from harness.base.experts import experts_forward
 from harness.base.storage import Storage
+from harness.base.targets import LinearSpec, in_block
 from harness.errors import RequestError
 
 
@@ -64,8 +66,13 @@ def _computes_something_else(module: nn.Module) -> bool:
 def block_linears(model: nn.Module) -> Iterator[LinearSpec]:
     """Yield name and dimensions of the linear layers of the blocks; the parameters may be on meta."""
     for name, module in linear_modules(model):
+        experts = experts_forward(model.get_submodule(name.rpartition(".")[0]))
         if isinstance(module, nn.Linear):
-            yield LinearSpec(name, module.in_features, module.out_features)
+            spec = LinearSpec(name, module.in_features, module.out_features)
+            if experts is not None:
+                of = experts.module
+                spec = replace(spec, experts=of.num_experts, transposed=of.is_transposed)
+            yield spec
         else:
             weight: Any = module.weight
             yield LinearSpec(name, weight.shape[0], weight.shape[1])

@@ -1,14 +1,14 @@
 """Build the frozen base: load dense weights once, store the blocks packed, keep the result in a cache."""
 
+import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness.base.attention import attends_both_ways, implementation_of
 from harness.base.blocks import (
     block_linears,
     finish_base,
@@ -18,15 +18,19 @@ from harness.base.blocks import (
     weight_and_bias,
 )
 from harness.base.cache import cache_entry, load_entry, save_entry
-from harness.base.layout import LinearSpec
+from harness.base.experts import expose_experts
+from harness.base.model_config import Described, read_config, refusing
+from harness.base.prequantized import StoredWeights, check_stored
 from harness.base.quick_imports import quiet_libraries
 from harness.base.source import ModelSource
 from harness.base.storage import Dense, Storage, storage_of
+from harness.base.stored_layers import load_stored
+from harness.base.targets import LinearSpec
 from harness.config.schema import FloatType, ModelConfig, QuantConfig
 from harness.errors import RequestError, says_out_of_memory
 
 _TRIED_POSITIONS = 8
-_ROUNDING = {FloatType.float32: 1e-5, FloatType.bfloat16: 2e-2}
+_ROUNDING = {FloatType.float32: 1e-5, FloatType.bfloat16: 2e-2, FloatType.float16: 4e-3}
 """Share of the largest logit that another company in a batch may move one by."""
 
 
@@ -67,11 +71,16 @@ class ModelOutline:
     """Tokens that the model has embeddings for."""
     config: Any
     """Its transformers configuration, as the base will have it."""
+    came_rounded: str | None
+    """The storage that its weights came in, if that has rounded them already, such as `Q4_1`."""
+    stored: StoredWeights | None
+    """That storage, where `quant=as_stored` takes it over."""
 
 
 def inspect_model(source: ModelSource, config: ModelConfig) -> ModelOutline:
     """Return the model's outline without loading any weight."""
-    model = _empty_model(source, config)
+    described = read_config(source, config)
+    model = _empty_model(described, config, source)
     positions = getattr(model.config, "max_position_embeddings", None)
     linears = tuple(block_linears(model))
     return ModelOutline(
@@ -80,7 +89,16 @@ def inspect_model(source: ModelSource, config: ModelConfig) -> ModelOutline:
         max_positions=positions,
         num_embeddings=model.get_input_embeddings().weight.shape[0],
         config=model.config,
+        came_rounded=_came_rounded(source, described.stored),
+        stored=described.stored,
     )
+
+
+def _came_rounded(source: ModelSource, stored: StoredWeights | None) -> str | None:
+    if stored is not None:
+        return stored.label
+    header = source.gguf_header()
+    return header.storage if header is not None and header.is_rounded else None
 
 
 def build_base(
@@ -98,16 +116,27 @@ def build_base(
     `quantized_on`: where the weights that no cache has are quantized, layer by layer; none: on `device`.
     """
     quiet_libraries()
-    storage = storage_of(quant)
-    entry = cache_entry(cache, fingerprint, storage)
-    model = load_entry(entry, lambda: _empty_model(source, config), storage, device)
-    from_cache = model is not None
-    if model is None:
-        model = _load_dense(source, config)
+    described = read_config(source, config)
+    check_stored(source.name, quant, described.stored)
+    storage = storage_of(quant, described.stored)
+    model, from_cache = None, False
+    if described.stored is not None:
+        with refusing(source):
+            empty = _empty_model(described, config, source)
+            model = load_stored(source, empty, described.stored, storage, device)
         _refuse_not_finite(model, source)
-        pack_blocks(model, storage, device, quantized_on)
-        if not isinstance(storage, Dense):
-            save_entry(entry, model, fingerprint, storage)
+    else:
+        entry = cache_entry(cache, fingerprint, storage)
+        empty_model = partial(_empty_model, described, config, source)
+        model = load_entry(entry, empty_model, storage, device)
+        from_cache = model is not None
+        if model is None:
+            model = load_dense(source, config)
+            expose_experts(model)
+            _refuse_not_finite(model, source)
+            pack_blocks(model, storage, device, quantized_on)
+            if not isinstance(storage, Dense):
+                save_entry(entry, model, fingerprint, storage)
     finish_base(model, storage.dtype, device)
     return Base(
         model=model,
@@ -125,6 +154,7 @@ def build_base(
 def freeze(model: Any, quant: QuantConfig, device: torch.device) -> Base:
     """Return a dense model that is at hand, packed and frozen as by `build_base`, without a tokenizer."""
     quiet_libraries()
+    expose_experts(model)
     linears, storage = tuple(block_linears(model)), storage_of(quant)
     pack_blocks(model, storage, device)
     finish_base(model, storage.dtype, device)
@@ -143,7 +173,9 @@ def freeze(model: Any, quant: QuantConfig, device: torch.device) -> Base:
 def dense_weights(base: Base) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the weights [O, I] of the blocks' linear layers as the model came, by name; it is read again."""
     assert base.config is not None, "a base of a model that was at hand has nothing to be read from"
-    for name, module in linear_modules(_load_dense(base.source, base.config)):
+    model = load_dense(base.source, base.config)
+    expose_experts(model)
+    for name, module in linear_modules(model):
         yield name, weight_and_bias(module)[0].detach()
 
 
@@ -153,7 +185,17 @@ def check_causal(base: Base) -> None:
     most = base.model.get_input_embeddings().weight.shape[0]
     ids_BT = torch.arange(2 * _TRIED_POSITIONS, device=base.device).view(2, -1) % most
     ids_BT[1, :-1] = ids_BT[0, :-1]
-    one_TV, other_TV = base.model(input_ids=ids_BT, use_cache=False).logits.float()
+    try:
+        logits_BTV = base.model(input_ids=ids_BT, use_cache=False).logits
+    except (RuntimeError, AttributeError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or says_out_of_memory(str(error)):
+            raise
+        raise RequestError(
+            f"model={base.source.name} does not run with its linear layers stored as {base.storage.label}: "
+            f"{str(error).strip().splitlines()[0]} (an architecture that reads weights around its layers, as "
+            "Mamba does, cannot have them packed)"
+        ) from error
+    one_TV, other_TV = logits_BTV.float()
     moved = (one_TV - other_TV).abs().amax(dim=1)
     if not bool(moved[:-1].max() <= _ROUNDING[base.quant.compute_dtype] * one_TV.abs().max()):
         raise RequestError(
@@ -166,11 +208,9 @@ def load_tokenizer(source: ModelSource, config: ModelConfig) -> Any:
     """Return the model's tokenizer, with a padding token."""
     from transformers import AutoTokenizer
 
-    with _refusing(source):
+    with refusing(source):
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            source.location,
-            revision=source.revision,
-            trust_remote_code=config.trust_remote_code,
+            **source.pretrained, trust_remote_code=config.trust_remote_code
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -195,88 +235,42 @@ def _refuse_not_finite(model: Any, source: ModelSource) -> None:
 # The model, dense or empty -----------------------------------------------------------------------
 
 
-@contextmanager
-def _refusing(source: ModelSource) -> Iterator[None]:
-    """Turn what transformers raises for a model that cannot be had into a RequestError."""
-    try:
-        yield
-    except RequestError:  # by a function within, which has said it all
-        raise
-    # A damaged or foreign file makes its reader raise anything: UnpicklingError, plain Exception
-    # (tokenizers), AttributeError. None of it is ours, and nothing of a model that did not load is used.
-    except Exception as error:
-        if isinstance(error, MemoryError) or says_out_of_memory(str(error)):
-            raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where = source.location if source.directory else f"Hugging Face id {source.location}"
-        raise RequestError(
-            f"model={source.name} cannot be loaded from {where}: {first} "
-            "(a directory with config.json, safetensors weights and a tokenizer works offline; "
-            "a Hugging Face id needs the network or a filled HF cache)"
-        ) from error
+def _empty_model(
+    described: Described, config: ModelConfig, source: ModelSource, *, exposed: bool = True
+) -> Any:
+    """Return the model with its parameters on the meta device and its buffers real.
 
-
-def _read_config(source: ModelSource, config: ModelConfig) -> Any:
-    """Return the transformers config with every dropout of the frozen base switched off.
-
-    Dropout in the base would draw from a generator that all runs of a cohort share.
+    `exposed`: its fused experts as linear layers, not as transformers has them.
     """
-    from transformers import AutoConfig
-
-    with _refusing(source):
-        model_config: Any = AutoConfig.from_pretrained(
-            source.location,
-            revision=source.revision,
-            trust_remote_code=config.trust_remote_code,
-        )
-    _refuse_what_is_no_dense_causal_model(source, model_config)
-    for name, value in model_config.to_dict().items():
-        if ("drop" in name or "_pdrop" in name) and isinstance(value, float):
-            setattr(model_config, name, 0.0)
-    model_config._attn_implementation = implementation_of(model_config, config.attention.value)
-    return model_config
-
-
-def _refuse_what_is_no_dense_causal_model(source: ModelSource, config: Any) -> None:
-    """Refuse encoders, and weights that are codes of another quantizer."""
-    if attends_both_ways(config):
-        raise RequestError(
-            f"model={source.name} is an encoder ({config.model_type}): its positions see the tokens that "
-            "they are to predict; give a causal language model (a checkpoint that was trained as a decoder "
-            "says is_decoder in its config.json)"
-        )
-    quantized = getattr(config, "quantization_config", None)
-    if quantized is not None:
-        fields = quantized if isinstance(quantized, dict) else quantized.to_dict()
-        raise RequestError(
-            f"model={source.name} is already quantized ({fields.get('quant_method', 'unknown method')}, "
-            "quantization_config of its config.json), and its codes are no weights; give the unquantized "
-            "checkpoint, which quant=… quantizes"
-        )
-
-
-def _empty_model(source: ModelSource, config: ModelConfig) -> Any:
-    """Return the model with its parameters on the meta device and its buffers real."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    with _refusing(source), init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(
-            _read_config(source, config), trust_remote_code=config.trust_remote_code
+    with refusing(source), init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(
+            copy.deepcopy(described.config), trust_remote_code=config.trust_remote_code
         )
+    if exposed:
+        expose_experts(model)
+    return model
 
 
-def _load_dense(source: ModelSource, config: ModelConfig) -> Any:
-    """Return the model in the type its weights are stored in, on the CPU."""
+def load_dense(source: ModelSource, config: ModelConfig) -> Any:
+    """Return transformers' own model in the type its weights are stored in, on the CPU."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with _refusing(source):
-        return AutoModelForCausalLM.from_pretrained(
-            source.location,
-            config=_read_config(source, config),
-            revision=source.revision,
+    described = read_config(source, config)
+    with refusing(source):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **source.pretrained,
+            config=described.config,
             dtype="auto",
             trust_remote_code=config.trust_remote_code,
         )
+    if source.gguf is not None:  # what transformers remembers of the file's storage is left behind
+        decoded = loaded.state_dict()
+        loaded = _empty_model(described, config, source, exposed=False)
+        loaded.load_state_dict(decoded, strict=False, assign=True)
+        loaded.tie_weights()
+    return loaded

@@ -21,7 +21,7 @@ ABOUT = "about.json"
 PARTS = ("packed.safetensors", "rest.safetensors")
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Raised whenever the stored tensors change meaning."""
 
 

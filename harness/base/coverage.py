@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.base.layout import TARGET_SETS, LinearSpec, adapted_layers
+from harness.base.targets import TARGET_SETS, LinearSpec, adapted_layers
 from harness.config.schema import QuantFormat, RunConfig
 from harness.errors import RequestError
 

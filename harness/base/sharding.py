@@ -16,8 +16,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from harness.base.layers import FrozenLinear
-from harness.base.layout import LinearSpec, block_name
 from harness.base.storage import Storage
+from harness.base.targets import LinearSpec, block_name
 
 
 def shard_model(

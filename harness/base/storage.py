@@ -7,6 +7,7 @@ Shape suffixes: O outputs, I inputs.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import assert_never
 
@@ -23,11 +24,21 @@ from harness.base.code_books import (
     table,
 )
 from harness.base.layers import FrozenLinear
-from harness.base.layout import LinearSpec
+from harness.base.prequantized import (
+    BITSANDBYTES_BLOCK,
+    BitsAndBytesWeights,
+    GroupedWeights,
+    StoredWeights,
+)
+from harness.base.targets import LinearSpec
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
 from harness.config.storage import label_of
 
-TORCH_DTYPES = {FloatType.float32: torch.float32, FloatType.bfloat16: torch.bfloat16}
+TORCH_DTYPES = {
+    FloatType.float32: torch.float32,
+    FloatType.bfloat16: torch.bfloat16,
+    FloatType.float16: torch.float16,
+}
 DOUBLE_QUANT_BLOCK = 256
 """Constants per block of the second quantization (QLoRA, section 3)."""
 
@@ -282,8 +293,70 @@ class RowwiseInt8(Storage):
         }
 
 
-def storage_of(quant: QuantConfig) -> Storage:
-    """Return the storage that a configuration asks for."""
+class BitsAndBytesInt8(RowwiseInt8):
+    """Row-wise int8 as bitsandbytes uploads have it: codes, and the largest weight of each row."""
+
+    _OF_CODE = 7.874015718698502e-3
+    """1/127 as bitsandbytes writes it (`int8_vectorwise_dequant`)."""
+
+    def encode(self, weight_OI: torch.Tensor) -> Tensors:
+        raise AssertionError("what came quantized is never rounded")
+
+    def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        weight = tensors["packed"] * tensors["scale"].unsqueeze(1)
+        return weight.mul_(self._OF_CODE).to(dtype)
+
+
+class GroupedInt4(Storage):
+    """4-bit integers q with scale s and zero point z for each group of an output's inputs: w = s (q - z).
+
+    As GPTQ (Frantar et al. 2022, arXiv 2210.17323) and AWQ (Lin et al. 2023, arXiv 2306.00978) upload them.
+    With scales in 16 bits the decoded float32 weight is exact: 11 bits of s times 5 of q - z.
+    """
+
+    def __init__(self, quant: QuantConfig, stored: GroupedWeights) -> None:
+        super().__init__(quant)
+        self.stored = stored
+
+    @property
+    def label(self) -> str:
+        return self.stored.label
+
+    @property
+    def bits(self) -> int:
+        return 4
+
+    def encode(self, weight_OI: torch.Tensor) -> Tensors:
+        raise AssertionError("what came quantized is never rounded")
+
+    def decode(self, tensors: Tensors, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        packed, inputs = tensors["packed"], shape[1]
+        codes_OI = torch.cat([packed >> 4, packed & 15])[: shape[0]]
+        group_I = tensors.get("group")
+        if group_I is None:
+            group_I = torch.arange(inputs, device=packed.device) // self.group_size(inputs)
+        weight_OI = codes_OI.float().sub_(tensors["zero"].float()[:, group_I])
+        return weight_OI.mul_(tensors["scale"].float()[:, group_I]).to(dtype)
+
+    def group_size(self, inputs: int) -> int:
+        """Return how many of a layer's inputs share a scale."""
+        return self.stored.group_size or inputs
+
+    def outline(self, spec: LinearSpec) -> Tensors:
+        groups = -(-spec.in_features // self.group_size(spec.in_features))
+        half = -(-spec.out_features // 2)
+        tensors = {
+            "packed": _on_meta(half, spec.in_features, dtype=torch.uint8),
+            "scale": _on_meta(spec.out_features, groups, dtype=torch.float16),
+            "zero": _on_meta(spec.out_features, groups, dtype=torch.uint8),
+        }
+        if self.stored.reordered:
+            tensors["group"] = _on_meta(spec.in_features, dtype=torch.int32)
+        return tensors
+
+
+def storage_of(quant: QuantConfig, stored: StoredWeights | None = None) -> Storage:
+    """Return the storage that a configuration asks for; `stored`: how the checkpoint came, if quantized."""
     match quant.format:
         case QuantFormat.none:
             return Dense(quant)
@@ -293,6 +366,30 @@ def storage_of(quant: QuantConfig) -> Storage:
             return Blockwise(quant, CODE_BOOKS[quant.format])
         case QuantFormat.int8:
             return RowwiseInt8(quant)
+        case QuantFormat.as_stored:
+            assert stored is not None, (
+                "quant.format=as_stored is asked of a checkpoint's own storage"
+            )
+            return _storage_of_stored(quant, stored)
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
+def _storage_of_stored(quant: QuantConfig, stored: StoredWeights) -> Storage:
+    match stored:
+        case BitsAndBytesWeights(format=QuantFormat.int8):
+            return BitsAndBytesInt8(replace(quant, format=QuantFormat.int8))
+        case BitsAndBytesWeights():
+            return storage_of(
+                replace(
+                    quant,
+                    format=stored.format,
+                    double_quant=stored.double_quant,
+                    block_size=BITSANDBYTES_BLOCK,
+                )
+            )
+        case GroupedWeights():
+            return GroupedInt4(quant, stored)
         case _ as unreachable:
             assert_never(unreachable)
 

@@ -107,7 +107,7 @@ def _fault_sentence(error: Exception, words: Sequence[str]) -> str:
 
 def _log_directory(words: Sequence[str]) -> str:
     given = [word.partition("=")[2] for word in words if word.startswith("paths.out=")]
-    out = Path(given[-1] if given else "out").expanduser()
+    out = Path(given[-1] if given else "out")
     return str(out) if out.is_dir() and os.access(out, os.W_OK) else tempfile.gettempdir()
 
 

@@ -3,12 +3,12 @@
 Must import nothing heavy: `harness --help` answers in well under a second.
 """
 
+import contextlib
 import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -27,13 +27,14 @@ from harness.cli.options import (
     WORKER_FLAGS,
 )
 from harness.errors import RequestError, near_names
+from harness.records.redact import redact
 from harness.training.stop import leave_terminal
 
 USAGE = """\
 usage: harness run    [-m] [override…] [--json]
        harness sweep  NAME|FILE [override…] [--dry-run] [--json]
        harness worker NAME [override…]
-       harness plan   [NAME|FILE] [override…] [--budget 24GiB] [--explain] [--probe] [--json]
+       harness plan   [NAME|FILE] [override…] [--budget 24GiB] [--explain] [--probe] [--table] [--json]
        harness status [NAME] [--json]
        harness report [NAME…] [--source records|wandb-offline|wandb] [--watch] [--json]
        harness wandb  [NAME] [--paths] [--json]
@@ -60,10 +61,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _terminated)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has asked to go on
         signal.signal(signal.SIGHUP, _terminated)
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     end(dispatch(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _open_streams() -> None:
+    """Give streams that were closed somewhere to go: the next files opened would get their numbers."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115  (for the process's life)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
@@ -194,6 +207,8 @@ def _plan(rest: list[str]) -> int:
         return 0
     from harness.commands.plan import plan_command
 
+    if "--table" in values:
+        return _plan_table(values, words)
     return plan_command(
         words,
         budget=values.get("--budget"),
@@ -201,6 +216,15 @@ def _plan(rest: list[str]) -> int:
         probe="--probe" in values,
         as_json="--json" in values,
     )
+
+
+def _plan_table(flags: dict[str, str], words: list[str]) -> int:
+    from harness.commands.plan_table import plan_table
+
+    others = sorted(set(flags) - {"--table", "--json"})
+    if others:
+        raise RequestError(f"--table goes with --json only, got {', '.join(others)} as well")
+    return plan_table(words, as_json="--json" in flags)
 
 
 def _status(rest: list[str]) -> int:
@@ -283,10 +307,11 @@ def _split(
 
 def _use_groups_in(directory: str) -> None:
     from harness.config.compose import CONFIG_DIR_VARIABLE
+    from harness.parsing import home_path
 
     if not directory:
         raise RequestError("--config-dir needs a directory, which holds GROUP/OPTION.yaml")
-    os.environ[CONFIG_DIR_VARIABLE] = str(Path(directory).expanduser().absolute())
+    os.environ[CONFIG_DIR_VARIABLE] = str(home_path(directory).absolute())
 
 
 def _hydra_flags(command: str, flags: list[list[str]], overrides: list[str]) -> int:
@@ -304,5 +329,10 @@ def _hydra_flags(command: str, flags: list[list[str]], overrides: list[str]) -> 
     shows_job = any(flag in (["--cfg", "job"], ["-c", "job"]) for flag in flags)
     if shows_job and "--resolve" not in words:
         words.append("--resolve")  # what would run, not how it is derived
-    run_hydra([f"harness {command}", *words, *prepare_overrides(overrides)])
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            run_hydra([f"harness {command}", *words, *prepare_overrides(overrides)])
+    finally:  # Hydra ends the process where it has refused something
+        print(redact(said.getvalue()), end="")
     return 0

@@ -19,6 +19,7 @@ PLAN_FLAGS = {
     "--budget": 1,
     "--explain": 0,
     "--probe": 0,
+    "--table": 0,
     "--json": 0,
     "--help": 0,
     "-h": 0,

@@ -9,7 +9,7 @@ from harness.base.quick_imports import quick_imports
 from harness.config.compose import compose_run
 from harness.config.resources import Shard
 from harness.config.schema import RunConfig
-from harness.config.storage import label_of
+from harness.config.storage import has_blocks, label_of
 from harness.errors import RequestError
 from harness.plan.settings import PlanSettings, parse_bytes, split_settings, with_device_defaults
 
@@ -24,6 +24,8 @@ def plan_command(
     """Print the plan of a run, or of the sweep that the first word names; returns the exit code."""
     limit = None if budget is None else parse_bytes(budget, "--budget")
     settings, overrides = split_settings(words)
+    if settings.ranks is not None:
+        raise RequestError(f"plan.ranks={settings.ranks} would be ignored without --table")
     with quick_imports():
         return _plan(overrides, settings, limit, explain=explain, probe=probe, as_json=as_json)
 
@@ -86,7 +88,10 @@ def _plan_run(
         if explain:
             print()
             print(base_text(prediction.modules))
-            print(explanation(prediction, config, subject.model.linears, subject.batch), end="")
+            model = subject.model
+            print(
+                explanation(prediction, config, model.storage, model.linears, subject.batch), end=""
+            )
     if limit is None:
         return 0
     print(fit_text(subject, prediction, limit), file=sys.stderr if as_json else sys.stdout)
@@ -103,6 +108,15 @@ def _measure(group: "CostGroup", settings: PlanSettings, *, probe: bool) -> None
         raise RequestError("--probe needs a model that can be loaded, and plan.shape is none")
 
 
+def _stored(subject: "Subject") -> str:
+    """Say how the base is stored."""
+    quant, stored = subject.config.quant, subject.model.stored
+    if stored is not None:
+        return f"as it came ({stored.label})"
+    blocks = f" in blocks of {quant.block_size}" if has_blocks(quant.format) else ""
+    return f"{label_of(quant)}{blocks}"
+
+
 def heading(subject: "Subject") -> str:
     """Say in one or two lines what is planned."""
     config, batch = subject.config, subject.batch
@@ -115,7 +129,7 @@ def heading(subject: "Subject") -> str:
         shared = f"of the first of {processes} processes, which share the base"
         shared += (on_gpu if subject.device == "cuda" else "") + "\n"
     return (
-        f"{subject.model.name}: {label_of(quant)} in blocks of {quant.block_size}, computed in "
+        f"{subject.model.name}: {_stored(subject)}, computed in "
         f"{quant.compute_dtype.value}; rank {config.lora.rank} on {targets}; {optim.name.value}\n"
         f"micro-batch {batch.rows} x {batch.length} positions, {batch.loss_tokens} with loss "
         f"({subject.batch_source}){checkpointing}; on {subject.device}\n{shared}"

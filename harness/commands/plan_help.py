@@ -7,6 +7,7 @@ from harness.plan.shapes import shape_names
 
 _TEXT = """\
 usage: harness plan [override…]              memory of one run, by part
+       harness plan --table [override…]      adapter sizes over ranks and models
        harness plan NAME|FILE [override…]    every configuration of a sweep: memory, what fits, time
 
   --budget 24GiB   say what fits so much memory, and how many runs side by side
@@ -28,6 +29,7 @@ optimizer) are exact; activations and the peak come from the engine's own passes
 
 _KEYS = {
     "shape": "a published model's dimensions in the model's place (conf/shape/)",
+    "ranks": "ranks of --table, such as 1,2,8; there plan.shape takes several shapes too",
     "device": "cpu or cuda; default: what this machine has",
     "cohort": "runs that share a pass; default 1",
     "length": "positions per row; default: what the data's rows have, data.max_length for a shape",

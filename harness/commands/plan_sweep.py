@@ -19,6 +19,7 @@ from harness.question.load import load_question
 from harness.question.question import Question
 from harness.question.settings import Method
 from harness.records.metrics import format_bytes
+from harness.records.redact import message
 from harness.sweeping.driver import most_slots
 from harness.sweeping.requests import base_of
 
@@ -59,7 +60,7 @@ def plan_sweep(
     if as_json:
         print(json.dumps([_tree(group) for group in groups], indent=2))
         return 0
-    print(plan_text(question, points, base))
+    print(message(plan_text(question, points, base)))
     print("\n".join(_table(question, groups, limit)))
     print("\n".join(_summary(question, groups, limit, device)))
     return 0

@@ -16,7 +16,7 @@ from harness.training.libraries import import_libraries
 
 if TYPE_CHECKING:
     from harness.base.build import Base
-    from harness.training.ranks import Ranks
+    from harness.training.passes import Ranks
 
 _EXIT_CODES = {RunStatus.completed: 0, RunStatus.interrupted: 130}
 
@@ -61,7 +61,7 @@ def train_request(
     from harness.measure.memory import is_out_of_memory
     from harness.training.entry import record_without_base
     from harness.training.launch import make_job, open_base, prepare
-    from harness.training.packing import Packing
+    from harness.training.pass_size import PassSizer
     from harness.training.passes import ALONE
     from harness.training.session import Queue, RunEnded, train
     from harness.training.stop import stop_on_signals
@@ -84,10 +84,8 @@ def train_request(
                 return settled
             job = make_job(request, data)
             job.is_probe = is_probe
-            packing = Packing(max_slots=1)
-            for event in train(
-                shared, Queue([job]), packing=packing, stop=stop, ranks=ranks or ALONE
-            ):
+            sizer = PassSizer(max_slots=1)
+            for event in train(shared, Queue([job]), sizer=sizer, stop=stop, ranks=ranks or ALONE):
                 display.show(event)
                 if isinstance(event, RunEnded):
                     return event.record

@@ -1,5 +1,6 @@
 """`harness sweep`: from a question to a study, run by worker processes; `--dry-run` prints what would run."""
 
+import shlex
 import sys
 import tempfile
 from collections import Counter
@@ -40,7 +41,7 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
     if dry_run:
         with tempfile.TemporaryDirectory(prefix="harness-") as logs:
             check_without_device(points, Path(logs), keep=False)
-        print(plan_text(question, points, base), end="")
+        print(message(plan_text(question, points, base)), end="")
         return 0
     check_writable(base.paths)
     if question.launcher is not None:
@@ -53,7 +54,7 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
         text = answer_text(Path(base.paths.out), question.name, state)
         print_state(state, file=str(directory.state), answer=text)
     if state.status is SweepStatus.interrupted:
-        again = " ".join(["harness sweep", name, *own_directory_words(), *overrides])
+        again = shlex.join(["harness", "sweep", name, *own_directory_words(), *overrides])
         print(
             message(f"harness: stopped; every run in flight has a checkpoint. Go on with: {again}"),
             file=sys.stderr,

@@ -1,12 +1,14 @@
 """`harness wandb`: where offline W&B files lie, and the one step that shows them online. Imports no wandb."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config.compose import compose_run
 from harness.config.schema import TrackerConfig
 from harness.errors import RequestError
+from harness.records.redact import message
 from harness.sweeping.state import SweepDirectory, read_state
 
 WANDB_HELP = """\
@@ -36,7 +38,7 @@ def wandb_command(words: Sequence[str], *, only_paths: bool, as_json: bool) -> i
     elif only_paths:
         print("\n".join(map(str, found)))
     else:
-        print(_how(found, names, words, config.tracker))
+        print(message(_how(found, names, words, config.tracker)))
     return 0
 
 
@@ -52,14 +54,15 @@ def _how(
     found: Sequence[Path], names: Sequence[str], words: Sequence[str], tracker: TrackerConfig
 ) -> str:
     size = sum(file.stat().st_size for run in found for file in run.glob("*.wandb"))
-    again = [*names, *(word for word in words if "=" in word)]
-    entity = f"-e {tracker.entity} " if tracker.entity else ""
+    again = shlex.join(["harness", "wandb", *names, *(word for word in words if "=" in word)])
+    project = shlex.join(
+        [*(["-e", tracker.entity] if tracker.entity else []), "-p", tracker.project]
+    )
     lines = [
         f"{len(found)} offline W&B runs, {size / 1e6:.1f} MB, the first at {found[0]}",
         "To see them online:",
         "  wandb login",
-        f"  {' '.join(['harness wandb', *again, '--paths'])} | xargs -d '\\n' wandb sync --yes "
-        f"{entity}-p {tracker.project}",
+        f"  {again} --paths | xargs -d '\\n' wandb sync --yes {project}",
         "docs/wandb.md says what is in them, name by name.",
     ]
     return "\n".join(lines)

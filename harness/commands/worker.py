@@ -11,8 +11,7 @@ from harness.question.check_space import check_space
 from harness.question.keys import key_of
 from harness.question.load import question_of
 from harness.question.question import Question
-from harness.study.database import open_database
-from harness.study.same_question import question_in
+from harness.study.database import open_database, question_in
 from harness.sweeping.display import progress_text
 from harness.sweeping.member import Member
 from harness.sweeping.requests import base_of

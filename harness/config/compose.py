@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import harness
-from harness.config.devices import resolved_device
+from harness.config.devices import compute_capability, resolved_device
 from harness.config.overrides import read_override
 from harness.config.schema import FloatType, PathsConfig, RunConfig
 from harness.errors import RequestError, near_names
+from harness.parsing import home_path
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -85,7 +86,7 @@ def own_directory() -> Path | None:
     named = os.environ.get(CONFIG_DIR_VARIABLE)
     if not named:
         return None
-    directory = Path(named).expanduser().absolute()
+    directory = home_path(named).absolute()
     if not directory.is_dir() or not _options_in(directory):
         what = "holds no group" if directory.is_dir() else "is no directory"
         raise RequestError(
@@ -118,6 +119,7 @@ def register_schema() -> None:
 
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
     OmegaConf.register_new_resolver("compute_dtype_for", compute_dtype_for, replace=True)
+    OmegaConf.register_new_resolver("lora_dtype_for", lora_dtype_for, replace=True)
     OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)
 
 
@@ -149,9 +151,22 @@ def environment_variable(name: str, default: str | None = None) -> str | None:
 
 
 def compute_dtype_for(device: str) -> str:
-    """Return the default compute type: bfloat16 on a GPU, float32 on a CPU."""
+    """Return the default compute type: float32 on a CPU, 16 bits on a GPU.
+
+    bfloat16 where the GPU multiplies it (from compute capability 8.0 on), else float16.
+    """
+    resolved = resolved_device(device)
+    if not resolved.startswith("cuda"):
+        return FloatType.float32.value
+    capability = compute_capability(resolved)
+    knows_bfloat16 = capability is None or capability >= (8, 0)
+    return (FloatType.bfloat16 if knows_bfloat16 else FloatType.float16).value
+
+
+def lora_dtype_for(device: str, base_dtype: str) -> str:
+    """Return the default type of the adapters' products: that of the base on a GPU, float32 on a CPU."""
     on_gpu = resolved_device(device).startswith("cuda")
-    return (FloatType.bfloat16 if on_gpu else FloatType.float32).value
+    return base_dtype if on_gpu else FloatType.float32.value
 
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:
@@ -212,9 +227,9 @@ def run_config(tree: "DictConfig") -> RunConfig:
 
 def _expand_home(paths: PathsConfig) -> None:
     """Write `~` out: a shell expands it only at the start of a word, not in `paths.out=~/runs`."""
-    paths.out = str(Path(paths.out).expanduser())
+    paths.out = str(home_path(paths.out))
     if paths.cache is not None:
-        paths.cache = str(Path(paths.cache).expanduser())
+        paths.cache = str(home_path(paths.cache))
 
 
 def config_tree(config: RunConfig) -> dict[str, Any]:

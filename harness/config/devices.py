@@ -28,6 +28,28 @@ def resolved_device(wanted: str) -> str:
     return "cuda" if visible_cuda_devices() else "cpu"
 
 
+def compute_capability(device: str) -> tuple[int, int] | None:
+    """Return what the driver says of `cuda` or `cuda:N`; None where it cannot be asked.
+
+    CUDA_VISIBLE_DEVICES names devices by index or by UUID, and `cuda:N` counts in it.
+    """
+    index = int(device.partition(":")[2] or 0)
+    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        named = str(index) if mask is None else mask.split(",")[index].strip()
+        import pynvml
+
+        pynvml.nvmlInit()
+        if named.isdecimal():
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(named))
+        else:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(named)
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    except Exception:  # no driver: NVML raises its own hierarchy of errors
+        return None
+    return int(major), int(minor)
+
+
 def usable_threads() -> int:
     """Return how many threads of the machine this process may run on at once."""
     if hasattr(os, "sched_getaffinity"):  # Linux; a job scheduler may grant less than there is

@@ -8,14 +8,14 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from harness.config.compose import config_tree
 from harness.config.schema import RunConfig
 from harness.config.storage import label_of
+from harness.parsing import home_path
 
-NUMERICS_VERSION = 3
+NUMERICS_VERSION = 4
 """Raised when a change of the harness changes the numbers of a run (and named in CHANGELOG.md)."""
 
 _NOT_RESULT = ("tracker", "checkpoint", "resources", "paths")
@@ -56,7 +56,7 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     optim["micro_batch_size"] = optim["micro_batch_size"] or optim["batch_size"]
     for key in _EVAL_FILES:
         if (file := tree["eval"][key]) is not None:
-            content = Path(file).expanduser().read_bytes()
+            content = home_path(file).read_bytes()
             tree["eval"][key] = hashlib.sha256(content).hexdigest()
     seed = tree.pop("seed")
     tree |= {
@@ -91,6 +91,6 @@ def _last_part(name: str | None, *, suffix: bool = True) -> str | None:
     """Return the last part of a path or id as it is called on disk, however the path is spelt."""
     if name is None:
         return None
-    path = Path(name).expanduser()
+    path = home_path(name)
     path = path.resolve() if path.exists() else path
     return path.name if suffix else path.stem

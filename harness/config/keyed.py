@@ -10,9 +10,10 @@ class Keyed(Generic[T]):
 
     __slots__ = ("_key", "value")
 
-    def __init__(self, value: T) -> None:
+    def __init__(self, value: T, text: str | None = None) -> None:
+        """`text`: what is compared in place of the value's print, which may leave things out."""
         self.value = value
-        self._key = repr(value)
+        self._key = repr(value) if text is None else text
 
     def __hash__(self) -> int:
         return hash(self._key)

@@ -6,6 +6,7 @@ import this. Composition stands in `harness.config.compose`, judgement in `harne
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import assert_never
 
 from harness.config.resources import ResourcesConfig
 
@@ -21,6 +22,8 @@ class QuantFormat(Enum):
     int4 = "int4"
     int4_asym = "int4_asym"
     int8 = "int8"
+    as_stored = "as_stored"
+    """As the checkpoint came: what bitsandbytes, GPTQ or AWQ has rounded is not rounded again."""
 
 
 class FloatType(Enum):
@@ -28,6 +31,7 @@ class FloatType(Enum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 class Attention(Enum):
@@ -44,6 +48,17 @@ class LoraInit(Enum):
     gaussian = "gaussian"
     pissa = "pissa"
     olora = "olora"
+
+    @property
+    def rewrites_base(self) -> bool:
+        """Whether it changes the base, so that its adapter must train alone."""
+        match self:
+            case LoraInit.default | LoraInit.gaussian:
+                return False
+            case LoraInit.pissa | LoraInit.olora:
+                return True
+            case _ as unreachable:
+                assert_never(unreachable)
 
 
 class OptimizerName(Enum):
@@ -127,9 +142,10 @@ class QuantConfig:
     block_size: int = 64
     """Weights per block of one scale, 32 to 4096, a power of two; 4-bit formats only."""
     compute_dtype: FloatType = FloatType.float32
-    """Type of activations and of everything that is not quantized."""
+    """Type of activations and of everything that is not quantized; float16 trains with a loss scale."""
     skip_experts: bool = False
-    """Leave weights of the blocks that lie in no linear layer, as fused experts, unpacked and unadapted."""
+    """Allow more than a tenth of the blocks' weights to stay unpacked and unadapted: those in no linear layer
+    and no fused experts that are understood."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -148,6 +164,8 @@ class LoraConfig:
     rslora: bool = False
     """Scale by alpha/sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)."""
     init: LoraInit = LoraInit.default
+    compute_dtype: FloatType = FloatType.float32
+    """Type in which A and B are multiplied; they are kept, and their gradients added up, in float32."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -21,7 +21,7 @@ def label_of(quant: QuantConfig) -> str:
 def has_blocks(quant_format: QuantFormat) -> bool:
     """Say whether a format keeps constants for each block of weights: then blocks have a size."""
     match quant_format:
-        case QuantFormat.none | QuantFormat.int8:
+        case QuantFormat.none | QuantFormat.int8 | QuantFormat.as_stored:
             return False
         case QuantFormat.nf4 | QuantFormat.int4 | QuantFormat.int4_asym:
             return True
@@ -34,3 +34,5 @@ def has_blocks(quant_format: QuantFormat) -> bool:
 BLOCKWISE = tuple(each for each in QuantFormat if has_blocks(each))
 WITHOUT_BLOCKS = tuple(each.value for each in QuantFormat if not has_blocks(each))
 """By name, as records have them."""
+ROUNDING = tuple(each for each in QuantFormat if each is not QuantFormat.as_stored)
+"""What a dense weight can be stored in, `none` among them."""

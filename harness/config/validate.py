@@ -15,7 +15,6 @@ from harness.config.schema import (
     DataForm,
     EvalConfig,
     LoraConfig,
-    LoraInit,
     OptimConfig,
     QuantConfig,
     QuantFormat,
@@ -33,6 +32,7 @@ def validate(config: RunConfig) -> None:
         *_size_problems(config),
         *_quant_problems(config.quant),
         *_lora_problems(config.lora),
+        *_start_problems(config),
         *_optim_problems(config.optim),
         *_eval_problems(config.eval, config.optim),
         *_stride_problems(config.eval.stride, config.data),
@@ -45,6 +45,8 @@ def validate(config: RunConfig) -> None:
 
 MOST = 1_000_000_000
 """Of anything that is counted: steps, rows, tokens, processes."""
+MOST_ROWS_A_STEP = 32_768
+"""Of one optimizer step, whose order is drawn before it begins."""
 MOST_SEED = 2**53 - 1
 """Seeds are written to files that JSON readers everywhere read exactly up to here."""
 MOST_EPOCHS = 1e6
@@ -112,6 +114,15 @@ def _lora_problems(lora: LoraConfig) -> Iterator[str]:
         yield f"lora.target_modules={lora.target_modules} names a layer twice"
 
 
+def _start_problems(config: RunConfig) -> Iterator[str]:
+    init = config.lora.init
+    if config.quant.format is QuantFormat.as_stored and init.rewrites_base:
+        yield (
+            f"lora.init={init.value} starts from the dense weights, which a checkpoint that came quantized "
+            "does not have; with quant.format=as_stored use lora.init=default or gaussian"
+        )
+
+
 def _optim_problems(optim: OptimConfig) -> Iterator[str]:
     for name in ("lr", "loraplus_lr_ratio", "epsilon"):
         value = getattr(optim, name)
@@ -139,16 +150,21 @@ def _optim_problems(optim: OptimConfig) -> Iterator[str]:
 
 
 def _batch_problems(optim: OptimConfig) -> Iterator[str]:
-    if optim.batch_size < 1:
-        yield f"optim.batch_size={optim.batch_size} must be at least 1"
+    if not 1 <= optim.batch_size <= MOST_ROWS_A_STEP:
+        yield f"optim.batch_size={optim.batch_size} must be at least 1, at most {MOST_ROWS_A_STEP:,}"
         return
     micro = optim.micro_batch_size
     if micro is not None and (micro < 1 or optim.batch_size % micro):
-        divisors = [n for n in range(1, optim.batch_size + 1) if optim.batch_size % n == 0]
         yield (
             f"optim.micro_batch_size={micro} must divide optim.batch_size={optim.batch_size}; "
-            f"{', '.join(map(str, divisors))} do"
+            f"{_divisors(optim.batch_size)} do"
         )
+
+
+def _divisors(number: int) -> str:
+    """Return the numbers that divide another, of a very large one not all."""
+    small = [n for n in range(1, min(math.isqrt(number), 10_000) + 1) if number % n == 0]
+    return ", ".join(map(str, sorted({*small, *(number // n for n in small)})))
 
 
 def _stride_problems(stride: int | None, data: DataConfig) -> Iterator[str]:
@@ -221,11 +237,10 @@ def _parallel_problems(config: RunConfig) -> Iterator[str]:
     key = "batch_size" if optim.micro_batch_size is None else "micro_batch_size"
     rows = optim.micro_batch_size or optim.batch_size
     if rows >= 1 and rows % processes:
-        divisors = [str(n) for n in range(1, rows + 1) if rows % n == 0]
         yield (
             f"optim.{key}={rows} must be a multiple of resources.data_parallel={processes}, so that each "
             f"process has as many rows; with {rows} rows resources.data_parallel can be "
-            f"{', '.join(divisors)}, with {processes} processes they can be {processes}, {2 * processes}, …"
+            f"{_divisors(rows)}, with {processes} processes they can be {processes}, {2 * processes}, …"
         )
     if re.fullmatch(r"cuda:\d+", device):
         yield (
@@ -251,7 +266,7 @@ def _shard_problems(config: RunConfig) -> Iterator[str]:
             f"resources.data_parallel={processes} is one; ask for resources.data_parallel=2 or more"
         )
     init = config.lora.init
-    if init in (LoraInit.pissa, LoraInit.olora):
+    if init.rewrites_base:
         yield (
             f"lora.init={init.value} rewrites the base, of which no process has a whole layer with "
             f"resources.shard={shard.value}; use lora.init=default or gaussian, or resources.shard=none"

@@ -10,6 +10,7 @@ from harness.data.files import file_digest, read_file, resolved_file
 from harness.data.records import RecordForm
 from harness.data.sources import read_splits
 from harness.errors import DataError
+from harness.parsing import home_path
 
 MIN_LENGTH = 8
 """Fewest tokens of a row: a start token, a prompt, a response and an end token need some room."""
@@ -91,7 +92,7 @@ def _ineffective(config: DataConfig) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (*_HUB_KEYS, *_FILE_KEYS, *_FORM_KEYS), reason
     if config.path is not None:
         yield _HUB_KEYS, "it belongs to data.hub, and data.path is given"
-    if config.hub is not None and Path(config.hub).expanduser().is_dir():
+    if config.hub is not None and home_path(config.hub).is_dir():
         yield ("revision",), f"data.hub={config.hub} is a local directory, which has no revisions"
     if config.form is not DataForm.pairs:
         yield _PAIR_KEYS, f"it belongs to data.form=pairs, got data.form={config.form.value}"
@@ -138,7 +139,7 @@ def _check_distinct_files(config: DataConfig) -> None:
 
 def _check_hub_directory(hub: str) -> None:
     """Refuse what is plainly a path but no directory: the hub would answer after a long wait."""
-    path = Path(hub).expanduser()
+    path = home_path(hub)
     if path.is_file():
         raise DataError(f"data.hub={hub} is a file; give it as data.path")
     if not path.is_dir() and (hub.startswith(("/", ".", "~")) or hub.count("/") > 1):
@@ -164,7 +165,7 @@ def data_fingerprint(config: DataConfig) -> str:
         parts["task"] = (config.task, sizes, config.split_seed)
         parts["rows"] = splits.digest()
     if config.hub is not None:
-        directory = Path(config.hub).expanduser()
+        directory = home_path(config.hub)
         parts["hub"] = _directory_digest(directory) if directory.is_dir() else config.hub
         parts["hub_part"] = (config.hub_config, config.hub_split, config.revision)
     for key, path in _files(config).items():

@@ -20,6 +20,14 @@ _ROUND_TO = 8
 """Rows that are cut are a multiple of this long: matrix products on a GPU want it."""
 
 
+def without_padding(padded: Batch, *, apart: bool) -> Batch:
+    """Return a batch of padded rows without most of its padding: the same examples, equal up to rounding.
+
+    `apart`: each example has a row of its own (`harness.base.packed_rows.why_apart`).
+    """
+    return trimmed(padded) if apart else folded(padded)
+
+
 def trimmed(batch: Batch) -> Batch:
     """Return a batch of padded rows without the positions at the end that carry nothing in any row."""
     length = batch.targets_BT.shape[1]

@@ -15,6 +15,7 @@ from harness.config.schema import DataForm
 from harness.data.example import Example
 from harness.data.records import ReadRows, Record, RecordForm, read_records
 from harness.errors import DataError, near_names
+from harness.parsing import home_path
 
 DOCUMENT_SEPARATOR = "<|endoftext|>"
 """A line of a .txt file that separates documents, as TinyStories' files do."""
@@ -58,7 +59,7 @@ def resolved_file(path: str, key: str) -> Path:
 
 def file_version(path: str, key: str) -> FileVersion:
     """Return which file a path is now; refuses what cannot be a data file (DataError)."""
-    given = Path(path).expanduser()
+    given = home_path(path)
     if given.is_dir():
         raise DataError(
             f"{key}={path} is a directory; give a {_either(SUFFIXES)} file, or data.hub={path} for a "

@@ -17,6 +17,7 @@ from harness.data.example import Example, examples_digest, pair
 from harness.data.files import FileVersion, file_version, read_file
 from harness.data.records import ReadRows, Record, RecordForm, read_records
 from harness.errors import DataError, near_names
+from harness.parsing import home_path
 
 HELD_OUT_SHARE = 4
 """Reciprocal of the greatest share of rows that is split off for validation; the test split gets as many."""
@@ -171,8 +172,8 @@ def _read_hub(config: DataConfig) -> ReadRows:
     import datasets
 
     assert config.hub is not None
-    is_directory = Path(config.hub).expanduser().is_dir()
-    name = str(Path(config.hub).expanduser()) if is_directory else config.hub
+    is_directory = home_path(config.hub).is_dir()
+    name = str(home_path(config.hub)) if is_directory else config.hub
     datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(

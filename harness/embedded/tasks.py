@@ -23,6 +23,9 @@ from harness.embedded.draws import Draws
 from harness.embedded.lexicon import NAMES, NOUNS
 from harness.embedded.skills import SEPARATORS, Pair, as_list
 
+MAX_ROWS = 1_000_000
+"""Rows of one split."""
+
 
 class TaskSplits(NamedTuple):
     """A task's data; no prompt occurs in two splits, nor twice in one."""
@@ -197,6 +200,8 @@ def make_task(
     for size_name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{size_name}={size} leaves a split empty; use at least 1")
+        if size > MAX_ROWS:  # a thousand rows take some 50 ms to draw
+            raise ValueError(f"{size_name}={size} is more than {MAX_ROWS:,}; use at most as many")
     rows = {
         Part.TASK_TRAIN: train_rows,
         Part.TASK_VALIDATION: validation_rows,

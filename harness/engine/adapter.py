@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from harness.base.targets import AdaptedShape
+
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -17,24 +19,26 @@ class _Place:
 
     a_start: int
     b_start: int
-    in_features: int
-    out_features: int
+    rank: int
+    """R: of fused experts that of all together."""
+    shape: AdaptedShape
 
 
-class Layout:
+class ParameterLayout:
     """Where the A and B of each adapted layer lie in a flat tensor: every A first, then every B."""
 
-    def __init__(self, rank: int, dimensions: Mapping[int, tuple[int, int]]) -> None:
-        """`dimensions`: layer index -> (inputs, outputs), in the model's order."""
+    def __init__(self, rank: int, dimensions: Mapping[int, AdaptedShape | tuple[int, int]]) -> None:
+        """`dimensions`: layer index -> inputs, outputs and experts, in the model's order."""
         self.rank = rank
-        self.num_a = rank * sum(inputs for inputs, _ in dimensions.values())
-        self.size = rank * sum(inputs + outputs for inputs, outputs in dimensions.values())
+        shapes = {layer: AdaptedShape(*each) for layer, each in dimensions.items()}
+        self.num_a = sum(rank * each.experts * each.inputs for each in shapes.values())
+        self.size = sum(each.params(rank) for each in shapes.values())
         self._places: dict[int, _Place] = {}
         a_start, b_start = 0, self.num_a
-        for layer, (inputs, outputs) in dimensions.items():
-            self._places[layer] = _Place(a_start, b_start, inputs, outputs)
-            a_start += rank * inputs
-            b_start += rank * outputs
+        for layer, shape in shapes.items():
+            self._places[layer] = _Place(a_start, b_start, rank * shape.experts, shape)
+            a_start += rank * shape.experts * shape.inputs
+            b_start += rank * shape.experts * shape.outputs
 
     @property
     def layers(self) -> list[int]:
@@ -47,18 +51,16 @@ class Layout:
     def a(self, flat_KP: torch.Tensor, layer: int) -> torch.Tensor:
         """Return the view a_KRI of one layer."""
         place = self._places[layer]
-        size = self.rank * place.in_features
-        return flat_KP[:, place.a_start : place.a_start + size].view(
-            -1, self.rank, place.in_features
-        )
+        inputs = place.shape.inputs
+        size = place.rank * inputs
+        return flat_KP[:, place.a_start : place.a_start + size].view(-1, place.rank, inputs)
 
     def b(self, flat_KP: torch.Tensor, layer: int) -> torch.Tensor:
         """Return the view b_KOR of one layer."""
         place = self._places[layer]
-        size = self.rank * place.out_features
-        return flat_KP[:, place.b_start : place.b_start + size].view(
-            -1, place.out_features, self.rank
-        )
+        outputs = place.shape.outputs
+        size = place.rank * outputs
+        return flat_KP[:, place.b_start : place.b_start + size].view(-1, outputs, place.rank)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,7 +69,7 @@ class Adapter:
 
     name: str
     """PEFT's."""
-    layout: Layout
+    layout: ParameterLayout
     """The same object for all adapters of one rank and the same layers."""
     flat_P: torch.Tensor
     """All parameters, float32."""
@@ -80,7 +82,7 @@ class Adapter:
 
     @property
     def num_parameters(self) -> int:
-        """Trainable elements: r (d_in + d_out) for each adapted layer."""
+        """Trainable elements: r (d_in + d_out) for each adapted layer, and each of its experts."""
         return self.layout.size
 
     @property

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from harness.base.side_by_side import attention_arguments
+from harness.base.packed_rows import attention_arguments
 from harness.data.rows import Batch
 
 

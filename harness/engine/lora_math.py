@@ -1,4 +1,7 @@
-"""What an adapter adds to a layer's output, and its gradients: written once, for every backend.
+"""What an adapter adds to a layer's output, and its gradients, in every pass that is not a captured one.
+
+A captured pass takes the same products for all seats and all layers of one input at once, with scalings
+folded into B (`harness.engine.cuda.llama_pass.LinearGroup`); the tests hold it to this.
 
     y += s B A x        dB += g^T (s A x)        dA += (s B^T g) x^T        (Hu et al. 2021, section 4.1)
 
@@ -60,9 +63,13 @@ def add_gradients(
 
 
 def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add a matrix product to `target`, or a batched one; without a tensor in between if types agree."""
+    """Add a matrix product to `target`, or a batched one; without a tensor in between if types agree.
+
+    Where they do not, the product is taken in the wider type, and rounded once.
+    """
     if target.dtype is not left.dtype:
-        target.add_(torch.matmul(left, right))
+        wide = torch.promote_types(target.dtype, left.dtype)
+        target.add_(torch.matmul(left.to(wide), right.to(wide)))
     elif target.dim() == 2:
         target.addmm_(left, right)
     else:

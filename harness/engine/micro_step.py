@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from harness.data.rows import NO_LOSS, Batch
 from harness.engine.adapter import Adapter, FlatGradient
 from harness.engine.forward import target_logits
-from harness.engine.rows import Segment
+from harness.engine.rows import AdapterRows
 
 if TYPE_CHECKING:
     from harness.engine.shared_base import SharedBase
@@ -32,11 +32,13 @@ class Work:
     dropout_key: int | None
     recompute: bool
     """Gradient checkpointing: if any run of a pass asks for it, all of it is recomputed (same numbers)."""
+    loss_scale: float = 1.0
+    """What the gradient is multiplied by, against rounding in float16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gradient:
-    """What one slot gets back: its share of the step's mean loss, and the gradient of that."""
+    """What one slot gets back: its share of the step's mean loss, and that one's gradient times its scale."""
 
     loss: torch.Tensor
     """Detached, on the device: nats per loss token of the step, in float64 (float32 sums err by 1e-6)."""
@@ -49,13 +51,13 @@ def packed_gradients(shared: "SharedBase", work: Sequence[Work]) -> list[Gradien
     ordered = sorted(work, key=_stacking_order)
     joint = _join(ordered, shared.base.device)
     shared.recompute_activations(any(item.recompute for item in ordered))
-    with shared.rows(_segments(ordered), joint.places_BT):
+    with shared.rows(_adapter_rows(ordered), joint.places_BT):
         logits_NV, targets_N = target_logits(shared.model, joint)
         loss_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
         counts = [item.batch.num_loss_tokens for item in ordered]
         weight_N = torch.cat(
             [
-                loss_N.new_full((count,), 1 / item.loss_tokens)
+                loss_N.new_full((count,), item.loss_scale / item.loss_tokens)
                 for count, item in zip(counts, ordered, strict=True)
             ]
         )
@@ -74,12 +76,12 @@ def _stacking_order(item: Work) -> tuple[int, int, int]:
     return item.adapter.layout.rank, item.adapter.layout.size, item.batch.input_ids_BT.shape[0]
 
 
-def _segments(work: Sequence[Work]) -> list[Segment]:
-    segments, start = [], 0
+def _adapter_rows(work: Sequence[Work]) -> list[AdapterRows]:
+    adapter_rows, start = [], 0
     for item in work:
         stop = start + item.batch.input_ids_BT.shape[0]
-        segments.append(
-            Segment(
+        adapter_rows.append(
+            AdapterRows(
                 adapter=item.adapter.name,
                 start=start,
                 stop=stop,
@@ -87,7 +89,7 @@ def _segments(work: Sequence[Work]) -> list[Segment]:
             )
         )
         start = stop
-    return segments
+    return adapter_rows
 
 
 def _join(work: Sequence[Work], device: torch.device) -> Batch:

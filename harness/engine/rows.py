@@ -17,7 +17,7 @@ from harness.engine.lora_math import Scaling, Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
+class AdapterRows:
     """Rows [start, stop) of the joint batch belong to `adapter`; all rows, if both are 0."""
 
     adapter: str
@@ -27,16 +27,16 @@ class Segment:
     """Seed of this micro-batch's dropout masks; None while evaluating."""
 
 
-class Bundle:
+class AdapterGroup:
     """Adapters whose rows lie side by side and whose products are taken as one."""
 
-    def __init__(self, adapters: Sequence[Adapter], segments: Sequence[Segment]) -> None:
+    def __init__(self, adapters: Sequence[Adapter], adapter_rows: Sequence[AdapterRows]) -> None:
         first = adapters[0]
         self.adapters = tuple(adapters)
         self.count = len(adapters)
-        self.start, self.stop = segments[0].start, segments[-1].stop
+        self.start, self.stop = adapter_rows[0].start, adapter_rows[-1].stop
         self.layout = first.layout
-        self.dropout = first.dropout if segments[0].dropout_key is not None else 0.0
+        self.dropout = first.dropout if adapter_rows[0].dropout_key is not None else 0.0
         self.dropout_key: int | None = None
         self._flat_KP = (
             first.flat_P.unsqueeze(0)
@@ -61,9 +61,9 @@ class Bundle:
             return values[0]
         return self._flat_KP.new_tensor(values).view(-1, 1, 1)
 
-    def begin(self, segments: Sequence[Segment]) -> None:
+    def begin(self, adapter_rows: Sequence[AdapterRows]) -> None:
         """Take the adapters as they are now, for one pass."""
-        self.dropout_key = segments[0].dropout_key
+        self.dropout_key = adapter_rows[0].dropout_key
         if self.count > 1:
             torch.stack([adapter.flat_P for adapter in self.adapters], out=self._flat_KP)
         if self._computed_KP is not self._flat_KP:
@@ -118,10 +118,10 @@ def may_be_stacked(one: Adapter, other: Adapter) -> bool:
 
 @dataclass(slots=True)
 class _Composition:
-    """The bundles of one sequence of segments, and which of them adapt a layer."""
+    """The groups of one sequence of adapters' rows, and which of them adapt a layer."""
 
-    bundles: list[tuple[Bundle, list[Segment]]]
-    of_layer: dict[int, list[Bundle]] = field(default_factory=dict)
+    groups: list[tuple[AdapterGroup, list[AdapterRows]]]
+    of_layer: dict[int, list[AdapterGroup]] = field(default_factory=dict)
 
 
 _Key = tuple[bool, tuple[tuple[str, int, int, bool], ...]]
@@ -154,50 +154,50 @@ class RowPlan:
 
     @contextmanager
     def rows(
-        self, segments: Sequence[Segment], places_BT: torch.Tensor | None = None
+        self, adapter_rows: Sequence[AdapterRows], places_BT: torch.Tensor | None = None
     ) -> Iterator[None]:
         """Run the forward passes (and recomputations) inside with these rows.
 
         `places_BT`: where dropout masks find each position (see `Batch.places_BT`); None: where it lies.
         """
         before = self._now, self.num_rows, self._places_N
-        self._now = self._composition(segments)
+        self._now = self._composition(adapter_rows)
         self._places_N = None if places_BT is None else places_BT.reshape(-1)
-        self.num_rows = segments[-1].stop if len(segments) > 1 else 0
-        for bundle, of_bundle in self._now.bundles:
-            bundle.begin(of_bundle)
+        self.num_rows = adapter_rows[-1].stop if len(adapter_rows) > 1 else 0
+        for group, of_group in self._now.groups:
+            group.begin(of_group)
         try:
             yield
         finally:
             self._now, self.num_rows, self._places_N = before
 
-    def bundles(self, layer: int) -> list[Bundle]:
-        """Return the bundles that adapt one layer."""
+    def groups(self, layer: int) -> list[AdapterGroup]:
+        """Return the groups that adapt one layer."""
         found = self._now.of_layer.get(layer)
         if found is None:
-            found = [bundle for bundle, _ in self._now.bundles if layer in bundle.layout]
+            found = [group for group, _ in self._now.groups if layer in group.layout]
             self._now.of_layer[layer] = found
         return found
 
     @property
-    def present(self) -> list[Bundle]:
-        """The bundles of the batch in flight."""
-        return [bundle for bundle, _ in self._now.bundles]
+    def present(self) -> list[AdapterGroup]:
+        """The groups of the batch in flight."""
+        return [group for group, _ in self._now.groups]
 
     def gradients(self) -> dict[str, FlatGradient]:
         """Return the gradient of each adapter after the backward pass, good until the next one."""
         return {
             adapter.name: gradient
-            for bundle, _ in self._now.bundles
-            for adapter, gradient in zip(bundle.adapters, bundle.finished_gradients(), strict=True)
+            for group, _ in self._now.groups
+            for adapter, gradient in zip(group.adapters, group.finished_gradients(), strict=True)
         }
 
-    def keep_mask(self, bundle: Bundle, layer: int, x_NI: torch.Tensor) -> torch.Tensor | None:
-        """Return which of a bundle's inputs dropout keeps, bool [N, I]; None without dropout.
+    def keep_mask(self, group: AdapterGroup, layer: int, x_NI: torch.Tensor) -> torch.Tensor | None:
+        """Return which of a group's inputs dropout keeps, bool [N, I]; None without dropout.
 
-        A bundle with dropout is of one adapter.
+        A group with dropout is of one adapter.
         """
-        if bundle.dropout == 0 or bundle.dropout_key is None:
+        if group.dropout == 0 or group.dropout_key is None:
             return None
         rows, inputs = x_NI.shape
         places_N = self._places_N
@@ -205,42 +205,42 @@ class RowPlan:
             places_N = torch.arange(rows, device=x_NI.device)
         elif self.num_rows:
             width = len(places_N) // self.num_rows
-            places_N = places_N[bundle.start * width : bundle.stop * width]
+            places_N = places_N[group.start * width : group.stop * width]
         if len(places_N) != rows:
             raise NotImplementedError(
                 f"a layer of this model sees {rows} of {len(places_N)} positions (routed experts?): "
                 "which dropout masks they have is not known; use lora.dropout=0"
             )
-        return keep_mask(bundle.dropout_key, layer, places_N, inputs, bundle.dropout)
+        return keep_mask(group.dropout_key, layer, places_N, inputs, group.dropout)
 
-    def _composition(self, segments: Sequence[Segment]) -> _Composition:
-        rows = ((s.adapter, s.start, s.stop, s.dropout_key is None) for s in segments)
+    def _composition(self, adapter_rows: Sequence[AdapterRows]) -> _Composition:
+        rows = ((s.adapter, s.start, s.stop, s.dropout_key is None) for s in adapter_rows)
         key = (self.stacks, tuple(rows))
         found = self._kept.pop(key, None)
         if found is None:
             found = _Composition([])
-            for part in self._parts(segments):
-                bundle = Bundle([self.adapters[s.adapter] for s in part], part)
-                found.bundles.append((bundle, part))
+            for part in self._parts(adapter_rows):
+                group = AdapterGroup([self.adapters[s.adapter] for s in part], part)
+                found.groups.append((group, part))
         else:
-            parts = self._parts(segments)
-            found.bundles = [(b, p) for (b, _), p in zip(found.bundles, parts, strict=True)]
+            parts = self._parts(adapter_rows)
+            found.groups = [(g, p) for (g, _), p in zip(found.groups, parts, strict=True)]
         self._kept[key] = found
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
         return found
 
-    def _parts(self, segments: Sequence[Segment]) -> list[list[Segment]]:
-        """Cut the segments into runs of neighbours that are stacked."""
-        parts: list[list[Segment]] = []
-        for segment in segments:
-            if self.stacks and parts and self._belongs(parts[-1][-1], segment):
-                parts[-1].append(segment)
+    def _parts(self, adapter_rows: Sequence[AdapterRows]) -> list[list[AdapterRows]]:
+        """Cut the sequence into neighbours that are stacked."""
+        parts: list[list[AdapterRows]] = []
+        for rows in adapter_rows:
+            if self.stacks and parts and self._belongs(parts[-1][-1], rows):
+                parts[-1].append(rows)
             else:
-                parts.append([segment])
+                parts.append([rows])
         return parts
 
-    def _belongs(self, one: Segment, other: Segment) -> bool:
+    def _belongs(self, one: AdapterRows, other: AdapterRows) -> bool:
         same_size = one.stop - one.start == other.stop - other.start
         return same_size and may_be_stacked(
             self.adapters[one.adapter], self.adapters[other.adapter]

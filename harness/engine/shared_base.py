@@ -1,8 +1,9 @@
 """One frozen base with any number of PEFT adapters on it, attached and detached while it stays loaded."""
 
+import copy
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +13,18 @@ import torch
 from torch import nn
 
 from harness.base.blocks import uncovered_weights
-from harness.base.build import Base
-from harness.base.layout import adapted_layers, shortest_names
-from harness.base.side_by_side import why_apart
+from harness.base.build import Base, dense_weights
+from harness.base.experts import experts_forward
+from harness.base.packed_rows import why_apart
+from harness.base.storage import TORCH_DTYPES
+from harness.base.targets import LinearSpec, adapted_layers, shortest_names
 from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit
-from harness.engine.adapter import Adapter, Layout
+from harness.engine.adapter import Adapter, ParameterLayout
 from harness.engine.backend import choose_backend
-from harness.engine.dense_start import rewrites_base, start_from_dense
+from harness.engine.reference.experts_lora import ExpertsLora, initialized, names_in_file
 from harness.engine.reference.grouped_lora import PackedLora
-from harness.engine.rows import RowPlan, Segment
+from harness.engine.rows import AdapterRows, RowPlan
 from harness.measure.memory import BaseSize, base_size
 from harness.records.record import Estimate
 
@@ -60,13 +63,30 @@ class SharedBase:
         self._index = {spec.name: index for index, spec in enumerate(base.linears)}
         self._lora_layers: dict[str, Any] = {}
         """PEFT's layers by full name; a layer becomes one with the first adapter that wants it."""
-        self._layouts: dict[tuple[int, tuple[str, ...]], Layout] = {}
+        self._of_experts: dict[str, dict[str, Any]] = {}
+        """By adapter: PEFT's layers of fused experts by full name, which are no part of the model."""
+        self._configs: dict[str, Any] = {}
+        """By adapter: PEFT's configuration of it."""
+        self._layouts: dict[tuple[int, tuple[str, ...]], ParameterLayout] = {}
         self.is_rewritten = False
         """Whether PiSSA or OLoRA has changed the weights for an adapter: no other can use them."""
         self.untouched_results: dict[str, dict[str, Estimate]] = {}
         """Evaluations of the base without an adapter, by what was evaluated."""
         self._can_recompute = False
+        self._adapt_experts()
         self.backend = choose_backend(self, backend)
+
+    def _adapt_experts(self) -> None:
+        """Let fused experts ask for the updates of the adapters that have rows in a pass."""
+        modules: dict[str, dict[str, int]] = {}
+        for spec in self.base.linears:
+            if spec.experts > 1:
+                module, _, own = spec.name.rpartition(".")
+                modules.setdefault(module, {})[own] = self._index[spec.name]
+        for module, layers in modules.items():
+            experts = experts_forward(self.model.get_submodule(module))
+            assert experts is not None, module
+            experts.updates = ExpertsLora(layers, self.plan)
 
     @cached_property
     def size(self) -> BaseSize:
@@ -98,12 +118,13 @@ class SharedBase:
         )
         name = f"run{next(self._count)}"
         adapted = adapted_layers(lora, self.base.linears)
-        rewrites = rewrites_base(lora.init)
+        plain = [spec for spec in adapted if spec.experts == 1]
+        rewrites = lora.init.rewrites_base
         config = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=lora_alpha(lora),  # pyright: ignore[reportArgumentType]  PEFT takes floats
             lora_dropout=lora.dropout,
-            target_modules=shortest_names(adapted, self.base.linears),
+            target_modules=shortest_names(plain, self.base.linears),
             use_rslora=lora.rslora,
             init_lora_weights=True if rewrites else _PEFT_INIT[lora.init],  # pyright: ignore[reportArgumentType]
             task_type="CAUSAL_LM",
@@ -112,15 +133,19 @@ class SharedBase:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(seed)
-            if self._peft is None:
+            if plain and self._peft is None:
                 self._peft = PeftModel(self.model, config, adapter_name=name)
-            else:
+            elif plain:
                 self._add(name, config)
+            self._of_experts[name] = {  # as PEFT, which draws for layers first
+                spec.name: initialized(spec, config, name) for spec in adapted if spec.experts > 1
+            }
+        self._configs[name] = config
         self._pack_layers()
         if rewrites:
             config.init_lora_weights = _PEFT_INIT[lora.init]  # pyright: ignore[reportAttributeAccessIssue]
             self.is_rewritten = True
-            start_from_dense(self.base, self._lora_layers, name, lora.init)
+            _start_from_dense(self.base, self._lora_layers, name, lora.init)
         adapter = self._flattened(name, lora)
         self.plan.add(adapter)
         return adapter
@@ -138,15 +163,21 @@ class SharedBase:
         """Remove an adapter; the others are not touched."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._peft.delete_adapter(adapter.name)
+            if self._knows(adapter.name):
+                self._peft.delete_adapter(adapter.name)
+        del self._of_experts[adapter.name], self._configs[adapter.name]
         self.plan.remove(adapter.name)
+
+    def _knows(self, name: str) -> bool:
+        """Say whether PEFT's model has an adapter: not one of fused experts alone."""
+        return self._peft is not None and name in self._peft.peft_config
 
     @contextmanager
     def rows(
-        self, segments: Sequence[Segment], places_BT: torch.Tensor | None = None
+        self, adapter_rows: Sequence[AdapterRows], places_BT: torch.Tensor | None = None
     ) -> Iterator[None]:
-        """Within this context the model's rows belong to the adapters of `segments` (see `RowPlan.rows`)."""
-        with self.plan.rows(segments, places_BT):
+        """Within this context the model's rows belong to those adapters (see `RowPlan.rows`)."""
+        with self.plan.rows(adapter_rows, places_BT):
             yield
 
     @contextmanager
@@ -159,11 +190,11 @@ class SharedBase:
     @contextmanager
     def side_by_side(self, adapters: Sequence[Adapter], rows: int) -> Iterator[None]:
         """Within this context each adapter has so many rows of a batch, in their order, without dropout."""
-        segments = [
-            Segment(adapter=a.name, start=i * rows, stop=(i + 1) * rows, dropout_key=None)
+        adapter_rows = [
+            AdapterRows(adapter=a.name, start=i * rows, stop=(i + 1) * rows, dropout_key=None)
             for i, a in enumerate(adapters)
         ]
-        with self.plan.rows(segments):
+        with self.plan.rows(adapter_rows):
             yield
 
     def recompute_activations(self, wanted: bool) -> None:
@@ -182,9 +213,21 @@ class SharedBase:
         """Return the adapter's tensors under PEFT's file names (without the adapter's own name)."""
         from peft import get_peft_model_state_dict
 
-        return get_peft_model_state_dict(
-            self._peft, adapter_name=adapter.name, save_embedding_layers=False
-        )
+        tensors: dict[str, torch.Tensor] = {}
+        if self._knows(adapter.name):
+            tensors = get_peft_model_state_dict(
+                self._peft, adapter_name=adapter.name, save_embedding_layers=False
+            )
+        named = names_in_file(self._adapted_experts(adapter))
+        for name, layer in self._of_experts[adapter.name].items():
+            for part in ("lora_A", "lora_B"):
+                weight = getattr(layer, part)[adapter.name].weight
+                tensors[f"{named[name]}.{part}.weight"] = weight
+        return tensors
+
+    def _adapted_experts(self, adapter: Adapter) -> list[LinearSpec]:
+        of_experts = self._of_experts[adapter.name]
+        return [spec for spec in self.base.linears if spec.name in of_experts]
 
     def save(self, adapter: Adapter, directory: Path) -> None:
         """Write the adapter so that `PeftModel.from_pretrained(base, directory)` loads it."""
@@ -193,26 +236,30 @@ class SharedBase:
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {key: t.detach().cpu().contiguous() for key, t in self.state(adapter).items()}
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-        self._peft.peft_config[adapter.name].save_pretrained(str(directory))
+        config = copy.copy(self._configs[adapter.name])
+        if experts := self._adapted_experts(adapter):
+            config.target_parameters = shortest_names(experts, self.base.linears)
+        config.save_pretrained(str(directory))
 
     def _flattened(self, name: str, lora: LoraConfig) -> Adapter:
         """Move the parameters that PEFT has just initialized into one flat tensor."""
+        of_experts = self._of_experts[name]
         layers = {
-            spec.name: self._lora_layers[spec.name]
+            spec.name: of_experts.get(spec.name) or self._lora_layers[spec.name]
             for spec in adapted_layers(lora, self.base.linears)
         }
         key = (lora.rank, tuple(layers))
         if key not in self._layouts:
             dimensions = {
-                self._index[spec.name]: (spec.in_features, spec.out_features)
+                self._index[spec.name]: spec.adapted
                 for spec in self.base.linears
                 if spec.name in layers
             }
-            self._layouts[key] = Layout(lora.rank, dimensions)
+            self._layouts[key] = ParameterLayout(lora.rank, dimensions)
         layout = self._layouts[key]
         flat_P = torch.empty(layout.size, device=self.base.device)
         # PEFT rounds what it draws to the type of the base's weights, where it can see it: of a dense layer.
-        begins_in = torch.float32 if rewrites_base(lora.init) else self.base.storage.dtype
+        begins_in = torch.float32 if lora.init.rewrites_base else self.base.storage.dtype
         parameters: dict[str, nn.Parameter] = {}
         for layer_name, layer in layers.items():
             index = self._index[layer_name]
@@ -230,6 +277,7 @@ class SharedBase:
             parameters=parameters,
             scaling=scaling.pop(),
             dropout=lora.dropout,
+            compute_dtype=TORCH_DTYPES[lora.compute_dtype],
         )
 
     def _pack_layers(self) -> None:
@@ -247,5 +295,33 @@ class SharedBase:
                 self._lora_layers[spec.name] = module
 
 
-def _all_rows(adapter: str) -> Segment:
-    return Segment(adapter=adapter, start=0, stop=0, dropout_key=None)
+def _all_rows(adapter: str) -> AdapterRows:
+    return AdapterRows(adapter=adapter, start=0, stop=0, dropout_key=None)
+
+
+def _start_from_dense(
+    base: Base, lora_layers: Mapping[str, Any], adapter: str, init: LoraInit
+) -> None:
+    """Let PEFT initialize an adapter from the dense weights, and store what it leaves of them.
+
+    The weights are those of the model as it came, one layer at a time, and are rounded once: a rounded base
+    has lost what these initializations look for.
+    """
+    for name, weight_OI in dense_weights(base):
+        layer = lora_layers.get(name)
+        if layer is None:
+            continue
+        packed = layer.base_layer
+        layer.base_layer = dense = _dense(weight_OI.to(base.device, torch.float32, copy=True))
+        if init is LoraInit.pissa:
+            layer.pissa_init(adapter, "pissa")
+        else:
+            layer.olora_init(adapter)
+        layer.base_layer = packed
+        base.storage.overwrite(packed, dense.weight.data)
+
+
+def _dense(weight_OI: torch.Tensor) -> nn.Linear:
+    linear = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight_OI, requires_grad=False)
+    return linear

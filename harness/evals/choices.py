@@ -11,11 +11,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any, assert_never
 
 from harness.config.schema import EvalConfig
 from harness.errors import DataError, RequestError, near_names
+from harness.parsing import home_path
 
 _LETTERS = string.ascii_uppercase
 
@@ -185,7 +185,7 @@ def _half_characters(row: Any) -> bool:
 
 
 def _read_text(path: str) -> str:
-    file = Path(path).expanduser()
+    file = home_path(path)
     if not file.is_file():
         parent = file.parent
         names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []

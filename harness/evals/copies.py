@@ -3,6 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.data.rows import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +18,9 @@ class Copies:
     count: int
     sharing: Callable[[Sequence[int], int], AbstractContextManager[None]]
     """`sharing(chosen, n)`: in forward passes inside, rows [i·n, (i+1)·n) belong to the i-th chosen copy."""
+    score: "Callable[[Sequence[int], Batch], list[torch.Tensor]] | None" = None
+    """`score(chosen, batch)`, where something quicker than the model computes it: for each chosen copy [2, M]
+    the cross-entropy of each position of the batch that carries loss, and 1.0 where its top token is it."""
 
     def parts(self, at_most: int) -> Iterator[range]:
         """Yield the copies in order, in parts of `at_most`."""

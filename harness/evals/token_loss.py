@@ -5,7 +5,7 @@ loss, V vocabulary, C clusters.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,10 +60,9 @@ def score_copies(
     for chosen_B in order_N.split(batch_size):
         batch = trimmed(rows.batch(chosen_B))
         for some in copies.parts(batch_size * rows.row_length // batch.num_input_tokens):
-            with copies.sharing(some, len(chosen_B)):
-                columns = _score_batch(model, _repeated(batch, len(some)).to(device))
-            by_copy = zip(*(column.split(len(chosen_B)) for column in columns), strict=True)
-            for copy, sums in zip(some, by_copy, strict=True):
+            for copy, sums in zip(
+                some, _sums_of_copies(model, batch, device, copies, some), strict=True
+            ):
                 parts[copy].append(sums)
     back_N = torch.argsort(order_N)
     columns = (zip(*part, strict=True) for part in parts)
@@ -72,6 +71,20 @@ def score_copies(
         RowSums(loss_sum_N=loss_sum_N, correct_N=correct_N, tokens_N=tokens_N)
         for loss_sum_N, correct_N, tokens_N in sums
     ]
+
+
+def _sums_of_copies(
+    model: nn.Module, batch: Batch, device: torch.device, copies: Copies, some: Sequence[int]
+) -> Iterable[tuple[torch.Tensor, ...]]:
+    """Return what `_row_sums` does of one batch for each of some copies."""
+    rows = len(batch.input_ids_BT)
+    if copies.score is not None:
+        scores = copies.score(some, batch)
+        there = batch.to(device)
+        return [_row_sums(there, of_copy[0].double(), of_copy[1].long()) for of_copy in scores]
+    with copies.sharing(some, rows):
+        columns = _score_batch(model, _repeated(batch, len(some)).to(device))
+    return zip(*(column.split(rows) for column in columns), strict=True)
 
 
 def bytes_with_loss(rows: TokenRows, tokenizer: "PreTrainedTokenizerBase") -> torch.Tensor:
@@ -141,7 +154,13 @@ def _repeated(batch: Batch, times: int) -> Batch:
 def _score_batch(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the sums [B] of loss, correct positions and positions of each row, on the device."""
     logits_MV, targets_M = target_logits(model, batch)
-    loss_M, correct_M = _token_scores(logits_MV, targets_M)
+    return _row_sums(batch, *_token_scores(logits_MV, targets_M))
+
+
+def _row_sums(
+    batch: Batch, loss_M: torch.Tensor, correct_M: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the sums [B] of loss, correct positions and positions of each row."""
     positions_M = batch.loss_positions_N
 
     def per_row(values_M: torch.Tensor) -> torch.Tensor:
@@ -151,7 +170,7 @@ def _score_batch(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Te
             dim=1
         )  # a dense sum: its order does not depend on the device's scheduler
 
-    return per_row(loss_M), per_row(correct_M), per_row(torch.ones_like(targets_M))
+    return per_row(loss_M), per_row(correct_M), per_row(torch.ones_like(correct_M))
 
 
 def _token_scores(

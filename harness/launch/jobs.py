@@ -5,6 +5,7 @@ Must not import torch, optuna or submitit: `harness status` reads it.
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from harness.records.run_directory import set_aside, write_text
 from harness.sweeping.state import SweepDirectory
 
 _ASK_SECONDS = 30
+_JOB_ID = re.compile(r"[1-9][0-9]{0,9}(_[0-9]{1,9})?", re.ASCII)
 _FIELDS = ("JobArrayID", "State", "RestartCnt", "TimeUsed", "NodeList", "Reason")
 
 
@@ -75,7 +77,11 @@ def read_jobs(directory: SweepDirectory) -> list[Submitted]:
     """Return everything that a sweep has submitted, oldest first."""
     file = _file_of(directory)
     try:
-        return shaped(list[Submitted], read_json(file.read_bytes()))
+        jobs: list[Submitted] = shaped(list[Submitted], read_json(file.read_bytes()))
+        for job in jobs:
+            if not _JOB_ID.fullmatch(job.job_id) or "\0" in job.log:
+                raise Unreadable(f"{job.job_id!r} with the log {job.log!r} is no job")
+        return jobs
     except FileNotFoundError:
         return []
     except Unreadable as error:
@@ -150,7 +156,7 @@ def _slurm_state(state: str, restarts: str, used: str, nodes: str, reason: str) 
         words.append(f"{used} on {nodes}")
     elif reason not in ("", "None"):
         words.append(reason)
-    if int(restarts):
+    if restarts.isdecimal() and int(restarts):
         words.append(f"requeued {restarts} times" if int(restarts) > 1 else "requeued once")
     return ", ".join(words)
 
@@ -161,8 +167,9 @@ def _local_state(job: Submitted) -> str:
     import psutil
 
     try:
-        running = "submitit.local._local" in psutil.Process(int(job.job_id)).cmdline()
-    except psutil.Error:
+        number = int(job.job_id.partition("_")[0])
+        running = "submitit.local._local" in psutil.Process(number).cmdline()
+    except (psutil.Error, OverflowError):  # of a number that no process can have
         running = False
     return "running" if running else _ended(job) or "gone"
 
@@ -172,7 +179,7 @@ def _ended(job: Submitted) -> str | None:
     file = Path(job.log.removesuffix("_log.out") + "_result.pkl")
     try:
         begins = file.read_bytes()[:64]  # not unpickled: that would run what anybody has put there
-    except FileNotFoundError:
+    except OSError:
         return None
     return "completed" if b"success" in begins else "failed"
 

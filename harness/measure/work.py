@@ -66,13 +66,15 @@ def work_of(base: Base, logical_params: int, adapter_params: int, devices: int) 
 
     A frozen weight costs 2 operations forward and 2 backward, to its input; an adapter's 6, its own gradient
     included (Kaplan et al. 2020, arXiv 2001.08361, section 2.1, counts 6 where everything is trained). The
-    embedding is looked up, and attention's scores are left out.
+    embedding is looked up, and attention's scores are left out. Where tokens choose experts there is no rate
+    to hold it against: a token computes a part of the weights, and of an adapter another part.
     """
     embedding = _elements(base.model.get_input_embeddings())
     head = _elements(base.model.get_output_embeddings())
     tied = _is_tied(base.model)
     blocks = logical_params - embedding - (0 if tied else head)
-    rate = peak_rate(base.device)
+    chosen = any(spec.experts > 1 for spec in base.linears)
+    rate = None if chosen else peak_rate(base.device)
     return Work(
         per_input_token=4.0 * blocks + 6.0 * adapter_params,
         per_loss_token=4.0 * head,

@@ -17,7 +17,7 @@ from harness.config.devices import resolved_device, threads_per_process
 from harness.config.schema import ResourcesConfig
 from harness.errors import RunFailed
 from harness.parallel.messages import Command
-from harness.training.ranks import check_size
+from harness.training.passes import check_size
 
 T = TypeVar("T")
 

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.base.layout import LinearSpec, block_name, in_block
 from harness.base.storage import Storage, share
+from harness.base.targets import LinearSpec, block_name, in_block
 from harness.plan.prediction import ModuleSize
 
 

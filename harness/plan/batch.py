@@ -1,7 +1,7 @@
 """The largest micro-batch of a run: from its rows, or as stated where there are none."""
 
 from harness.config.schema import RunConfig
-from harness.data.compact import folded, trimmed
+from harness.data.compact import without_padding
 from harness.data.order import batch_rows
 from harness.data.rows import Batch, TokenRows
 from harness.plan.prediction import BatchSize
@@ -16,7 +16,7 @@ def largest_micro_batch(
 ) -> tuple[BatchSize, int]:
     """Return the largest micro-batch of the first `steps`, as the engine lays it out, and its step.
 
-    `apart`: each example has a row of its own (`harness.base.side_by_side.why_apart`).
+    `apart`: each example has a row of its own (`harness.base.packed_rows.why_apart`).
     With data parallelism it is the share of one process.
     """
     optim, processes = config.optim, config.resources.data_parallel
@@ -24,10 +24,8 @@ def largest_micro_batch(
     found: list[tuple[BatchSize, int]] = []
     for step in range(steps):
         order = batch_rows(len(rows), optim.batch_size, config.seed, step)
-        for part in order.split(micro // processes):
-            padded = rows.batch(part)
-            lay_out = trimmed if apart else folded
-            found.append((_size(padded if config.lora.dropout else lay_out(padded)), step))
+        batches = (rows.batch(part) for part in order.split(micro // processes))
+        found += [(_size(without_padding(batch, apart=apart)), step) for batch in batches]
     return max(found, key=lambda each: (each[0].rows * each[0].length, each[0].loss_tokens))
 
 

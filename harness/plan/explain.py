@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from harness.base.layout import LinearSpec, adapted_layers
-from harness.base.storage import DOUBLE_QUANT_BLOCK, Storage, storage_of
+from harness.base.storage import DOUBLE_QUANT_BLOCK, Storage
+from harness.base.targets import LinearSpec, adapted_layers
 from harness.config.schema import RunConfig
 from harness.plan.prediction import BatchSize, Prediction
 from harness.records.metrics import format_bytes
@@ -43,12 +43,16 @@ def one_square_matrix_params(params: float, rank: int) -> float:
 
 
 def explanation(
-    prediction: Prediction, config: RunConfig, linears: Sequence[LinearSpec], batch: BatchSize
+    prediction: Prediction,
+    config: RunConfig,
+    storage: Storage,
+    linears: Sequence[LinearSpec],
+    batch: BatchSize,
 ) -> str:
     """Return the arithmetic of one run, for people who want to check it."""
     sections = (
         _alternatives(prediction),
-        _base(prediction, storage_of(config.quant), linears),
+        _base(prediction, storage, linears),
         _adapter(prediction, config, linears),
         _training(prediction, config, batch),
         _toy(prediction, config),
@@ -117,8 +121,8 @@ def _adapter(
     yield f"The adapter, rank {rank}: r (d_in + d_out) a layer   (Hu et al. 2021, arXiv 2106.09685)"
     groups: dict[tuple[str, int, int], int] = {}
     for spec in adapted_layers(config.lora, linears):
-        key = spec.name.rsplit(".", 1)[-1], spec.in_features, spec.out_features
-        groups[key] = groups.get(key, 0) + 1
+        key = spec.name.rsplit(".", 1)[-1], spec.adapted.inputs, spec.adapted.outputs
+        groups[key] = groups.get(key, 0) + spec.adapted.experts
     width = max(len(name) for name, _, _ in groups)
     for (name, inputs, outputs), count in groups.items():
         total = count * rank * (inputs + outputs)

@@ -10,16 +10,17 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from harness.base.attention import implementation_of
 from harness.base.blocks import block_linears
 from harness.base.build import Base
-from harness.base.layout import LinearSpec
+from harness.base.experts import expose_experts
+from harness.base.model_config import prepared_config, read_config, refusing
+from harness.base.prequantized import StoredWeights, check_stored
 from harness.base.quick_imports import quick_imports, quiet_libraries
 from harness.base.source import ModelSource
 from harness.base.storage import Storage, storage_of
-from harness.config.schema import Attention, ModelConfig, QuantConfig, QuantFormat
+from harness.base.targets import LinearSpec
+from harness.config.schema import ModelConfig, QuantConfig, QuantFormat
 from harness.engine.shared_base import SharedBase
-from harness.errors import RequestError
 from harness.plan.outline import find_blocks, module_outlines, per_block_fields
 from harness.plan.planned_layer import AdaptedLayer
 from harness.plan.shapes import shape_config
@@ -30,11 +31,18 @@ META = torch.device("meta")
 class PlannedModel:
     """A model without weights. One object serves predictions for many configurations."""
 
-    def __init__(self, config: Any, source: ModelSource, model: ModelConfig) -> None:
-        """`config`: the transformers config, with the base's own dropouts off."""
+    def __init__(
+        self,
+        config: Any,
+        source: ModelSource,
+        model: ModelConfig,
+        stored: StoredWeights | None = None,
+    ) -> None:
+        """`config`: the transformers config, prepared; `stored`: how the weights came, if quantized."""
         self.name = source.name
+        self.stored = stored
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
-        self.model = _empty_model(config, source.name, model)
+        self.model = _empty_model(config, source, model)
         self.linears: tuple[LinearSpec, ...] = tuple(block_linears(self.model))
         self.outline = module_outlines(self.model, self.linears)
         self.blocks = find_blocks(self.model, self.linears)
@@ -66,7 +74,7 @@ class PlannedModel:
             from transformers import AutoConfig
 
             config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-            return cls(_prepared(config, model), source, model)
+            return cls(prepared_config(config, model), source, model)
 
     @classmethod
     def from_source(cls, source: ModelSource, model: ModelConfig) -> Self:
@@ -76,21 +84,8 @@ class PlannedModel:
         """
         quiet_libraries()
         with quick_imports():
-            from transformers import AutoConfig
-
-            try:
-                config = AutoConfig.from_pretrained(
-                    source.location,
-                    revision=source.revision,
-                    trust_remote_code=model.trust_remote_code,
-                )
-            except (OSError, ValueError, KeyError) as error:
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise RequestError(
-                    f"model={source.name} cannot be planned from {source.location}: {first} "
-                    "(a directory with config.json or a shape in conf/shape/ works offline)"
-                ) from error
-            return cls(_prepared(config, model), source, model)
+            described = read_config(source, model)
+            return cls(described.config, source, model, described.stored)
 
     @property
     def num_blocks(self) -> int:
@@ -106,8 +101,9 @@ class PlannedModel:
         """Plan for this storage from now on."""
         if quant == self._used:
             return
+        check_stored(self.name, quant, self.stored)
         self._used = quant
-        storage = self.shared.base.storage = storage_of(quant)
+        storage = self.shared.base.storage = storage_of(quant, self.stored)
         for spec, layer in zip(self.linears, self._layers, strict=True):
             bias = layer.base_layer.bias
             bias = None if bias is None else bias.to(storage.dtype)
@@ -152,30 +148,13 @@ class PlannedModel:
             yield layer
 
 
-def _prepared(config: Any, model: ModelConfig) -> Any:
-    """Switch the base's own dropouts off, as `harness.base.build` does."""
-    for name, value in config.to_dict().items():
-        if "drop" in name and isinstance(value, float):
-            setattr(config, name, 0.0)
-    config._attn_implementation = implementation_of(config, model.attention.value)
-    return config
-
-
-def _empty_model(config: Any, name: str, model: ModelConfig) -> Any:
+def _empty_model(config: Any, source: ModelSource, model: ModelConfig) -> Any:
     """Return the model with parameters and buffers on the meta device."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        with META:
-            return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=model.trust_remote_code
-            )
-    except ValueError as error:
-        if model.attention is Attention.sdpa and "attention" in str(error):
-            raise RequestError(
-                f"model.attention=sdpa does not work with {name}, a model of type "
-                f"{config.model_type}, as transformers has it; use model.attention=eager"
-            ) from error
-        raise RequestError(
-            f"model={name} cannot be planned: {str(error).strip().splitlines()[0]}"
-        ) from error
+    with refusing(source), META:
+        empty: Any = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=model.trust_remote_code
+        )
+    expose_experts(empty)
+    return empty

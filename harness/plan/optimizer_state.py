@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from harness.base.layout import LinearSpec
+from harness.base.targets import LinearSpec
 from harness.config.schema import OptimizerName
 
 _FLOAT_BYTES = 4
@@ -33,7 +33,8 @@ def optimizer_bytes(
     name: OptimizerName, adapted: Sequence[LinearSpec], rank: int
 ) -> OptimizerBytes:
     """Return the state that the optimizer has for A and B of the adapted layers after its first step."""
-    sizes = [rank * size for spec in adapted for size in (spec.in_features, spec.out_features)]
+    shapes = [spec.adapted for spec in adapted]
+    sizes = [rank * s.experts * size for s in shapes for size in (s.inputs, s.outputs)]
     match name:
         case OptimizerName.adamw:
             # Two flat tensors, every A and every B, each with two moments and a step counter.

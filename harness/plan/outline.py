@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.base.layout import LinearSpec
+from harness.base.targets import LinearSpec
 from harness.errors import RequestError
 from harness.plan.base_bytes import ModuleOutline
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.base.layout import adapted_layers
+from harness.base.storage import TORCH_DTYPES
+from harness.base.targets import adapted_layers
 from harness.config.schema import LoraConfig, OptimConfig
 from harness.data.rows import Batch
-from harness.engine.adapter import Adapter, Layout
+from harness.engine.adapter import Adapter, ParameterLayout
 from harness.engine.micro_step import Work, packed_gradients
-from harness.engine.rows import Segment
+from harness.engine.rows import AdapterRows
 from harness.engine.shared_base import lora_alpha
 from harness.errors import RequestError
 from harness.plan.attention import planned_attention
@@ -113,10 +114,10 @@ def traced_pass(
             live = LiveBytes(device)
             with planned_attention(device), live, saved.counting():
                 packed_gradients(model.shared, work)
-    except (NotImplementedError, RuntimeError, ValueError) as error:
+    except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise RequestError(
             f"a pass of {model.name} cannot be planned: {str(error).strip().splitlines()[0]} (a model "
-            "whose forward pass depends on its data, as routed experts do, can only be measured)"
+            "whose pass depends on its data, or that reads weights around its layers, can only be measured)"
         ) from error
     finally:
         for item in work:
@@ -126,7 +127,7 @@ def traced_pass(
 
 def _work(model: PlannedModel, runs: Sequence[PlannedRun], blocks: set[int]) -> list[Work]:
     """Return the runs' shares of a pass in the order in which `packed_gradients` stacks them."""
-    layouts: dict[Hashable, Layout] = {}
+    layouts: dict[Hashable, ParameterLayout] = {}
     work = []
     for number, run in enumerate(runs):
         batch = run.batch
@@ -159,18 +160,18 @@ def _adapter(
     name: str,
     lora: LoraConfig,
     blocks: set[int],
-    layouts: dict[Hashable, Layout],
+    layouts: dict[Hashable, ParameterLayout],
 ) -> Adapter:
     """Return an adapter of the layers in `blocks`; those of one rank and the same layers share a layout."""
     adapted = {spec.name for spec in adapted_layers(lora, model.linears)}
     key = (lora.rank, frozenset(adapted))
     if key not in layouts:
         dimensions = {
-            index: (spec.in_features, spec.out_features)
+            index: spec.adapted
             for index, spec in enumerate(model.linears)
             if spec.name in adapted and model.blocks.block_of(spec.name) in blocks
         }
-        layouts[key] = Layout(lora.rank, dimensions)
+        layouts[key] = ParameterLayout(lora.rank, dimensions)
     alpha = lora_alpha(lora)
     return Adapter(
         name=name,
@@ -179,21 +180,24 @@ def _adapter(
         parameters={},
         scaling=alpha / math.sqrt(lora.rank) if lora.rslora else alpha / lora.rank,
         dropout=lora.dropout,
+        compute_dtype=TORCH_DTYPES[lora.compute_dtype],
     )
 
 
 def _make_lasting_tensors(model: PlannedModel, work: Sequence[Work]) -> None:
     """Let the gradients and the stacked copies be there before the pass, as they are in every step but
     the first: the planner counts them apart."""
-    segments, start = [], 0
+    adapter_rows, start = [], 0
     for item in work:
         stop = start + item.batch.input_ids_BT.shape[0]
-        segments.append(
-            Segment(adapter=item.adapter.name, start=start, stop=stop, dropout_key=item.dropout_key)
+        adapter_rows.append(
+            AdapterRows(
+                adapter=item.adapter.name, start=start, stop=stop, dropout_key=item.dropout_key
+            )
         )
         start = stop
     plan = model.shared.plan
-    with plan.rows(segments):
+    with plan.rows(adapter_rows):
         for layer in {layer for item in work for layer in item.adapter.layout.layers}:
-            for bundle in plan.bundles(layer):
-                bundle.targets(layer)
+            for group in plan.groups(layer):
+                group.targets(layer)

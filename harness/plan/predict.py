@@ -6,13 +6,14 @@ a pass come from the engine's own forward and backward, run on the meta device (
 
 from collections.abc import Sequence
 
-from harness.base.layout import LinearSpec, adapted_layers
+from harness.base.targets import LinearSpec, adapted_layers
 from harness.config.resources import Shard
 from harness.config.schema import LoraConfig, RunConfig
 from harness.plan.base_bytes import base_bytes, gathered_bytes
+from harness.plan.captured import captured_bytes, plans_captured
 from harness.plan.model import PlannedModel
 from harness.plan.optimizer_state import optimizer_bytes
-from harness.plan.passes import PlannedRun, pass_bytes
+from harness.plan.passes import PassBytes, PlannedRun, pass_bytes
 from harness.plan.prediction import SHARED_PARTS, STATIC_PARTS, BatchSize, Prediction
 from harness.records.metrics import MEMORY_PARTS
 
@@ -45,8 +46,17 @@ def predict(
     adapted = adapted_layers(config.lora, model.linears)
     params = adapter_params(adapted, config.lora)
     state = optimizer_bytes(config.optim.name, adapted, config.lora.rank)
-    run = PlannedRun(config.lora, config.optim, batch)
-    of_pass = pass_bytes(model, [run] * cohort, device)
+    working = cohort * _working_bytes(config, batch, params, cohort)
+    if plans_captured(model, config, device):
+        recompute = config.optim.gradient_checkpointing
+        captured = captured_bytes(model, config.lora, batch, cohort, recompute=recompute)
+        of_pass = PassBytes(saved=captured.peak, peak=captured.peak)
+        # Gradients and moments lie in the seats alone; the adapter lies there and in PEFT's tensors.
+        best = cohort * _FLOAT_BYTES * params * config.eval.keep_best
+        working = captured.seats - cohort * (_FLOAT_BYTES * params + state.total) + best
+    else:
+        run = PlannedRun(config.lora, config.optim, batch)
+        of_pass = pass_bytes(model, [run] * cohort, device)
     parts = {
         "base": base.weight_bytes,
         "quant_constants": base.constant_bytes,
@@ -60,7 +70,6 @@ def predict(
         part: value if part in SHARED_PARTS else cohort * value for part, value in parts.items()
     }
     together["activation"] = of_pass.saved
-    working = cohort * _working_bytes(config, batch, params, cohort)
     paged = cohort * state.paged if device == "cuda" else 0
     static = sum(together[part] for part in STATIC_PARTS)
     library = _CUBLAS_BYTES if device == "cuda" else 0
@@ -85,7 +94,7 @@ def predict(
 
 def adapter_params(adapted: Sequence[LinearSpec], lora: LoraConfig) -> int:
     """Return r (d_in + d_out) summed over the adapted layers (Hu et al. 2021, section 4.1)."""
-    return lora.rank * sum(spec.in_features + spec.out_features for spec in adapted)
+    return sum(spec.adapted.params(lora.rank) for spec in adapted)
 
 
 def _working_bytes(config: RunConfig, batch: BatchSize, params: int, cohort: int) -> int:

@@ -53,7 +53,7 @@ class Prediction:
     their gradient, what a block computes before it is done; blocks gathered from other processes."""
     working_bytes: int
     """Kept between passes besides the parts: stacked copies of a cohort's adapters, sums of gradients, the
-    best adapter so far."""
+    best adapter so far; of captured steps the seats' copies and what fills ranks and seats up."""
     paged_bytes: int
     """Part of the optimizer's bytes in managed memory on a GPU, which the allocator does not count."""
     library_bytes: int

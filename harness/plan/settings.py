@@ -18,7 +18,10 @@ class PlanSettings:
     """What stands in `plan.*`; a value that is None is taken from model and data."""
 
     shape: str | None = None
-    """A published shape of conf/shape/ in the model's place: nothing is read but that file."""
+    """A published shape of conf/shape/ in the model's place: nothing is read but that file; `--table` takes
+    several, with commas between them."""
+    ranks: str | None = None
+    """Ranks of `--table`, with commas between them."""
     device: str | None = None
     """`cpu` or `cuda`; none: what `resources.device` means on this machine."""
     cohort: int = 1
@@ -29,6 +32,20 @@ class PlanSettings:
     """Positions of a micro-batch that carry loss; none: what the data's rows have, or all for a shape."""
     tokens_per_second: float | None = None
     """Positions per second of one run, for the time; none: measured by a probe or a run alone, if any."""
+
+    @property
+    def ranks_of_table(self) -> list[int]:
+        """The ranks that were given. Raises RequestError for what is no list of them."""
+        words = [] if self.ranks is None else self.ranks.strip("[]").split(",")
+        try:
+            ranks = [int(word) for word in words]
+        except ValueError:
+            ranks = [0]
+        if any(not 0 < rank <= MOST for rank in ranks):
+            raise RequestError(
+                f"plan.ranks={self.ranks} is no list of ranks; give whole numbers above 0, such as 1,2,8"
+            )
+        return ranks
 
 
 def split_settings(overrides: Sequence[str]) -> tuple[PlanSettings, list[str]]:
@@ -83,7 +100,7 @@ def parse_bytes(text: str, where: str) -> int:
 
 
 def with_device_defaults(overrides: Sequence[str], settings: PlanSettings) -> list[str]:
-    """Return the overrides with the compute type that is the planned device's default, wherever this runs.
+    """Return the overrides with the compute types that are the planned device's defaults, wherever this runs.
 
     Raises RequestError for a model beside `plan.shape`, which would be ignored.
     """
@@ -93,7 +110,12 @@ def with_device_defaults(overrides: Sequence[str], settings: PlanSettings) -> li
         raise RequestError(
             f"{', '.join(model)} would be ignored beside plan.shape; give one of them"
         )
-    if settings.device is None or "quant.compute_dtype" in given:
+    if settings.device is None:
         return list(overrides)
-    name = "bfloat16" if settings.device == "cuda" else "float32"
-    return [*overrides, f"quant.compute_dtype={name}"]
+    on_gpu = settings.device == "cuda"
+    defaults = {
+        "quant.compute_dtype": "bfloat16" if on_gpu else "float32",
+        "lora.compute_dtype": "${quant.compute_dtype}" if on_gpu else "float32",
+    }
+    missing = [f"{key}={value}" for key, value in defaults.items() if key not in given]
+    return [*overrides, *missing]

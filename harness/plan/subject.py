@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from harness.base.side_by_side import why_apart
+from harness.base.packed_rows import why_apart
 from harness.base.source import ModelSource, find_model, model_fingerprint
 from harness.config.devices import resolved_device
 from harness.config.keyed import Keyed
@@ -14,6 +14,7 @@ from harness.data.check import check_data
 from harness.data.prepare import PreparedData, prepare_data
 from harness.data.rows import TokenRows
 from harness.errors import DataError, RequestError
+from harness.parsing import home_path
 from harness.plan.batch import largest_micro_batch, stated_micro_batch
 from harness.plan.model import PlannedModel
 from harness.plan.predict import predict
@@ -100,7 +101,7 @@ def _loaded(source: ModelSource, key: Keyed[ModelConfig]) -> PlannedModel:
 
 def _source(model: ModelConfig) -> ModelSource:
     """Return where the model's config.json is; a plan needs nothing else."""
-    directory = Path(model.name).expanduser()
+    directory = home_path(model.name)
     if model.revision is None and (directory / "config.json").is_file():
         return ModelSource(name=model.name, directory=directory, revision=None)
     return find_model(model)

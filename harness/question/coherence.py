@@ -11,14 +11,23 @@ from harness.question.draft import Draft
 from harness.question.keys import is_group, key_of
 from harness.question.points import Space
 from harness.question.question import Question
-from harness.question.reading import launcher_problems
-from harness.question.settings import Method, PrunerName, SearchSettings
+from harness.question.settings import (
+    LauncherSettings,
+    Method,
+    PrunerName,
+    SearchSettings,
+    StudySettings,
+    has_password,
+)
 
 EVALUATIONS = 10
 """Evaluations of a run that a pruner judges, where eval.every_steps is not given."""
 
-MOST_POINTS = 1_000_000
-"""Points of a grid, conditions left aside, and trials of a search."""
+MOST_RUNS = 1_000_000
+"""Trials of a search, each with all its seeds."""
+MOST_POINTS = 20_000
+"""Points that are composed and checked before anything is trained, at about a millisecond each: those of a
+grid, conditions left aside, and of a search every two values of two axes."""
 
 REPORTED = ("eval/loss", "eval/perplexity", "eval/token_accuracy")
 """Metrics that a run reports while it trains, for a pruner to judge by."""
@@ -29,7 +38,7 @@ def check_question(question: Question, draft: Draft) -> None:
     problems = itertools.chain(
         _search_problems(question),
         _confirm_problems(question),
-        launcher_problems(question.launcher, question.study),
+        _launcher_problems(question.launcher, question.study),
     )
     for part, text in problems:
         raise RequestError(f"{draft.place(part)}{text}")
@@ -101,9 +110,23 @@ def _search_problems(question: Question) -> Iterator[tuple[str, str]]:
 
 def _size_problems(search: SearchSettings, space: Space) -> Iterator[tuple[str, str]]:
     """Yield what nobody could train; counted, not made."""
-    if search.trials is not None and search.trials > MOST_POINTS:
-        yield "search", f"search.trials={search.trials:,} is more than {MOST_POINTS:,}; give fewer"
+    runs = (search.trials or 1) * len(search.seeds)
+    if runs > MOST_RUNS:
+        yield (
+            "search",
+            f"{runs:,} runs of search.trials and search.seeds are more than {MOST_RUNS:,}",
+        )
     counts = [1 if axis.choices is None else len(axis.choices) for axis in space.axes]
+    pairs = sum(
+        len(one.samples) * len(other.samples)
+        for one, other in itertools.combinations(space.axes, 2)
+    )
+    if search.method is not Method.grid and pairs > MOST_POINTS:
+        yield (
+            "space",
+            f"{pairs:,} pairs of values of two axes would be checked, more than {MOST_POINTS:,}; write an "
+            "interval where an axis has many numbers",
+        )
     if search.method is Method.grid and math.prod(counts) > MOST_POINTS:
         shown = " x ".join(f"{axis.key} {n:,}" for axis, n in zip(space.axes, counts, strict=True))
         yield (
@@ -146,6 +169,29 @@ def _confirm_problems(question: Question) -> Iterator[tuple[str, str]]:
 
 
 # Overlaps ----------------------------------------------------------------------------------------
+
+
+def _launcher_problems(
+    launcher: LauncherSettings | None, study: StudySettings
+) -> Iterator[tuple[str, str]]:
+    """Yield the part of the file and the problem, where jobs could not share the study."""
+    if launcher is None:
+        return
+    if not study.is_shared:
+        given = f"study.storage={study.storage}" if study.storage else "no study.storage"
+        yield (
+            "launcher",
+            f"launcher={launcher.kind.value} has its jobs share one study in PostgreSQL, and {given} is "
+            "given; start a server that every job can reach and give "
+            "study.storage=postgresql://user@host/database",
+        )
+    elif has_password(study.storage or ""):
+        yield (
+            "launcher",
+            f"launcher={launcher.kind.value} would write the password of study.storage into the command "
+            "of every job, where others can read it; leave it out of the url, and give it in ~/.pgpass or "
+            "PGPASSWORD",
+        )
 
 
 def _check_overlaps(space: Space, base: Sequence[str], where: str) -> None:

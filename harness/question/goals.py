@@ -10,7 +10,7 @@ from harness.question.settings import Constraint, Objective
 from harness.records.metrics import METRICS, Direction
 
 DEFAULT_OBJECTIVE = "eval/loss"
-NOT_IN_RECORD = ("train/grad_norm", "train/learning_rate", "train/epoch")
+NOT_IN_RECORD = ("train/grad_norm", "train/learning_rate", "train/loss_scale", "train/epoch")
 """Metrics of single steps, of which a run's record has no last value."""
 
 BYTE_UNITS = {

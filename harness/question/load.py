@@ -12,6 +12,7 @@ import yaml
 
 from harness.config.compose import shipped_directory
 from harness.errors import RequestError, near_names
+from harness.parsing import home_path
 from harness.question.coherence import check_question, with_evaluations
 from harness.question.command_line import apply_override
 from harness.question.compare import read_compare
@@ -54,7 +55,7 @@ def _question_in(file: Path) -> str:
 
 def _file_of(name_or_file: str) -> tuple[Path, str]:
     """Return a question's file, and how to call it in a message."""
-    as_file = Path(name_or_file).expanduser()
+    as_file = home_path(name_or_file)
     if as_file.suffix in (".yaml", ".yml") or "/" in name_or_file:
         if not as_file.is_file():
             raise RequestError(

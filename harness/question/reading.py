@@ -5,17 +5,19 @@ Must not import torch.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, replace
 from enum import Enum
 from types import NoneType
 from typing import Any, TypeVar, cast, get_args, get_origin
 
+from harness.config.validate import MOST_SEED
 from harness.errors import RequestError, near_names
 from harness.question.axes import NumberAxis
 from harness.question.points import Space
 from harness.question.power import FEWEST_SEEDS
 from harness.question.settings import (
+    MOST,
     Confirmation,
     LauncherKind,
     LauncherSettings,
@@ -24,12 +26,13 @@ from harness.question.settings import (
     SearchSettings,
     StudySettings,
     WorkerSettings,
-    has_password,
 )
 from harness.question.values import from_text, normalized
 
 E = TypeVar("E", bound=Enum)
 T = TypeVar("T")
+MOST_REPLICATES = 10_000
+"""Seeds of one list at most."""
 MOST_SEEDS = 12
 """Seeds of a confirmation at most, where they are found out and `at_most` is not given."""
 
@@ -77,7 +80,7 @@ class Section:
         if issubclass(kinds[0], Enum):
             return self.choice(field.name, kinds[0])
         if kinds[0] is int:
-            return self.integer(field.name, bound or 0)
+            return self.integer(field.name, bound or 0, field.metadata.get("at_most", MOST))
         return self.number(field.name, bound, unit)
 
     def truth(self, key: str) -> bool:
@@ -87,11 +90,13 @@ class Section:
             raise self.refuse(key, "must be true or false")
         return value
 
-    def integer(self, key: str, at_least: int) -> int:
+    def integer(self, key: str, at_least: int, at_most: int) -> int:
         """Return a whole number."""
         value: Any = self.given.get(key)
-        if not is_integer(value) or value < at_least:
-            raise self.refuse(key, f"must be a whole number of at least {at_least}")
+        if not is_integer(value) or not at_least <= value <= at_most:
+            raise self.refuse(
+                key, f"must be a whole number of at least {at_least}, at most {at_most:,}"
+            )
         return value
 
     def number(self, key: str, at_least: float | None, unit: str) -> float:
@@ -101,6 +106,8 @@ class Section:
             raise self.refuse(key, f"must be a positive number of {unit}")
         if at_least is not None and value < at_least:
             raise self.refuse(key, f"must be a number of {unit}, at least {at_least:g}")
+        if value > MOST:
+            raise self.refuse(key, f"must be a number of {unit}, at most {MOST:,}")
         return value
 
     def seeds(self, key: str) -> tuple[int, ...]:
@@ -109,8 +116,12 @@ class Section:
         seeds = (value,) if is_integer(value) else value
         if not isinstance(seeds, (list, tuple)) or not seeds or not all(map(is_integer, seeds)):
             raise self.refuse(key, "must be a list of one or more whole numbers, such as [0, 1]")
-        if min(seeds) < 0:
-            raise self.refuse(key, "must not be negative")
+        if len(seeds) > MOST_REPLICATES:
+            raise RequestError(
+                f"{self.where}{self.name}.{key} has {len(seeds):,} seeds; give at most {MOST_REPLICATES:,}"
+            )
+        if min(seeds) < 0 or max(seeds) > MOST_SEED:
+            raise self.refuse(key, f"must not be negative, nor above {MOST_SEED}")
         if len(set(seeds)) < len(seeds):
             raise self.refuse(key, "gives a seed twice; replicates need different seeds")
         return tuple(seeds)
@@ -133,7 +144,7 @@ def finite_number(text: Any) -> float | None:
     """Return a finite number, also one that YAML takes for text (`1e3`); None for anything else."""
     try:
         value = float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return value if math.isfinite(value) and not isinstance(text, bool) else None
 
@@ -175,7 +186,7 @@ def read_confirmation(
     if auto:
         first = max(*search.seeds, 9) + 1
         most = section.given.get("at_most")
-        most = MOST_SEEDS if most is None else section.integer("at_most", FEWEST_SEEDS)
+        most = MOST_SEEDS if most is None else section.integer("at_most", FEWEST_SEEDS, 1_000)
         fresh = tuple(range(first, first + most))
         return section.settings(Confirmation, seeds=fresh, at_most=most)
     if "seeds" not in section.given:
@@ -212,9 +223,11 @@ def _devices(section: Section) -> str | tuple[int, ...]:
         good = all(is_integer(index) and index >= 0 for index in indices)
         if indices and good:
             return tuple(indices)
-    elif isinstance(value, str) and re.fullmatch(r"auto|cpu(:[1-9]\d*)?", value):
+    elif isinstance(value, str) and re.fullmatch(r"auto|cpu(:[1-9]\d{0,2})?", value):
         return value
-    raise section.refuse("devices", "must be auto, cpu, cpu:N or GPUs such as [0, 1]")
+    raise section.refuse(
+        "devices", "must be auto, cpu, cpu:N (N below 1,000) or GPUs such as [0, 1]"
+    )
 
 
 def read_study(given: Any, where: str) -> StudySettings:
@@ -320,29 +333,6 @@ def read_launcher(given: Any, where: str) -> LauncherSettings | None:
             f"launcher.time_minutes={settings.time_minutes}; give fewer seconds, or more minutes"
         )
     return settings
-
-
-def launcher_problems(
-    launcher: LauncherSettings | None, study: StudySettings
-) -> Iterator[tuple[str, str]]:
-    """Yield the part of the file and the problem, where jobs could not share the study."""
-    if launcher is None:
-        return
-    if not study.is_shared:
-        given = f"study.storage={study.storage}" if study.storage else "no study.storage"
-        yield (
-            "launcher",
-            f"launcher={launcher.kind.value} has its jobs share one study in PostgreSQL, and {given} is "
-            "given; start a server that every job can reach and give "
-            "study.storage=postgresql://user@host/database",
-        )
-    elif has_password(study.storage or ""):
-        yield (
-            "launcher",
-            f"launcher={launcher.kind.value} would write the password of study.storage into the command "
-            "of every job, where others can read it; leave it out of the url, and give it in ~/.pgpass or "
-            "PGPASSWORD",
-        )
 
 
 def _refuse_what_only_slurm_knows(section: Section) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from harness.config.schema import Split
+from harness.config.validate import MOST_SEED
 from harness.question.points import Point
 from harness.question.power import FEWEST_SEEDS
 from harness.records.metrics import Direction
@@ -15,9 +16,13 @@ APART = {"apart": True}
 """Metadata of a field that shapes no trial: a sweep that has begun may go on with another value."""
 
 
-def at_least(bound: float, unit: str = "") -> dict[str, Any]:
-    """Return the metadata of a number with a lower bound."""
-    return {"at_least": bound, "unit": unit}
+MOST = 1_000_000
+"""Of anything that a sweep counts, where nothing less is said: trials, seconds, minutes."""
+
+
+def at_least(bound: float, unit: str = "", at_most: int = MOST) -> dict[str, Any]:
+    """Return the metadata of a number with bounds."""
+    return {"at_least": bound, "unit": unit, "at_most": at_most}
 
 
 def positive(unit: str) -> dict[str, Any]:
@@ -60,7 +65,7 @@ class SearchSettings:
     pruner: PrunerName = PrunerName.none
     seeds: tuple[int, ...] = (0,)
     """Seeds of every cell."""
-    sampler_seed: int = field(default=0, metadata=at_least(0))
+    sampler_seed: int = field(default=0, metadata=at_least(0, at_most=MOST_SEED))
     """Seed of the points that are drawn."""
     reduction_factor: int = field(default=3, metadata=at_least(2))
     """At each rung the best 1/reduction_factor of the runs continue (asha, hyperband)."""
@@ -104,7 +109,7 @@ class Confirmation:
     """The best cells of the whole search, beside the best of each level that is compared."""
     seeds: tuple[int, ...]
     """Fresh ones; in a file `auto` for as many as may be needed."""
-    at_most: int | None = field(default=None, metadata=at_least(FEWEST_SEEDS))
+    at_most: int | None = field(default=None, metadata=at_least(FEWEST_SEEDS, at_most=1_000))
     """Where given, only as many of the seeds are taken as the margin needs by the spread that the search has
     seen, at most so many."""
     split: Split = Split.test
@@ -152,7 +157,7 @@ class LauncherSettings:
     """The jobs to submit, each of which is one member of the sweep."""
 
     kind: LauncherKind
-    workers: int = field(default=1, metadata=at_least(1))
+    workers: int = field(default=1, metadata=at_least(1, at_most=10_000))
     """Jobs, each of them one `harness worker`."""
     time_minutes: int = field(default=60, metadata=at_least(1))
     """Time limit per job, in minutes. A job that hits it is requeued."""

@@ -15,7 +15,7 @@ class Direction(Enum):
     neither = "neither"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Metric:
     """One metric: how it is called, printed and defined."""
 
@@ -27,320 +27,103 @@ class Metric:
     definition: str
 
 
-def _metric(
-    name: str, label: str, unit: str, direction: Direction, digits: int, definition: str
-) -> Metric:
-    return Metric(
-        name=name, label=label, unit=unit, direction=direction, digits=digits, definition=definition
-    )
-
-
 _DOWN, _UP, _NONE = Direction.minimize, Direction.maximize, Direction.neither
 
+# fmt: off
 _ALL = (
     # Every step, into metrics.jsonl.
-    _metric(
-        "train/loss",
-        "train loss",
-        "nats/token",
-        _DOWN,
-        4,
-        "Mean cross-entropy over the positions that carry loss in one optimizer step's batch.",
-    ),
-    _metric(
-        "train/grad_norm",
-        "gradient norm",
-        "",
-        _NONE,
-        3,
-        "L2 norm of this adapter's gradient before clipping.",
-    ),
-    _metric(
-        "train/learning_rate", "learning rate", "", _NONE, 6, "Learning rate used by the step."
-    ),
-    _metric("train/epoch", "epoch", "epochs", _NONE, 2, "Training rows seen over rows in the set."),
-    _metric(
-        "cohort/runs", "runs in the pass", "", _NONE, 0, "Runs that shared the passes of the step."
-    ),
-    _metric(
-        "cohort/token_share",
-        "share of the pass",
-        "fraction",
-        _NONE,
-        3,
-        "This run's share of all positions in the passes of the step; 1 for a run alone.",
-    ),
-    _metric(
-        "cohort/energy_joules",
-        "energy",
-        "J",
-        _DOWN,
-        0,
-        "Energy of the GPU during the run's training passes, by its share of their positions (NVML).",
-    ),
-    _metric(
-        "device/utilisation",
-        "GPU utilisation",
-        "fraction",
-        _UP,
-        2,
-        "Share of the last second in which a kernel ran, of whatever process (NVML).",
-    ),
-    _metric(
-        "device/power_watts",
-        "GPU power",
-        "W",
-        _DOWN,
-        0,
-        "Power that the whole GPU drew over the last second (NVML).",
-    ),
+    Metric("train/loss", "train loss", "nats/token", _DOWN, 4,
+           "Mean cross-entropy over the positions that carry loss in one optimizer step's batch."),
+    Metric("train/grad_norm", "gradient norm", "", _NONE, 3,
+           "L2 norm of this adapter's gradient before clipping."),
+    Metric("train/learning_rate", "learning rate", "", _NONE, 6, "Learning rate used by the step."),
+    Metric("train/loss_scale", "loss scale", "", _NONE, 0,
+           "What a run in float16 multiplied its loss by before the backward pass; a step whose gradient "
+           "norm is then infinite moves nothing, and halves it."),
+    Metric("train/epoch", "epoch", "epochs", _NONE, 2, "Training rows seen over rows in the set."),
+    Metric("cohort/runs", "runs in the pass", "", _NONE, 0, "Runs that shared the passes of the step."),
+    Metric("cohort/token_share", "share of the pass", "fraction", _NONE, 3,
+           "This run's share of all positions in the passes of the step; 1 for a run alone."),
+    Metric("cohort/energy_joules", "energy", "J", _DOWN, 0,
+           "Energy of the GPU during the run's training passes, by its share of their positions (NVML)."),
+    Metric("device/utilisation", "GPU utilisation", "fraction", _UP, 2,
+           "Share of the last second in which a kernel ran, of whatever process (NVML)."),
+    Metric("device/power_watts", "GPU power", "W", _DOWN, 0,
+           "Power that the whole GPU drew over the last second (NVML)."),
     # Held-out quality; the record keeps each with its standard error and n under `evals`.
-    _metric(
-        "eval/loss",
-        "eval loss",
-        "nats/token",
-        _DOWN,
-        4,
-        "Mean cross-entropy over held-out positions that carry loss.",
-    ),
-    _metric(
-        "eval/perplexity",
-        "perplexity",
-        "",
-        _DOWN,
-        3,
-        "exp(eval/loss), per token that carries loss.",
-    ),
-    _metric(
-        "eval/bits_per_byte",
-        "bits per byte",
-        "bits/byte",
-        _DOWN,
-        4,
-        "Cross-entropy in bits over held-out positions that carry loss, per UTF-8 byte of their text: "
-        "comparable between tokenizers.",
-    ),
-    _metric(
-        "eval/token_accuracy",
-        "token accuracy",
-        "fraction",
-        _UP,
-        4,
-        "Share of held-out positions whose most likely token is the right one.",
-    ),
-    _metric(
-        "eval/exact_match",
-        "exact match",
-        "fraction",
-        _UP,
-        3,
-        "Share of greedily generated answers equal to the reference after stripping white space.",
-    ),
-    _metric(
-        "eval/rouge_l",
-        "ROUGE-L",
-        "fraction",
-        _UP,
-        3,
-        "Mean longest-common-subsequence F1 (Lin 2004) of greedily generated answers; words of any script.",
-    ),
-    _metric(
-        "eval/choice_accuracy",
-        "choice accuracy",
-        "fraction",
-        _UP,
-        3,
-        "Share of multiple-choice questions whose right choice has the highest log-likelihood, of ARC's "
-        "texts per character (lm-evaluation-harness's acc_norm).",
-    ),
-    _metric(
-        "eval/choice_accuracy_raw",
-        "choice accuracy, raw",
-        "fraction",
-        _UP,
-        3,
-        "Share of multiple-choice questions whose right choice has the highest log-likelihood, whatever its "
-        "length (lm-evaluation-harness's acc).",
-    ),
+    Metric("eval/loss", "eval loss", "nats/token", _DOWN, 4,
+           "Mean cross-entropy over held-out positions that carry loss."),
+    Metric("eval/perplexity", "perplexity", "", _DOWN, 3, "exp(eval/loss), per token that carries loss."),
+    Metric("eval/bits_per_byte", "bits per byte", "bits/byte", _DOWN, 4,
+           "Cross-entropy in bits over held-out positions that carry loss, per UTF-8 byte of their text: "
+           "comparable between tokenizers."),
+    Metric("eval/token_accuracy", "token accuracy", "fraction", _UP, 4,
+           "Share of held-out positions whose most likely token is the right one."),
+    Metric("eval/exact_match", "exact match", "fraction", _UP, 3,
+           "Share of greedily generated answers equal to the reference after stripping white space."),
+    Metric("eval/rouge_l", "ROUGE-L", "fraction", _UP, 3,
+           "Mean longest-common-subsequence F1 (Lin 2004) of greedily generated answers; words of any "
+           "script."),
+    Metric("eval/choice_accuracy", "choice accuracy", "fraction", _UP, 3,
+           "Share of multiple-choice questions whose right choice has the highest log-likelihood, of "
+           "ARC's texts per character (lm-evaluation-harness's acc_norm)."),
+    Metric("eval/choice_accuracy_raw", "choice accuracy, raw", "fraction", _UP, 3,
+           "Share of multiple-choice questions whose right choice has the highest log-likelihood, "
+           "whatever its length (lm-evaluation-harness's acc)."),
     # Memory. Parts are exact tensor bytes; the peak's source depends on the device.
-    _metric(
-        "memory/peak_bytes",
-        "peak memory",
-        "bytes",
-        _DOWN,
-        0,
-        "Training peak: the CUDA allocator's on a GPU; the sum of the parts below on a CPU. In a series: "
-        "the process's so far, with every run in it.",
-    ),
-    _metric(
-        "memory/allocated_bytes",
-        "allocated",
-        "bytes",
-        _DOWN,
-        0,
-        "Tensors in memory after the step, of all runs in the process: the CUDA allocator's count, or on a "
-        "CPU base, adapters, gradients and optimizers, to the byte.",
-    ),
-    _metric(
-        "memory/reserved_bytes",
-        "reserved",
-        "bytes",
-        _DOWN,
-        0,
-        "What the CUDA allocator holds of the GPU after the step, in use or not.",
-    ),
-    _metric(
-        "memory/resident_bytes",
-        "resident",
-        "bytes",
-        _DOWN,
-        0,
-        "Resident set of the process after the step, libraries included.",
-    ),
-    _metric(
-        "memory/load_peak_bytes",
-        "load peak",
-        "bytes",
-        _DOWN,
-        0,
-        "Peak while loading the base: the CUDA allocator's, or the process's growth on a CPU.",
-    ),
-    _metric(
-        "memory/eval_peak_bytes",
-        "eval peak",
-        "bytes",
-        _DOWN,
-        0,
-        "Peak while evaluating: the CUDA allocator's, or the process's resident peak on a CPU.",
-    ),
-    _metric(
-        "memory/process_peak_bytes",
-        "process peak",
-        "bytes",
-        _DOWN,
-        0,
-        "Highest resident set of the whole process while training, libraries included.",
-    ),
-    _metric(
-        "memory/base_bytes",
-        "base",
-        "bytes",
-        _DOWN,
-        0,
-        "Frozen weights and buffers as stored (packed where quantized), without constants.",
-    ),
-    _metric(
-        "memory/quant_constants_bytes",
-        "quantization constants",
-        "bytes",
-        _DOWN,
-        0,
-        "Scales, offsets, code tables and second-level constants of the quantized weights.",
-    ),
-    _metric("memory/adapter_bytes", "adapter", "bytes", _DOWN, 0, "This adapter's parameters."),
-    _metric("memory/gradient_bytes", "gradients", "bytes", _DOWN, 0, "This adapter's gradients."),
-    _metric(
-        "memory/optimizer_bytes",
-        "optimizer",
-        "bytes",
-        _DOWN,
-        0,
-        "This adapter's optimizer state, tables included.",
-    ),
-    _metric(
-        "memory/activation_bytes",
-        "activations",
-        "bytes",
-        _DOWN,
-        0,
-        "Distinct storages kept from forward to backward of one micro-batch, parameters excluded.",
-    ),
+    Metric("memory/peak_bytes", "peak memory", "bytes", _DOWN, 0,
+           "Training peak: the CUDA allocator's on a GPU; the sum of the parts below on a CPU. In a "
+           "series: the process's so far, with every run in it."),
+    Metric("memory/allocated_bytes", "allocated", "bytes", _DOWN, 0,
+           "Tensors in memory after the step, of all runs in the process: the CUDA allocator's count, or "
+           "on a CPU base, adapters, gradients and optimizers, to the byte."),
+    Metric("memory/reserved_bytes", "reserved", "bytes", _DOWN, 0,
+           "What the CUDA allocator holds of the GPU after the step, in use or not."),
+    Metric("memory/resident_bytes", "resident", "bytes", _DOWN, 0,
+           "Resident set of the process after the step, libraries included."),
+    Metric("memory/load_peak_bytes", "load peak", "bytes", _DOWN, 0,
+           "Peak while loading the base: the CUDA allocator's, or the process's growth on a CPU."),
+    Metric("memory/eval_peak_bytes", "eval peak", "bytes", _DOWN, 0,
+           "Peak while evaluating: the CUDA allocator's, or the process's resident peak on a CPU."),
+    Metric("memory/process_peak_bytes", "process peak", "bytes", _DOWN, 0,
+           "Highest resident set of the whole process while training, libraries included."),
+    Metric("memory/base_bytes", "base", "bytes", _DOWN, 0,
+           "Frozen weights and buffers as stored (packed where quantized), without constants."),
+    Metric("memory/quant_constants_bytes", "quantization constants", "bytes", _DOWN, 0,
+           "Scales, offsets, code tables and second-level constants of the quantized weights."),
+    Metric("memory/adapter_bytes", "adapter", "bytes", _DOWN, 0, "This adapter's parameters."),
+    Metric("memory/gradient_bytes", "gradients", "bytes", _DOWN, 0, "This adapter's gradients."),
+    Metric("memory/optimizer_bytes", "optimizer", "bytes", _DOWN, 0,
+           "This adapter's optimizer state, tables included."),
+    Metric("memory/activation_bytes", "activations", "bytes", _DOWN, 0,
+           "Distinct storages kept from forward to backward of one micro-batch, parameters excluded."),
     # Throughput: over the steps after the warm-up (see harness.measure.throughput).
-    _metric(
-        "throughput/input_tokens_per_second",
-        "tokens/s",
-        "tokens/s",
-        _UP,
-        0,
-        "All positions fed to the model, padding included, over the steps' wall-clock. In a series: this "
-        "run's positions over the time of the passes that it was in.",
-    ),
-    _metric(
-        "throughput/loss_tokens_per_second",
-        "loss tokens/s",
-        "tokens/s",
-        _UP,
-        0,
-        "Positions that carry loss over the steps' wall-clock. In a series as the tokens above.",
-    ),
-    _metric(
-        "throughput/model_flops_utilisation",
-        "MFU",
-        "fraction",
-        _UP,
-        3,
-        "Operations of the step (4 a frozen weight and token, the head's at positions with loss, 6 an "
-        "adapter's) over time and the GPU's published dense bf16 rate.",
-    ),
-    _metric(
-        "throughput/step_ms",
-        "step time",
-        "ms",
-        _DOWN,
-        1,
-        "Median wall-clock of one optimizer step after the warm-up. In a series: of the passes of this step, "
-        "whoever shared them.",
-    ),
-    _metric(
-        "device/step_joules",
-        "energy of a step",
-        "J",
-        _DOWN,
-        2,
-        "Energy of the GPU over the training passes of a run alone, per optimizer step (NVML).",
-    ),
+    Metric("throughput/input_tokens_per_second", "tokens/s", "tokens/s", _UP, 0,
+           "All positions fed to the model, padding included, over the steps' wall-clock. In a series: "
+           "this run's positions over the time of the passes that it was in."),
+    Metric("throughput/loss_tokens_per_second", "loss tokens/s", "tokens/s", _UP, 0,
+           "Positions that carry loss over the steps' wall-clock. In a series as the tokens above."),
+    Metric("throughput/model_flops_utilisation", "MFU", "fraction", _UP, 3,
+           "Operations of the step (4 a frozen weight and token, the head's at positions with loss, 6 an "
+           "adapter's) over time and the GPU's published dense bf16 rate."),
+    Metric("throughput/step_ms", "step time", "ms", _DOWN, 1,
+           "Median wall-clock of one optimizer step after the warm-up. In a series: of the passes of "
+           "this step, whoever shared them."),
+    Metric("device/step_joules", "energy of a step", "J", _DOWN, 2,
+           "Energy of the GPU over the training passes of a run alone, per optimizer step (NVML)."),
     # What the configuration is.
-    _metric(
-        "adapter/trainable_params",
-        "trainable parameters",
-        "",
-        _NONE,
-        0,
-        "Elements of this adapter's parameters.",
-    ),
-    _metric(
-        "base/logical_params",
-        "base parameters",
-        "",
-        _NONE,
-        0,
-        "Elements of the frozen weights before packing, tied weights once.",
-    ),
-    _metric(
-        "base/bits_per_param",
-        "bits/param",
-        "bits",
-        _DOWN,
-        2,
-        "Packed weights and every constant of the quantized linear layers, over logical weights.",
-    ),
-    _metric(
-        "base/packed_share",
-        "packed share of the blocks",
-        "",
-        _NONE,
-        3,
-        "Weights of the blocks in layers that are stored in the quantization's format, over all of them.",
-    ),
-    _metric(
-        "adapter/adapted_share",
-        "adapted share of the blocks",
-        "",
-        _NONE,
-        3,
-        "Weights of the blocks in layers that the adapter changes, over all of them.",
-    ),
+    Metric("adapter/trainable_params", "trainable parameters", "", _NONE, 0,
+           "Elements of this adapter's parameters."),
+    Metric("base/logical_params", "base parameters", "", _NONE, 0,
+           "Elements of the frozen weights before packing, tied weights once."),
+    Metric("base/bits_per_param", "bits/param", "bits", _DOWN, 2,
+           "Packed weights and every constant of the quantized linear layers, over logical weights."),
+    Metric("base/packed_share", "packed share of the blocks", "", _NONE, 3,
+           "Weights of the blocks in layers that are stored in the quantization's format, over all of them."),
+    Metric("adapter/adapted_share", "adapted share of the blocks", "", _NONE, 3,
+           "Weights of the blocks in layers that the adapter changes, over all of them."),
 )
+# fmt: on
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
@@ -369,6 +152,7 @@ SERIES = frozenset(
         "train/loss",
         "train/grad_norm",
         "train/learning_rate",
+        "train/loss_scale",
         "train/epoch",
         "throughput/step_ms",
         "throughput/input_tokens_per_second",

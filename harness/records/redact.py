@@ -17,90 +17,32 @@ _MIN_ENVIRONMENT_SECRET = (
     8  # characters; shorter values ("on", "cpu", "8888") occur in innocent text
 )
 
+_WORD = re.compile(r"[a-z0-9]+")
+
 # Names. A name is split into lower-case words at punctuation and camelCase humps; whole words decide,
 # so `max_new_tokens`, `tokenizer` and `monkey` are not names of secrets.
 _SECRET_WORDS = frozenset(
-    [
-        "password",
-        "passwd",
-        "passphrase",
-        "passcode",
-        "secret",
-        "secrets",
-        "credential",
-        "credentials",
-        "apikey",
-        "authorization",
-        "privatekey",
-        "secretkey",
-        "accesskey",
-        "authtoken",
-        "accesstoken",
-    ]
+    _WORD.findall("""
+    password passwd passphrase passcode secret secrets credential credentials apikey
+    authorization privatekey secretkey accesskey authtoken accesstoken
+    """)
 )
 _SECRET_ENDS = ("password", "passwd", "passphrase", "apikey")
 """Of the last word of a name: PGPASSWORD, sslpassword."""
-_KEY_OWNERS = frozenset(  # `<owner>_key` is a secret, `sort_key` and a bare `key` are not
-    [
-        "api",
-        "access",
-        "secret",
-        "private",
-        "encryption",
-        "signing",
-        "account",
-        "storage",
-        "master",
-        "session",
-        "license",
-        "ssh",
-        "deploy",
-        "service",
-        "subscription",
-        "client",
-        "wandb",
-        "openai",
-        "anthropic",
-        "hf",
-        "huggingface",
-        "aws",
-        "azure",
-        "gcp",
-        "google",
-        "github",
-    ]
+# `<owner>_key` is a secret, `sort_key` and a bare `key` are not
+_KEY_OWNERS = frozenset(
+    _WORD.findall("""
+    api access secret private encryption signing account storage master session license ssh
+    deploy service subscription client wandb openai anthropic hf huggingface aws azure gcp
+    google github
+    """)
 )
-_TOKENIZER_WORDS = frozenset(  # `<word>_token` is a piece of vocabulary or a count, not a secret
-    [
-        "pad",
-        "eos",
-        "bos",
-        "unk",
-        "mask",
-        "cls",
-        "sep",
-        "image",
-        "audio",
-        "special",
-        "start",
-        "end",
-        "stop",
-        "first",
-        "last",
-        "next",
-        "per",
-        "new",
-        "added",
-        "decoder",
-        "forced",
-        "prefix",
-        "suffix",
-        "middle",
-        "sink",
-        "generated",
-        "target",
-        "label",
-    ]
+# `<word>_token` is a piece of vocabulary or a count, not a secret
+_TOKENIZER_WORDS = frozenset(
+    _WORD.findall("""
+    pad eos bos unk mask cls sep image audio special start end stop first last next per new
+    added decoder forced prefix suffix middle sink generated target label
+    """)
 )
 _ENVIRONMENT_WORDS = _SECRET_WORDS | {"key", "keys", "token", "auth", "pat", "pwd", "pass"}
 _LOCATION_WORDS = frozenset(
@@ -109,7 +51,6 @@ _LOCATION_WORDS = frozenset(
 _NOT_SECRET_VALUES = frozenset({"", "none", "null", "true", "false", "~", REDACTED})
 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_WORD = re.compile(r"[a-z0-9]+")
 
 # Forms, each matching the secret alone unless it names a group `keep`, which survives in front of it.
 _START = r"(?<![A-Za-z0-9])"
@@ -139,12 +80,12 @@ _FORMS = re.compile(
 )
 _IN_CONTEXT = (
     # scheme://user:password@host up to the last @, since a password may have one (what begins as a port is
-    # none), and a long user name alone (a token) over http; ssh://git@ survives
+    # none), and a long user name alone (a token) over http; ssh://git@ survives. A path has one slash of two.
     re.compile(
-        r"(?P<keep>\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^\s/@:'\"]*:"
-        r"(?!\d{1,5}/)[^\s'\"]{1,300}(?=@)"
+        r"(?P<keep>\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}:/{1,3})\s*[^\s/@:'\"]*:"
+        r"(?!\d{1,5}/)[^\s'\"]{1,300}(?=\s*@)"
     ),
-    re.compile(r"(?P<keep>\bhttps?://)[^\s/@:'\"]{16,}(?=@)"),
+    re.compile(r"(?P<keep>\bhttps?:/{1,3})[^\s/@:'\"]{16,}(?=@)"),
     re.compile(r"(?i)(?P<keep>[?&](?:sig|signature|x-amz-[a-z-]+|x-goog-[a-z-]+)=)[^\s&#'\"]+"),
     re.compile(r"(?i)(?P<keep>\bauthorization['\"]?\s*[:=]\s*['\"]?)(?:[a-z]+ +)?[^\s'\",;]+"),
     re.compile(r"(?i)(?P<keep>\bbearer\s+)(?=[^\s'\"]*\d|[^\s'\"]{20})[A-Za-z0-9._~+/=-]{8,}"),
@@ -180,18 +121,20 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
 MAX_WORD, MAX_LINE = 400, 4000
 """Characters of a word and of a line that a message shows; what is longer keeps its two ends."""
 _LONG_WORD = re.compile(rf"\S{{{MAX_WORD},}}")
-_UNPRINTABLE = (
-    re.compile(  # control characters, marks that turn the direction of text, half characters
-        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-    )
-)
 
 
 def message(text: str) -> str:
     """Return `text` as a person may see it: no secret, no control character, long values cut."""
-    text = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), redact(text))
+    text = "".join(map(_printable, redact(text)))
     text = _LONG_WORD.sub(lambda found: _cut(found[0], MAX_WORD), text)
     return "\n".join(_cut(line, MAX_LINE) for line in text.split("\n"))
+
+
+def _printable(character: str) -> str:
+    """Write out what a terminal would obey or hide: control and direction marks, halves, unassigned ones."""
+    if character.isprintable() or character in "\n\t":
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def _cut(text: str, limit: int) -> str:

@@ -105,7 +105,7 @@ class RunDirectory:
 
     def append_log(self, line: str) -> None:
         """Append one line to log.txt, with the time in front and without secrets."""
-        with self.log.open("a", encoding="utf-8") as log:
+        with self.log.open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(f"{utc_now()} {redact(line)}\n")
 
 
@@ -155,8 +155,8 @@ def write_text(path: Path, text: str) -> None:
 def _write_text(path: Path, text: str) -> None:
     temporary = staged(path)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)  # a file's name may be no text
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -20,10 +20,15 @@ from harness.question.points import Point
 from harness.question.question import Question
 from harness.question.settings import Method
 from harness.records.metrics import Direction
-from harness.study.database import MirroredStorage, open_database
+from harness.study.database import (
+    MirroredStorage,
+    as_json,
+    find_or_create,
+    mark_or_compare,
+    open_database,
+)
 from harness.study.leases import Leases
 from harness.study.levels import LEARNS_PER_LEVEL, LevelStudy, compared_levels, next_level
-from harness.study.same_question import as_json, find_or_create, mark_or_compare
 from harness.study.samplers import (
     PointSampler,
     build_pruner,

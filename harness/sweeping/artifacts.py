@@ -18,6 +18,7 @@ from optuna.artifacts import (
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from harness.errors import RequestError
+from harness.parsing import home_path
 from harness.records.record import RecordError, RunStatus, read_record
 from harness.records.run_directory import RunDirectory
 from harness.study.study import Study
@@ -133,7 +134,7 @@ def _store_at(place: str) -> Any:
         raise RequestError(
             f"study.artifacts={place}: runs can be left in a directory or in s3://bucket"
         )
-    path = Path(place).expanduser()
+    path = home_path(place)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What only the model and its tokenizer can refuse, asked of a worker, since the driver has no torch."""
+"""What only the model and its tokenizer can refuse: the driver, which has no torch, asks a worker."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,3 +80,27 @@ def _refuse(points: Sequence[tuple[Point, RunConfig]], refusals: Sequence[str | 
         + "\n".join(lines[:SHOWN])
         + more
     )
+
+
+def check_against_model(check: Check) -> tuple[str | None, ...]:
+    """Say of each configuration what model, targets, rank, data and row length refuse; trains nothing."""
+    from harness.base.source import find_model, model_fingerprint
+    from harness.errors import DataError
+    from harness.training.launch import cache_directory, prepare
+
+    known: dict[str, str | None] = {}
+    refusals = []
+    for config in check.configs:
+        key = repr((config.model, config.data, config.eval.split, config.lora.target_modules))
+        key += repr((config.lora.rank, config.lora.init))
+        if key not in known:
+            source = find_model(config.model)
+            memo = cache_directory(config) / "fingerprints.json"
+            try:
+                fingerprint = model_fingerprint(source, memo, keep=check.keep)
+                prepare(config, source, fingerprint, keep=check.keep)
+                known[key] = None
+            except (RequestError, DataError) as error:
+                known[key] = str(error)
+        refusals.append(known[key])
+    return tuple(refusals)

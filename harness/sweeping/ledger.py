@@ -5,11 +5,9 @@ first seed races, and the others are trained only when that one has survived.
 """
 
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 
 from harness.question.points import Point
 from harness.records.record import Record, RecordError, RunStatus, read_record
@@ -171,60 +169,3 @@ class Ledger:
         """Let a run wait for a worker to itself: with it in the process a worker has died."""
         run.cohort = cohort_of(run.request, alone=True)
         run.state, run.started = RunState.waiting, False
-
-
-class Waiting:
-    """The runs that wait at one moment, the longest of each cohort first; looked up when first asked for."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-
-    @cached_property
-    def _runs(self) -> dict[str, deque[Run]]:
-        by_cohort: dict[str, list[Run]] = {}
-        for run in self._ledger.waiting():
-            by_cohort.setdefault(run.cohort, []).append(run)
-        return {
-            cohort: deque(sorted(runs, key=lambda run: -run.cost))
-            for cohort, runs in by_cohort.items()
-        }
-
-    @cached_property
-    def _left(self) -> dict[str, int]:
-        """Rows that each cohort has left to train."""
-        return {cohort: sum(map(_weight, runs)) for cohort, runs in self._runs.items()}
-
-    @property
-    def count(self) -> int:
-        """How many runs wait."""
-        return sum(map(len, self._runs.values()))
-
-    def count_of(self, cohort: str) -> int:
-        """Return how many runs of a cohort wait."""
-        return len(self._runs.get(cohort, ()))
-
-    def best(self, busy: Counter[str], among: Sequence[str] | None) -> Run | None:
-        """Return the run that a worker should take next, the longest first.
-
-        `busy` counts the runs of each cohort that other workers train now; `among`: only runs of these
-        cohorts. A new cohort is the one with the most left to do for each worker that would then be on it.
-        """
-        there = [
-            cohort
-            for cohort, runs in self._runs.items()
-            if runs and (among is None or cohort in among)
-        ]
-        if not there:
-            return None
-        chosen = max(there, key=lambda cohort: self._left[cohort] / (1 + busy[cohort]))
-        return self._runs[chosen][0]
-
-    def take(self, run: Run) -> None:
-        """Let the best run of its cohort wait no more."""
-        first = self._runs[run.cohort].popleft()
-        assert first is run, (first.run_id, run.run_id)
-        self._left[run.cohort] -= _weight(run)
-
-
-def _weight(run: Run) -> int:
-    return 1 + int(run.cost)

@@ -187,7 +187,7 @@ class Member:
         said = str(error.__cause__ or error).splitlines()[0]
         line = f"the study's server is gone ({said}); runs keep their checkpoints, and wait for it"
         self._directory.append_log(line)
-        print(f"harness: {line}", file=sys.stderr)
+        print(message(f"harness: {line}"), file=sys.stderr)
         assert self._question.study.storage is not None
         give_up = time.monotonic() + OUTAGE_SECONDS
         while not self._stop:

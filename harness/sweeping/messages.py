@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from harness.config.schema import LoraInit, RunConfig
+from harness.config.schema import RunConfig
 from harness.records.record import RunStatus
 from harness.records.run_directory import RunDirectory
 from harness.request import Request
@@ -158,6 +158,6 @@ def cohort_of(request: Request, *, alone: bool = False) -> str:
         config.paths,
         config.optim.gradient_checkpointing,
     ]
-    if alone or config.lora.init in (LoraInit.pissa, LoraInit.olora):
+    if alone or config.lora.init.rewrites_base:
         shared.append(request.identity.run_id)
     return repr(shared)

@@ -146,7 +146,7 @@ class SweepDirectory:
 
     def append_log(self, line: str) -> None:
         """Append one line to log.txt, with the time and the host in front: members share the file."""
-        with self.log.open("a", encoding="utf-8") as log:
+        with self.log.open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(f"{utc_now()} {socket.gethostname()} {redact(line)}\n")
 
     @contextmanager

@@ -8,44 +8,115 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
+from collections import deque
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, assert_never
 
-from harness.errors import RequestError, disk_refusal
+from harness.errors import disk_refusal
 from harness.records.record import Record, RunLocked, RunStatus, write_record
 from harness.request import settled_record
-from harness.sweeping.mailbox import Mailbox
+from harness.sweeping.check import check_against_model
 from harness.sweeping.messages import (
     Busy,
     Check,
     Checked,
     Ended,
     Halted,
+    News,
+    Order,
+    Prune,
     Ready,
     Role,
     Slots,
     Stepped,
+    Stop,
     Taken,
     Train,
     Waited,
 )
+from harness.training.stop import StopRequest
 
 if TYPE_CHECKING:
     from harness.data.prepare import PreparedData
     from harness.engine.shared_base import SharedBase
     from harness.training.job import Job
-    from harness.training.packing import Packing
+    from harness.training.pass_size import PassSizer
     from harness.training.session import Event, StepDone
 
 BASES_SHARE = 0.25
 """Bases that are not in use are kept while all of them fit into this share of the device's memory."""
+ORPHAN_SECONDS = 5.0
+"""Seconds that a worker whose driver is gone may take to keep its checkpoints."""
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 LOCK_SECONDS = 2.0
 """Seconds to wait for a run that another process holds, before the driver hears of it."""
 REPORT_SECONDS = 0.5
 """Progress of a run is reported at most this often, apart from evaluations."""
+
+
+class Mailbox:
+    """The worker's end of the pipe: orders are read by a thread, so that none waits for a step to end."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._tasks: deque[Train | Check] = deque()
+        self._changed = threading.Condition()
+        self._sending = threading.Lock()
+        self.pruned: dict[str, str] = {}
+        self.stop = StopRequest()
+        threading.Thread(target=self._listen, name="mailbox", daemon=True).start()
+
+    def send(self, news: News) -> None:
+        """Tell the driver; a driver that is gone hears nothing."""
+        with self._sending:
+            try:
+                self._connection.send(news)
+            except OSError:
+                self._ask_to_stop()
+
+    def wait(self) -> Train | Check | None:
+        """Return the next task, waiting for it; None when there will be none."""
+        with self._changed:
+            while not self._changed.wait_for(lambda: self._tasks or self.stop, timeout=0.5):
+                pass  # a signal sets `stop` without a word
+            return None if self.stop else self._tasks.popleft()
+
+    def next_of(self, cohort: str) -> Train | None:
+        """Return the first waiting run of a cohort, if there is one now."""
+        with self._changed:
+            for task in self._tasks:
+                if isinstance(task, Train) and task.cohort == cohort:
+                    self._tasks.remove(task)
+                    return task
+        return None
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                order: Order = self._connection.recv()
+            except (EOFError, OSError):
+                self._ask_to_stop()
+                threading.Timer(ORPHAN_SECONDS, lambda: os._exit(1)).start()
+                return
+            match order:
+                case Train() | Check():
+                    with self._changed:
+                        self._tasks.append(order)
+                        self._changed.notify_all()
+                case Prune():
+                    self.pruned[order.run_id] = order.reason
+                case Stop():
+                    self._ask_to_stop()
+                case unknown:
+                    assert_never(unknown)
+
+    def _ask_to_stop(self) -> None:
+        with self._changed:
+            self.stop.signal = self.stop.signal or signal.SIGTERM
+            self._changed.notify_all()
 
 
 class CohortSource:
@@ -111,7 +182,7 @@ class Worker:
     def __init__(self, connection: Connection) -> None:
         self.mailbox = Mailbox(connection)
         self._bases = Bases()
-        self._packings: dict[str, Packing] = {}
+        self._sizers: dict[str, PassSizer] = {}
         self._prepared: dict[str, PreparedData] = {}
         self._locks: dict[str, ExitStack] = {}
         self._reported: dict[str, float] = {}
@@ -150,7 +221,7 @@ class Worker:
         """Train a cohort: this run and all of its cohort that the driver sends meanwhile."""
         from harness.measure.memory import is_out_of_memory
         from harness.training.entry import RunEntry
-        from harness.training.packing import Packing
+        from harness.training.pass_size import PassSizer
         from harness.training.session import train
 
         self.mailbox.send(Busy(doing="loading the base"))
@@ -161,14 +232,14 @@ class Worker:
                 raise
             self._base_does_not_fit(first, error)
             return
-        packing = self._packings.setdefault(
+        sizer = self._sizers.setdefault(
             first.cohort,
-            Packing(max_slots=first.max_slots, predicted_bytes=RunEntry.predicted_pass_bytes),
+            PassSizer(max_slots=first.max_slots, predicted_bytes=RunEntry.predicted_pass_bytes),
         )
         source = CohortSource(self, first)
-        for event in train(shared, source, packing=packing, stop=self.mailbox.stop):
+        for event in train(shared, source, sizer=sizer, stop=self.mailbox.stop):
             self._tell(event)
-            self._tell_slots(packing)
+            self._tell_slots(sizer)
         self._bases.drop_rewritten()
 
     def begin(self, task: Train) -> "Job | None":
@@ -257,8 +328,8 @@ class Worker:
             )
         )
 
-    def _tell_slots(self, packing: "Packing") -> None:
-        slots = Slots(count=packing.slots, packing=packing.description)
+    def _tell_slots(self, sizer: "PassSizer") -> None:
+        slots = Slots(count=sizer.slots, packing=sizer.description)
         if slots != self._slots:
             self._slots = slots
             self.mailbox.send(slots)
@@ -299,30 +370,6 @@ def _record_of_failure(task: Train, error: Exception) -> Record:
     )
     write_record(task.request.directory.record, record)
     return record
-
-
-def check_against_model(check: Check) -> tuple[str | None, ...]:
-    """Say of each configuration what model, targets, rank, data and row length refuse; trains nothing."""
-    from harness.base.source import find_model, model_fingerprint
-    from harness.errors import DataError
-    from harness.training.launch import cache_directory, prepare
-
-    known: dict[str, str | None] = {}
-    refusals = []
-    for config in check.configs:
-        key = repr((config.model, config.data, config.eval.split, config.lora.target_modules))
-        key += repr((config.lora.rank, config.lora.init))
-        if key not in known:
-            source = find_model(config.model)
-            memo = cache_directory(config) / "fingerprints.json"
-            try:
-                fingerprint = model_fingerprint(source, memo, keep=check.keep)
-                prepare(config, source, fingerprint, keep=check.keep)
-                known[key] = None
-            except (RequestError, DataError) as error:
-                known[key] = str(error)
-        refusals.append(known[key])
-    return tuple(refusals)
 
 
 def _die_with_parent(number: signal.Signals | None) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from harness.config.schema import TrackerConfig, TrackerName
 from harness.errors import RequestError
+from harness.parsing import home_path
 
 _DEFAULT_URL = "https://api.wandb.ai"
 _MIN_KEY = 40  # characters after an optional `local-`; wandb refuses shorter keys at init
@@ -52,7 +53,7 @@ def _check_credentials(environ: Mapping[str, str]) -> None:
             )
         return
     if token_file:
-        if not Path(token_file).expanduser().is_file():
+        if not home_path(token_file).is_file():
             raise RequestError(f"WANDB_IDENTITY_TOKEN_FILE={token_file} is not a file")
         return
     settings_files, netrc_file = _settings_files(environ), _netrc_file(environ)
@@ -68,7 +69,7 @@ def _check_credentials(environ: Mapping[str, str]) -> None:
 
 
 def _settings_files(environ: Mapping[str, str]) -> list[Path]:
-    system = Path(environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    system = home_path(environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
     return [system / "settings", Path(environ.get("WANDB_DIR") or ".") / "wandb" / "settings"]
 
 
@@ -83,8 +84,8 @@ def _settings(files: list[Path]) -> dict[str, str]:
 
 def _netrc_file(environ: Mapping[str, str]) -> Path:
     if given := environ.get("NETRC"):
-        return Path(given).expanduser()
-    usual, windows = Path("~/.netrc").expanduser(), Path("~/_netrc").expanduser()
+        return home_path(given)
+    usual, windows = home_path("~/.netrc"), home_path("~/_netrc")
     return windows if windows.exists() and not usual.exists() else usual
 
 

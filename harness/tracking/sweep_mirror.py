@@ -69,10 +69,10 @@ def _mirror(
 ) -> None:
     online = config.name is TrackerName.wandb_online
     arguments = {
-        "project": config.project,
-        "entity": config.entity,
+        "project": redact(config.project),
+        "entity": None if config.entity is None else redact(config.entity),
         "id": SWEEP + result.name,
-        "name": result.name,
+        "name": redact(result.name),
         "group": redact(config.group or result.name),
         "job_type": "sweep",
         "tags": [redact(tag) for tag in config.tags],

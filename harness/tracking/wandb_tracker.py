@@ -70,12 +70,12 @@ class WandbTracker:
         """
         self._online = config.name is TrackerName.wandb_online
         self._arguments = {
-            "project": config.project,
-            "entity": config.entity,
+            "project": redact(config.project),
+            "entity": None if config.entity is None else redact(config.entity),
             "id": run_id,
-            "name": run_id,
+            "name": redact(run_id),
             "group": None if config.group is None else redact(config.group),
-            "job_type": config.job_type,
+            "job_type": redact(config.job_type),
             "tags": [redact(tag) for tag in config.tags],
             "config": spell_not_finite(redact_tree(config_tree)),
             "dir": str(directory),

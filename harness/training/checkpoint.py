@@ -17,6 +17,7 @@ import torch
 
 from harness.parsing import Unreadable, read_json, shaped
 from harness.records.run_directory import set_aside
+from harness.training.loss_scale import LossScale
 
 MANIFEST = "manifest.json"
 _PARTS = ("adapter.pt", "optimizer.pt", "progress.json")
@@ -36,6 +37,13 @@ class Progress:
     best_step: int | None = None
     before: dict[str, dict[str, float | int | None]] | None = None
     """Results of the evaluation before training."""
+    loss_scale: LossScale | None = None
+    """Of a run in float16."""
+
+    @property
+    def moves(self) -> int:
+        """Optimizer steps that have moved the adapter."""
+        return self.step - (self.loss_scale.skipped_steps if self.loss_scale else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ from harness.records.record import (
 from harness.records.scores import keep_scores
 from harness.tracking import open_tracker
 from harness.training.checkpoint import (
+    Progress,
     load_newest_checkpoint,
     remove_checkpoints,
     save_checkpoint,
@@ -170,10 +171,12 @@ class RunEntry:
         """
         held = self.shared.size.total_bytes + lasting_bytes
         batch_size, rows = self.job.config.optim.batch_size, len(self.job.data.train)
+        scale = self.slot.progress.loss_scale
         return {
             "train/loss": self.loss,
             "train/grad_norm": self.grad_norm,
             "train/learning_rate": self.slot.learning_rate,
+            **({} if scale is None else {"train/loss_scale": scale.value}),
             "train/epoch": (self.slot.progress.step + 1) * batch_size / rows,
             **self.costs.end_step(self.slot.clock, held, self._work),
         }
@@ -259,6 +262,7 @@ class RunEntry:
         record.status, record.error = status, error
         if self._slot is not None:
             self._slot.stand_up()
+            self._tell_skipped(self._slot.progress)
             record.metrics = self._final_metrics()
             record.measured_in = self._measured_in()
             if status is RunStatus.completed and not self.shared_process:
@@ -286,6 +290,14 @@ class RunEntry:
         if self._slot is not None:
             self.shared.detach(self._slot.adapter)
         return record
+
+    def _tell_skipped(self, progress: Progress) -> None:
+        """Say how many steps of a run in float16 have moved nothing."""
+        if progress.loss_scale is not None and progress.loss_scale.skipped_steps:
+            self.note(
+                f"float16: {progress.loss_scale.skipped_steps} of {progress.step} steps were left out, since "
+                f"their gradients overflowed; the loss scale ended at {progress.loss_scale.value:g}"
+            )
 
     def predicted_pass_bytes(self) -> int:
         """Return what the planner says that a pass of this run alone needs; 0 where it cannot say."""

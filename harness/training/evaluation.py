@@ -6,17 +6,21 @@ A run's results are those that it would have alone: the same batches, each row w
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
-from harness.engine.dense_start import rewrites_base
+import torch
+
+from harness.data.rows import Batch
+from harness.engine.micro_step import Work
 from harness.engine.shared_base import SharedBase
 from harness.evals.copies import Copies
 from harness.evals.evaluate import Results, evaluate_copies
 from harness.measure.memory import is_out_of_memory
 from harness.training.entry import RunEntry
+from harness.training.passes import captured_of
 
 
 def evaluate_untouched(shared: SharedBase, entry: RunEntry) -> Results:
     """Return the results of the base before training, computed once for all runs that ask for the same."""
-    if rewrites_base(entry.job.config.lora.init):
+    if entry.job.config.lora.init.rewrites_base:
         return _evaluate(shared, [entry], loss_only=False)[0]
     known = shared.untouched_results
     key = _asked(entry)
@@ -69,11 +73,30 @@ def _evaluate(
             return shared.side_by_side([adapters[index] for index in chosen], rows)
         return shared.only(None)
 
+    captured = captured_of(shared, entries) if adapted else None
+
+    def score(chosen: Sequence[int], batch: Batch) -> list[torch.Tensor]:
+        assert captured is not None
+        return captured.score(
+            [
+                Work(
+                    adapter=adapters[index],
+                    batch=batch,
+                    loss_tokens=1,
+                    dropout_key=None,
+                    recompute=False,
+                )
+                for index in chosen
+            ]
+        )
+
     with ExitStack() as phases:
         for entry in entries:
             phases.enter_context(entry.phase_peak())
             if adapted:
                 entry.slot.bring()
+            if captured is not None:
+                entry.slot.sit(captured)
         phases.enter_context(shared.backend.decoded())
         return evaluate_copies(
             shared.model,
@@ -81,6 +104,6 @@ def _evaluate(
             first.data,
             first.config.eval,
             first.config.data,
-            copies=Copies(len(entries), sharing),
+            copies=Copies(len(entries), sharing, None if captured is None else score),
             loss_only=loss_only,
         )

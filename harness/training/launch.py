@@ -16,10 +16,11 @@ from harness.base.build import (
     load_tokenizer,
 )
 from harness.base.coverage import check_coverage, coverage_notes
-from harness.base.layout import adapted_layers
+from harness.base.packed_rows import why_apart
+from harness.base.prequantized import check_stored
 from harness.base.quick_imports import quiet_libraries
-from harness.base.side_by_side import why_apart
 from harness.base.source import ModelSource
+from harness.base.targets import adapted_layers
 from harness.config.devices import resolved_device, threads_per_process
 from harness.config.keyed import Keyed
 from harness.config.resources import Shard
@@ -47,6 +48,7 @@ def prepare(
     if config.resources.threads is not None:
         torch.set_num_threads(threads_per_process(config.resources))
     outline, tokenizer = _described(source, Keyed(config.model), fingerprint)
+    check_stored(config.model.name, config.quant, outline.stored)
     adapted_layers(config.lora, outline.linears)
     check_coverage(config, outline.linears, outline.uncovered)
     _check_packing(config, outline)
@@ -152,6 +154,13 @@ def model_notes(config: RunConfig, outline: ModelOutline) -> list[str]:
     reason = why_apart(outline.config)
     if reason is not None:
         notes.append(f"rows hold one example each: {reason}")
+    if outline.stored is not None:
+        notes.append(f"the base is stored as it came: {outline.stored.label}")
+    elif outline.came_rounded is not None:
+        notes.append(
+            f"the base's weights came rounded to {outline.came_rounded}: a storage rounds them once more, "
+            "which flatters grids near that one, and `none` is not the model as it was trained"
+        )
     return notes + coverage_notes(config, outline.linears, outline.uncovered)
 
 
@@ -167,6 +176,8 @@ def make_job(request: Request, data: PreparedData) -> Job:
         "data": data.report.as_dict(),
     }
     outline, _ = _described(request.source, Keyed(request.config.model), request.fingerprint)
+    if outline.came_rounded is not None:
+        provenance["base_storage"] = outline.came_rounded
     return Job(
         request=request,
         data=data,

@@ -3,16 +3,17 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from harness.engine.cuda.backend import CudaBackend
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
+from harness.errors import RunFailed
 from harness.measure.memory import SavedBytes, is_out_of_memory
 from harness.measure.meter import Meter, meter_of
 from harness.measure.series import PassCost
 from harness.training.entry import RunEntry
-from harness.training.packing import Packing
-from harness.training.ranks import Ranks
+from harness.training.pass_size import PassSizer
 from harness.training.slot import Slot, clip
 
 
@@ -22,6 +23,33 @@ class Added:
 
 Outcome = Gradient | Added | Exception
 """Result of a pass for one run."""
+
+
+class Ranks(Protocol):
+    """The processes that train a run, seen from the one that decides; each computes some of its rows."""
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        ...
+
+    def gradients(
+        self, shared: SharedBase, slots: Sequence[Slot], work: Sequence[Work]
+    ) -> list[Gradient]:
+        """Return the gradients of one packed pass: `work` is what each of `slots` has next.
+
+        Raises what has gone wrong in any process; then nothing has been changed.
+        """
+        ...
+
+
+def check_size(asked: int, running: int) -> None:
+    """Raise RunFailed unless a run is trained by as many processes as it asks for."""
+    if asked != running:
+        raise RunFailed(
+            f"resources.data_parallel={asked} asks for {asked} processes, and {running} would train this "
+            "run; `harness run` starts as many as are asked for"
+        )
 
 
 class Alone:
@@ -40,12 +68,12 @@ ALONE = Alone()
 
 
 def advance(
-    shared: SharedBase, packing: Packing, group: list[RunEntry], ranks: Ranks
+    shared: SharedBase, sizer: PassSizer, group: list[RunEntry], ranks: Ranks
 ) -> list[tuple[RunEntry, Outcome]]:
     """Run one micro-step of `group` and give each run its gradient, or say what went wrong in it."""
     meter = meter_of(shared.base.device)
     joules, started = meter.energy_joules(), time.perf_counter()
-    outcomes = _gradients(shared, packing, group, ranks)
+    outcomes = _gradients(shared, sizer, group, ranks)
     received = [entry for entry, outcome in outcomes if not isinstance(outcome, Exception)]
     tokens = {entry: entry.slot.pass_tokens for entry in received}
     for entry, outcome in outcomes:
@@ -57,19 +85,19 @@ def advance(
     complete = [entry for entry in received if entry.slot.step_is_complete]
     _read_numbers([entry for entry in complete if not entry.slot.is_seated])
     _move_seated(shared, [entry for entry in complete if entry.slot.is_seated])
-    if packing.is_timing(group):
+    if sizer.is_timing(group):
         meter.synchronize()
     seconds = time.perf_counter() - started
     if len(received) == len(group):
-        packing.observe(group, seconds)
+        sizer.observe(group, seconds)
     for entry, _ in outcomes:
         entry.slot.spend(seconds)
-    _tell_cost(packing, group, tokens, meter, joules)
+    _tell_cost(sizer, group, tokens, meter, joules)
     return outcomes
 
 
 def _tell_cost(
-    packing: Packing,
+    sizer: PassSizer,
     group: Sequence[RunEntry],
     tokens: dict[RunEntry, int],
     meter: Meter,
@@ -81,7 +109,7 @@ def _tell_cost(
         runs=len(group),
         input_tokens=sum(tokens.values()),
         reading=meter.now(),
-        saved_bytes=packing.pass_bytes(group) or group[0].slot.activation_bytes,
+        saved_bytes=sizer.pass_bytes(group) or group[0].slot.activation_bytes,
         joules=None if joules is None or joules_before is None else joules - joules_before,
     )
     for entry, own in tokens.items():
@@ -89,20 +117,20 @@ def _tell_cost(
 
 
 def _gradients(
-    shared: SharedBase, packing: Packing, group: list[RunEntry], ranks: Ranks
+    shared: SharedBase, sizer: PassSizer, group: list[RunEntry], ranks: Ranks
 ) -> list[tuple[RunEntry, Outcome]]:
     """Return the gradients of one forward pass; where it fails, find out whose fault it was.
 
     Nothing has been changed when a pass fails, so it can be repeated: out of memory with half of the runs,
     then with half of the only run's micro-batch (and from then on so), anything else one run at a time.
     """
-    captured = captured_of(shared, group) if ranks.size == 1 else None
+    captured = captured_of(shared, group)
     try:
         work = [entry.slot.next_work() for entry in group]
         if captured is not None:
-            _add_pass(captured, packing, group, work)
+            _add_pass(captured, sizer, group, work)
             return [(entry, Added()) for entry in group]
-        with _counted(shared, packing, group):
+        with _counted(shared, sizer, group):
             gradients = ranks.gradients(shared, [entry.slot for entry in group], work)
         return list(zip(group, gradients, strict=True))
     except Exception as error:
@@ -111,39 +139,39 @@ def _gradients(
             for entry in group:
                 entry.slot.begin_again()
         if is_out_of_memory(error):
-            parts = _smaller(packing, group)
+            parts = _smaller(sizer, group)
         else:
             parts = [[entry] for entry in group] if len(group) > 1 else None
         if parts is None:
             return [(entry, error) for entry in group]
     meter_of(shared.base.device).empty()  # out here, where the failed pass's tensors are free
-    return [outcome for part in parts for outcome in _gradients(shared, packing, part, ranks)]
+    return [outcome for part in parts for outcome in _gradients(shared, sizer, part, ranks)]
 
 
 def captured_of(shared: SharedBase, group: Sequence[RunEntry]) -> CudaBackend | None:
     """Return the backend that computes and moves these runs in captured steps; None where none does."""
     backend = shared.backend
-    if not isinstance(backend, CudaBackend) or not all(e.slot.can_be_captured for e in group):
+    if not isinstance(backend, CudaBackend) or any(e.num_processes > 1 for e in group):
         return None
-    return backend
+    return backend if all(e.slot.can_be_captured for e in group) else None
 
 
 def _add_pass(
-    backend: CudaBackend, packing: Packing, group: Sequence[RunEntry], work: Sequence[Work]
+    backend: CudaBackend, sizer: PassSizer, group: Sequence[RunEntry], work: Sequence[Work]
 ) -> None:
     """Let the backend compute a pass; its memory is measured the first time, when it is not yet a replay."""
     for entry in group:
         entry.slot.sit(backend)
-    meter, wants = group[0].meter, packing.wants_bytes(group)
+    meter, wants = group[0].meter, sizer.wants_bytes(group)
     if wants:
         for entry in group:
             entry.keep_peak()
     begun = meter.begin_pass() if wants else 0
     is_replay = backend.add_pass(work)
     if wants:
-        packing.observe_bytes(group, meter.pass_bytes(begun, 0))
+        sizer.observe_bytes(group, meter.pass_bytes(begun, 0))
     if not is_replay:
-        packing.forget_timing(group)
+        sizer.forget_timing(group)
 
 
 def _move_seated(shared: SharedBase, entries: Sequence[RunEntry]) -> None:
@@ -158,10 +186,10 @@ def _move_seated(shared: SharedBase, entries: Sequence[RunEntry]) -> None:
         entry.loss, entry.grad_norm = own.read()
 
 
-def _smaller(packing: Packing, group: list[RunEntry]) -> list[list[RunEntry]] | None:
+def _smaller(sizer: PassSizer, group: list[RunEntry]) -> list[list[RunEntry]] | None:
     """Return the passes to try after one that has run out of memory; None where nothing is left to divide."""
     if len(group) > 1:
-        half = packing.ran_out(group)
+        half = sizer.ran_out(group)
         for entry in group:
             entry.note(f"out of memory with {len(group)} runs in a pass; went on with {half}")
         return [group[start : start + half] for start in range(0, len(group), half)]
@@ -177,7 +205,7 @@ def _smaller(packing: Packing, group: list[RunEntry]) -> list[list[RunEntry]] | 
 
 
 @contextmanager
-def _counted(shared: SharedBase, packing: Packing, group: Sequence[RunEntry]) -> Iterator[None]:
+def _counted(shared: SharedBase, sizer: PassSizer, group: Sequence[RunEntry]) -> Iterator[None]:
     """Measure the memory of the pass inside, where somebody wants to know it.
 
     A run's activations are what autograd saves; a pass also needs what is alive for a moment, which only
@@ -185,7 +213,7 @@ def _counted(shared: SharedBase, packing: Packing, group: Sequence[RunEntry]) ->
     """
     first, meter = group[0], meter_of(shared.base.device)
     alone = len(group) == 1 and not first.shared_process and first.slot.counts_activations()
-    if not alone and not packing.wants_bytes(group):
+    if not alone and not sizer.wants_bytes(group):
         yield
         return
     for entry in group:
@@ -195,8 +223,8 @@ def _counted(shared: SharedBase, packing: Packing, group: Sequence[RunEntry]) ->
         yield
     if alone:
         first.slot.count_activations(saved.total)
-    if packing.wants_bytes(group):
-        packing.observe_bytes(group, meter.pass_bytes(begun, saved.total))
+    if sizer.wants_bytes(group):
+        sizer.observe_bytes(group, meter.pass_bytes(begun, saved.total))
 
 
 def _read_numbers(entries: Sequence[RunEntry]) -> None:

@@ -22,9 +22,8 @@ from harness.records.record import Record, RunStatus
 from harness.training.entry import RunEntry
 from harness.training.evaluation import evaluate_together, evaluate_untouched
 from harness.training.job import Job
-from harness.training.packing import Packing
-from harness.training.passes import ALONE, Outcome, advance
-from harness.training.ranks import Ranks, check_size
+from harness.training.pass_size import PassSizer
+from harness.training.passes import ALONE, Outcome, Ranks, advance, check_size
 from harness.training.stop import StopRequest
 
 
@@ -54,7 +53,7 @@ class RunEnded:
 Event = RunStarted | StepDone | RunEnded
 
 
-class Desk(Protocol):
+class JobSource(Protocol):
     """Supplies a session with jobs and decides which runs to prune."""
 
     def take(self) -> Job | None:
@@ -87,8 +86,8 @@ class _Session:
     """What the loop keeps between steps."""
 
     shared: SharedBase
-    desk: Desk
-    packing: Packing
+    jobs: JobSource
+    sizer: PassSizer
     stop: StopRequest
     ranks: Ranks
     entries: list[RunEntry] = field(default_factory=list)
@@ -99,22 +98,22 @@ class _Session:
     """Whether runs may train side by side: then no run's costs are its own, even of one that is alone."""
 
     def __post_init__(self) -> None:
-        self.may_share = self.packing.max_slots > 1
+        self.may_share = self.sizer.max_slots > 1
 
 
 def train(
     shared: SharedBase,
-    desk: Desk,
+    jobs: JobSource,
     *,
-    packing: Packing,
+    sizer: PassSizer,
     stop: StopRequest,
     ranks: Ranks = ALONE,
 ) -> Iterator[Event]:
-    """Train what `desk` gives, as many side by side as `packing` finds good.
+    """Train what `jobs` gives, as many side by side as `sizer` finds good.
 
-    Ends when no run is left and the desk has none, or, with a checkpoint of each, when `stop` is asked for.
+    Ends when no run is left and the jobs has none, or, with a checkpoint of each, when `stop` is asked for.
     """
-    session = _Session(shared, desk, packing, stop, ranks)
+    session = _Session(shared, jobs, sizer, stop, ranks)
     meter_of(shared.base.device).keep_freed()
     try:
         # What a run costs is told by probes and by runs alone: they keep nothing decoded.
@@ -127,8 +126,8 @@ def train(
             if stop.signal is not None:
                 yield from _interrupt(session, stop.signal.name)
                 return
-            for group in packing.groups(session.entries):
-                yield from _after_pass(session, advance(shared, packing, group, ranks))
+            for group in sizer.groups(session.entries):
+                yield from _after_pass(session, advance(shared, sizer, group, ranks))
     finally:  # whoever consumes us has gone, or a second Ctrl-C: say so on disk, save nothing more
         for entry in list(session.entries):
             with contextlib.suppress(OSError):  # a full disk, which has been said
@@ -137,8 +136,8 @@ def train(
 
 def _admit(session: _Session) -> Iterator[Event]:
     """Fill free slots. A run that fails to start ends there; the others are not touched."""
-    while len(session.entries) < session.packing.slots and not session.stop:
-        job = session.postponed.popleft() if session.postponed else session.desk.take()
+    while len(session.entries) < session.sizer.slots and not session.stop:
+        job = session.postponed.popleft() if session.postponed else session.jobs.take()
         if job is None:
             return
         entry = RunEntry(job, session.shared)
@@ -172,7 +171,7 @@ def _evaluate_at_once(session: _Session, entry: RunEntry) -> RunEnded:
 def _postpone(session: _Session, entry: RunEntry) -> None:
     """Let a run wait until another has ended: beside the others there is no memory for it."""
     session.entries.remove(entry)
-    session.packing.allow_slots(len(session.entries))
+    session.sizer.allow_slots(len(session.entries))
     entry.note(f"out of memory beside {len(session.entries)} runs; waited for one to end")
     entry.finish(RunStatus.interrupted, "waits for memory")
     session.postponed.append(entry.job)
@@ -182,7 +181,7 @@ def _give_up(session: _Session) -> Iterator[Event]:
     """End the runs that are not worth going on with; a step that has begun is finished first."""
     for entry in list(session.entries):
         if entry.slot.step_is_complete:
-            reason = session.desk.pruned(entry.job.run_id)
+            reason = session.jobs.pruned(entry.job.run_id)
             if reason is not None:
                 entry.note(f"pruned after step {entry.slot.progress.step}: {reason}")
                 yield _end(session, entry, RunStatus.pruned, None)
@@ -234,6 +233,11 @@ def _after_pass(session: _Session, outcomes: Sequence[tuple[RunEntry, Outcome]])
 def _move(entry: RunEntry, lasting_bytes: int) -> dict[str, float]:
     """Move one run by its step; return the step's metrics. `lasting_bytes`: of all runs in the process."""
     values, step = entry.step_values(lasting_bytes), entry.slot.progress.step + 1
+    scale = entry.slot.progress.loss_scale
+    if scale is not None and math.isfinite(entry.loss) and not math.isfinite(entry.grad_norm):
+        entry.slot.skip_update(scale)
+        if not scale.is_exhausted:  # else it is the run's own numbers that overflow
+            return values
     if not (math.isfinite(entry.loss) and math.isfinite(entry.grad_norm)):
         entry.log(step, values)
         raise Diverged(f"step {step}: loss {entry.loss}, gradient norm {entry.grad_norm}")

@@ -11,11 +11,12 @@ from itertools import pairwise
 
 import torch
 
-from harness.config.schema import OptimizerName
+from harness.config.schema import FloatType
+from harness.data.compact import without_padding
 from harness.data.order import batch_rows, steps_for
 from harness.data.rows import Batch
 from harness.engine.adapter import Adapter, FlatGradient
-from harness.engine.cuda.backend import CudaBackend, Step
+from harness.engine.cuda.backend import CudaBackend, Step, can_be_captured
 from harness.engine.dropout import dropout_key
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
@@ -23,7 +24,7 @@ from harness.measure.throughput import WARMUP_STEPS, StepClock
 from harness.plan.batch import largest_micro_batch
 from harness.training.checkpoint import Checkpoint, Progress
 from harness.training.job import Job
-from harness.training.layout import without_padding
+from harness.training.loss_scale import LossScale
 from harness.training.optimizers import (
     AdapterOptimizer,
     clip_gradients,
@@ -51,6 +52,8 @@ class Slot:
         self.adapter: Adapter = shared.attach(job.config.lora, job.config.seed)
         self.optimizer = AdapterOptimizer(self.adapter, job.config.optim)
         self.progress = Progress(run_id=job.run_id)
+        if job.config.quant.compute_dtype is FloatType.float16:
+            self.progress.loss_scale = LossScale()
         self.best_adapter: dict[str, torch.Tensor] | None = None
         self.clock = StepClock()
         self.activation_bytes: int | None = None
@@ -93,7 +96,14 @@ class Slot:
                 self.config.seed, self.progress.step * (optim.batch_size // micro) + done
             ),
             recompute=optim.gradient_checkpointing,
+            loss_scale=self.loss_scale,
         )
+
+    @property
+    def loss_scale(self) -> float:
+        """What gradients are multiplied by until the step is complete."""
+        scale = self.progress.loss_scale
+        return 1.0 if scale is None else scale.value
 
     def _begin_step(self) -> None:
         prepared, self._prepared = self._prepared, None
@@ -115,7 +125,8 @@ class Slot:
 
     def _laid_out(self, padded: Batch) -> "_MicroBatch":
         """Return a micro-batch without the positions that do not matter."""
-        return _MicroBatch(padded, without_padding(self.shared, padded))
+        apart = self.shared.why_apart is not None
+        return _MicroBatch(padded, without_padding(padded, apart=apart))
 
     @property
     def pass_tokens(self) -> int:
@@ -186,8 +197,8 @@ class Slot:
 
     @property
     def can_be_captured(self) -> bool:
-        """Whether a backend with seats can move this run: others keep their state tensor by tensor."""
-        return self.config.optim.name is OptimizerName.adamw
+        """Whether a backend with seats can move this run."""
+        return can_be_captured(self.config)
 
     @property
     def is_seated(self) -> bool:
@@ -204,7 +215,7 @@ class Slot:
         """Bring adapter and optimizer up to date, where the newest of both is in a seat."""
         backend = self.shared.backend
         if isinstance(backend, CudaBackend) and backend.is_seated(self.adapter):
-            self.optimizer.take_moments(backend.take(self.adapter), self.progress.step)
+            self.optimizer.take_moments(backend.take(self.adapter), self.progress.moves)
 
     def stand_up(self) -> None:
         """Bring everything, and leave the seat: what is then changed here is what a next one begins with."""
@@ -231,7 +242,7 @@ class Slot:
         optim, rate = self.config.optim, self.learning_rate
         return Step(
             adapter=self.adapter,
-            number=self.progress.step + 1,
+            number=self.progress.moves + 1,
             rate_a=rate,
             rate_b=rate * optim.loraplus_lr_ratio,
             beta1=optim.beta1,
@@ -239,6 +250,7 @@ class Slot:
             epsilon=optim.epsilon,
             weight_decay=optim.weight_decay,
             max_grad_norm=optim.max_grad_norm,
+            loss_scale=self.loss_scale,
         )
 
     @property
@@ -259,6 +271,14 @@ class Slot:
             self.optimizer.step(self._gradient, self.learning_rate)
         self._loss = self._gradient = None
         self.progress.step += 1
+        if self.progress.loss_scale is not None:
+            self.progress.loss_scale.moved()
+
+    def skip_update(self, loss_scale: LossScale) -> None:
+        """Leave the adapter where it is, since the gradient has overflowed float16; begin the next step."""
+        self._loss = self._gradient = None
+        self.progress.step += 1
+        loss_scale.overflowed()
 
     def spend(self, seconds: float) -> None:
         """Count the wall-clock of one micro-step; at the end of a step it enters the clock."""
@@ -328,6 +348,8 @@ def clip(slots: Sequence[Slot]) -> torch.Tensor:
         assert slot.step_is_complete
         assert slot._gradient is not None
         assert slot._loss is not None
+        if slot.loss_scale != 1:
+            slot._gradient.flat_P.mul_(1 / slot.loss_scale)
         gradients.append(slot._gradient)
         losses.append(slot._loss)
         limits.append(slot.config.optim.max_grad_norm)

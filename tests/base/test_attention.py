@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.base import side_by_side
+from harness.base import packed_rows
 from harness.base.attention import (
     AttentionKind,
     LayerAttention,
@@ -19,7 +19,7 @@ from harness.base.attention import (
     attends_both_ways,
     attention_of,
 )
-from harness.base.side_by_side import attends_as_described, why_apart
+from harness.base.packed_rows import attends_as_described, why_apart
 
 ALL = LayerAttention()
 
@@ -117,12 +117,12 @@ def test_a_wrong_description_is_found_out(
         assert isinstance(kind, AttentionKind)
         return wrong(kind)
 
-    monkeypatch.setattr(side_by_side, "attention_of", described)
-    side_by_side._tried.cache_clear()
+    monkeypatch.setattr(packed_rows, "attention_of", described)
+    packed_rows._tried.cache_clear()
     try:
         assert isinstance(attends_as_described(config_of(model_type)), UnknownAttention)
     finally:
-        side_by_side._tried.cache_clear()
+        packed_rows._tried.cache_clear()
 
 
 @pytest.mark.parametrize(

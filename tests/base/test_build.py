@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from harness.base.build import Base, build_base, inspect_model
-from harness.base.layout import adapted_layers, is_attention, shortest_names
 from harness.base.source import find_model, model_fingerprint
+from harness.base.targets import adapted_layers, is_attention, shortest_names
 from harness.config.schema import FloatType, LoraConfig, ModelConfig, QuantConfig, QuantFormat
+from harness.config.storage import ROUNDING
 from harness.errors import RequestError
 from harness.measure.memory import base_size
 from tests.random_models import SHAPES, save_random_model
@@ -105,7 +106,7 @@ def test_logical_parameters_are_those_of_the_unpacked_model(model: Path, tmp_pat
     from transformers import AutoModelForCausalLM
 
     expected = AutoModelForCausalLM.from_pretrained(model).num_parameters()
-    for quant_format in QuantFormat:
+    for quant_format in ROUNDING:
         base = build(model, tmp_path, QuantConfig(format=quant_format))
         assert base_size(base).logical_params == expected
 

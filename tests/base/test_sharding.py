@@ -4,17 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from harness.base.layout import block_name
 from harness.base.quick_imports import quiet_libraries
 from harness.base.sharding import shareable
 from harness.base.storage import storage_of
+from harness.base.targets import block_name
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
-from harness.config.storage import has_blocks, label_of
+from harness.config.storage import ROUNDING, has_blocks, label_of
 
 CPU = torch.device("cpu")
 FORMATS = [
     QuantConfig(format=quant_format, double_quant=double, compute_dtype=dtype)
-    for quant_format in QuantFormat
+    for quant_format in ROUNDING
     for double in (False, True)
     for dtype in FloatType
     if not double or has_blocks(quant_format)

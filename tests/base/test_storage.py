@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from harness.base.layers import FrozenLinear
-from harness.base.layout import LinearSpec
 from harness.base.quick_imports import quiet_libraries
 from harness.base.storage import storage_of
+from harness.base.targets import LinearSpec
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
-from harness.config.storage import BLOCKWISE, has_blocks, label_of
+from harness.config.storage import BLOCKWISE, ROUNDING, has_blocks, label_of
 from harness.measure.memory import SavedBytes, distinct_bytes
 
 ALL = [
     QuantConfig(format=quant_format, double_quant=double)
-    for quant_format in QuantFormat
+    for quant_format in ROUNDING
     for double in (False, True)
     if not double or has_blocks(quant_format)
 ]

@@ -60,11 +60,11 @@ class Command:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
-    def end(self) -> Done:
+    def end(self, seconds: float = _SECONDS) -> Done:
         """Wait for the end."""
-        self.process.join(_SECONDS)
+        self.process.join(seconds)
         assert self.process.exitcode is not None, "still running"
-        texts = [file.read_text() if file.exists() else "" for file in self.files]
+        texts = [file.read_text(errors="replace") if file.exists() else "" for file in self.files]
         return Done(self.process.exitcode, *texts)
 
 

@@ -178,7 +178,7 @@ def _cohort(quant: QuantConfig, directory: Path) -> Numbers:
     )
     shared = SharedBase(base)
     jobs = list(_eight(shared, quant, directory))
-    events = list(train(shared, Queue(jobs), packing=SideBySide(8), stop=StopRequest()))
+    events = list(train(shared, Queue(jobs), sizer=SideBySide(8), stop=StopRequest()))
     assert sum(isinstance(event, RunEnded) for event in events) == 8
     return {job.run_id: _of_run(job.directory.path) for job in jobs}
 

@@ -13,7 +13,7 @@ import torch
 
 from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, QuantConfig, QuantFormat
-from harness.config.storage import label_of
+from harness.config.storage import ROUNDING, label_of
 from harness.engine.cpu.backend import CpuBackend
 from harness.engine.cuda.backend import CudaBackend, why_not_this_model
 from harness.engine.micro_step import Work
@@ -22,7 +22,7 @@ from tests.engine.test_cpu import base_of, trained, work_of
 
 STORAGES = [
     QuantConfig(format=each, double_quant=double)
-    for each in QuantFormat
+    for each in ROUNDING
     for double in (False, True)
     if not double or each not in (QuantFormat.none, QuantFormat.int8)
 ]

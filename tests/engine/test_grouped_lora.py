@@ -10,8 +10,8 @@ from torch import nn
 from harness.base.build import Base, freeze
 from harness.config.resources import BackendName
 from harness.config.schema import FloatType, LoraConfig, QuantConfig, QuantFormat
-from harness.engine.adapter import Adapter, Layout
-from harness.engine.rows import Segment
+from harness.engine.adapter import Adapter, ParameterLayout
+from harness.engine.rows import AdapterRows
 from harness.engine.shared_base import SharedBase
 from tests.random_models import LLAMA
 
@@ -45,11 +45,11 @@ def trained(shared: SharedBase, lora: LoraConfig, seed: int) -> Adapter:
 def backward(shared: SharedBase, adapters: Sequence[Adapter]) -> dict[str, torch.Tensor]:
     """Return each adapter's gradient of the sum of its own rows' squared logits."""
     joint = torch.cat([ids(seed=index) for index in range(len(adapters))])
-    segments = [
-        Segment(adapter=a.name, start=i * ROWS, stop=(i + 1) * ROWS, dropout_key=None)
+    adapter_rows = [
+        AdapterRows(adapter=a.name, start=i * ROWS, stop=(i + 1) * ROWS, dropout_key=None)
         for i, a in enumerate(adapters)
     ]
-    with shared.rows(segments):
+    with shared.rows(adapter_rows):
         shared.model(joint, use_cache=False).logits.square().sum().backward()
         return {name: g.flat_P.clone() for name, g in shared.plan.gradients().items()}
 
@@ -111,19 +111,19 @@ def test_only_adapters_of_one_layout_and_as_many_rows_are_stacked() -> None:
     names = [shared.attach(lora, seed=0).name for lora in loras]
     rows = [2, 2, 2, 2, 2, 1]
     starts = [sum(rows[:i]) for i in range(len(rows))]
-    segments = [
-        Segment(adapter=name, start=start, stop=start + count, dropout_key=None)
+    adapter_rows = [
+        AdapterRows(adapter=name, start=start, stop=start + count, dropout_key=None)
         for name, start, count in zip(names, starts, rows, strict=True)
     ]
-    with shared.rows(segments):
+    with shared.rows(adapter_rows):
         q_proj = next(i for i, spec in enumerate(shared.base.linears) if "q_proj" in spec.name)
         up_proj = next(i for i, spec in enumerate(shared.base.linears) if "up_proj" in spec.name)
-        assert [b.count for b in shared.plan.bundles(q_proj)] == [2, 1, 1, 1, 1]
-        assert [b.count for b in shared.plan.bundles(up_proj)] == [2, 1, 1]
+        assert [b.count for b in shared.plan.groups(q_proj)] == [2, 1, 1, 1, 1]
+        assert [b.count for b in shared.plan.groups(up_proj)] == [2, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("rows", "bundles"),
+    ("rows", "groups"),
     [
         ([2, 2, 2], [3]),
         ([2, 2, 3], [2, 1]),
@@ -133,18 +133,18 @@ def test_only_adapters_of_one_layout_and_as_many_rows_are_stacked() -> None:
     ],
 )
 def test_adapters_are_stacked_with_neighbours_of_as_many_rows(
-    rows: list[int], bundles: list[int]
+    rows: list[int], groups: list[int]
 ) -> None:
     shared = SharedBase(random_base())
     lora = LoraConfig(rank=4, alpha=8.0)
     names = [shared.attach(lora, seed=0).name for _ in rows]
     starts = [sum(rows[:index]) for index in range(len(rows))]
-    segments = [
-        Segment(adapter=name, start=start, stop=start + count, dropout_key=None)
+    adapter_rows = [
+        AdapterRows(adapter=name, start=start, stop=start + count, dropout_key=None)
         for name, start, count in zip(names, starts, rows, strict=True)
     ]
-    with shared.rows(segments):
-        assert [bundle.count for bundle in shared.plan.bundles(0)] == bundles
+    with shared.rows(adapter_rows):
+        assert [group.count for group in shared.plan.groups(0)] == groups
 
 
 def test_gradients_of_adapters_with_unlike_rows_are_pefts_for_each_alone() -> None:
@@ -155,12 +155,12 @@ def test_gradients_of_adapters_with_unlike_rows_are_pefts_for_each_alone() -> No
         for index, adapter in enumerate(adapters)
     ]
     joint = torch.cat([ids(rows=1 + index, seed=index) for index in range(3)])
-    segments = [
-        Segment(adapter=adapters[0].name, start=0, stop=1, dropout_key=None),
-        Segment(adapter=adapters[1].name, start=1, stop=3, dropout_key=None),
-        Segment(adapter=adapters[2].name, start=3, stop=6, dropout_key=None),
+    adapter_rows = [
+        AdapterRows(adapter=adapters[0].name, start=0, stop=1, dropout_key=None),
+        AdapterRows(adapter=adapters[1].name, start=1, stop=3, dropout_key=None),
+        AdapterRows(adapter=adapters[2].name, start=3, stop=6, dropout_key=None),
     ]
-    with shared.rows(segments):
+    with shared.rows(adapter_rows):
         shared.model(joint, use_cache=False).logits.square().sum().backward()
         gradients = {name: g.flat_P.clone() for name, g in shared.plan.gradients().items()}
     for adapter, expected in zip(adapters, alone, strict=True):
@@ -183,8 +183,8 @@ def test_a_layer_that_is_called_twice_gets_both_gradients() -> None:
     x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(0))
 
     def gradient(*inputs: torch.Tensor) -> torch.Tensor:
-        segment = Segment(adapter=adapter.name, start=0, stop=0, dropout_key=None)
-        with shared.rows([segment]):
+        one = AdapterRows(adapter=adapter.name, start=0, stop=0, dropout_key=None)
+        with shared.rows([one]):
             torch.stack([layer(part).square().sum() for part in inputs]).sum().backward()
             return shared.plan.gradients()[adapter.name].flat_P.clone()
 
@@ -197,8 +197,8 @@ def test_a_layer_that_is_not_reached_has_no_gradient() -> None:
     first, second = (layer.self_attn.q_proj for layer in shared.model.model.layers[:2])
     x = torch.randn(2, first.in_features)
     for reached, other in ((first, second), (second, first)):
-        segment = Segment(adapter=adapter.name, start=0, stop=0, dropout_key=None)
-        with shared.rows([segment]):
+        one = AdapterRows(adapter=adapter.name, start=0, stop=0, dropout_key=None)
+        with shared.rows([one]):
             reached(x).sum().backward()
             gradients = shared.plan.gradients()[adapter.name].of_parameters
         by_name = dict(zip(adapter.parameters, gradients, strict=True))
@@ -231,7 +231,7 @@ def test_the_flat_tensor_holds_the_parameters_that_peft_saves() -> None:
 
 
 def test_a_layout_has_every_a_before_every_b() -> None:
-    layout = Layout(2, {3: (4, 5), 7: (6, 8)})
+    layout = ParameterLayout(2, {3: (4, 5), 7: (6, 8)})
     assert layout.num_a == 2 * (4 + 6)
     assert layout.size == 2 * (4 + 6 + 5 + 8)
     flat = torch.arange(2 * layout.size).view(2, -1)

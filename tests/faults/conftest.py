@@ -1,17 +1,22 @@
 """A small sweep, trained once, whose files are damaged again and again; the table of what held."""
 
+import os
+import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.tally import Tally
+from tests.faults.tally import Row, Tally, as_markdown, as_text, merged, write_into
 from tests.sweeping.conftest import ask, world
 
 __all__ = ["ask", "world"]
+BEGAN = time.monotonic()
 
 
 @pytest.fixture
@@ -21,32 +26,48 @@ def tally(record_property) -> Callable[[str], AbstractContextManager[Tally]]:
     @contextmanager
     def counting(kind: str) -> Iterator[Tally]:
         row = Tally(kind)
-        yield row
-        record_property("fault", row.row)
+        try:
+            yield row
+        finally:
+            record_property("fault", row.row)
         assert not row.failures, f"{len(row.failures)} of {row.tried}: {row.failures[:5]}"
 
     return counting
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the table: tried, held, first failure."""
-    rows: dict[str, list[Any]] = {}
-    for reports in terminalreporter.stats.values():
+    """Print the table, and write it into the document that FAULTS_TABLE names."""
+    rows: list[Row] = []
+    for outcome, reports in terminalreporter.stats.items():
         for report in reports:
-            for name, row in getattr(report, "user_properties", ()):
-                if name == "fault" and getattr(report, "when", "") == "call":
-                    known = rows.setdefault(row[0], [0, 0, ""])
-                    known[0] += row[1]
-                    known[1] += row[2]
-                    known[2] = known[2] or row[3]
+            found = [row for name, row in getattr(report, "user_properties", ()) if name == "fault"]
+            if getattr(report, "when", "") == "call":
+                rows += found
+            if outcome == "skipped":
+                reason = str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else "")
+                kind = report.nodeid.rpartition("::")[2].removeprefix("test_")
+                rows.append((kind, 0, 0, f"not tried here: {reason}", 0.0))
+            elif outcome in ("failed", "error") and not any(row[3] for row in found):
+                kind = report.nodeid.rpartition("::")[2].removeprefix("test_")
+                last = str(report.longreprtext).strip().splitlines()[-1:]
+                rows.append((kind, 1, 0, "".join(last)[:300], 0.0))
     if not rows:
         return
-    width = max(map(len, rows))
-    terminalreporter.write_line(f"\n{'fault':<{width}}  tried   held  first failure")
-    for kind, (tried, held, first) in sorted(rows.items()):
-        terminalreporter.write_line(f"{kind:<{width}}  {tried:>5}  {held:>5}  {first or '–'}")
-    tried, held = (sum(row[at] for row in rows.values()) for at in (0, 1))
-    terminalreporter.write_line(f"{'all':<{width}}  {tried:>5}  {held:>5}")
+    table = merged(rows)
+    terminalreporter.write_line(f"\n{as_text(table)}")
+    document = os.environ.get("FAULTS_TABLE")
+    if document:
+        minutes = (time.monotonic() - BEGAN) / 60
+        said = f"{_where()}; {minutes:.0f} minutes.\n\n{as_markdown(table)}"
+        write_into(Path(document), said)
+
+
+def _where() -> str:
+    """Say when and on what the table was made."""
+    cores = len(os.sched_getaffinity(0))
+    return (
+        f"{date.today()}, {cores} cores of {platform.machine()}, Python {platform.python_version()}"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -30,9 +30,12 @@ from harness.training.checkpoint import (
     save_checkpoint,
 )
 from tests.faults.damage import damaged
+from tests.faults.tally import tries
 
-TRIES = [12, pytest.param(400, marks=pytest.mark.faults)]
-FEW = [3, pytest.param(40, marks=pytest.mark.faults)]
+TRIES = tries(8, 80)
+FEW = tries(2, 12)
+STRIDES = [61, pytest.param(1, marks=pytest.mark.faults)]
+"""Bytes between two cuts."""
 
 
 def refused_or(action: Callable[[], object]) -> bool:
@@ -82,7 +85,8 @@ def test_a_state_is_named_and_hides_no_other_sweep(out, tries, tally, capsys):
             )
 
 
-def test_a_record_and_a_state_cut_at_every_byte(out, tally):
+@pytest.mark.parametrize("stride", STRIDES)
+def test_a_record_and_a_state_cut_anywhere_are_refused(out, stride, tally):
     record, state = next(out.glob("runs/*/run.json")), out / "sweeps/small/state.json"
 
     def is_refused(file: Path, content: bytes) -> bool:
@@ -93,24 +97,30 @@ def test_a_record_and_a_state_cut_at_every_byte(out, tally):
             return True
         return False
 
-    with tally("cut at every byte") as row:
+    with tally("run.json and state.json cut") as row:
         for file in (record, state):
             sound = file.read_bytes()
-            for end in range(0, len(sound) - 2, 7):  # at the last but one it is whole
+            for end in range(0, len(sound) - 2, stride):  # at the last but one it is whole
                 row.check(f"{file.name} at {end}", lambda f=file, c=sound[:end]: is_refused(f, c))
             file.write_bytes(sound)
 
 
-@pytest.mark.parametrize("tries", TRIES)
-def test_a_series_keeps_its_whole_lines(out, tries, tally):
+@pytest.mark.parametrize("stride", STRIDES)
+def test_a_series_that_is_cut_keeps_its_whole_lines(out, stride, tally):
     file = next(out.glob("runs/*/metrics.jsonl"))
-    sound, chance = file.read_bytes(), random.Random(3)
-    rows = read_metrics(file).rows
-    with tally("metrics.jsonl") as row:
-        for end in range(len(sound)):
+    sound, rows = file.read_bytes(), read_metrics(file).rows
+    with tally("metrics.jsonl cut") as row:
+        for end in range(0, len(sound), stride):
             file.write_bytes(sound[:end])
             whole = sound[:end].count(b"\n")
             row.check(f"cut at {end}", lambda whole=whole: read_metrics(file).rows == rows[:whole])
+
+
+@pytest.mark.parametrize("tries", TRIES)
+def test_a_damaged_series_is_counted_and_goes_on(out, tries, tally):
+    file = next(out.glob("runs/*/metrics.jsonl"))
+    sound, chance = file.read_bytes(), random.Random(3)
+    with tally("metrics.jsonl") as row:
         for number in range(tries):
             what, content = damaged(sound, chance)
             file.write_bytes(content)

@@ -17,10 +17,11 @@ import pytest
 
 from analysis.sources import load_sweep
 from harness.records.record import RunStatus, read_records
+from tests.commands.forked import Command
 from tests.sweeping.test_crash import kill_at_random, lines_of, losses, start
 
 SECONDS = 120.0
-LONG = int(os.environ.get("FAULTS_KILLS", "10"))
+LONG = int(os.environ.get("FAULTS_KILLS", "6"))
 """Kills of the long mode; 100 with `make faults KILLS=100`."""
 
 
@@ -101,6 +102,29 @@ def list_workers(out: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("how", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_keeps_a_checkpoint_and_goes_on(world, tmp_path, tally, how):
+    out = tmp_path / "out"
+    words = [
+        *("run", f"model={world / 'tiny'}", "data=pairs", f"data.path={world / 'sums.jsonl'}"),
+        *("data.validation_rows=8", "data.test_rows=8", "data.max_length=64", "eval=loss"),
+        *("optim.steps=400", "optim.batch_size=4", "tracker=none", f"paths.out={out}"),
+    ]
+    with tally("a run told to stop") as row:
+        run = Command(words, tmp_path / "first")
+        run.wait_until(lambda: lines_of(out) >= 5)
+        run.send(how)
+        row.check(f"{how.name} ends with 130", lambda: run.end(SECONDS).code == 130)
+        row.check(f"{how.name} record", lambda: statuses(out) == {RunStatus.interrupted})
+        row.check(
+            f"{how.name} checkpoint", lambda: bool(list(out.glob("runs/*/checkpoint/step-*")))
+        )
+        again = Command(words, tmp_path / "again")
+        row.check(f"{how.name} goes on", lambda: again.end(SECONDS).code == 0)
+        row.check(f"{how.name} every step once", lambda: lines_of(out) == 400)
+
+
+@pytest.mark.faults
 def test_ctrl_c_twice_leaves_no_record_running(ask, tmp_path, tally):
     out = tmp_path / "out"
     process = start(slow(ask, out), out)
@@ -117,7 +141,7 @@ def test_ctrl_c_twice_leaves_no_record_running(ask, tmp_path, tally):
 def test_workers_end_soon_after_their_driver_at_any_moment(ask, tmp_path, tally):
     chance = random.Random(21)
     with tally("orphans") as row:
-        for number in range(4):
+        for number in range(3):
             out = tmp_path / str(number)
             process = start(slow(ask, out), out)
             time.sleep(chance.uniform(0.5, 6.0))
@@ -149,7 +173,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(ask, tmp_path, t
     """The disk is full for files that would grow beyond a size, as a quota is: it needs no root."""
     chance = random.Random(22)
     with tally("disk full") as row:
-        for number in range(4):
+        for number in range(3):
             out = tmp_path / str(number)
             file = ask(base=(f"paths.out={out}",), resources={"devices": "cpu"})
             limit = chance.choice((0, 300, 3_000, 8_000, 20_000, 100_000))

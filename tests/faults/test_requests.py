@@ -1,11 +1,16 @@
 """What people and other programs type: every refusal is a sentence with exit code 2, and shows no secret."""
 
+import json
 import random
 import string
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.cli.boundary import exit_code_of
 from harness.cli.main import dispatch
@@ -17,8 +22,19 @@ from harness.data.records import RecordForm
 from harness.evals.choices import read_choices
 from harness.question.check_space import check_space
 from harness.question.load import load_question
+from harness.question.question import PARTS
+from harness.records.record import (
+    Estimate,
+    Record,
+    RecordError,
+    RunStatus,
+    read_record,
+    record_tree,
+    write_record,
+)
+from tests.faults.tally import tries
 
-TRIES = [30, pytest.param(800, marks=pytest.mark.faults)]
+TRIES = tries(20, 250)
 PIECES = (
     *(
         "lora.rank",
@@ -127,14 +143,50 @@ def test_overrides(tries, tally, secrets, capsys):
             )
 
 
+WHOLE = {
+    "question": "Does it hold?",
+    "base": ["optim.steps=2"],
+    "space": {"lora.rank": "choice(1,2)"},
+    "search": {"method": "grid"},
+}
+SECTIONS = (
+    "search",
+    "confirm",
+    "resources",
+    "study",
+    "launcher",
+    "objective",
+    "constraints",
+    "space",
+)
+KEYS = (
+    *(
+        "method",
+        "trials",
+        "seeds",
+        "sampler_seed",
+        "pruner",
+        "starts",
+        "in_flight",
+        "top",
+        "at_most",
+    ),
+    *(
+        "split",
+        "devices",
+        "cohort",
+        "hang_seconds",
+        "storage",
+        "heartbeat_seconds",
+        "kind",
+        "workers",
+    ),
+    *("time_minutes", "grace_seconds", "memory_gib", "setup", "eval/loss", "lora.rank", "quant"),
+)
+
+
 def hostile_yaml(chance: random.Random) -> bytes:
     """Return a question's file with something odd in it."""
-    tree = {
-        "question": "Does it hold?",
-        "base": ["optim.steps=2"],
-        "space": {"lora.rank": "choice(1,2)"},
-        "search": {"method": "grid"},
-    }
     bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n"
         for a, b in zip(string.ascii_lowercase[:12], string.ascii_lowercase[1:13], strict=True)
@@ -147,7 +199,7 @@ def hostile_yaml(chance: random.Random) -> bytes:
             *("!!set {a, b}", "[[[1]]]", "{a: {b: {c: d}}}", "~", "''", "0b" + "1" * 20000, bomb),
         )
     )
-    text = yaml.safe_dump(tree, sort_keys=False)
+    text = yaml.safe_dump(WHOLE, sort_keys=False)
     line = chance.choice(text.splitlines())
     key = line.partition(":")[0] if ":" in line else "space"
     text = text.replace(line, f"{key}: {odd}", 1)
@@ -175,7 +227,7 @@ def test_files_of_questions(tries, tally, secrets, capsys, tmp_path):
             )
 
 
-@pytest.mark.parametrize("tries", [10, pytest.param(100, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("tries", tries(8, 40))
 def test_names_and_options_of_every_command(tries, tally, secrets, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     chance = random.Random(13)
@@ -254,3 +306,119 @@ def test_rows_of_data(form, row_text, tally, secrets, capsys, tmp_path):
         for path in files.values():
             row.check(path.name, lambda path=path: refuses_in_words(capsys, lambda: read(path)))
         row.check("choices", lambda: refuses_in_words(capsys, questions))
+
+
+# Found by hypothesis ------------------------------------------------------------------------------
+
+EXAMPLES = tries(8, 200)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(st.characters(), max_size=20),
+    st.sampled_from(
+        ["choice(1,2)", "range(1,9)", "interval(1e-4,1)", "auto", "nf4", "lora.rank", "1e3"]
+    ),
+)
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def tried(examples: int, strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
+    """Draw so many examples, the same ones each time, and try each."""
+    given(strategy)(settings(max_examples=examples)(check))()
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_any_override_is_taken_or_refused(examples, tally, secrets, capsys):
+    keys = st.sampled_from(["lora.rank", "optim.lr", "quant", "data.path", "tracker.tags", "x"])
+    words = st.tuples(keys, st.sampled_from(["=", "=[", "={", ""]), st.text(max_size=40)).map(
+        "".join
+    )
+
+    def composed(word: str) -> int:
+        validate(compose_run([word]))
+        return 0
+
+    with tally("overrides (hypothesis)") as row:
+        tried(
+            examples,
+            words,
+            lambda word: row.check(
+                repr(word), lambda: refuses_in_words(capsys, lambda: composed(word))
+            ),
+        )
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_any_part_of_a_question_is_taken_or_refused(examples, tally, secrets, capsys, tmp_path):
+    file = tmp_path / "q.yaml"
+    parts = st.dictionaries(st.sampled_from(PARTS), TREES, min_size=1, max_size=3)
+    sections = st.fixed_dictionaries(
+        {}, optional={each: st.dictionaries(st.sampled_from(KEYS), TREES) for each in SECTIONS}
+    )
+
+    def checked() -> int:
+        check_space(load_question(str(file), []))
+        return 0
+
+    def check(tree: dict[str, Any]) -> None:
+        file.write_text(yaml.safe_dump(WHOLE | tree), encoding="utf-8", errors="replace")
+        row.check(repr(tree), lambda: refuses_in_words(capsys, checked))
+
+    with tally("parts of questions (hypothesis)") as row:
+        tried(examples, parts | sections, check)
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_any_row_is_taken_or_refused(examples, tally, secrets, capsys, tmp_path):
+    names = ["prompt", "response", "messages", "text", "question", "choices", "answer", "answerKey"]
+    rows = st.dictionaries(st.sampled_from(names), TREES, max_size=4) | TREES
+    file = tmp_path / "rows.jsonl"
+
+    def read(form: DataForm) -> int:
+        read_file(str(file), record_form(form), "data.path")
+        return 0
+
+    def questions() -> int:
+        read_choices(str(file))
+        return 0
+
+    def check(tree: Any) -> None:
+        file.write_text(f"{ROWS[0]}\n{json.dumps(tree)}\n")
+        for form in DataForm:
+            row.check(
+                f"{form.value} {tree!r}", lambda f=form: refuses_in_words(capsys, lambda: read(f))
+            )
+        row.check(f"choices {tree!r}", lambda: refuses_in_words(capsys, questions))
+
+    with tally("rows of data (hypothesis)") as row:
+        tried(examples, rows, check)
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_any_value_of_a_record_is_taken_or_named(examples, tally, tmp_path):
+    record = Record(run_id="r", status=RunStatus.completed, config={})
+    record.evals["after"] = {"eval/loss": Estimate(value=1.0, standard_error=0.1, n=8)}
+    sound, file = record_tree(record), tmp_path / "run.json"
+
+    def check(change: tuple[str, Any]) -> None:
+        file.write_text(json.dumps(sound | {change[0]: change[1]}))
+
+        def is_named() -> bool:
+            try:
+                write_record(tmp_path / "again.json", read_record(file))
+            except RecordError as error:
+                return str(file) in str(error)
+            return True
+
+        row.check(repr(change), is_named)
+
+    with tally("records (hypothesis)") as row:
+        tried(examples, st.tuples(st.sampled_from(sorted(sound)), TREES), check)

@@ -1,5 +1,6 @@
 """Captured steps on a GPU against the reference's eager ones, in bfloat16."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,13 @@ from harness.config.schema import (
 )
 from harness.engine.cuda import ops
 from harness.engine.cuda.backend import CudaBackend
+from harness.engine.forward import target_logits
 from harness.engine.micro_step import packed_gradients
 from harness.engine.shared_base import SharedBase
+from harness.training.loss_scale import LossScale
 from harness.training.slot import Slot, clip
 from tests.base.test_storage import PACKED, name
-from tests.training.rows import job_on_random_rows
+from tests.training.rows import job_on_random_rows, random_rows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,8 +35,13 @@ pytestmark = [
 CUDA = torch.device("cuda")
 
 
-def built(cache: Path, quant: QuantConfig, backend: BackendName) -> SharedBase:
-    quant.compute_dtype = FloatType.bfloat16
+def built(
+    cache: Path,
+    quant: QuantConfig,
+    backend: BackendName,
+    compute: FloatType = FloatType.bfloat16,
+) -> SharedBase:
+    quant.compute_dtype = compute
     source = find_model(ModelConfig())
     base = build_base(
         source,
@@ -118,6 +126,54 @@ def test_seats_train_as_the_reference_does(tmp_path: Path) -> None:
                 slot.update()
         curves.append(torch.tensor(found))
     assert (curves[0] - curves[1]).abs().max() < 3e-2
+
+
+@pytest.mark.parametrize("compute", [FloatType.bfloat16, FloatType.float16])
+def test_scores_are_the_references(tmp_path: Path, compute: FloatType) -> None:
+    quant = QuantConfig(format=QuantFormat.nf4)
+    shared = built(tmp_path, quant, BackendName.reference, compute)
+    backend = CudaBackend(shared)
+    slots = runs(shared, 0.3)
+    batch = random_rows().batch(torch.arange(8))
+    work = [
+        replace(slot.next_work(), batch=batch, dropout_key=None, loss_tokens=1) for slot in slots
+    ]
+    for slot in slots:
+        backend.sit(slot.adapter, None)
+    for _ in range(3):  # as it is, captured, replayed
+        for item, found_2M in zip(work, backend.score(work), strict=True):
+            with torch.no_grad(), shared.only(item.adapter):
+                logits_MV, targets_M = target_logits(shared.model, batch.to(CUDA))
+            expected = torch.nn.functional.cross_entropy(
+                logits_MV.float(), targets_M, reduction="none"
+            )
+            assert (found_2M[0] - expected).abs().max() < 5e-2
+            assert abs(found_2M[0].mean() - expected.mean()) < 3e-3 * expected.mean()
+
+
+def test_float16_skips_what_overflows_and_trains(tmp_path: Path) -> None:
+    shared = built(
+        tmp_path, QuantConfig(format=QuantFormat.nf4), BackendName.cuda, FloatType.float16
+    )
+    backend = shared.backend
+    assert isinstance(backend, CudaBackend)
+    (slot,) = runs(shared, 0.0)[:1]
+    slot.progress.loss_scale = scale = LossScale(value=2.0**60)
+    losses, skipped = [], 0
+    for _ in range(8):
+        slot.sit(backend)
+        backend.add_pass([slot.next_work()])
+        slot.passed()
+        loss, norm = backend.update([slot.next_step()])[0].read()
+        losses.append(loss)
+        if norm < float("inf"):
+            slot.update()
+        else:
+            slot.skip_update(scale)
+            skipped += 1
+            scale.value = 2.0**12
+    assert skipped == 1
+    assert losses[-1] < losses[0]
 
 
 def test_a_device_of_this_kind_gets_captured_steps(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ from harness.records.metrics_log import read_metrics
 from harness.records.record import Record, RunStatus, read_record
 from harness.training.checkpoint import load_newest_checkpoint
 from harness.training.job import Job
-from harness.training.passes import ALONE
-from harness.training.ranks import Ranks
+from harness.training.passes import ALONE, Ranks
 from harness.training.session import Queue, RunEnded, StepDone, train
 from harness.training.stop import StopRequest
 from tests.parallel.conftest import Lead
@@ -44,7 +43,7 @@ def run_all(
     stop, records = StopRequest(), {}
     for job in jobs:
         job.config.resources = ResourcesConfig(device="cpu", data_parallel=ranks.size)
-    for event in train(shared, Queue(jobs), packing=SideBySide(slots), stop=stop, ranks=ranks):
+    for event in train(shared, Queue(jobs), sizer=SideBySide(slots), stop=stop, ranks=ranks):
         if isinstance(event, StepDone) and event.entry.slot.progress.step == stop_after:
             stop.signal = signal.SIGTERM
         if isinstance(event, RunEnded):
@@ -225,7 +224,7 @@ def test_a_run_that_asks_for_two_processes_is_not_trained_by_one(
     job = make_job(shared, "run", resources=ResourcesConfig(data_parallel=2))
     (record,) = [
         event.record
-        for event in train(shared, Queue([job]), packing=SideBySide(1), stop=StopRequest())
+        for event in train(shared, Queue([job]), sizer=SideBySide(1), stop=StopRequest())
         if isinstance(event, RunEnded)
     ]
     assert record.status is RunStatus.failed

@@ -17,7 +17,7 @@ from harness.config.schema import (
     QuantConfig,
     QuantFormat,
 )
-from harness.config.storage import has_blocks, label_of
+from harness.config.storage import ROUNDING, has_blocks, label_of
 from harness.engine.shared_base import SharedBase
 from harness.measure.memory import base_size
 from harness.plan.base_bytes import base_bytes
@@ -30,7 +30,7 @@ from tests.training.conftest import MakeBase, MakeJob
 
 FORMATS = [
     QuantConfig(format=quant_format, double_quant=double)
-    for quant_format in QuantFormat
+    for quant_format in ROUNDING
     for double in (False, True)
     if not double or has_blocks(quant_format)
 ]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.base.layout import LinearSpec
 from harness.base.storage import storage_of
+from harness.base.targets import LinearSpec
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
 from harness.plan.base_bytes import ModuleOutline, base_bytes, gathered_bytes
 

@@ -54,7 +54,8 @@ def test_the_popular_table_is_one_square_matrix(params: float, rank: int, told: 
 def explained(model: PlannedModel, *overrides: str) -> str:
     config = compose_run(["quant.compute_dtype=bfloat16", *overrides])
     batch = BatchSize(rows=1, length=64, loss_tokens=64)
-    return explanation(predict(model, config, batch, device="cuda"), config, model.linears, batch)
+    prediction = predict(model, config, batch, device="cuda")
+    return explanation(prediction, config, model.storage, model.linears, batch)
 
 
 def test_the_lines_of_the_adapter_add_up(llama: PlannedModel) -> None:

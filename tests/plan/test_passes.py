@@ -14,6 +14,7 @@ from harness.config.schema import (
     QuantFormat,
     RunConfig,
 )
+from harness.config.storage import ROUNDING
 from harness.plan.model import PlannedModel
 from harness.plan.passes import PlannedRun, chosen_blocks, pass_bytes, traced_pass
 from harness.plan.predict import predict
@@ -177,7 +178,7 @@ def test_the_peak_of_a_pass_is_that_of_its_real_tensors(
     assert of_pass.peak == real
 
 
-@pytest.mark.parametrize("storage", QuantFormat)
+@pytest.mark.parametrize("storage", ROUNDING)
 def test_a_pass_on_a_gpu_needs_a_dense_weight_for_a_moment(storage: QuantFormat) -> None:
     model = PlannedModel.from_shape("pythia_1.4b", ModelConfig())
     optim, lora = OptimConfig(steps=1, gradient_checkpointing=True), LoraConfig(rank=1, alpha=1)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.base.layout import adapted_layers
 from harness.base.storage import storage_of
+from harness.base.targets import adapted_layers
 from harness.config.schema import (
     Attention,
     FloatType,
@@ -40,6 +40,10 @@ PUBLISHED_PARAMETERS = {
     "qwen2.5_32b": 32_763_876_352,
     "gemma2_2b": 2_614_341_888,
     "gemma2_9b": 9_241_705_984,
+    "gemma_2b": 2_506_172_416,
+    "gemma_7b": 8_537_680_896,
+    "mixtral_8x7b": 46_702_792_704,
+    "qwen3_30b_a3b": 30_532_122_624,
     "pythia_160m": 162_322_944,
     "pythia_1.4b": 1_414_647_808,
     "pythia_6.9b": 6_857_302_016,
@@ -59,8 +63,14 @@ def test_a_shape_has_the_published_number_of_parameters(name: str) -> None:
     assert base.logical_params == PUBLISHED_PARAMETERS[name]
 
 
-def test_every_shape_but_gpt3_is_on_the_hub() -> None:
-    assert set(shape_names()) == {*PUBLISHED_PARAMETERS, "gpt3_175b"}
+def test_every_shape_has_a_published_count_but_two() -> None:
+    assert set(shape_names()) == {*PUBLISHED_PARAMETERS, "gpt3_175b", "falcon_180b"}
+
+
+def test_the_shape_of_180b_parameters_has_as_many() -> None:
+    model = PlannedModel.from_shape("falcon_180b", ModelConfig())
+    base = base_bytes(model.outline, storage_of(QuantConfig(format=QuantFormat.none)))
+    assert round(base.logical_params / 1e9) in (179, 180)
 
 
 def test_a_shape_that_is_not_there_is_refused_with_near_names() -> None:

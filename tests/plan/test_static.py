@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.base.layout import adapted_layers
 from harness.base.storage import storage_of
+from harness.base.targets import adapted_layers
 from harness.config.schema import (
     Attention,
     FloatType,
@@ -13,14 +13,14 @@ from harness.config.schema import (
     QuantConfig,
     QuantFormat,
 )
-from harness.config.storage import BLOCKWISE
+from harness.config.storage import BLOCKWISE, ROUNDING
 from harness.measure.memory import BaseSize, base_size
 from harness.plan.base_bytes import base_bytes
 from harness.plan.optimizer_state import optimizer_bytes
 from tests.plan.engine import Bases, optimizer_state_bytes
 
 MODELS = ("embedded", "uneven", "gpt2", "gpt_neox", "qwen2")
-STORAGES = [(quant_format, False) for quant_format in QuantFormat] + [
+STORAGES = [(quant_format, False) for quant_format in ROUNDING] + [
     (quant_format, True) for quant_format in BLOCKWISE
 ]
 

@@ -13,6 +13,7 @@ from harness.config.schema import DataConfig, Template
 from harness.data.example import pair
 from harness.data.templates import prompt_ids
 from harness.records.record import RunStatus
+from tests.real.smollm2 import missing
 
 pytestmark = pytest.mark.timeout(
     900
@@ -69,4 +70,25 @@ def test_smollm2_answers_and_learns_alpaca(published: Path, smollm2: Path, tmp_p
         )
     )
     assert record.status is RunStatus.completed
+    assert record.evals["after"]["eval/loss"].value < record.evals["before"]["eval/loss"].value
+
+
+def test_smollm2_is_a_base_by_its_name(published: Path, tmp_path: Path) -> None:
+    problem = missing()
+    if problem is not None:
+        pytest.skip(problem)
+    rows = published / "instruct" / "shawgpt_qlora_comments.jsonl"
+    record, _ = run(
+        compose_run(
+            [
+                *("model=smollm2_135m", "quant=nf4_dq", "data=comments", "eval=loss"),
+                *(f"data.path={rows}", "data.template=tokenizer", "data.max_length=128"),
+                *("optim.steps=4", "optim.batch_size=4", "optim.lr=1e-3", "tracker=none"),
+                *(f"paths.out={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}"),
+            ]
+        )
+    )
+    assert record.status is RunStatus.completed
+    assert record.provenance["base_storage"] == "Q4_1"
+    assert any("came rounded to Q4_1" in note for note in record.notes)
     assert record.evals["after"]["eval/loss"].value < record.evals["before"]["eval/loss"].value

@@ -12,9 +12,8 @@ from harness.errors import RequestError
 from harness.question.load import load_question, question_of
 from harness.question.question import Question, comparable
 from harness.study import leases as leases_module
-from harness.study.database import open_database, open_engine
+from harness.study.database import open_database, open_engine, question_in
 from harness.study.leases import Leases
-from harness.study.same_question import question_in
 from harness.study.study import Study, TrialStatus
 from harness.sweeping.ledger import RunState
 from tests.sweeping.joined import age

@@ -1,13 +1,13 @@
-"""Packings that do not go by time, so that a test knows which runs share a pass."""
+"""Sizers of passes that do not go by time, so that a test knows which runs share a pass."""
 
 import random
 from collections.abc import Sequence
 
 from harness.training.entry import RunEntry
-from harness.training.packing import Packing
+from harness.training.pass_size import PassSizer
 
 
-class SideBySide(Packing):
+class SideBySide(PassSizer):
     """All runs in one pass, or in as few as memory allows."""
 
     def __init__(self, slots: int) -> None:

@@ -72,7 +72,7 @@ def unlike_runs(shared: SharedBase, make_job: MakeJob, prefix: str, count: int =
 
 
 def run_all(shared: SharedBase, jobs: Sequence[Job], slots: int) -> dict[str, Record]:
-    events = list(train(shared, Queue(jobs), packing=SideBySide(slots), stop=StopRequest()))
+    events = list(train(shared, Queue(jobs), sizer=SideBySide(slots), stop=StopRequest()))
     return {e.record.run_id: e.record for e in events if isinstance(e, RunEnded)}
 
 
@@ -128,7 +128,7 @@ def test_a_run_goes_on_from_a_seats_checkpoint(bases: list[SharedBase], make_job
     run_all(seated, whole, slots=2)
     parts = unlike_runs(seated, make_job, "parts", count=2)
     stop = StopRequest()
-    for event in train(seated, Queue(parts), packing=SideBySide(2), stop=stop):
+    for event in train(seated, Queue(parts), sizer=SideBySide(2), stop=stop):
         if isinstance(event, StepDone) and event.entry.slot.progress.step == 3:
             stop.signal = signal.SIGTERM
     again = unlike_runs(seated, make_job, "parts", count=2)
@@ -148,7 +148,7 @@ def test_a_pruned_runs_seat_goes_to_the_next(bases: list[SharedBase], make_job: 
 
     steps: dict[str, int] = {}
     events: list[Event] = []
-    for event in train(seated, Pruning(jobs), packing=SideBySide(2), stop=StopRequest()):
+    for event in train(seated, Pruning(jobs), sizer=SideBySide(2), stop=StopRequest()):
         events.append(event)
         if isinstance(event, StepDone):
             steps[event.entry.job.run_id] = event.entry.slot.progress.step
@@ -170,3 +170,38 @@ def test_optimizers_that_keep_their_own_state_are_moved_by_it(
         run_all(base, [job], slots=1)
         curves.append(losses(job))
     assert curves[0] == curves[1]
+
+
+def test_evaluations_in_seats_are_the_references(
+    bases: list[SharedBase], make_job: MakeJob
+) -> None:
+    """Losses and token accuracy of runs side by side, in passes that only score; the best adapter too."""
+    found = []
+    for base, name in zip(bases, ("reference", "seated"), strict=True):
+        jobs = unlike_runs(base, make_job, name, count=3)
+        for job in jobs:
+            job.config.eval.every_steps = 2
+            job.config.eval.keep_best = True
+        records = run_all(base, jobs, slots=3)
+        found.append([records[job.run_id].evals["after"] for job in jobs])
+        series = [job.directory.metrics.read_text().count("eval/loss") for job in jobs]
+        assert min(series) >= 3
+    backend = bases[1].backend
+    assert isinstance(backend, CudaBackend)
+    assert any(scores for _, scores in backend._graphs)
+    for expected, scored in zip(*found, strict=True):
+        assert scored["eval/loss"].value == pytest.approx(expected["eval/loss"].value, abs=1e-5)
+        for key in ("eval/token_accuracy", "eval/bits_per_byte"):
+            assert scored[key].value == pytest.approx(expected[key].value, abs=1e-4)
+            assert scored[key].n == expected[key].n
+
+
+def test_optimizers_of_their_own_are_evaluated_by_the_reference(
+    bases: list[SharedBase], make_job: MakeJob
+) -> None:
+    seated = bases[1]
+    job = make_job(seated, "own", optim={"name": OptimizerName.adamw_8bit, "steps": 2})
+    records = run_all(seated, [job], slots=1)
+    assert records["own"].status is RunStatus.completed
+    assert isinstance(seated.backend, CudaBackend)
+    assert not seated.backend._graphs

@@ -149,28 +149,43 @@ EXPERTS = {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_w
         ("qwen3_moe", {**SMALL, "num_experts": 4, "moe_intermediate_size": 64, **TWO}),
     ],
 )
-def test_experts_that_nothing_reaches_are_refused_by_name(
+def test_fused_experts_are_stored_and_adapted_as_the_rest(
     kind: str, fields: dict[str, Any], rows: Path, tmp_path: Path
 ):
     directory = model(tmp_path, kind, **fields)
+    overrides = (directory, "data=pairs", f"data.path={rows}", "optim.steps=2", "quant=nf4_dq")
+    record, losses = trained(tmp_path / "out", *overrides)
+    packed, adapted = (record.metrics[n] for n in ("base/packed_share", "adapter/adapted_share"))
+    attention, experts, routers = 2 * (32 * 32 * 2 + 32 * 16 * 2), 2 * 4 * 3 * 32 * 64, 2 * 4 * 32
+    assert packed == adapted
+    assert packed == pytest.approx((attention + experts) / (attention + experts + routers))
+    bits = record.metrics["base/bits_per_param"]
+    assert bits is not None
+    assert bits < 4.5  # of all of them, the constants' tables of a tiny model included
+    assert not any("neither quantized nor adapted" in note for note in record.notes)
+    rank = 2
+    of_attention = 2 * rank * (2 * (32 + 32) + 2 * (32 + 16))
+    of_experts = 2 * 4 * rank * ((32 + 128) + (64 + 32))
+    assert record.metrics["adapter/trainable_params"] == of_attention + of_experts
+    assert losses[1] != losses[0]
+
+
+def test_experts_that_nothing_reaches_are_refused_by_name(rows: Path, tmp_path: Path):
+    """Llama 4 computes its experts in code of its own."""
+    fields = {**SMALL, "head_dim": 8, "num_local_experts": 4, "intermediate_size_mlp": 64}
+    directory = model(tmp_path, "llama4_text", **fields)
     overrides = (directory, "data=pairs", f"data.path={rows}", "optim.steps=1", "quant=nf4")
     with pytest.raises(RequestError, match=r"experts.*quant\.skip_experts=true"):
         trained(tmp_path / "refused", *overrides)
     record, _ = trained(tmp_path / "out", *overrides, "quant.skip_experts=true")
     packed, adapted = (record.metrics[n] for n in ("base/packed_share", "adapter/adapted_share"))
     assert packed == adapted
-    attention = 2 * (32 * 32 * 2 + 32 * 16 * 2)
-    experts = 2 * 4 * 3 * 32 * 64 + 2 * 4 * 32  # fused matrices and the router's
-    assert packed == pytest.approx(attention / (attention + experts))
+    assert packed is not None
+    assert packed < 0.9
     assert any("neither quantized nor adapted" in note for note in record.notes)
-
-
-def test_attention_alone_may_leave_unquantized_experts_alone(rows: Path, tmp_path: Path):
-    overrides = (model(tmp_path, "mixtral", **EXPERTS), *SHARED, f"data.path={rows}")
-    record, _ = trained(tmp_path / "out", *overrides, "lora=attention", "optim.steps=1")
-    assert record.metrics["adapter/adapted_share"] == record.metrics["base/packed_share"]
-    with pytest.raises(RequestError, match="skip_experts"):
-        trained(tmp_path / "all", *overrides, "lora=all_linear", "optim.steps=1")
+    attention = (*overrides[:-1], "quant=none", "lora=attention")
+    record, _ = trained(tmp_path / "attention", *attention)
+    assert record.metrics["adapter/adapted_share"] < record.metrics["base/packed_share"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ CLOSE = 1e-6
 
 
 def run_all(shared: SharedBase, jobs: list[Job], capacity: int) -> dict[str, Record]:
-    events = list(train(shared, Queue(jobs), packing=SideBySide(capacity), stop=StopRequest()))
+    events = list(train(shared, Queue(jobs), sizer=SideBySide(capacity), stop=StopRequest()))
     return {e.record.run_id: e.record for e in events if isinstance(e, RunEnded)}
 
 
@@ -238,7 +238,7 @@ def test_saved_adapter_gives_identical_logits_under_peft(
         shared = make_base(QuantConfig(format=quant_format))
         job = make_job(shared, f"run-{quant_format.value}")
         expected = None
-        for event in train(shared, Queue([job]), packing=SideBySide(1), stop=StopRequest()):
+        for event in train(shared, Queue([job]), sizer=SideBySide(1), stop=StopRequest()):
             if not isinstance(event, RunEnded) and event.entry.slot.finished:
                 with torch.no_grad(), shared.only(event.entry.slot.adapter):
                     expected = shared.model(ids).logits

@@ -36,7 +36,7 @@ LORA = LoraConfig(alpha_over_rank=2.0, dropout=0.2)
 def run_one(shared: SharedBase, job: Job, stop_after: int | None = None) -> Record:
     """Train one job; with `stop_after`, ask for a stop when so many steps are done."""
     stop = StopRequest()
-    for event in train(shared, Queue([job]), packing=SideBySide(1), stop=stop):
+    for event in train(shared, Queue([job]), sizer=SideBySide(1), stop=stop):
         if isinstance(event, StepDone) and event.entry.slot.progress.step == stop_after:
             stop.signal = signal.SIGTERM
         if isinstance(event, RunEnded):
@@ -175,7 +175,7 @@ def test_other_architectures_train(
     assert run_one(shared, solo).status is RunStatus.completed
     same = make_job(shared, "same", lora=lora, optim=optim)
     pair = [same, make_job(shared, "other", seed=1)]
-    list(train(shared, Queue(pair), packing=SideBySide(2), stop=StopRequest()))
+    list(train(shared, Queue(pair), sizer=SideBySide(2), stop=StopRequest()))
     rows = [read_metrics(job.directory.metrics).rows for job in (solo, same)]
     assert [row["train/loss"] for row in rows[0]] == pytest.approx(
         [row["train/loss"] for row in rows[1]], abs=1e-6
@@ -188,7 +188,7 @@ def test_the_record_says_running_until_it_ends(make_base: MakeBase, make_job: Ma
     shared = make_base()
     job = make_job(shared, "run")
     seen = set()
-    for event in train(shared, Queue([job]), packing=SideBySide(1), stop=StopRequest()):
+    for event in train(shared, Queue([job]), sizer=SideBySide(1), stop=StopRequest()):
         if isinstance(event, StepDone) and not event.entry.slot.finished:
             seen.add(json.loads(job.directory.record.read_text())["status"])
     assert seen == {"running"}
@@ -198,7 +198,7 @@ def test_the_record_says_running_until_it_ends(make_base: MakeBase, make_job: Ma
 def test_costs_of_a_shared_process_are_not_recorded(make_base: MakeBase, make_job: MakeJob) -> None:
     shared = make_base()
     jobs = [make_job(shared, name, seed=i) for i, name in enumerate(("one", "two"))]
-    list(train(shared, Queue(jobs), packing=SideBySide(2), stop=StopRequest()))
+    list(train(shared, Queue(jobs), sizer=SideBySide(2), stop=StopRequest()))
     record = read_record(jobs[0].directory.record)
     assert record.measured_in.value == "cohort"
     assert record.metrics.get("memory/peak_bytes") is None

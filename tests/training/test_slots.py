@@ -13,7 +13,7 @@ from harness.records.metrics_log import read_metrics
 from harness.records.record import MeasuredIn, Record, RunStatus, read_record
 from harness.training import evaluation, passes, session
 from harness.training.job import Job
-from harness.training.packing import Packing
+from harness.training.pass_size import PassSizer
 from harness.training.session import Event, Queue, RunEnded, RunStarted, StepDone, train
 from harness.training.stop import StopRequest
 from tests.training.conftest import MakeBase, MakeJob
@@ -26,8 +26,8 @@ def losses(job: Job) -> list[float]:
     return [row["train/loss"] for row in read_metrics(job.directory.metrics).rows]  # pyright: ignore[reportReturnType]
 
 
-def run_all(shared: SharedBase, jobs: list[Job], packing: Packing) -> dict[str, Record]:
-    events = train(shared, Queue(jobs), packing=packing, stop=StopRequest())
+def run_all(shared: SharedBase, jobs: list[Job], sizer: PassSizer) -> dict[str, Record]:
+    events = train(shared, Queue(jobs), sizer=sizer, stop=StopRequest())
     return {e.record.run_id: e.record for e in events if isinstance(e, RunEnded)}
 
 
@@ -45,9 +45,9 @@ def runs(shared: SharedBase, make_job: MakeJob, prefix: str, count: int, **more:
     ]
 
 
-@pytest.mark.parametrize("packing", [Restless(4), Packing(max_slots=4)], ids=["restless", "timed"])
+@pytest.mark.parametrize("sizer", [Restless(4), PassSizer(max_slots=4)], ids=["restless", "timed"])
 def test_whichever_runs_share_a_pass_each_is_as_alone(
-    make_base: MakeBase, make_job: MakeJob, packing: Packing
+    make_base: MakeBase, make_job: MakeJob, sizer: PassSizer
 ) -> None:
     shared = make_base(QuantConfig(format=QuantFormat.nf4))
     alone = runs(shared, make_job, "alone", 6)
@@ -56,7 +56,7 @@ def test_whichever_runs_share_a_pass_each_is_as_alone(
     together = runs(shared, make_job, "together", 6, optim={"steps": 7, "micro_batch_size": 2})
     for one, other in zip(alone, together, strict=True):
         other.config.optim = one.config.optim
-    run_all(shared, together, packing)
+    run_all(shared, together, sizer)
     for one, other in zip(alone, together, strict=True):
         assert losses(other) == pytest.approx(losses(one), abs=CLOSE)
 
@@ -65,7 +65,7 @@ def test_whichever_runs_share_a_pass_each_is_as_alone(
 
 
 @dataclass
-class LateDesk:
+class LateJobs:
     """Has its second job only after a while, and gives up what it is told to."""
 
     jobs: list[Job]
@@ -89,30 +89,30 @@ def test_a_desk_without_work_is_asked_again_and_its_run_joins_the_others(
 ) -> None:
     shared = make_base()
     first, second = runs(shared, make_job, "run", 2)
-    desk = LateDesk([first, second], empty_answers=3)
-    story = list(train(shared, desk, packing=SideBySide(2), stop=StopRequest()))
+    jobs = LateJobs([first, second], empty_answers=3)
+    story = list(train(shared, jobs, sizer=SideBySide(2), stop=StopRequest()))
     told = [(type(event).__name__, event.entry.job.run_id) for event in story]
     assert told[:4] == [("RunStarted", "run0"), *[("StepDone", "run0")] * 3]
     assert told[4:7] == [("RunStarted", "run1"), ("StepDone", "run0"), ("StepDone", "run1")]
     assert [run_id for name, run_id in told if name == "RunEnded"] == ["run0", "run1"]
-    assert desk.asked > 6
+    assert jobs.asked > 6
 
 
 def test_a_session_ends_when_its_runs_have_and_the_desk_has_none(
     make_base: MakeBase, make_job: MakeJob
 ) -> None:
     shared = make_base()
-    desk = LateDesk(runs(shared, make_job, "run", 1))
-    ended = list(train(shared, desk, packing=SideBySide(2), stop=StopRequest()))
+    jobs = LateJobs(runs(shared, make_job, "run", 1))
+    ended = list(train(shared, jobs, sizer=SideBySide(2), stop=StopRequest()))
     assert isinstance(ended[-1], RunEnded)
 
 
-def pruning(shared: SharedBase, desk: LateDesk, run_id: str, after: int) -> Iterator[Event]:
+def pruning(shared: SharedBase, jobs: LateJobs, run_id: str, after: int) -> Iterator[Event]:
     """Train, and give up one run when so many of its steps are done."""
-    for event in train(shared, desk, packing=SideBySide(4), stop=StopRequest()):
+    for event in train(shared, jobs, sizer=SideBySide(4), stop=StopRequest()):
         is_step = isinstance(event, StepDone) and event.entry.job.run_id == run_id
         if is_step and event.entry.slot.progress.step == after:
-            desk.given_up[run_id] = "worse than the median"
+            jobs.given_up[run_id] = "worse than the median"
         yield event
 
 
@@ -124,7 +124,7 @@ def test_a_pruned_run_ends_after_its_step_and_the_others_go_on(
     run_all(shared, clean, SideBySide(4))
     settings = {"checkpoint": CheckpointConfig(every_steps=1), "eval": {"every_steps": 1}}
     jobs = runs(shared, make_job, "pruned", 3, **settings)
-    list(pruning(shared, LateDesk(list(jobs)), "pruned1", after=3))
+    list(pruning(shared, LateJobs(list(jobs)), "pruned1", after=3))
     record = read_record(jobs[1].directory.record)
     assert (record.status, record.error) == (RunStatus.pruned, None)
     assert record.notes == ["pruned after step 3: worse than the median"]
@@ -146,7 +146,7 @@ def test_a_run_that_was_pruned_is_trained_from_its_beginning_when_asked_for_agai
     (whole,) = runs(shared, make_job, "whole", 1)
     run_all(shared, [whole], SideBySide(1))
     settings = {"checkpoint": CheckpointConfig(every_steps=1)}
-    list(pruning(shared, LateDesk(runs(shared, make_job, "run", 1, **settings)), "run0", after=2))
+    list(pruning(shared, LateJobs(runs(shared, make_job, "run", 1, **settings)), "run0", after=2))
     (again,) = runs(shared, make_job, "run", 1)
     assert run_all(shared, [again], SideBySide(1))["run0"].status is RunStatus.completed
     steps = [row["step"] for row in read_metrics(again.directory.metrics).rows]
@@ -160,10 +160,10 @@ def test_a_step_of_several_passes_is_finished_before_a_run_is_given_up(
 ) -> None:
     shared = make_base()
     (job,) = runs(shared, make_job, "run", 1, optim={"micro_batch_size": 1, "steps": 5})
-    desk = LateDesk([job])
-    for event in train(shared, desk, packing=SideBySide(1), stop=StopRequest()):
+    jobs = LateJobs([job])
+    for event in train(shared, jobs, sizer=SideBySide(1), stop=StopRequest()):
         if isinstance(event, RunStarted):
-            desk.given_up["run0"] = "at once"
+            jobs.given_up["run0"] = "at once"
     assert read_record(job.directory.record).notes == ["pruned after step 0: at once"]
 
 

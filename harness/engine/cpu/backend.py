@@ -1,10 +1,10 @@
-"""Quick passes over a small base on a CPU: faster products, and blocks computed by `Block`.
+"""Quick passes over a small base on a CPU: faster products, and blocks computed by `LlamaBlock`.
 
 A short pass over a tiny model costs more in unpacking weights, in autograd and in passing over memory than
-in multiplying. So the frozen layers' products are those of `harness.engine.cpu.matmul`; where decoded weights
-may be kept, decoder layers of a kind that is known here are computed by `Block`. What that does not cover
-(dropout in adapters, caches of keys and values) goes its usual way. Numbers do not depend on it, to the bit.
-A base of some size, whose memory is what the formats are about, is not for this backend.
+in multiplying. So the frozen layers' products are those of `harness.engine.cpu.matmul`; where decoded
+weights may be kept, decoder layers of a kind that is known here are computed by `LlamaBlock`. What that does
+not cover (dropout in adapters, caches of keys and values) goes its usual way. Numbers do not depend on it,
+to the bit. A base of some size, whose memory is what the formats are about, is not for this backend.
 """
 
 from collections.abc import Iterator, Sequence
@@ -64,7 +64,7 @@ class CpuBackend:
         return packed_gradients(self._shared, work)
 
     def keep_decoded(self, wanted: bool) -> None:
-        """Keep decoded weights (for forward and for backward) and use `Block`, or decode each time."""
+        """Keep decoded weights (for forward and for backward) and use `LlamaBlock`, or decode each time."""
         if wanted == self._keeps:
             return
         self._keeps = wanted
@@ -87,7 +87,9 @@ class CpuBackend:
 def _install_products(shared: "SharedBase") -> dict[str, FrozenWeight]:
     """Replace the products of the frozen layers and of the head; return them by the layer's name."""
     layers: dict[str, Any] = {
-        s.name: shared.model.get_submodule(s.name) for s in shared.base.linears
+        s.name: shared.model.get_submodule(s.name)
+        for s in shared.base.linears
+        if s.experts == 1  # experts decode for themselves
     }
     layers["head"] = shared.model.get_output_embeddings()
     weights = {}

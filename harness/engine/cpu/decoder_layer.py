@@ -1,4 +1,4 @@
-"""Decoder layers of transformers replaced by `Block`, and the passes for which it stands in."""
+"""Decoder layers of transformers replaced by `LlamaBlock`, and the passes for which it stands in."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
 
-from harness.engine.cpu.fused_linears import all_parts
-from harness.engine.cpu.llama_block import Block, BlockInput, Kept
+from harness.engine.cpu.llama_block import BlockInput, LlamaBlock, SavedTensors, row_spans
 from harness.engine.cpu.matmul import FrozenWeight
 from harness.engine.rows import RowPlan
 
@@ -40,7 +39,7 @@ def known_blocks(shared: "SharedBase", weights: Mapping[str, FrozenWeight]) -> l
     blocks = []
     for name, module in layers:
         inside = {full.rpartition(".")[2]: full for full in index if full.startswith(f"{name}.")}
-        block = Block(
+        block = LlamaBlock(
             module,
             {own: weights[full] for own, full in inside.items()},
             {own: index[full] for own, full in inside.items()},
@@ -66,7 +65,9 @@ def _is_plain(config: Any, blocks: Sequence[tuple[str, Any]]) -> bool:
 class QuickBlock:
     """The forward that takes the place of a decoder layer's."""
 
-    def __init__(self, module: nn.Module, block: Block, plan: RowPlan, masks: "_Masks") -> None:
+    def __init__(
+        self, module: nn.Module, block: LlamaBlock, plan: RowPlan, masks: "_Masks"
+    ) -> None:
         self.module = module
         self.block = block
         self.plan = plan
@@ -100,7 +101,7 @@ class QuickBlock:
             )
         assert position_embeddings is not None
         cos_BTD, sin_BTD = position_embeddings
-        parts = all_parts(self.plan, hidden_states.shape[0] * hidden_states.shape[1])
+        parts = row_spans(self.plan, hidden_states.shape[0] * hidden_states.shape[1])
         given = BlockInput(parts, cos_BTD, sin_BTD, self.masks.added(attention_mask))
         if torch.is_grad_enabled() and (
             hidden_states.requires_grad or self.block.is_adapted(parts)
@@ -129,8 +130,8 @@ class _Masks:
 
 
 def _forward(
-    hidden_BTH: torch.Tensor, block: Block, given: BlockInput
-) -> tuple[torch.Tensor, Kept]:
+    hidden_BTH: torch.Tensor, block: LlamaBlock, given: BlockInput
+) -> tuple[torch.Tensor, SavedTensors]:
     out_NH, kept = block.forward(hidden_BTH.reshape(-1, hidden_BTH.shape[-1]), given)
     return torch.ops.aten._unsafe_view(out_NH, hidden_BTH.shape), kept
 
@@ -140,7 +141,7 @@ class _AsNode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, anchor: torch.Tensor, block: Block, given: BlockInput
+        ctx: Any, x: torch.Tensor, anchor: torch.Tensor, block: LlamaBlock, given: BlockInput
     ) -> torch.Tensor:
         out, kept = _forward(x, block, given)
         tensors, ctx.counts = kept.flattened()
@@ -159,7 +160,7 @@ class _AsNode(torch.autograd.Function):
             grad.reshape(-1, width),
             x.reshape(-1, width),
             ctx.given,
-            Kept.of(tensors, ctx.counts),
+            SavedTensors.of(tensors, ctx.counts),
             grad_x_wanted=ctx.needs_input_grad[0],
         )
         return None if grad_x is None else grad_x.view(x.shape), None, None, None

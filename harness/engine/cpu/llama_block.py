@@ -7,25 +7,110 @@ transformers' block, PEFT's layers and autograd, so that adapters get the same b
 test_cpu.py`): the loss of a fast run doubles a rounding error within a few steps.
 
 Shape suffixes: B rows, T positions of a row, N = B·T, H hidden, D head, Q query heads, S key heads,
-F feed-forward.
+F feed-forward, R rank, I inputs, O outputs; stacked adapters have one dimension more.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from harness.engine.cpu.fused_linears import JointLayers, Part
 from harness.engine.cpu.matmul import FrozenWeight
+from harness.engine.lora_math import add_gradients, add_product, add_update
+from harness.engine.rows import AdapterGroup, RowPlan
+
+# Linear layers with one input, and the adapters on them --------------------------------------------
+
+
+class RowSpan(NamedTuple):
+    """Neighbouring positions that belong to the adapters of one group, equally many to each."""
+
+    group: AdapterGroup
+    start: int
+    stop: int
+
+    def rows(self, of: torch.Tensor) -> torch.Tensor:
+        """Return these positions of `of`, as [K, N, …] where K adapters are stacked."""
+        chosen = of[self.start : self.stop]
+        return chosen if self.group.count == 1 else chosen.unflatten(0, (self.group.count, -1))
+
+
+def row_spans(plan: RowPlan, positions: int) -> list[RowSpan]:
+    """Return whose the positions of the batch in flight are."""
+    if plan.num_rows == 0:
+        return [RowSpan(group, 0, positions) for group in plan.present]
+    width = positions // plan.num_rows
+    return [RowSpan(g, g.start * width, g.stop * width) for g in plan.present]
+
+
+class FusedLinears:
+    """Layers with the same input."""
+
+    def __init__(self, weights: Sequence[FrozenWeight], layers: Sequence[int]) -> None:
+        """`layers`: their indices in the model, ascending."""
+        self.layers = tuple(layers)
+        self.weights = tuple(weights)
+
+    def forward(
+        self, x_NI: torch.Tensor, parts: Sequence[RowSpan]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return the output of each layer, and A x of all adapters, for backward."""
+        ys_NO, kept = [], []
+        for layer, weight in zip(self.layers, self.weights, strict=True):
+            y_NO = weight.forward.times(x_NI, weight.bias_O)
+            for part in parts:
+                if layer in part.group.layout:
+                    adapter = part.group.weights(layer)
+                    x_rows, y_rows = part.rows(x_NI), part.rows(y_NO)
+                    kept.append(add_update(adapter, part.group.scaling, x_rows, y_rows))
+            ys_NO.append(y_NO)
+        return ys_NO, kept
+
+    def backward(
+        self,
+        grads_NO: Sequence[torch.Tensor],
+        x_NI: torch.Tensor,
+        parts: Sequence[RowSpan],
+        kept: Sequence[torch.Tensor],
+        *,
+        grad_x_wanted: bool = True,
+    ) -> torch.Tensor | None:
+        """Add up the gradients of A and B where the groups keep them; return that of x, if it is wanted.
+
+        `grads_NO`: of each layer's output. Terms are added in autograd's order: last layer first, and in
+        each the adapters before the base.
+        """
+        remaining = list(kept)
+        grad_x_NI: torch.Tensor | None = None
+        for layer, weight, grad_NO in reversed(
+            list(zip(self.layers, self.weights, grads_NO, strict=True))
+        ):
+            adapted = [part for part in parts if layer in part.group.layout]
+            if adapted and grad_x_wanted and grad_x_NI is None:
+                grad_x_NI = torch.zeros_like(x_NI)
+            for part in reversed(adapted):
+                group, x_rows = part.group, part.rows(x_NI)
+                adapter, targets = group.weights(layer), group.targets(layer)
+                grad_h = add_gradients(
+                    adapter, targets, group.scaling, part.rows(grad_NO), x_rows, remaining.pop()
+                )
+                if grad_x_NI is not None:
+                    add_product(part.rows(grad_x_NI), grad_h, adapter.a)
+            if grad_x_wanted:
+                grad_x_NI = weight.backward.times(grad_NO, added=grad_x_NI)
+        return grad_x_NI
+
+
+# The block ----------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class BlockInput:
     """What a block sees besides the hidden states."""
 
-    parts: Sequence[Part]
+    parts: Sequence[RowSpan]
     cos_BTD: torch.Tensor
     """[1, T, D] where all rows have the same positions."""
     sin_BTD: torch.Tensor
@@ -33,7 +118,7 @@ class BlockInput:
     """Added to the scores; None: causal."""
 
 
-class Block:
+class LlamaBlock:
     """The frozen weights of one block, and its forward and backward."""
 
     def __init__(
@@ -41,8 +126,8 @@ class Block:
     ) -> None:
         """`weights` and `layers`: weight and index in the model of each linear layer, by its own name."""
 
-        def joint(*names: str) -> JointLayers:
-            return JointLayers([weights[name] for name in names], [layers[name] for name in names])
+        def joint(*names: str) -> FusedLinears:
+            return FusedLinears([weights[name] for name in names], [layers[name] for name in names])
 
         attention = module.self_attn
         self.qkv = joint("q_proj", "k_proj", "v_proj")
@@ -56,17 +141,17 @@ class Block:
         self.groups: int = attention.num_key_value_groups
         self.scale: float = attention.scaling
 
-    def is_adapted(self, parts: Sequence[Part]) -> bool:
+    def is_adapted(self, parts: Sequence[RowSpan]) -> bool:
         """Say whether any of `parts` adapts any layer of this block."""
         joints = (self.qkv, self.o, self.gate_up, self.down)
         layers = [layer for joint in joints for layer in joint.layers]
-        return any(layer in part.bundle.layout for part in parts for layer in layers)
+        return any(layer in part.group.layout for part in parts for layer in layers)
 
     # Forward ---------------------------------------------------------------------------------------
 
-    def forward(self, x_NH: torch.Tensor, given: BlockInput) -> tuple[torch.Tensor, "Kept"]:
+    def forward(self, x_NH: torch.Tensor, given: BlockInput) -> tuple[torch.Tensor, "SavedTensors"]:
         """Return the block's output and what backward needs."""
-        kept = Kept()
+        kept = SavedTensors()
         n_NH, kept.scale = self.norm.forward(x_NH)
         qkv, kept.of_qkv = self.qkv.forward(n_NH, given.parts)
         kept.attended = self._attend(qkv, given, kept)
@@ -77,7 +162,9 @@ class Block:
         (out_NH,), kept.of_down = self.down.forward(F.silu(kept.gate).mul_(kept.up), given.parts)
         return out_NH.add_(y_NH), kept
 
-    def _attend(self, qkv: Sequence[torch.Tensor], given: BlockInput, kept: "Kept") -> torch.Tensor:
+    def _attend(
+        self, qkv: Sequence[torch.Tensor], given: BlockInput, kept: "SavedTensors"
+    ) -> torch.Tensor:
         """Return the attention's output before o_proj, [N, Q·D]."""
         length, size = given.cos_BTD.shape[1], self.head_size
         q, k, v = (each.view(-1, length, each.shape[1] // size, size) for each in qkv)
@@ -111,7 +198,7 @@ class Block:
         grad_NH: torch.Tensor,
         x_NH: torch.Tensor,
         given: BlockInput,
-        kept: "Kept",
+        kept: "SavedTensors",
         *,
         grad_x_wanted: bool,
     ) -> torch.Tensor | None:
@@ -129,7 +216,7 @@ class Block:
         return self.norm.backward(grad_n, x_NH, kept.scale, added_NH=grad_NH)
 
     def _feed_forward_backward(
-        self, grad_NH: torch.Tensor, parts: Sequence[Part], kept: "Kept"
+        self, grad_NH: torch.Tensor, parts: Sequence[RowSpan], kept: "SavedTensors"
     ) -> torch.Tensor:
         """Return the gradient of the sum between attention and feed-forward."""
         active_NF = F.silu(kept.gate)
@@ -143,7 +230,7 @@ class Block:
         return self.second_norm.backward(grad_n, kept.middle, kept.second_scale, added_NH=grad_NH)
 
     def _attend_backward(
-        self, grad_o: torch.Tensor, given: BlockInput, kept: "Kept"
+        self, grad_o: torch.Tensor, given: BlockInput, kept: "SavedTensors"
     ) -> list[torch.Tensor]:
         """Return the gradients of queries, keys and values [N, …], from that before o_proj."""
         rows, heads, length, size = kept.q.shape
@@ -207,7 +294,7 @@ class Norm:
 
 
 @dataclass(slots=True, init=False)
-class Kept:
+class SavedTensors:
     """What a block keeps from forward to backward."""
 
     scale: torch.Tensor
@@ -234,7 +321,7 @@ class Kept:
         return tensors, [len(part) for part in lists]
 
     @classmethod
-    def of(cls, tensors: Sequence[torch.Tensor], counts: Sequence[int]) -> "Kept":
+    def of(cls, tensors: Sequence[torch.Tensor], counts: Sequence[int]) -> "SavedTensors":
         """Return what `flattened` has taken apart."""
         kept, remaining = cls(), iter(tensors)
         for name in _TENSORS:
@@ -244,8 +331,8 @@ class Kept:
         return kept
 
 
-_LISTS = tuple(f.name for f in fields(Kept) if f.name.startswith("of_"))
-_TENSORS = tuple(f.name for f in fields(Kept) if not f.name.startswith("of_"))
+_LISTS = tuple(f.name for f in fields(SavedTensors) if f.name.startswith("of_"))
+_TENSORS = tuple(f.name for f in fields(SavedTensors) if not f.name.startswith("of_"))
 
 
 def _rotated(x_BTSD: torch.Tensor, given: BlockInput) -> torch.Tensor:

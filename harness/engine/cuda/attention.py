@@ -55,7 +55,7 @@ class Attended:
 def attend(qkv_NW: torch.Tensor, heads: Heads, sequences: Sequences) -> Attended:
     """Return the attention's output."""
     q, k, v = heads.split(qkv_NW)
-    if qkv_NW.is_cuda:
+    if not qkv_NW.is_cpu:
         out, logarithms, state, unused, _ = torch.ops.aten._flash_attention_forward(
             q,
             k,
@@ -87,7 +87,8 @@ def attend_backward(
 ) -> torch.Tensor:
     """Return the gradient of queries, keys and values side by side."""
     q, k, v = heads.split(qkv_NW)
-    if qkv_NW.is_cuda:
+    if not qkv_NW.is_cpu:
+        work = _planned_work(q, heads, sequences) if qkv_NW.is_meta else []
         logarithms, state, unused = attended.kept
         grads = torch.ops.aten._flash_attention_backward(
             grad_NQD,
@@ -107,6 +108,7 @@ def attend_backward(
             scale=heads.scale,
             **_window(heads),
         )
+        del work
         return torch.cat([grad.flatten(1) for grad in grads], dim=1)
     parts = []
     with torch.enable_grad():
@@ -116,6 +118,23 @@ def attend_backward(
             grads = torch.autograd.grad(out, leaves, grad)
             parts.append(torch.cat([each.flatten(1) for each in grads], dim=1))
     return torch.cat(parts)
+
+
+def _planned_work(q_NQD: torch.Tensor, heads: Heads, sequences: Sequences) -> list[torch.Tensor]:
+    """Return what flash attention's backward allocates besides the gradients, which only a GPU shows.
+
+    FlashAttention-2 (mha_varlen_bwd in flash_api.cpp) sums the query's gradient in float32 over rows padded
+    by 128 for each sequence, and those of grouped keys and values for every head.
+    """
+    padded = len(q_NQD) + 128 * (len(sequences.starts_C) - 1)
+    size = -(-heads.size // 32) * 32
+    work = [
+        q_NQD.new_empty(heads.query, padded, dtype=torch.float32),
+        q_NQD.new_empty(padded, heads.query, size, dtype=torch.float32),
+    ]
+    if heads.key != heads.query:
+        work += [q_NQD.new_empty(q_NQD.shape) for _ in range(2)]
+    return work
 
 
 def _window(heads: Heads) -> dict[str, int]:

@@ -17,10 +17,11 @@ import torch
 
 from harness.base.attention import AttentionKind, UnknownAttention, attention_of
 from harness.config.resources import BackendName
+from harness.config.schema import FloatType, OptimizerName, RunConfig
 from harness.engine.adapter import Adapter
 from harness.engine.cuda import ops
 from harness.engine.cuda.llama_pass import KNOWN, LlamaPass
-from harness.engine.cuda.seats import RANK_GRID, Moments, SeatLayout, Seats
+from harness.engine.cuda.seats import Moments, Seats, seats_for
 from harness.engine.cuda.staging import PassKey, stage
 from harness.engine.micro_step import Gradient, Work, packed_gradients
 
@@ -63,15 +64,23 @@ def why_not_this_model(shared: "SharedBase") -> str | None:
     kind = rope.get("rope_type", "default") if isinstance(rope, dict) else "default"
     if kind in ("dynamic", "longrope"):
         return f"its rotations depend on the length of a row (rope_type={kind})"
+    if base.device.type == "cpu":
+        return None
+    if base.quant.compute_dtype is FloatType.float32:
+        return "attention of several lengths takes 16 bits, and quant.compute_dtype is float32"
+    if model.model.layers[0].self_attn.head_dim % 8:
+        return "heads of a size that is no multiple of 8"
     if base.device.type == "cuda":
         capability = torch.cuda.get_device_capability(base.device)
-        if base.quant.compute_dtype.value == "float32":
-            return "attention of several lengths takes 16 bits, and quant.compute_dtype is float32"
         if capability < (8, 0):
             return f"its attention needs compute capability 8.0, and this GPU has {capability}"
-        if model.model.layers[0].self_attn.head_dim % 8:
-            return "heads of a size that is no multiple of 8"
     return None
+
+
+def can_be_captured(config: RunConfig) -> bool:
+    """Say whether seats can hold a run: other optimizers keep their state tensor by tensor."""
+    same_type = config.lora.compute_dtype is config.quant.compute_dtype
+    return same_type and config.optim.name is OptimizerName.adamw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,14 +97,17 @@ class Step:
     epsilon: float
     weight_decay: float
     max_grad_norm: float | None
+    loss_scale: float
 
     def settings(self) -> list[float]:
-        """Return what the device is told of the step: `ops.SETTINGS` but for the last, and the limit."""
+        """Return what the device is told of the step: `ops.SETTINGS` but for the last, the limit, and what
+        brings back a gradient that is scaled."""
         correction1, correction2 = 1 - self.beta1**self.number, 1 - self.beta2**self.number
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         return [
             self.rate_a, self.rate_b, self.beta1, self.beta2, 1 - self.beta1, 1 - self.beta2,
             self.epsilon, self.weight_decay, correction1, correction2, _scaling(self.adapter), limit,
+            1 / self.loss_scale,
         ]  # fmt: skip
 
 
@@ -125,12 +137,13 @@ class CudaBackend:
         self._device = shared.base.device
         model: Any = shared.model
         names = [spec.name for spec in shared.base.linears]
-        self._pass = LlamaPass(model, names, _windows(model))
+        self._pass = LlamaPass(model, names, windows_of(model))
         self._seats: Seats | None = None
         self._seated: dict[str, int] = {}
         """Adapter's name -> seat."""
         self._scaling: list[float] = []
-        self._graphs: OrderedDict[PassKey, _Captured] = OrderedDict()
+        self._graphs: OrderedDict[tuple[PassKey, bool], _Captured] = OrderedDict()
+        """Passes by their kind and whether they score."""
         self._update: _Update | None = None
         self._pool: Any = None
         self._stream: Any = None
@@ -191,19 +204,14 @@ class CudaBackend:
         everybody = [*adapters, adapter]
         layers = {layer for each in everybody for layer in each.layout.layers}
         rank = max(each.layout.rank for each in everybody)
-        count = 1 << (len(everybody) - 1).bit_length()
+        count = seats_for(len(everybody))
         if self._seats is not None:
             layers |= {layer for place in self._seats.layout.places for layer in place}
             rank = max(rank, self._seats.layout.rank)
             count = max(count, self._seats.count)
-        groups = [
-            (group.indices, group.inputs, group.outputs)
-            for group in self._pass.groups
-            if layers.intersection(group.indices)
-        ]
         self._graphs.clear()
         self._update = self._seats = None
-        layout = SeatLayout(groups, -(-rank // RANK_GRID) * RANK_GRID)
+        layout = self._pass.seat_layout(layers, rank)
         dtype = self._shared.model.get_output_embeddings().weight.dtype
         self._seats = Seats(layout, count, self._device, dtype)
         for number, each in enumerate(adapters):
@@ -218,21 +226,42 @@ class CudaBackend:
         assert self._seats is not None
         numbers = [self._seated[item.adapter.name] for item in work]
         key, words = stage(work, numbers, self._seats.count)
-        self._pass.turn_to(key.longest)
-        captured = self._graphs.pop(key, None)
-        is_new = captured is None
-        if captured is None:
-            captured = _Captured(self, key)
+        captured, is_new = self._captured(key, scores=False)
         captured.run(words)
-        self._graphs[key] = captured
-        while len(self._graphs) > MOST_GRAPHS:
-            self._graphs.popitem(last=False)
         return not is_new
 
-    def body(self, key: PassKey, words: torch.Tensor) -> None:
-        """Compute a pass as it is."""
+    def score(self, work: Sequence[Work]) -> list[torch.Tensor]:
+        """Return for each run what an evaluation asks of its batch, [2, M]: the cross-entropy of every
+        position that carries loss, in order, and 1.0 where the most likely token is the right one."""
         assert self._seats is not None
-        self._pass.run(key.view(words), self._seats, recompute=key.recompute)
+        numbers = [self._seated[item.adapter.name] for item in work]
+        key, words = stage(work, numbers, self._seats.count)
+        captured, _ = self._captured(key, scores=True)
+        captured.run(words)
+        assert captured.scores_2M is not None
+        in_order = sorted(range(len(work)), key=numbers.__getitem__)
+        counts = [work[index].batch.num_loss_tokens for index in in_order]
+        parts = captured.scores_2M[:, : sum(counts)].clone().split(counts, dim=1)
+        return [part for _, part in sorted(zip(in_order, parts, strict=True), key=lambda p: p[0])]
+
+    def _captured(self, key: PassKey, *, scores: bool) -> tuple["_Captured", bool]:
+        """Return the pass of this kind, and whether it is new; the least recently used one may go."""
+        self._pass.turn_to(key.longest)
+        found = self._graphs.pop((key, scores), None)
+        captured = _Captured(self, key, scores=scores) if found is None else found
+        self._graphs[key, scores] = captured
+        while len(self._graphs) > MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+        return captured, found is None
+
+    def body(self, key: PassKey, words: torch.Tensor, scores_2M: torch.Tensor | None) -> None:
+        """Compute a pass as it is: of training, or forward alone where there is room for scores."""
+        assert self._seats is not None
+        given = key.view(words)
+        if scores_2M is None:
+            self._pass.run(given, self._seats, recompute=key.recompute)
+        else:
+            self._pass.score(given, self._seats, scores_2M)
 
     def update(self, steps: Sequence[Step]) -> list[StepNumbers]:
         """Let runs make their steps: clip, look for numbers that are not finite, AdamW, each for itself.
@@ -311,8 +340,12 @@ class _Staging:
 class _Captured:
     """One kind of pass."""
 
-    def __init__(self, backend: CudaBackend, key: PassKey) -> None:
+    def __init__(self, backend: CudaBackend, key: PassKey, *, scores: bool) -> None:
         self._backend, self._key = backend, key
+        self.scores_2M: torch.Tensor | None = None
+        """What a pass of an evaluation has found, until it is run again."""
+        if scores:
+            self.scores_2M = torch.zeros(2, key.loss_positions, device=backend._device)
         _, size = key.places()
         self._staging = _Staging((size,), torch.int32, backend._device)
         self._again: Callable[[], None] | None = None
@@ -322,7 +355,7 @@ class _Captured:
         self._staging.bring(words)
         if self._again is None:
             body, key, there = self._backend.body, self._key, self._staging.there
-            self._again = self._backend.capture(lambda: body(key, there))
+            self._again = self._backend.capture(lambda: body(key, there, self.scores_2M))
         else:
             self._again()
 
@@ -334,14 +367,14 @@ class _Update:
         self._backend, self._seats = backend, seats
         device = seats.parameters_SP.device
         # Columns: what `Step.settings` says, then whether the seat steps.
-        self._given = _Staging((seats.count, ops.SETTINGS + 1), torch.float32, device)
+        self._given = _Staging((seats.count, ops.SETTINGS + 2), torch.float32, device)
         self._settings = torch.zeros(seats.count, ops.SETTINGS, device=device)
         self._numbers = torch.zeros(seats.count, 2, dtype=torch.float64, device=device)
         self._again: Callable[[], None] | None = None
 
     def run(self, steps: Sequence[Step], numbers: Sequence[int]) -> list[StepNumbers]:
         """Let some seats step; the others keep what they have."""
-        given = torch.zeros(self._seats.count, ops.SETTINGS + 1)
+        given = torch.zeros(self._seats.count, ops.SETTINGS + 2)
         for step, seat in zip(steps, numbers, strict=True):
             given[seat] = torch.tensor([*step.settings(), 1.0])
         self._given.bring(given)
@@ -360,19 +393,24 @@ class _Update:
 
     def _body(self) -> None:
         seats, given = self._seats, self._given.there
-        scaling_S, limit_S, steps_S = given[:, 10], given[:, 11], given[:, 12] > 0
+        scaling_S, limit_S, back_S, steps_S = (
+            given[:, 10],
+            given[:, 11],
+            given[:, 12],
+            given[:, 13] > 0,
+        )
         num_a = seats.layout.num_a
         norm_a, norm_b = (
             torch.linalg.vector_norm(part, dim=1)
             for part in (seats.gradients_SP[:, :num_a], seats.gradients_SP[:, num_a:])
         )
-        norm_S = torch.sqrt(norm_a * norm_a + (scaling_S * norm_b) ** 2)
-        self._numbers[:, 0] = seats.losses_S
+        norm_S = back_S * torch.sqrt(norm_a * norm_a + (scaling_S * norm_b) ** 2)
+        self._numbers[:, 0] = seats.losses_S * back_S
         self._numbers[:, 1] = norm_S
         is_finite = torch.isfinite(norm_S) & torch.isfinite(seats.losses_S)
         moves_S = torch.where(steps_S, torch.where(is_finite, 1.0, 0.0), -1.0)
         self._settings[:, :11] = given[:, :11]
-        self._settings[:, 11] = torch.clamp(limit_S / (norm_S + 1e-6), max=1.0)
+        self._settings[:, 11] = torch.clamp(limit_S / (norm_S + 1e-6), max=1.0) * back_S
         ops.adamw_(
             seats.parameters_SP, seats.gradients_SP, seats.means_SP, seats.squares_SP,
             seats.computed_SP, self._settings, moves_S, num_a,
@@ -385,7 +423,7 @@ def _scaling(adapter: Adapter) -> float:
     return adapter.scaling / (1 - adapter.dropout)
 
 
-def _windows(model: Any) -> list[int | None]:
+def windows_of(model: Any) -> list[int | None]:
     """Return how many positions each block's attention sees; None: all before."""
     attention = attention_of(model.config)
     assert isinstance(attention, AttentionKind), "why_not_this_model has refused it"

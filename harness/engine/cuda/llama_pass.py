@@ -9,8 +9,8 @@ feed-forward, R rank (of all layers of a group), I inputs, O outputs, M position
 vocabulary.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from harness.engine.cuda import ops
 from harness.engine.cuda.attention import Attended, Heads, Sequences, attend, attend_backward
 from harness.engine.cuda.ops import Dropout, Rows
-from harness.engine.cuda.seats import Seats
+from harness.engine.cuda.seats import SeatLayout, Seats
 
 KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """transformers' classes whose forward this file repeats."""
@@ -40,9 +40,11 @@ class PassInput:
     loss_positions_M: torch.Tensor
     targets_M: torch.Tensor
     weights_M: torch.Tensor
-    """What each position's loss is multiplied by; 0 where it only fills."""
+    """What each position's loss is multiplied by, its run's loss scale included; 0 where it only fills."""
     loss_seats_M: torch.Tensor
     """Whose each of these positions is; -1 where it only fills."""
+    kept_N1: torch.Tensor | None = None
+    """Of an evaluation: what A x is multiplied by, since the seats' B makes up for what dropout drops."""
 
 
 class LinearGroup:
@@ -95,6 +97,8 @@ class LinearGroup:
             if given.dropout is not None:
                 kept = ops.dropped(x_NI, self.indices[number], given.dropout, given.rows)
                 ops.add_grouped_(h_NR[:, own], kept, a_SRI[:, own], given.rows, adds=False)
+            if given.kept_N1 is not None:
+                h_NR[:, own].mul_(given.kept_N1)
             b_SOR = seats.layout.b(seats.computed_SP, place, number)
             ops.add_grouped_(y_NO[:, columns], h_NR[:, own], b_SOR, given.rows)
         return y_NO, h_NR
@@ -318,13 +322,15 @@ class LlamaPass:
         """All groups of layers with one input, in the model's order."""
         return [group for block in self.blocks for group in block.groups]
 
+    def seat_layout(self, layers: Collection[int], rank: int) -> SeatLayout:
+        """Return where adapters of these layers lie in a seat, of this rank at most."""
+        adapted = [group for group in self.groups if set(layers).intersection(group.indices)]
+        return SeatLayout([(g.indices, g.inputs, g.outputs) for g in adapted], rank)
+
     @torch.no_grad()
     def run(self, given: PassInput, seats: Seats, *, recompute: bool) -> None:
         """Add the pass's gradients and losses to what the seats hold; `recompute`: keep block inputs only."""
-        turned = tuple(
-            table.index_select(0, given.positions_N) for table in (self._cos_LD, self._sin_LD)
-        )
-        assert len(turned) == 2
+        turned = self._turned(given)
         x_NH = self._model.embed_tokens(given.ids_N)
         added_NH: torch.Tensor | None = None
         first = self._first_adapted(seats)
@@ -349,6 +355,41 @@ class LlamaPass:
             if found is not None:
                 grad_NH = found
 
+    @torch.no_grad()
+    def score(self, given: PassInput, seats: Seats, scores_2M: torch.Tensor) -> None:
+        """Write the cross-entropy of each position that carries loss into `scores_2M`, and 1.0 where its most
+        likely token is the right one; forward alone."""
+        turned = self._turned(given)
+        seat_N = given.rows.of_positions()
+        given = replace(given, kept_N1=seats.kept_S.index_select(0, seat_N).unsqueeze(1))
+        x_NH = self._model.embed_tokens(given.ids_N)
+        added_NH: torch.Tensor | None = None
+        for block in self.blocks:
+            x_NH, added_NH, of_block = block.forward(x_NH, added_NH, turned, seats, given)
+            del of_block
+        assert added_NH is not None
+        at_M = given.loss_positions_M
+        _, n_MH, _ = _norm(
+            x_NH.index_select(0, at_M), added_NH.index_select(0, at_M), self._model.norm
+        )
+        no_gradient_M = torch.zeros_like(given.weights_M)
+        for part in self._head_parts(len(n_MH)):
+            logits, targets_M = n_MH[part] @ self._head_VH.mT, given.targets_M[part]
+            scores_2M[1, part] = (logits.argmax(dim=1) == targets_M).float()
+            scores_2M[0, part] = ops.token_loss_(logits, targets_M, no_gradient_M[part])
+            del logits
+
+    def _turned(self, given: PassInput) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and sines of the positions."""
+        at_N = given.positions_N
+        return self._cos_LD.index_select(0, at_N), self._sin_LD.index_select(0, at_N)
+
+    def _head_parts(self, positions: int) -> Iterator[slice]:
+        """Yield parts of so many positions whose logits there is memory for."""
+        chunk = max(256, _LOGIT_ELEMENTS // len(self._head_VH))
+        for start in range(0, positions, chunk):
+            yield slice(start, start + chunk)
+
     def _first_adapted(self, seats: Seats) -> int:
         """Return the first block with an adapter: before it there are no gradients."""
         adapted = seats.layout.places
@@ -369,9 +410,7 @@ class LlamaPass:
         )
         grad_n_MH = torch.empty_like(n_MH)
         losses = []
-        chunk = max(256, _LOGIT_ELEMENTS // len(self._head_VH))
-        for start in range(0, len(n_MH), chunk):
-            part = slice(start, start + chunk)
+        for part in self._head_parts(len(n_MH)):
             logits = n_MH[part] @ self._head_VH.mT
             losses.append(ops.token_loss_(logits, given.targets_M[part], given.weights_M[part]))
             torch.mm(logits, self._head_VH, out=grad_n_MH[part])

@@ -8,8 +8,8 @@ Shape suffixes: N positions of the pass, H width of the residual stream, G heads
 V vocabulary, S seats, R rank (of all layers of a group), I inputs, O outputs.
 """
 
-import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +25,32 @@ TILE = 64
 """Rows that belong to one seat without exception: segments of seats begin at multiples of it."""
 
 
-@functools.cache
-def _kernels() -> Any:
+class _OnMeta:
+    """Every kernel where there is nothing to compute: a planned pass allocates what a real one does."""
+
+    def __getattr__(self, name: str) -> "_OnMeta":
+        return self
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+_ON_META = _OnMeta()
+
+
+def _kernels(tensor: torch.Tensor) -> Any:
+    """Return the kernels that compute on `tensor`."""
+    if tensor.is_meta:
+        return _ON_META
     from harness.engine.cuda import kernels
 
     return kernels
 
 
 def by_kernel(tensor: torch.Tensor) -> bool:
-    """Say whether kernels compute on `tensor`: on a GPU, and where Triton's interpreter is asked for."""
-    return tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    """Say whether kernels compute on `tensor`: on a GPU, where a GPU is planned for, and where Triton's
+    interpreter is asked for."""
+    return tensor.is_cuda or tensor.is_meta or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _power_of_two(value: int, least: int = 1, most: int = 1 << 30) -> int:
@@ -58,7 +74,7 @@ def rms_norm(
         summed = x_NH if residual_NH is None else torch.empty_like(x_NH)
         out = torch.empty_like(x_NH)
         scale_N = torch.empty(rows, dtype=torch.float32, device=x_NH.device)
-        _kernels().rms_norm_kernel[(rows,)](
+        _kernels(x_NH).rms_norm_kernel[(rows,)](
             x_NH,
             residual_NH if residual_NH is not None else x_NH,
             weight_H,
@@ -108,7 +124,7 @@ def rms_norm_backward(
     if by_kernel(x_NH):
         rows, width = x_NH.shape
         out = torch.empty_like(x_NH)
-        _kernels().rms_norm_backward_kernel[(rows,)](
+        _kernels(grad_NH).rms_norm_backward_kernel[(rows,)](
             grad_NH,
             x_NH,
             weight_H,
@@ -150,7 +166,7 @@ def head_norm_(
     if by_kernel(x_NW):
         rows = len(x_NW)
         scale = torch.empty(rows * heads, dtype=torch.float32, device=x_NW.device)
-        _kernels().rms_norm_kernel[(rows * heads,)](
+        _kernels(before).rms_norm_kernel[(rows * heads,)](
             before,
             before,
             weight_D,
@@ -186,7 +202,7 @@ def head_norm_backward_(
     part = grad_NW[:, first : first + heads * size]
     if by_kernel(grad_NW):
         rows = len(grad_NW)
-        _kernels().rms_norm_backward_kernel[(rows * heads,)](
+        _kernels(part).rms_norm_backward_kernel[(rows * heads,)](
             part,
             before_NX,
             weight_D,
@@ -225,7 +241,7 @@ def rotate_(
     if by_kernel(x_NW):
         half = _power_of_two(size // 2)
         at_once = _power_of_two(max(1, 1024 // half), most=_power_of_two(heads))
-        _kernels().rotate_kernel[(rows, _blocks(heads, at_once))](
+        _kernels(x_NW).rotate_kernel[(rows, _blocks(heads, at_once))](
             x_NW,
             cos_ND,
             sin_ND,
@@ -255,7 +271,9 @@ def swiglu(gate_up_NF: torch.Tensor) -> torch.Tensor:
     if by_kernel(gate_up_NF):
         out = gate_up_NF.new_empty(rows, width)
         block = _power_of_two(width, most=1024)
-        _kernels().swiglu_kernel[(rows, _blocks(width, block))](gate_up_NF, out, width, BLOCK=block)
+        _kernels(gate_up_NF).swiglu_kernel[(rows, _blocks(width, block))](
+            gate_up_NF, out, width, BLOCK=block
+        )
         return out
     gate, up = gate_up_NF.chunk(2, dim=1)
     return F.silu(gate) * up
@@ -266,7 +284,7 @@ def swiglu_backward_(gate_up_NF: torch.Tensor, grad_NF: torch.Tensor) -> None:
     rows, width = grad_NF.shape
     if by_kernel(gate_up_NF):
         block = _power_of_two(width, most=1024)
-        _kernels().swiglu_backward_kernel[(rows, _blocks(width, block))](
+        _kernels(gate_up_NF).swiglu_backward_kernel[(rows, _blocks(width, block))](
             gate_up_NF, grad_NF, width, BLOCK=block
         )
         return
@@ -292,7 +310,7 @@ def decode_into(layer: Any, out_OI: torch.Tensor) -> None:
     packed, quant = layer.weight, storage.quant
     half, block = packed.numel(), 1024
     has_offset = storage.constants_per_block == 2
-    _kernels().decode_kernel[(_blocks(half, block),)](
+    _kernels(packed).decode_kernel[(_blocks(half, block),)](
         packed, table(storage.book, packed.device), *_stored(layer, "scale"),
         dynamic_table(packed.device), *_stored(layer, "offset" if has_offset else "scale"), out_OI,
         out_OI.numel(), half, quant.block_size, DOUBLE_QUANT_BLOCK,
@@ -341,7 +359,7 @@ def add_grouped_(
         out_block = _power_of_two(outputs, least=16, most=128)
         in_block = _power_of_two(inputs, least=16, most=64)
         grid = (len(rows.seat_of_tile), _blocks(outputs, out_block))
-        _kernels().grouped_product_kernel[grid](
+        _kernels(x_NI).grouped_product_kernel[grid](
             x_NI,
             w_SOI,
             out_NO,
@@ -372,11 +390,14 @@ def add_outer_(
         if rows.count == 1 and left_NL.is_cuda:
             out_SLR[0].add_(torch.mm(left_NL.mT, right_NR, out_dtype=torch.float32))
             return
+        if rows.count == 1 and left_NL.is_meta:  # whose `mm` knows no `out_dtype`
+            out_SLR[0].add_(torch.empty_like(out_SLR[0]))
+            return
         lefts, rights = left_NL.shape[1], right_NR.shape[1]
         left_block = _power_of_two(lefts, least=16, most=64 if rights > lefts else 128)
         right_block = _power_of_two(rights, least=16, most=128 if rights > lefts else 64)
         grid = (_blocks(lefts, left_block) * _blocks(rights, right_block), rows.count)
-        _kernels().grouped_outer_kernel[grid](
+        _kernels(left_NL).grouped_outer_kernel[grid](
             left_NL,
             right_NR,
             out_SLR,
@@ -428,7 +449,7 @@ def dropped(
         out = torch.empty_like(x_NI) if out_NI is None else out_NI
         width = x_NI.shape[1]
         block = _power_of_two(width, most=1024)
-        _kernels().dropout_kernel[(len(x_NI), _blocks(width, block))](
+        _kernels(x_NI).dropout_kernel[(len(x_NI), _blocks(width, block))](
             x_NI,
             out,
             dropout.places_N,
@@ -464,7 +485,7 @@ def token_loss_(
     if by_kernel(logits_NV):
         rows, width = logits_NV.shape
         loss_N = torch.empty(rows, dtype=torch.float32, device=logits_NV.device)
-        _kernels().token_loss_kernel[(rows,)](
+        _kernels(logits_NV).token_loss_kernel[(rows,)](
             logits_NV,
             targets_N,
             weight_N,
@@ -508,7 +529,7 @@ def adamw_(
     seats, size = parameters_SP.shape
     if by_kernel(parameters_SP):
         block = 1024
-        _kernels().adamw_kernel[(_blocks(size, block), seats)](
+        _kernels(parameters_SP).adamw_kernel[(_blocks(size, block), seats)](
             parameters_SP, gradients_SP, means_SP, squares_SP, computed_SP, settings_SX, moves_S,
             size, num_a, SETTINGS=SETTINGS, BLOCK=block,
         )  # fmt: skip

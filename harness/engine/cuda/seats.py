@@ -20,6 +20,11 @@ RANK_GRID = 16
 """Ranks are padded to a multiple of it: what tensor cores multiply at once."""
 
 
+def seats_for(runs: int) -> int:
+    """Return how many seats there are for so many runs: a power of two, so that few sizes are captured."""
+    return 1 << (runs - 1).bit_length()
+
+
 @dataclass(frozen=True, slots=True)
 class GroupPlace:
     """Where the adapters of layers with one input lie in a seat."""
@@ -38,7 +43,8 @@ class SeatLayout:
     def __init__(
         self, groups: Sequence[tuple[tuple[int, ...], int, tuple[int, ...]]], rank: int
     ) -> None:
-        """`groups`: (layers, inputs, outputs of each layer) of layers that see one input."""
+        """`groups`: (layers, inputs, outputs of each layer) of layers with one input; `rank`: the highest."""
+        rank = -(-rank // RANK_GRID) * RANK_GRID
         self.rank = rank
         self.num_a = sum(len(layers) * rank * inputs for layers, inputs, _ in groups)
         self.places: dict[tuple[int, ...], GroupPlace] = {}
@@ -109,8 +115,10 @@ class Seats:
         self.means_SP = zeros()
         self.squares_SP = zeros()
         self.computed_SP = zeros(dtype)
+        self.kept_S = torch.ones(count, device=device)
+        """What each seat's dropout keeps of its inputs."""
         self.losses_S = torch.zeros(count, dtype=torch.float64, device=device)
-        """Losses of the steps in progress."""
+        """Losses of the steps in progress, times each run's loss scale."""
 
     def put(
         self, seat: int, adapter: Adapter, scaling: float, moments: "Moments | None" = None
@@ -126,6 +134,7 @@ class Seats:
             ):
                 for there, own in self.layout.views(seats_P, adapter, own_P):
                     there.copy_(own)
+        self.kept_S[seat] = 1 - adapter.dropout
         computed = self.computed_SP[seat]
         computed.copy_(self.parameters_SP[seat])
         computed[self.layout.num_a :] = scaling * self.parameters_SP[seat, self.layout.num_a :]

@@ -189,7 +189,7 @@ def _segment(item: Work, seat: int) -> _Segment:
         starts=starts,
         loss_positions=moved[loss_positions],
         targets=batch.targets_BT.reshape(-1).numpy()[loss_positions],
-        weight=1 / item.loss_tokens,
+        weight=item.loss_scale / item.loss_tokens,
         dropout_key=item.dropout_key,
         rate=item.adapter.dropout,
     )

@@ -12,12 +12,12 @@ Shape suffixes: N rows (B·T) of one adapter or of the batch, K stacked adapters
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from harness.engine.lora_math import add_gradients, add_update
-from harness.engine.rows import Bundle, RowPlan
+from harness.engine.rows import AdapterGroup, RowPlan
 
 
 class PackedLora:
@@ -33,17 +33,17 @@ class PackedLora:
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         y = self.layer.base_layer(x, *args, **kwargs)
-        bundles = self.plan.bundles(self.layer_index)
-        if not bundles:
+        groups = self.plan.groups(self.layer_index)
+        if not groups:
             return y
         x = x.contiguous()
         if (
             y._is_view()
         ):  # of a layer with bias, in bitsandbytes: autograd lets nobody write into it
             y = y.clone()
-        update = _Update(self.plan, self.layer_index, bundles, self._width(x))
+        update = _Update(self.plan, self.layer_index, groups, self._width(x))
         if torch.is_grad_enabled():
-            return _Adapted.apply(x, y, self.plan.anchor, update)  # pyright: ignore[reportReturnType]
+            return Adapted.apply(x, y, self.plan.anchor, update)  # pyright: ignore[reportReturnType]
         update.add_to(x, y)
         return y
 
@@ -60,50 +60,69 @@ class PackedLora:
         return rows // batch_rows
 
 
+class Update(Protocol):
+    """What adapters add to an output in one pass, forwards and backwards."""
+
+    def add_to(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor | None]:
+        """Add it to y in place; return what backward needs."""
+        ...
+
+    def gradients(
+        self,
+        grad_y: torch.Tensor,
+        x: torch.Tensor,
+        saved: list[torch.Tensor | None],
+        *,
+        grad_x_wanted: bool,
+    ) -> torch.Tensor | None:
+        """Add up the adapters' gradients where they are kept; return that of x, if it is wanted."""
+        ...
+
+
 class _Update:
     """What the adapters add to one layer's output in one pass, forwards and backwards."""
 
     def __init__(
-        self, plan: RowPlan, layer_index: int, bundles: Sequence[Bundle], width: int
+        self, plan: RowPlan, layer_index: int, groups: Sequence[AdapterGroup], width: int
     ) -> None:
         self.plan = plan
         self.layer_index = layer_index
-        self.bundles = bundles
+        self.groups = groups
         self.width = width
 
     def add_to(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor | None]:
-        """Add the updates to y in place; return A x and the dropout mask of each bundle, for backward."""
+        """Add the updates to y in place; return A x and the dropout mask of each group, for backward."""
         saved: list[torch.Tensor | None] = []
-        for bundle in self.bundles:
-            weights = bundle.weights(self.layer_index)
-            x_rows, y_rows = self._rows(x, bundle), self._rows(y, bundle)
+        for group in self.groups:
+            weights = group.weights(self.layer_index)
+            x_rows, y_rows = self._rows(x, group), self._rows(y, group)
             x_rows = x_rows.to(weights.a.dtype)
-            kept = self.plan.keep_mask(bundle, self.layer_index, x_rows)
+            kept = self.plan.keep_mask(group, self.layer_index, x_rows)
             if kept is not None:
                 x_rows = x_rows * kept
-            saved += [add_update(weights, bundle.scaling, x_rows, y_rows), kept]
+            saved += [add_update(weights, group.scaling, x_rows, y_rows), kept]
         return saved
 
     def gradients(
         self,
         grad_y: torch.Tensor,
         x: torch.Tensor,
-        saved: Sequence[torch.Tensor | None],
+        saved: list[torch.Tensor | None],
         *,
         grad_x_wanted: bool,
     ) -> torch.Tensor | None:
-        """Add up the gradients of A and B where the bundles keep them; return that of x, if it is wanted."""
+        """Add up the gradients of A and B where the groups keep them; return that of x, if it is wanted."""
         grad_x = self._empty_gradient(x) if grad_x_wanted else None
-        for bundle, h, kept in zip(self.bundles, saved[::2], saved[1::2], strict=True):
+        for group, h, kept in zip(self.groups, saved[::2], saved[1::2], strict=True):
             assert h is not None
-            weights, targets = bundle.weights(self.layer_index), bundle.targets(self.layer_index)
-            x_rows = self._rows(x, bundle).to(weights.a.dtype)
+            weights, targets = group.weights(self.layer_index), group.targets(self.layer_index)
+            x_rows = self._rows(x, group).to(weights.a.dtype)
             if kept is not None:
                 x_rows = x_rows * kept
-            grad = self._rows(grad_y, bundle).to(weights.a.dtype)
-            grad_h = add_gradients(weights, targets, bundle.scaling, grad, x_rows, h)
+            grad = self._rows(grad_y, group).to(weights.a.dtype)
+            grad_h = add_gradients(weights, targets, group.scaling, grad, x_rows, h)
             if grad_x is not None:
-                grad_rows = self._rows(grad_x, bundle)
+                grad_rows = self._rows(grad_x, group)
                 if kept is None and grad_rows.dtype is grad_h.dtype:
                     torch.matmul(grad_h, weights.a, out=grad_rows)
                 else:
@@ -111,26 +130,26 @@ class _Update:
                     grad_rows.copy_(through if kept is None else through.mul_(kept))
         return grad_x
 
-    def _rows(self, tensor: torch.Tensor, bundle: Bundle) -> torch.Tensor:
-        """Return the bundle's rows as [N, …], or [K, N, …] for stacked adapters."""
+    def _rows(self, tensor: torch.Tensor, group: AdapterGroup) -> torch.Tensor:
+        """Return the group's rows as [N, …], or [K, N, …] for stacked adapters."""
         flat = tensor.view(-1, tensor.shape[-1])
         if self.width:
-            flat = flat[bundle.start * self.width : bundle.stop * self.width]
-        return flat if bundle.count == 1 else flat.view(bundle.count, -1, flat.shape[-1])
+            flat = flat[group.start * self.width : group.stop * self.width]
+        return flat if group.count == 1 else flat.view(group.count, -1, flat.shape[-1])
 
     def _empty_gradient(self, x: torch.Tensor) -> torch.Tensor:
         """Return a tensor like x, zero where no adapter of this layer has rows."""
-        covered = sum(bundle.stop - bundle.start for bundle in self.bundles)
+        covered = sum(group.stop - group.start for group in self.groups)
         complete = self.width == 0 or covered == self.plan.num_rows
         return torch.empty_like(x) if complete else torch.zeros_like(x)
 
 
-class _Adapted(torch.autograd.Function):
+class Adapted(torch.autograd.Function):
     """y + updates, in place, as one node of the graph."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, update: _Update
+        ctx: Any, x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, update: "Update"
     ) -> torch.Tensor:
         ctx.update = update
         ctx.save_for_backward(x, *update.add_to(x, y))

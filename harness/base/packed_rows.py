@@ -24,6 +24,7 @@ from harness.base.attention import (
     positions_of,
 )
 from harness.base.twin import VOCABULARY, WINDOW, twin_of
+from harness.config.keyed import Keyed
 
 _LENGTHS = (3 * WINDOW, WINDOW - 1, 2 * WINDOW, 1)
 """Examples of the constructed rows, on both sides of the twin's window."""
@@ -102,7 +103,7 @@ def why_apart(config: Any) -> str | None:
     layers = layers_of(text)
     if isinstance(layers, UnknownAttention):
         return layers.reason
-    return _tried(_Asked(config), _by_masks)
+    return _tried(_keyed(config), _by_masks)
 
 
 def attends_as_described(config: Any) -> AttentionKind | UnknownAttention:
@@ -110,24 +111,14 @@ def attends_as_described(config: Any) -> AttentionKind | UnknownAttention:
     kind = attention_of(config)
     if isinstance(kind, UnknownAttention):
         return kind
-    reason = _tried(_Asked(config), _by_description)
+    reason = _tried(_keyed(config), _by_description)
     return kind if reason is None else UnknownAttention(reason)
 
 
-class _Asked:
-    """A configuration, equal where it reads the same: an architecture is tried once in a process."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self._text = f"{type(config)} {config._attn_implementation} " + json.dumps(
-            config.to_dict(), sort_keys=True, default=str
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Asked) and other._text == self._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
+def _keyed(config: Any) -> Keyed[Any]:
+    """Return a configuration that counts as another where it reads the same: each is tried once."""
+    read = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    return Keyed(config, f"{type(config)} {config._attn_implementation} {read}")
 
 
 _Attempt = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -135,10 +126,10 @@ _Attempt = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @lru_cache(maxsize=32)
-def _tried(asked: _Asked, attempt: _Attempt) -> str | None:
+def _tried(asked: Keyed[Any], attempt: _Attempt) -> str | None:
     """Return why the twin does not give examples in one row what it gives them in rows of their own."""
     try:
-        twin = twin_of(asked.config, asked.config._attn_implementation)
+        twin = twin_of(asked.value, asked.value._attn_implementation)
         examples = _examples()
         alone = torch.cat([twin(input_ids=each).logits[0] for each in examples])
         ids_1T = torch.cat(examples, dim=1)

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from harness.config.schema import LoraConfig
-from harness.data.compact import folded, trimmed
+from harness.data.compact import folded, trimmed, without_padding
 from harness.data.rows import NO_LOSS, Batch
 from harness.engine.adapter import FlatGradient
 from harness.engine.dropout import dropout_key
 from harness.engine.micro_step import Gradient, Work, packed_gradients
 from harness.engine.shared_base import SharedBase
-from harness.training.layout import without_padding
 from harness.training.slot import Slot
 from tests.random_models import save_random_model
 from tests.training.conftest import MakeBase, MakeJob
@@ -93,10 +92,10 @@ def test_a_model_that_does_not_keep_examples_apart_gets_rows_of_one_example(
     fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     alibi = make_base(model=save_random_model(tmp_path / "m", "falcon", alibi=True, **fields))
     batch = short_rows()
-    out = without_padding(alibi, batch)
+    out = without_padding(batch, apart=alibi.why_apart is not None)
     assert out.segments_BT is None
     assert out.input_ids_BT.shape == trimmed(batch).input_ids_BT.shape
-    assert without_padding(make_base(), batch).segments_BT is not None
+    assert without_padding(batch, apart=make_base().why_apart is not None).segments_BT is not None
 
 
 def test_no_batch_decides_for_those_after_it(make_base: MakeBase, tmp_path: Path) -> None:
@@ -107,9 +106,12 @@ def test_no_batch_decides_for_those_after_it(make_base: MakeBase, tmp_path: Path
     within = replace(short_rows(3), targets_BT=short_rows(3).targets_BT.clone())
     within.targets_BT[:, 5:] = NO_LOSS
     one, other = make_base(model=model), make_base(model=model)
-    without_padding(one, within)
-    (after_short,) = gradients(one, [without_padding(one, short_rows())])
-    (at_once,) = gradients(other, [without_padding(other, short_rows())])
+    without_padding(within, apart=one.why_apart is not None)
+    rows = [
+        without_padding(short_rows(), apart=each.why_apart is not None) for each in (one, other)
+    ]
+    (after_short,) = gradients(one, rows[:1])
+    (at_once,) = gradients(other, rows[1:])
     (padded,) = gradients(make_base(model=model), [short_rows()])
     assert torch.equal(after_short.loss, at_once.loss)
     assert_same(at_once, padded)

@@ -132,7 +132,7 @@ class _Sizes:
             self.interval = min(2 * self.interval, _LAST_INTERVAL)
 
 
-class Packing:
+class PassSizer:
     """Decides which runs make the next micro-step, in which passes, and how many may be admitted."""
 
     def __init__(

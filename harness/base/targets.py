@@ -6,20 +6,44 @@ The rule for quantization stands here too: every linear layer inside the blocks,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from harness.config.schema import LoraConfig
 from harness.errors import RequestError, near_names
 
-TARGET_SETS = ("all_linear", "attention", "mlp")
+TARGET_SETS = ("all_linear", "attention", "mlp", "experts")
+
+
+class AdaptedShape(NamedTuple):
+    """What an adapter of rank r has of a layer: A [experts · r, inputs] and B [outputs, r · experts]."""
+
+    inputs: int
+    outputs: int
+    experts: int = 1
+
+    def params(self, rank: int) -> int:
+        """Return r (d_in + d_out) for every expert (Hu et al. 2021, section 4.1)."""
+        return rank * self.experts * (self.inputs + self.outputs)
 
 
 @dataclass(frozen=True, slots=True)
 class LinearSpec:
-    """One linear layer of a block: its full module name and its dimensions."""
+    """One linear layer of a block: its full module name, and the dimensions in which it is stored."""
 
     name: str
     in_features: int
     out_features: int
+    experts: int = 1
+    """Experts whose matrices lie in it one below another; 1: it is a plain layer."""
+    transposed: bool = False
+    """Whether these matrices are [inputs, outputs]."""
+
+    @property
+    def adapted(self) -> AdaptedShape:
+        """The dimensions that an adapter sees."""
+        rows = self.out_features // self.experts
+        inputs, outputs = (self.in_features, rows)[:: -1 if self.transposed else 1]
+        return AdaptedShape(inputs, outputs, self.experts)
 
 
 def in_block(name: str) -> bool:
@@ -56,15 +80,35 @@ def adapted_layers(lora: LoraConfig, linears: Sequence[LinearSpec]) -> list[Line
             )
         names |= matched
     adapted = [spec for spec in linears if spec.name in names]
-    smallest = min(adapted, key=lambda spec: min(spec.in_features, spec.out_features))
-    limit = min(smallest.in_features, smallest.out_features)
+    _check_experts(lora, adapted)
+    smallest = min(adapted, key=lambda spec: min(spec.adapted[:2]))
+    shape = smallest.adapted
+    limit = min(shape.inputs, shape.outputs)
     if lora.rank > limit:
         raise RequestError(
             f"lora.rank={lora.rank} is above the smallest target dimension {limit} "
-            f"({smallest.name}, {smallest.in_features} -> {smallest.out_features}); "
+            f"({smallest.name}, {shape.inputs} -> {shape.outputs}); "
             f"use at most {limit} or leave that layer out of lora.target_modules"
         )
     return adapted
+
+
+def _check_experts(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:
+    """Refuse what PEFT has for layers and not for the parameters that fused experts are."""
+    fused = next((spec for spec in adapted if spec.experts > 1), None)
+    if fused is None:
+        return
+    others = "or leave experts out of lora.target_modules (lora=attention does)"
+    if lora.dropout > 0:
+        raise RequestError(
+            f"lora.dropout={lora.dropout} acts on the inputs of layers, and PEFT adapts fused experts "
+            f"({fused.name}) as parameters, whose inputs it does not see; use lora.dropout=0, {others}"
+        )
+    if lora.init.rewrites_base:
+        raise RequestError(
+            f"lora.init={lora.init.value} is for layers, and PEFT adapts fused experts ({fused.name}) as "
+            f"parameters; use lora.init=default or gaussian, {others}"
+        )
 
 
 def _matches(target: str, name: str) -> bool:
@@ -75,6 +119,8 @@ def _matches(target: str, name: str) -> bool:
             return is_attention(name)
         case "mlp":
             return not is_attention(name)
+        case "experts":
+            return "experts" in name.split(".")[:-1]
         case _:
             return name == target or name.endswith(f".{target}")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.training.entry import RunEntry
-from harness.training.packing import Packing, best_size, is_enough, ladder, size_to_time
+from harness.training.pass_size import PassSizer, best_size, is_enough, ladder, size_to_time
 
 MANY = 8
 
@@ -19,7 +19,7 @@ def times(**seconds_per_run: float) -> dict[int, list[float]]:
 
 
 def entry(rows: int = 16, length: int = 48, adapter_bytes: int = 1000) -> RunEntry:
-    """Return what a packing reads of a run."""
+    """Return what a sizer reads of a run."""
     fields: Any = SimpleNamespace(
         slot=SimpleNamespace(
             micro_batch_size=rows,
@@ -34,14 +34,14 @@ def entry(rows: int = 16, length: int = 48, adapter_bytes: int = 1000) -> RunEnt
 
 
 def simulate(
-    packing: Packing, seconds: Callable[[int], float], runs: int, passes: int
+    sizer: PassSizer, seconds: Callable[[int], float], runs: int, passes: int
 ) -> list[int]:
-    """Let `runs` runs of one kind train as the packing says, a pass of n taking seconds(n); sizes made."""
+    """Let `runs` runs of one kind train as the sizer says, a pass of n taking seconds(n); sizes made."""
     entries = [entry() for _ in range(runs)]
     sizes = []
     for _ in range(passes):
-        for group in packing.groups(entries[: packing.slots]):
-            packing.observe(group, seconds(len(group)))
+        for group in sizer.groups(entries[: sizer.slots]):
+            sizer.observe(group, seconds(len(group)))
             sizes.append(len(group))
     return sizes
 
@@ -83,106 +83,106 @@ def test_the_fastest_size_is_chosen_and_one_at_a_time_unless_sharing_is_clearly_
 
 
 def test_one_slot_is_one_run_and_no_timing() -> None:
-    packing = Packing(max_slots=1)
-    assert simulate(packing, lambda n: 1.0, runs=4, passes=50) == [1] * 50
-    assert packing.slots == 1
-    assert not packing.is_timing([entry()])
-    assert packing.description == "one at a time"
+    sizer = PassSizer(max_slots=1)
+    assert simulate(sizer, lambda n: 1.0, runs=4, passes=50) == [1] * 50
+    assert sizer.slots == 1
+    assert not sizer.is_timing([entry()])
+    assert sizer.description == "one at a time"
 
 
 def test_where_sharing_pays_all_slots_are_used_after_a_few_passes() -> None:
-    packing = Packing(max_slots=8)
-    sizes = simulate(packing, lambda n: 0.1 + 0.05 * n, runs=8, passes=60)
-    assert packing.slots == 8
+    sizer = PassSizer(max_slots=8)
+    sizes = simulate(sizer, lambda n: 0.1 + 0.05 * n, runs=8, passes=60)
+    assert sizer.slots == 8
     assert sizes[-20:] == [8] * 20
     assert sizes.index(8) < 25
-    assert packing.description.startswith("8 of 8 slots a pass, 2.4")
+    assert sizer.description.startswith("8 of 8 slots a pass, 2.4")
 
 
 def test_where_sharing_costs_time_one_run_is_admitted_and_trained() -> None:
-    packing = Packing(max_slots=8)
-    sizes = simulate(packing, lambda n: 0.1 * n * (1 + 0.1 * n), runs=8, passes=60)
-    assert packing.slots == 1
+    sizer = PassSizer(max_slots=8)
+    sizes = simulate(sizer, lambda n: 0.1 * n * (1 + 0.1 * n), runs=8, passes=60)
+    assert sizer.slots == 1
     assert set(sizes) == {1, 2}
     assert sizes.count(2) <= 4
     assert sizes[-20:] == [1] * 20
-    assert packing.description == "one at a time: sharing a pass is no faster here"
+    assert sizer.description == "one at a time: sharing a pass is no faster here"
 
 
 def test_the_best_size_may_lie_between_and_the_oldest_go_first() -> None:
-    packing = Packing(max_slots=16)
-    simulate(packing, lambda n: 0.1 + 0.02 * n**1.7, runs=16, passes=80)
+    sizer = PassSizer(max_slots=16)
+    simulate(sizer, lambda n: 0.1 + 0.02 * n**1.7, runs=16, passes=80)
     entries = [entry() for _ in range(16)]
-    (group,) = packing.groups(entries)
+    (group,) = sizer.groups(entries)
     assert group == entries[: len(group)]
     assert len(group) in (4, 8)
-    assert packing.slots == len(group)
+    assert sizer.slots == len(group)
 
 
 def test_fewer_runs_than_the_next_size_are_compared_as_they_are() -> None:
-    packing = Packing(max_slots=16)
-    sizes = simulate(packing, lambda n: 0.1 + 0.05 * n, runs=3, passes=60)
+    sizer = PassSizer(max_slots=16)
+    sizes = simulate(sizer, lambda n: 0.1 + 0.05 * n, runs=3, passes=60)
     assert sizes[-10:] == [3] * 10
-    packing = Packing(max_slots=16)
-    sizes = simulate(packing, lambda n: 0.2 if n == 3 else 0.05 + 0.04 * n, runs=3, passes=60)
+    sizer = PassSizer(max_slots=16)
+    sizes = simulate(sizer, lambda n: 0.2 if n == 3 else 0.05 + 0.04 * n, runs=3, passes=60)
     assert sizes[-10:] == [2] * 10
 
 
 def test_a_machine_that_becomes_busy_is_timed_again() -> None:
-    packing = Packing(max_slots=4)
-    simulate(packing, lambda n: 0.3 + 0.01 * n, runs=4, passes=50)
-    assert packing.slots == 4
-    simulate(packing, lambda n: 0.1 * n**2, runs=4, passes=1000)
-    assert packing.slots == 1
+    sizer = PassSizer(max_slots=4)
+    simulate(sizer, lambda n: 0.3 + 0.01 * n, runs=4, passes=50)
+    assert sizer.slots == 4
+    simulate(sizer, lambda n: 0.1 * n**2, runs=4, passes=1000)
+    assert sizer.slots == 1
 
 
 def test_runs_of_other_micro_batches_are_timed_apart_and_share_no_pass() -> None:
-    packing = Packing(max_slots=8)
-    simulate(packing, lambda n: 0.1 + 0.01 * n, runs=8, passes=60)
+    sizer = PassSizer(max_slots=8)
+    simulate(sizer, lambda n: 0.1 + 0.01 * n, runs=8, passes=60)
     large = [entry(rows=64) for _ in range(2)]
-    groups = packing.groups([*(entry() for _ in range(3)), *large])
+    groups = sizer.groups([*(entry() for _ in range(3)), *large])
     assert [len(group) for group in groups] == [3, 1]
-    assert packing.is_timing(groups[1])
+    assert sizer.is_timing(groups[1])
 
 
 def test_the_size_grows_only_as_predicted_memory_allows() -> None:
     free = 10**12
-    packing = Packing(max_slots=16, memory_bytes=free)
+    sizer = PassSizer(max_slots=16, memory_bytes=free)
     one = [entry(adapter_bytes=0)]
-    assert packing.wants_bytes(one)
-    packing.observe_bytes(one, pass_bytes=free // 5)
-    assert not packing.wants_bytes(one)
-    simulate(packing, lambda n: 0.1 + 0.01 * n, runs=16, passes=60)
-    assert packing.slots == 4  # five fifths are more than nine tenths
+    assert sizer.wants_bytes(one)
+    sizer.observe_bytes(one, pass_bytes=free // 5)
+    assert not sizer.wants_bytes(one)
+    simulate(sizer, lambda n: 0.1 + 0.01 * n, runs=16, passes=60)
+    assert sizer.slots == 4  # five fifths are more than nine tenths
 
 
 def test_a_prediction_bounds_the_size_until_a_pass_has_been_measured() -> None:
     free = 10**12
-    packing = Packing(max_slots=16, memory_bytes=free, predicted_bytes=lambda entry: free // 5)
-    simulate(packing, lambda n: 0.1 + 0.01 * n, runs=16, passes=60)
-    assert packing.slots == 4
-    packing.observe_bytes([entry(adapter_bytes=0)], pass_bytes=free // 3)
-    simulate(packing, lambda n: 0.1 + 0.01 * n, runs=16, passes=60)
-    assert packing.slots == 2
+    sizer = PassSizer(max_slots=16, memory_bytes=free, predicted_bytes=lambda entry: free // 5)
+    simulate(sizer, lambda n: 0.1 + 0.01 * n, runs=16, passes=60)
+    assert sizer.slots == 4
+    sizer.observe_bytes([entry(adapter_bytes=0)], pass_bytes=free // 3)
+    simulate(sizer, lambda n: 0.1 + 0.01 * n, runs=16, passes=60)
+    assert sizer.slots == 2
 
 
 def test_a_pass_that_has_run_out_of_memory_is_the_last_of_its_size() -> None:
-    packing = Packing(max_slots=16)
-    assert packing.ran_out([entry() for _ in range(8)]) == 4
-    packing.observe_bytes([entry()], pass_bytes=1)
-    simulate(packing, lambda n: 0.1 + 0.01 * n, runs=16, passes=100)
-    assert packing.slots == 4
-    packing.allow_slots(2)
-    assert packing.slots == 2
+    sizer = PassSizer(max_slots=16)
+    assert sizer.ran_out([entry() for _ in range(8)]) == 4
+    sizer.observe_bytes([entry()], pass_bytes=1)
+    simulate(sizer, lambda n: 0.1 + 0.01 * n, runs=16, passes=100)
+    assert sizer.slots == 4
+    sizer.allow_slots(2)
+    assert sizer.slots == 2
 
 
 def test_a_pass_with_more_positions_than_any_so_far_is_measured_again() -> None:
-    packing = Packing(max_slots=4, memory_bytes=10**12)
+    sizer = PassSizer(max_slots=4, memory_bytes=10**12)
     short, long = entry(), entry()
     short.slot.pass_tokens = 100  # pyright: ignore[reportAttributeAccessIssue]  (a stand-in)
-    packing.observe_bytes([short], pass_bytes=7)
-    assert not packing.wants_bytes([short])
-    assert packing.wants_bytes([long])
-    packing.observe_bytes([long], pass_bytes=11)
-    packing.observe_bytes([long], pass_bytes=9)
-    assert packing.pass_bytes([short]) == packing.pass_bytes([long]) == 11
+    sizer.observe_bytes([short], pass_bytes=7)
+    assert not sizer.wants_bytes([short])
+    assert sizer.wants_bytes([long])
+    sizer.observe_bytes([long], pass_bytes=11)
+    sizer.observe_bytes([long], pass_bytes=9)
+    assert sizer.pass_bytes([short]) == sizer.pass_bytes([long]) == 11

@@ -1,6 +1,7 @@
 """Random-weight Llamas of common sizes and random rows: time and memory do not ask what is learnt."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -80,12 +81,10 @@ def compute_type(device: torch.device) -> FloatType:
     return FloatType.bfloat16 if device.type == "cuda" else FloatType.float32
 
 
-def random_base(shape: Shape, quant: QuantConfig, device: torch.device) -> Base:
-    """Return a frozen base with weights drawn on its device."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def shape_config(shape: Shape) -> Any:
+    """Return transformers' configuration of a shape."""
+    from transformers import AutoConfig
 
-    torch.manual_seed(0)
-    quant = replace(quant, compute_dtype=compute_type(device))
     config = AutoConfig.for_model(
         shape.model_type,
         hidden_size=shape.hidden,
@@ -98,6 +97,16 @@ def random_base(shape: Shape, quant: QuantConfig, device: torch.device) -> Base:
         head_dim=shape.head_size or shape.hidden // shape.heads,
     )
     config._attn_implementation = "sdpa"
+    return config
+
+
+def random_base(shape: Shape, quant: QuantConfig, device: torch.device) -> Base:
+    """Return a frozen base with weights drawn on its device."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    quant = replace(quant, compute_dtype=compute_type(device))
+    config = shape_config(shape)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
     try:

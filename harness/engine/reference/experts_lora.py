@@ -1,0 +1,171 @@
+"""The adapters of fused experts: PEFT's `target_parameters`, each run's on its own tokens.
+
+PEFT adds s B_e A_e to the matrix of every expert e; here the update is computed beside the packed matrix, for
+the tokens that the expert sees of each run. A [E·R, I] and B [O, R·E] lie as PEFT has them
+(`lora.ParamWrapper`).
+
+Shape suffixes: N tokens, S pairs of token and expert, R rank, E experts, I inputs, O outputs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from harness.base.experts import Routing
+from harness.base.targets import LinearSpec
+from harness.engine.lora_math import Weights, add_product
+from harness.engine.reference.grouped_lora import Adapted
+from harness.engine.rows import AdapterGroup, RowPlan
+
+
+class _Span(NamedTuple):
+    """Pairs [start, stop) that one expert has of one adapter: number `number` of a group."""
+
+    group: AdapterGroup
+    number: int
+    expert: int
+    start: int
+    stop: int
+
+
+def initialized(spec: LinearSpec, config: Any, adapter: str) -> Any:
+    """Return PEFT's own layer for fused experts, with A and B as it draws them, and no matrix."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    stands_in: Any = nn.Module()
+    stands_in.is_transposed = spec.transposed
+    name = spec.name.rpartition(".")[2]
+    shape = (spec.experts, spec.out_features // spec.experts, spec.in_features)
+    matrix = nn.Parameter(torch.zeros(()).expand(shape), requires_grad=False)
+    stands_in.register_parameter(name, matrix)
+    return ParamWrapper(
+        stands_in, adapter, name, config=config, r=config.r, lora_alpha=config.lora_alpha
+    )
+
+
+def names_in_file(specs: Sequence[LinearSpec]) -> dict[str, str]:
+    """Return what PEFT calls the layers of these fused experts in a file, by their names in the model.
+
+    It wraps a module once for each parameter, the first one innermost.
+    """
+    by_module: dict[str, list[str]] = {}
+    for spec in specs:
+        by_module.setdefault(spec.name.rpartition(".")[0], []).append(spec.name)
+    return {
+        name: ".".join(["base_model.model", module, *["base_layer"] * depth])
+        for module, names in by_module.items()
+        for depth, name in enumerate(reversed(names))
+    }
+
+
+class ExpertsLora:
+    """What the adapters of a pass add to the matrices of one module of experts."""
+
+    def __init__(self, layers: Mapping[str, int], plan: RowPlan) -> None:
+        """`layers`: the index of each matrix among the base's linear layers, by its name in the module."""
+        self._layers = layers
+        self._plan = plan
+
+    def add(
+        self, name: str, x_SI: torch.Tensor, y_SO: torch.Tensor, routing: Routing
+    ) -> torch.Tensor:
+        """Return y with the updates of the parameter `name`."""
+        layer = self._layers[name]
+        groups = self._plan.groups(layer)
+        if not groups:
+            return y_SO
+        update = _Update(layer, routing.experts, list(self._spans(groups, routing)))
+        if torch.is_grad_enabled():
+            return Adapted.apply(x_SI, y_SO, self._plan.anchor, update)  # pyright: ignore[reportReturnType]
+        update.add_to(x_SI, y_SO)
+        return y_SO
+
+    def _spans(self, groups: list[AdapterGroup], routing: Routing) -> Iterator[_Span]:
+        owners = list(self._owners(groups, routing.tokens))
+        owner_N = torch.cat(
+            [
+                torch.full((count,), number, device=routing.token_S.device)
+                for number, (_, count) in enumerate(owners)
+            ]
+        )
+        start = 0
+        for expert, counts in enumerate(routing.counts(len(owners), owner_N)):
+            for (owner, _), count in zip(owners, counts, strict=True):
+                if owner is not None and count:
+                    yield _Span(*owner, expert, start, start + count)
+                start += count
+
+    def _owners(
+        self, groups: list[AdapterGroup], tokens: int
+    ) -> Iterator[tuple[tuple[AdapterGroup, int] | None, int]]:
+        """Yield the adapters and how many tokens each has, in the batch's order; None for rows of none."""
+        rows = self._plan.num_rows
+        if rows == 0:
+            yield (groups[0], 0), tokens
+            return
+        width, row = tokens // rows, 0
+        for group in sorted(groups, key=lambda each: each.start):
+            if group.start > row:
+                yield None, (group.start - row) * width
+            each = (group.stop - group.start) // group.count
+            for number in range(group.count):
+                yield (group, number), each * width
+            row = group.stop
+        if row < rows:
+            yield None, (rows - row) * width
+
+
+class _Update:
+    """The updates of one matrix in one pass, forwards and backwards."""
+
+    def __init__(self, layer: int, experts: int, spans: list[_Span]) -> None:
+        self._layer = layer
+        self._experts = experts
+        self._spans = spans
+
+    def add_to(self, x_SI: torch.Tensor, y_SO: torch.Tensor) -> list[torch.Tensor | None]:
+        """Add the updates to y in place; return A x of each span, for backward."""
+        saved: list[torch.Tensor | None] = []
+        for span in self._spans:
+            a_RI, b_OR = self._of(span, span.group.weights(self._layer))
+            h_SR = x_SI[span.start : span.stop].to(a_RI.dtype) @ a_RI.T
+            y_SO[span.start : span.stop] += (h_SR @ b_OR.T) * _scaling(span)
+            saved.append(h_SR)
+        return saved
+
+    def gradients(
+        self,
+        grad_y: torch.Tensor,
+        x: torch.Tensor,
+        saved: list[torch.Tensor | None],
+        *,
+        grad_x_wanted: bool,
+    ) -> torch.Tensor | None:
+        """Add up the gradients of A and B where the groups keep them; return that of x, if it is wanted."""
+        grad_x = torch.zeros_like(x) if grad_x_wanted else None
+        for span, h_SR in zip(self._spans, saved, strict=True):
+            assert h_SR is not None
+            a_RI, b_OR = self._of(span, span.group.weights(self._layer))
+            into_a_RI, into_b_OR = self._of(span, span.group.targets(self._layer))
+            grad_SO = grad_y[span.start : span.stop].to(a_RI.dtype) * _scaling(span)
+            grad_h_SR = grad_SO @ b_OR
+            add_product(into_b_OR, grad_SO.T, h_SR)
+            add_product(into_a_RI, grad_h_SR.T, x[span.start : span.stop].to(a_RI.dtype))
+            if grad_x is not None:
+                grad_x[span.start : span.stop] = grad_h_SR @ a_RI
+        return grad_x
+
+    def _of(self, span: _Span, weights: Weights) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return views of one expert's A [R, I] and B [O, R] of one adapter."""
+        a, b = weights
+        if span.group.count > 1:
+            a, b = a[span.number], b[span.number]
+        a_ERI, b_ORE = a.view(self._experts, -1, a.shape[-1]), b.view(len(b), -1, self._experts)
+        return a_ERI[span.expert], b_ORE[:, :, span.expert]
+
+
+def _scaling(span: _Span) -> float | torch.Tensor:
+    value = span.group.scaling.value
+    return value[span.number, 0, 0] if isinstance(value, torch.Tensor) else value

