@@ -92,7 +92,9 @@ def test_the_likelihoods_gradient_is_that_of_differences() -> None:
 
 def test_too_few_trials_or_none_that_vary_say_nothing() -> None:
     points, values = searched(19, seed=5)
-    with pytest.raises(ValueError, match="19 completed trials over 3 axes: partial dependence needs 20"):
+    with pytest.raises(
+        ValueError, match="19 completed trials over 3 axes: partial dependence needs 20"
+    ):
         partial_dependence(points, values)
     with pytest.raises(ValueError, match="same value"):
         partial_dependence(searched(30, seed=5)[0], [1.0] * 30)
