@@ -226,6 +226,11 @@ def _best_sentence(sweep: SweepData) -> str | None:
     scale = scale_of(metric, list(means.values()))
     unit = f" {scale.unit}" if scale.unit else ""
     best = ranked[0]
+    if len(ranked) == 1:
+        return (
+            f"The one confirmed cell, {_spelled_point(points[best])}, has {METRICS[metric].label} "
+            f"{scale.number(means[best])}{unit}, the mean of n = {len(cells[best])}."
+        )
     sentence = (
         f"Best {METRICS[metric].label} of {len(ranked)} confirmed cells: "
         f"{scale.number(means[best])}{unit} with "

@@ -87,4 +87,7 @@ def _command(sweep: SweepData, axis: Axis, numbers: Sequence[float], *, is_high:
         values = [*numbers, beyond] if is_high else [beyond, *numbers]
         grammar = f"choice({', '.join(f'{value:g}' for value in values)})"
     override = shlex.quote(f"{axis.key}={grammar}")
-    return f"harness sweep {sweep.name} {override} name={sweep.name}_wider"
+    asked = shlex.quote(
+        str(sweep.directory / "sweep.yaml")
+    )  # with all that the command line changed
+    return f"harness sweep {asked} {override} name={sweep.name}_wider"

@@ -279,7 +279,11 @@ def _curve_draws(
 def _answers(rows: Sequence[Row], objectives: Iterable[str], source: Source) -> Iterator[Section]:
     """Yield what the best cells that were asked to generate have answered, a column for each of a few."""
     objective = next((metric for metric in objectives if metric.startswith("eval/")), "eval/loss")
-    asked = [row for row in runs_of(rows) if row.get("after.eval/exact_match") is not None]
+    asked = [
+        row
+        for row in runs_of(rows)
+        if row.get("after.eval/exact_match") is not None or row.get("data.answers") is not None
+    ]
     cells = best_first(cells_of(asked), objective)
     answered = [(cell, source.samples(cell.rows[0]["run_id"])) for cell in cells[:MAX_ANSWERING]]
     answered = [(cell, samples) for cell, samples in answered if samples]
@@ -292,8 +296,8 @@ def _answers(rows: Sequence[Row], objectives: Iterable[str], source: Source) -> 
     ]
     runs = ", ".join(cell.rows[0]["run_id"] for cell, _ in answered)
     note = (
-        f"<p>The first {len(answered[0][1])} test rows, a seed each of the {len(answered)} best cells; bold "
-        "where an answer equals its reference.</p>" + folded("the runs", f"<p>{escape(runs)}</p>")
+        f"<p>{len(answered[0][1])} prompts, a seed each of the {len(answered)} best cells; bold where an "
+        "answer equals its reference.</p>" + folded("the runs", f"<p>{escape(runs)}</p>")
     )
     table = answers_table(labels, [samples for _, samples in answered])
     yield Section(key="answers", title="Answers", body=note + table)

@@ -1,7 +1,7 @@
 """Captured steps against the reference's eager ones, on random models of common sizes.
 
     python -m bench.gpu_captured                      the whole table: each part in a process of its own
-    python -m bench.gpu_captured --cases 1.5B:512:16 [--format int4] [--only captured peers …] [--profile]
+    python -m bench.gpu_captured --cases 1.5B:512:16 [--format int4] [--only captured trainer …] [--profile]
 
 A case is shape:tokens of a run and step:runs side by side[:micro-batches of a step]. Each prints and
 writes one line of JSON as it ends: milliseconds of a step, tokens a second, how far its losses are from the
@@ -44,6 +44,7 @@ from harness.config.resources import BackendName
 from harness.config.schema import FloatType, LoraConfig, ModelConfig, RunConfig
 from harness.data.order import batch_rows
 from harness.engine.cuda.backend import CudaBackend
+from harness.engine.cuda.decoding import DecodingSize
 from harness.engine.shared_base import SharedBase
 from harness.plan.model import PlannedModel
 from harness.plan.predict import predict
@@ -52,6 +53,8 @@ from harness.records.provenance import collect_provenance
 from harness.training.slot import Slot, clip
 
 COMPARED, WARMUP, ROUNDS = 4, 3, 12
+NEW_TOKENS = 48
+"""Of an answer."""
 PEERS = ("plain", "trainer", "unsloth")
 TABLE: tuple[tuple[int, str], ...] = (
     (75, "--cases 1.5B:512:1 1.5B:2048:1 1.5B:512:16 --only eager captured --profile"),
@@ -59,6 +62,7 @@ TABLE: tuple[tuple[int, str], ...] = (
     (40, "--cases qwen3_1.7b:16384:1:4 qwen3_0.6b:16384:1:4 --only captured"),
     (60, "--cases qwen3_8b:16384:1:4 --only captured"),
     (45, "--cases 1.5B:512:1 --only plain trainer unsloth"),
+    (30, "--cases 1.5B:512:1 1.5B:512:8 --only decoding"),
     (50, "--peaks"),
 )
 """Seconds that a part may take, and what it is; the most important first."""
@@ -259,6 +263,41 @@ def captured(case: Case, shared: SharedBase, *, profiled: bool) -> tuple[list[fl
     return losses, row
 
 
+def decoding(case: Case, shared: SharedBase) -> dict[str, Any]:
+    """Return the milliseconds of a token of 32 answers by each run, in seats and by the model."""
+    backend, slots = CudaBackend(shared), case.slots(shared, case.runs)
+    adapters = [slot.adapter for slot in slots]
+    for adapter in adapters:
+        backend.sit(adapter, None)
+    prompts = random_rows(SHAPES[case.shape], case.row_length).input_ids_NT[:32, :64].tolist()
+    size = DecodingSize(rows=len(prompts), length=64 + NEW_TOKENS, new_tokens=NEW_TOKENS)
+    at_once = adapters[: backend.adapters_at_once(size)]
+    captured_s = times(lambda: backend.answers(at_once, prompts, size, []), 3, case.wait)
+    ids = torch.tensor(prompts * len(at_once), device=case.device)
+
+    def by_model() -> None:
+        with shared.side_by_side(at_once, len(prompts)):
+            shared.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=NEW_TOKENS,
+                min_new_tokens=NEW_TOKENS,
+                pad_token_id=0,
+            )
+
+    shared.model.eval()
+    model_s = times(by_model, 2, case.wait)
+    for adapter in adapters:
+        backend.leave(adapter)
+        shared.detach(adapter)
+    return {
+        "decoded_at_once": len(at_once),
+        "captured_token_ms": _milliseconds(captured_s[-1] / NEW_TOKENS),
+        "model_token_ms": _milliseconds(model_s[-1] / NEW_TOKENS),
+    }
+
+
 def _in_a_row(case: Case, backend: CudaBackend, slots: list[Slot]) -> tuple[float, float]:
     """Return the seconds of a step, and those of the host, where numbers are read a step later."""
     case.wait()
@@ -316,7 +355,7 @@ def measured(case: Case, only: Sequence[str], *, profiled: bool) -> dict[str, An
     """Return what one case costs in the ways that are asked for."""
     row: dict[str, Any] = {"case": case.name, "format": case.format}
     losses: dict[str, list[float]] = {}
-    if not set(only).isdisjoint(("eager", "captured")):
+    if not set(only).isdisjoint(("eager", "captured", "decoding")):
         shared = case.base()
         if "eager" in only:
             losses["eager"], costs = eager(case, shared)
@@ -324,6 +363,8 @@ def measured(case: Case, only: Sequence[str], *, profiled: bool) -> dict[str, An
         if "captured" in only:
             losses["captured"], costs = captured(case, shared, profiled=profiled)
             row |= costs | {"losses": losses["captured"]}
+        if "decoding" in only:
+            row |= decoding(case, shared)
         if len(losses) == 2:
             row["loss_difference"] = _apart(losses["eager"], losses["captured"])
         del shared

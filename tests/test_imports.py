@@ -19,6 +19,7 @@ LAYERS = (
     ("commands",),
     ("launch",),
     ("sweeping", "parallel"),
+    ("export",),
     ("training",),
     ("study", "plan"),
     ("question",),

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from harness.base.attention import most_positions
 from harness.base.blocks import (
     block_linears,
     finish_base,
@@ -19,6 +21,7 @@ from harness.base.blocks import (
 )
 from harness.base.cache import cache_entry, load_entry, save_entry
 from harness.base.experts import expose_experts
+from harness.base.layers import FrozenLinear
 from harness.base.model_config import Described, read_config, refusing
 from harness.base.prequantized import StoredWeights, check_stored
 from harness.base.quick_imports import quiet_libraries
@@ -26,7 +29,7 @@ from harness.base.source import ModelSource
 from harness.base.storage import Dense, Storage, storage_of
 from harness.base.stored_layers import load_stored
 from harness.base.targets import LinearSpec
-from harness.config.schema import FloatType, ModelConfig, QuantConfig
+from harness.config.schema import FloatType, ModelConfig, QuantConfig, QuantFormat
 from harness.errors import RequestError, says_out_of_memory
 
 _TRIED_POSITIONS = 8
@@ -66,7 +69,9 @@ class ModelOutline:
     uncovered: dict[str, int]
     """Matrices of the blocks that lie in no linear layer, with their sizes."""
     max_positions: int | None
-    """Longest row the model has positions for, or None if it does not say."""
+    """Longest row that the model has positions for, or None if it does not say."""
+    beyond: str
+    """What is the matter with longer rows (`harness.base.attention.most_positions`)."""
     num_embeddings: int
     """Tokens that the model has embeddings for."""
     config: Any
@@ -81,12 +86,13 @@ def inspect_model(source: ModelSource, config: ModelConfig) -> ModelOutline:
     """Return the model's outline without loading any weight."""
     described = read_config(source, config)
     model = _empty_model(described, config, source)
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions, beyond = most_positions(model.config)
     linears = tuple(block_linears(model))
     return ModelOutline(
         linears=linears,
         uncovered=uncovered_weights(model, linears),
         max_positions=positions,
+        beyond=beyond,
         num_embeddings=model.get_input_embeddings().weight.shape[0],
         config=model.config,
         came_rounded=_came_rounded(source, described.stored),
@@ -254,14 +260,50 @@ def _empty_model(
     return model
 
 
+def _decoded(source: ModelSource, config: ModelConfig, described: Described) -> Any:
+    """Return the model of a checkpoint that came quantized, with dense layers in its blocks."""
+    assert described.stored is not None
+    storage = storage_of(QuantConfig(format=QuantFormat.as_stored), described.stored)
+    with refusing(source):
+        empty = _empty_model(described, config, source, exposed=False)
+        model = load_stored(source, empty, described.stored, storage, torch.device("cpu"))
+    dense = storage_of(QuantConfig(format=QuantFormat.none))
+    for name, layer in linear_modules(model):
+        assert isinstance(layer, FrozenLinear), name
+        weight_OI = layer.dense_weight(torch.float32)
+        model.set_submodule(name, dense.quantize(weight_OI, layer.bias, torch.device("cpu")))
+    return model
+
+
+@contextmanager
+def no_bar_of_gguf() -> Iterator[None]:
+    """Keep the bar off the terminal that transformers' GGUF reader draws whatever it is told."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    drawn: Any = getattr(reader, "tqdm", None)
+    if drawn is None:
+        yield
+        return
+    reader.tqdm = partial(drawn, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = drawn
+
+
 def load_dense(source: ModelSource, config: ModelConfig) -> Any:
-    """Return transformers' own model in the type its weights are stored in, on the CPU."""
+    """Return transformers' own model in the type its weights are stored in, on the CPU.
+
+    What came quantized is decoded to float32.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     described = read_config(source, config)
-    with refusing(source):
+    if described.stored is not None:
+        return _decoded(source, config, described)
+    with refusing(source), no_bar_of_gguf():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source.pretrained,
             config=described.config,

@@ -50,6 +50,25 @@ def resolve_hub_model(name: str, revision: str | None) -> HubModel:
     return HubModel(commit=commit, snapshot=None)
 
 
+def fetched_bytes(name: str, revision: str | None, kind: str) -> int | None:
+    """Return the bytes of what is loaded of a `model` or `dataset` on the hub; None: not known."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().repo_info(
+            name, revision=revision, repo_type=kind, timeout=_SECONDS, files_metadata=True
+        )
+    except Exception:  # no network: whoever fetches it will say so
+        return None
+    sizes = {each.rfilename: each.size or 0 for each in info.siblings or ()}
+    weights = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+    for suffix in weights[:2]:  # what transformers loads of a repository that has several kinds
+        if kind == "model" and any(file.endswith(suffix) for file in sizes):
+            others = tuple(each for each in weights if each != suffix)
+            return sum(size for file, size in sizes.items() if not file.endswith(others))
+    return sum(sizes.values())
+
+
 def _cached(name: str, revision: str | None, shown: str, reason: str) -> HubModel:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE

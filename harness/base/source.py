@@ -3,6 +3,7 @@
 Must not import torch or transformers: a missing directory is refused before they are loaded.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -195,7 +196,10 @@ def model_fingerprint(source: ModelSource, memo: Path, *, keep: bool = True) -> 
             changed = True
         digest.update(f"{path.name} {known[key].sha256}\n".encode())
     if changed and keep:
-        _write_memo(memo, known)
+        with contextlib.suppress(
+            OSError
+        ):  # a disk that takes nothing: it is hashed again next time
+            _write_memo(memo, known)
     return "sha256:" + digest.hexdigest()
 
 

@@ -34,6 +34,14 @@ def complete(arguments: list[str]) -> int:
         if command in ("status", "report") or names_sweep:
             _print_completions(_sweep_names(command), words[-1])
             return 0
+        if command in ("ask", "export") and (len(words) == 3 or words[-2] == "--compare"):
+            _print_completions(_run_names(command), words[-1])
+            return 0
+        if command == "export" and words[-2] == "--to":
+            from harness.export.card import FORMS
+
+            _print_completions(FORMS, words[-1])
+            return 0
         if words[-2] in ("--cfg", "-c", "--info", "-i"):
             _print_completions(CFG if words[-2] in ("--cfg", "-c") else INFO, words[-1])
             return 0
@@ -45,12 +53,20 @@ def complete(arguments: list[str]) -> int:
 
 
 def _sweep_names(command: str) -> list[str]:
-    """Return the questions that are ready, or the sweeps that have run under out/."""
+    """Return the sweeps that have run; where one can be begun, after the questions that are ready."""
+    out = Path(os.environ.get("HARNESS_OUT") or "out")
+    begun = sorted(path.parent.name for path in (out / "sweeps").glob("*/state.json"))
     if command not in ("sweep", "plan"):
-        return sorted(path.parent.name for path in Path("out/sweeps").glob("*/state.json"))
+        return begun
     from harness.question.load import known_sweeps
 
-    return list(known_sweeps())
+    return list(dict.fromkeys([*known_sweeps(), *begun]))
+
+
+def _run_names(command: str) -> list[str]:
+    """Return the runs and sweeps under out/, and the base where it can be asked."""
+    runs = sorted(path.parent.name for path in Path("out/runs").glob("*/run.json"))
+    return [*runs, *_sweep_names(command), *(["base"] if command == "ask" else [])]
 
 
 def _print_completions(words: Iterable[str], prefix: str) -> None:

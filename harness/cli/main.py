@@ -14,11 +14,15 @@ from typing import NoReturn
 
 from harness.cli.boundary import end, exit_code_of
 from harness.cli.options import (
+    ASK_FLAGS,
     CFG,
     COMMANDS,
+    DATA_FLAGS,
+    EXPORT_FLAGS,
     INFO,
     OWN_GROUPS,
     PLAN_FLAGS,
+    PUSH_FLAGS,
     REPORT_FLAGS,
     RUN_FLAGS,
     STATUS_FLAGS,
@@ -31,12 +35,16 @@ from harness.records.redact import redact
 from harness.training.stop import leave_terminal
 
 USAGE = """\
-usage: harness run    [-m] [override…] [--json]
+usage: harness run    [-m [--dry-run]] [override…] [--json]
        harness sweep  NAME|FILE [override…] [--dry-run] [--json]
        harness worker NAME [override…]
+       harness data   [override…] [--rows 3] [--split train] [--json]
        harness plan   [NAME|FILE] [override…] [--budget 24GiB] [--explain] [--probe] [--table] [--json]
        harness status [NAME] [--json]
        harness report [NAME…] [--source records|wandb-offline|wandb] [--watch] [--json]
+       harness ask    RUN|SWEEP|base ["PROMPT"] [override…] [--compare RUN|base] [--file FILE] [--json]
+       harness export RUN|SWEEP --to adapter|merged|merged_4bit|gguf [--out DIR] [--json]
+       harness push   DIR OWNER/NAME [--public] [--json]
        harness wandb  [NAME] [--paths] [--json]
 
 commands:
@@ -128,6 +136,8 @@ def _dispatch(arguments: list[str]) -> int:
             return _sweep(rest)
         case "worker":
             return _worker(rest)
+        case "data":
+            return _data(rest)
         case "plan":
             return _plan(rest)
         case "status":
@@ -136,6 +146,12 @@ def _dispatch(arguments: list[str]) -> int:
             return _report(rest)
         case "wandb":
             return _wandb(rest)
+        case "ask":
+            return _ask(rest)
+        case "export":
+            return _export(rest)
+        case "push":
+            return _push(rest)
         case _:
             return _run(command, rest)
 
@@ -150,6 +166,10 @@ def _run(command: str, rest: list[str]) -> int:
         return 0
     if "-m" in names or "--multirun" in names:
         return _multirun(names, overrides)
+    if "--dry-run" in names:
+        raise RequestError(
+            "--dry-run goes with -m, which has several runs to show; `harness plan` says what one needs"
+        )
     if any(name != "--json" for name in names):
         return _hydra_flags(command, flags, overrides)
     from harness.commands.run import run_command
@@ -158,12 +178,14 @@ def _run(command: str, rest: list[str]) -> int:
 
 
 def _multirun(names: list[str], overrides: list[str]) -> int:
-    others = [name for name in names if name not in ("-m", "--multirun", "--json")]
+    others = [name for name in names if name not in ("-m", "--multirun", "--json", "--dry-run")]
     if others:
-        raise RequestError(f"-m goes with --json only, got {', '.join(others)} as well")
+        raise RequestError(
+            f"-m goes with --dry-run and --json only, got {', '.join(others)} as well"
+        )
     from harness.commands.multirun import multirun_command
 
-    return multirun_command(overrides, as_json="--json" in names)
+    return multirun_command(overrides, dry_run="--dry-run" in names, as_json="--json" in names)
 
 
 def _sweep(rest: list[str]) -> int:
@@ -218,6 +240,22 @@ def _plan(rest: list[str]) -> int:
     )
 
 
+def _data(rest: list[str]) -> int:
+    flags, words = _split("data", rest, DATA_FLAGS)
+    values = {flag[0]: flag[1] if len(flag) > 1 else "" for flag in flags}
+    from harness.commands.data import DATA_HELP, data_command
+
+    if "--help" in values or "-h" in values:
+        print(DATA_HELP, end="")
+        return 0
+    return data_command(
+        words,
+        rows=values.get("--rows"),
+        split=values.get("--split"),
+        as_json="--json" in values,
+    )
+
+
 def _plan_table(flags: dict[str, str], words: list[str]) -> int:
     from harness.commands.plan_table import plan_table
 
@@ -265,6 +303,53 @@ def _wandb(rest: list[str]) -> int:
         print(WANDB_HELP, end="")
         return 0
     return wandb_command(words, only_paths="--paths" in names, as_json="--json" in names)
+
+
+def _ask(rest: list[str]) -> int:
+    flags, words = _split("ask", rest, ASK_FLAGS)
+    from harness.commands.ask import ASK_HELP, AskFlags, ask_command
+
+    values = {flag[0]: flag[1] if len(flag) > 1 else "" for flag in flags}
+    if "--help" in values or "-h" in values:
+        print(ASK_HELP, end="")
+        return 0
+    given = {
+        name.removeprefix("--").replace("-", "_"): value
+        for name, value in values.items()
+        if name not in ("--compare", "--json")
+    }
+    compare = [flag[1] for flag in flags if flag[0] == "--compare"]
+    return ask_command(words, AskFlags(compare=compare, as_json="--json" in values, **given))
+
+
+def _export(rest: list[str]) -> int:
+    flags, words = _split("export", rest, EXPORT_FLAGS)
+    from harness.commands.export import EXPORT_HELP, export_command
+
+    values = {flag[0]: flag[1] if len(flag) > 1 else "" for flag in flags}
+    if "--help" in values or "-h" in values:
+        print(EXPORT_HELP, end="")
+        return 0
+    return export_command(
+        words,
+        to=values.get("--to"),
+        out=values.get("--out"),
+        into=values.get("--into"),
+        types=values.get("--types"),
+        license_=values.get("--license"),
+        as_json="--json" in values,
+    )
+
+
+def _push(rest: list[str]) -> int:
+    flags, words = _split("push", rest, PUSH_FLAGS)
+    from harness.commands.push import PUSH_HELP, push_command
+
+    names = [flag[0] for flag in flags]
+    if "--help" in names or "-h" in names:
+        print(PUSH_HELP, end="")
+        return 0
+    return push_command(words, public="--public" in names, as_json="--json" in names)
 
 
 def _usage() -> str:

@@ -4,9 +4,13 @@ COMMANDS = {
     "run": "train, measure and evaluate one LoRA adapter on one base",
     "sweep": "start or resume a sweep: many runs that answer one question",
     "worker": "join a sweep from another process or machine",
+    "data": "rows as a model is trained on them, the tokens that carry loss marked; what was cut",
     "plan": "what a run or a sweep would need: memory by part, what fits, how long",
     "status": "progress and leaders of a sweep, while it runs and afterwards",
     "report": "tables, figures and one html page from the records of sweeps",
+    "ask": "answers of a run, a sweep's best or the base, streamed and side by side",
+    "export": "an adapter as PEFT folder, merged, re-stored or as GGUF, each with its loss",
+    "push": "an export to the Hugging Face hub, on request only",
     "wandb": "where the offline W&B files of a sweep lie, and how to see them online",
 }
 
@@ -14,6 +18,29 @@ OWN_GROUPS = {"--config-dir": 1, "-cd": 1}  # option of a command: how many valu
 SWEEP_FLAGS = {"--dry-run": 0, "--json": 0, "--help": 0, "-h": 0, **OWN_GROUPS}
 WORKER_FLAGS = {"--help": 0, "-h": 0, **OWN_GROUPS}
 REPORT_FLAGS = {"--source": 1, "--watch": 0, "--json": 0, "--help": 0, "-h": 0}
+ASK_FLAGS = {
+    "--compare": 1,
+    "--file": 1,
+    "--temperature": 1,
+    "--top-p": 1,
+    "--seed": 1,
+    "--max-tokens": 1,
+    "--json": 0,
+    "--help": 0,
+    "-h": 0,
+    **OWN_GROUPS,
+}
+EXPORT_FLAGS = {
+    "--to": 1,
+    "--out": 1,
+    "--into": 1,
+    "--types": 1,
+    "--license": 1,
+    "--json": 0,
+    "--help": 0,
+    "-h": 0,
+}
+PUSH_FLAGS = {"--public": 0, "--json": 0, "--help": 0, "-h": 0}
 WANDB_FLAGS = {"--paths": 0, "--json": 0, "--help": 0, "-h": 0}
 PLAN_FLAGS = {
     "--budget": 1,
@@ -25,6 +52,7 @@ PLAN_FLAGS = {
     "-h": 0,
     **OWN_GROUPS,
 }
+DATA_FLAGS = {"--rows": 1, "--split": 1, "--json": 0, "--help": 0, "-h": 0, **OWN_GROUPS}
 STATUS_FLAGS = {"--json": 0, "--help": 0, "-h": 0}
 RUN_FLAGS = {
     "--json": 0,
@@ -40,15 +68,20 @@ RUN_FLAGS = {
     "-i": 1,
     "--multirun": 0,
     "-m": 0,
+    "--dry-run": 0,
     **OWN_GROUPS,
 }
 FLAGS_OF = {
     "run": RUN_FLAGS,
     "sweep": SWEEP_FLAGS,
     "worker": WORKER_FLAGS,
+    "data": DATA_FLAGS,
     "plan": PLAN_FLAGS,
     "status": STATUS_FLAGS,
     "report": REPORT_FLAGS,
+    "ask": ASK_FLAGS,
+    "export": EXPORT_FLAGS,
+    "push": PUSH_FLAGS,
     "wandb": WANDB_FLAGS,
 }
 CFG = ("job", "hydra", "all")

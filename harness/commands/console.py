@@ -53,6 +53,8 @@ class RunDisplay:
         )
         self._task = self._bar.add_task("loading", total=None, loss="—", speed="—")
         self._run_id = run_id
+        self._losses: list[float] = []
+        """Losses of the steps since the last evaluation."""
 
     def __enter__(self) -> Self:
         if self._interactive:  # the id stands above the bar, which needs the width
@@ -91,6 +93,9 @@ class RunDisplay:
         done, total = slot.progress.step, slot.total_steps
         speed = slot.clock.recent_tokens_per_second()
         loss = format_value("train/loss", event.values["train/loss"])
+        self._losses.append(event.values["train/loss"])
+        if "eval/loss" in event.values:
+            self._say_evaluation(event.values, done, total)
         tokens = format_value("throughput/input_tokens_per_second", speed)
         if self._interactive:
             self._bar.update(
@@ -110,6 +115,16 @@ class RunDisplay:
                 f"step {done}/{total}  loss {loss}  {tokens} tokens/s  {left:.0f} s left",
                 soft_wrap=True,
             )
+
+    def _say_evaluation(self, values: dict[str, float], done: int, total: int) -> None:
+        """Print a line that stays: both losses, that of training as the mean since the last such line."""
+        mean, self._losses = sum(self._losses) / len(self._losses), []
+        self._console.print(
+            f"epoch {values['train/epoch']:.2f}  step {done}/{total}  "
+            f"train loss {format_value('train/loss', mean)}  "
+            f"eval loss {format_value('eval/loss', values['eval/loss'])}",
+            soft_wrap=True,
+        )
 
 
 def print_result(record: Record, directory: RunDirectory, *, as_json: bool) -> None:

@@ -3,13 +3,17 @@
 Torch is imported only when everything that can be refused without it has been.
 """
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from harness.base.hub import fetched_bytes
 from harness.commands.console import RunDisplay, print_result
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
+from harness.parsing import home_path
 from harness.records.record import Record, RunStatus
+from harness.records.redact import message
 from harness.records.run_directory import RunDirectory
 from harness.request import Request, make_request, settled_record
 from harness.training.libraries import import_libraries
@@ -39,11 +43,27 @@ def run(config: RunConfig) -> tuple[Record, RunDirectory]:
     if directory.path.is_dir():
         with directory.lock():
             pass  # a run that another process trains is refused before torch is loaded
+    for line in _fetched(request):
+        print(message(f"harness: {line}"), file=sys.stderr)
     if config.resources.data_parallel > 1:
         from harness.parallel.launcher import train_in_ranks
 
         return train_in_ranks(request), directory
     return train_request(request), directory
+
+
+def _fetched(request: Request) -> Iterator[str]:
+    """Say what a run takes from the Hugging Face hub, and how much that is, before it does."""
+    source, data = request.source, request.config.data
+    asked = []
+    if source.directory is None:
+        asked.append((f"model={source.name}", source.name, source.revision, "model"))
+    if data.hub is not None and not home_path(data.hub).is_dir():
+        asked.append((f"data.hub={data.hub}", data.hub, data.revision, "dataset"))
+    for shown, name, revision, kind in asked:
+        size = fetched_bytes(name, revision, kind)
+        amount = "" if size is None else f", {size / 1e9:.2g} GB"
+        yield f"{shown} comes from the Hugging Face hub{amount}; what its cache has is not fetched again"
 
 
 def train_request(

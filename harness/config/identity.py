@@ -24,6 +24,11 @@ _BY_CONTENT = {
     "data": ("path", "validation_path", "test_path", "hub", "hub_config", "hub_split", "revision"),
 }
 _EVAL_FILES = ("choice_path", "choice_shots_path")
+_ONLY_WHERE_GIVEN = {
+    "optim": ("schedule_cycles", "schedule_power", "min_lr_ratio", "decay_steps", "patience"),
+    "eval": ("every_epochs",),
+}
+"""Keys that came later and say nothing by default: the runs of before keep their ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +56,17 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     over_rank = lora.pop("alpha_over_rank")
     lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
     lora["target_modules"] = sorted(lora["target_modules"])
+    if (answered := tree["data"].pop("answers")) is not None:
+        content = home_path(answered).read_bytes()
+        tree["data"]["answers"] = hashlib.sha256(content).hexdigest()
     del tree["quant"]["skip_experts"], tree["data"]["strict"]  # they allow what is done anyway
+    for section, keys in _ONLY_WHERE_GIVEN.items():
+        for key in keys:
+            if tree[section][key] is None:
+                del tree[section][key]
     optim = tree["optim"]
+    if optim["schedule"] == "constant_with_warmup":  # which constant has, too
+        optim["schedule"] = "constant"
     optim["micro_batch_size"] = optim["micro_batch_size"] or optim["batch_size"]
     for key in _EVAL_FILES:
         if (file := tree["eval"][key]) is not None:

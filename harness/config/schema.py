@@ -71,11 +71,24 @@ class OptimizerName(Enum):
 
 
 class Schedule(Enum):
-    """Learning rate after the warm-up: constant, or down to zero at the last step."""
+    """Learning rate after the warm-up, by the names of transformers' `get_scheduler`."""
 
     constant = "constant"
+    constant_with_warmup = "constant_with_warmup"
     linear = "linear"
     cosine = "cosine"
+    cosine_with_restarts = "cosine_with_restarts"
+    cosine_with_min_lr = "cosine_with_min_lr"
+    cosine_warmup_with_min_lr = "cosine_warmup_with_min_lr"
+    polynomial = "polynomial"
+    inverse_sqrt = "inverse_sqrt"
+    warmup_stable_decay = "warmup_stable_decay"
+    reduce_lr_on_plateau = "reduce_lr_on_plateau"
+    greedy = "greedy"
+
+
+FOLLOWS_LOSS = (Schedule.reduce_lr_on_plateau, Schedule.greedy)
+"""Schedules that go by the losses of the evaluations on the way, not by the step."""
 
 
 class DataForm(Enum):
@@ -173,9 +186,9 @@ class DataConfig:
     """What the adapter is trained and scored on. Exactly one of `task`, `path` and `hub` is given."""
 
     task: str | None = None
-    """An embedded procedural task: facts, rule, dialect."""
+    """An embedded procedural task: facts, rule, dialect; in English comments, instructions."""
     path: str | None = None
-    """A .jsonl, .json or .txt file with the training rows."""
+    """A .jsonl, .json, .csv, .tsv, .parquet or .txt file with the training rows; may be gzipped (.gz)."""
     hub: str | None = None
     """A Hugging Face data set id, or a local directory that `datasets` can load."""
     hub_config: str | None = None
@@ -208,6 +221,8 @@ class DataConfig:
     """Tokens per row at most; longer rows are cut at the end, counted and reported."""
     packing: bool = False
     """Put several examples into one row, without attention between them."""
+    answers: str | None = None
+    """A file of prompts (.jsonl, or .txt with one a line) that are answered before and after training."""
     strict: bool = False
     """Refuse data in whose answers the chat template drops or adds text; else a note counts them."""
 
@@ -222,6 +237,16 @@ class OptimConfig:
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354)."""
     schedule: Schedule = Schedule.constant
     warmup_steps: int = 0
+    schedule_cycles: float | None = None
+    """Waves of a cosine, or its restarts; none: transformers' own, half a wave or one restart."""
+    schedule_power: float | None = None
+    """Exponent of the polynomial schedule; none: 1."""
+    min_lr_ratio: float | None = None
+    """Lowest learning rate over `lr`, of the schedules that have a floor."""
+    decay_steps: int | None = None
+    """Last steps in which warmup_stable_decay comes down."""
+    patience: int | None = None
+    """Evaluations on the way without a lower loss after which a run stops early; none: never."""
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -245,6 +270,8 @@ class EvalConfig:
     split: Split = Split.validation
     every_steps: int | None = None
     """Evaluate the loss after every so many steps; none: only before and after."""
+    every_epochs: float | None = None
+    """Evaluate the loss after every so many epochs instead."""
     before: bool = True
     """Evaluate the untouched base first."""
     batch_size: int = 32
@@ -267,6 +294,11 @@ class EvalConfig:
     choice_rows: int | None = None
     """Questions at most; none: all."""
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the loss is evaluated on the way, too."""
+        return self.every_steps is not None or self.every_epochs is not None
+
 
 @dataclass(kw_only=True, slots=True)
 class TrackerConfig:
@@ -286,6 +318,7 @@ class CheckpointConfig:
     """When a run can be resumed from. Does not change the result."""
 
     every_steps: int | None = None
+    every_epochs: float | None = None
     every_seconds: float | None = 60.0
     keep: int = 2
     """Newest checkpoints kept; at least 2, so that a damaged one has one before it."""

@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from harness.config.devices import resolved_device, visible_cuda_devices
 from harness.config.resources import Shard
 from harness.config.schema import (
+    FOLLOWS_LOSS,
     DataConfig,
     DataForm,
     EvalConfig,
@@ -19,6 +20,7 @@ from harness.config.schema import (
     QuantConfig,
     QuantFormat,
     RunConfig,
+    Schedule,
 )
 from harness.config.storage import BLOCKWISE
 from harness.errors import RequestError
@@ -34,7 +36,8 @@ def validate(config: RunConfig) -> None:
         *_lora_problems(config.lora),
         *_start_problems(config),
         *_optim_problems(config.optim),
-        *_eval_problems(config.eval, config.optim),
+        *_schedule_problems(config.optim, config.eval),
+        *_eval_problems(config.eval, config.optim, answers=config.data.answers is not None),
         *_stride_problems(config.eval.stride, config.data),
         *_machine_problems(config),
         *_parallel_problems(config),
@@ -167,6 +170,76 @@ def _divisors(number: int) -> str:
     return ", ".join(map(str, sorted({*small, *(number // n for n in small)})))
 
 
+_READ = {
+    Schedule.cosine: ("schedule_cycles",),
+    Schedule.cosine_with_restarts: ("schedule_cycles",),
+    Schedule.cosine_with_min_lr: ("schedule_cycles", "min_lr_ratio"),
+    Schedule.cosine_warmup_with_min_lr: ("schedule_cycles", "min_lr_ratio"),
+    Schedule.polynomial: ("schedule_power", "min_lr_ratio"),
+    Schedule.warmup_stable_decay: ("schedule_cycles", "min_lr_ratio", "decay_steps"),
+    Schedule.reduce_lr_on_plateau: ("min_lr_ratio",),
+    Schedule.greedy: ("min_lr_ratio",),
+}
+"""Settings that a schedule reads."""
+_NEEDED = {
+    Schedule.cosine_with_min_lr: "min_lr_ratio",
+    Schedule.cosine_warmup_with_min_lr: "min_lr_ratio",
+    Schedule.warmup_stable_decay: "decay_steps",
+}
+_LEAST_LR = 1e-7
+"""The polynomial's last learning rate where none is given."""
+
+
+def _schedule_problems(optim: OptimConfig, asked: EvalConfig) -> Iterator[str]:
+    schedule = optim.schedule
+    for name in ("schedule_cycles", "schedule_power", "min_lr_ratio", "decay_steps"):
+        value = getattr(optim, name)
+        if value is None:
+            continue
+        readers = [each.value for each, read in _READ.items() if name in read]
+        if name not in _READ.get(schedule, ()):
+            yield (
+                f"optim.{name}={value} would be ignored by optim.schedule={schedule.value}; it belongs to "
+                f"{', '.join(readers)}"
+            )
+        elif not (math.isfinite(value) and (value > 0 or (name == "min_lr_ratio" and value == 0))):
+            yield f"optim.{name}={value} must be a positive finite number"
+    needed = _NEEDED.get(schedule)
+    if needed is not None and getattr(optim, needed) is None:
+        yield f"optim.schedule={schedule.value} needs optim.{needed}"
+    if optim.min_lr_ratio is not None and optim.min_lr_ratio >= 1:
+        yield f"optim.min_lr_ratio={optim.min_lr_ratio} must be below 1, where the schedule begins"
+    cycles = optim.schedule_cycles
+    if schedule is Schedule.cosine_with_restarts and cycles is not None and cycles % 1:
+        yield f"optim.schedule_cycles={cycles} must be a whole number of restarts"
+    too_small = optim.min_lr_ratio is None and optim.lr <= _LEAST_LR
+    if schedule is Schedule.polynomial and too_small:
+        yield (
+            f"optim.schedule=polynomial ends at {_LEAST_LR}, which optim.lr={optim.lr} is not above; give "
+            "optim.min_lr_ratio"
+        )
+    decay, steps = optim.decay_steps or 0, optim.steps
+    if steps is not None and optim.warmup_steps + decay > steps:
+        yield (
+            f"optim.decay_steps={decay} and optim.warmup_steps={optim.warmup_steps} are more than "
+            f"optim.steps={steps}"
+        )
+    if schedule in FOLLOWS_LOSS and optim.warmup_steps:
+        yield f"optim.warmup_steps={optim.warmup_steps} would be ignored by optim.schedule={schedule.value}"
+    if schedule in FOLLOWS_LOSS and not asked.goes_on:
+        yield (
+            f"optim.schedule={schedule.value} goes by the losses of evaluations on the way; give "
+            "eval.every_steps or eval.every_epochs"
+        )
+    if optim.patience is not None and optim.patience < 1:
+        yield f"optim.patience={optim.patience} must be at least 1"
+    if optim.patience is not None and not asked.goes_on:
+        yield (
+            f"optim.patience={optim.patience} counts evaluations on the way; give eval.every_steps or "
+            "eval.every_epochs"
+        )
+
+
 def _stride_problems(stride: int | None, data: DataConfig) -> Iterator[str]:
     if stride is None:
         return
@@ -179,18 +252,21 @@ def _stride_problems(stride: int | None, data: DataConfig) -> Iterator[str]:
         )
 
 
-def _eval_problems(config: EvalConfig, optim: OptimConfig) -> Iterator[str]:
+def _eval_problems(config: EvalConfig, optim: OptimConfig, *, answers: bool) -> Iterator[str]:
     default = EvalConfig()
     for name in ("every_steps", "batch_size", "generate_rows", "max_new_tokens"):
         value = getattr(config, name)
         if value is not None and value < 1:
             yield f"eval.{name}={value} must be at least 1"
     if not config.generate:
-        for name in ("generate_rows", "max_new_tokens"):
+        for name in ("generate_rows",) if answers else ("generate_rows", "max_new_tokens"):
             if getattr(config, name) != getattr(default, name):
                 yield f"eval.{name} would be ignored: eval.generate=false"
-    if config.keep_best and config.every_steps is None:
-        yield "eval.keep_best=true needs eval.every_steps: with one evaluation the last is the best"
+    if config.keep_best and not config.goes_on:
+        yield (
+            "eval.keep_best=true needs eval.every_steps or eval.every_epochs: with one evaluation the last "
+            "is the best"
+        )
     too_late = (
         config.every_steps is not None
         and optim.steps is not None
@@ -198,6 +274,23 @@ def _eval_problems(config: EvalConfig, optim: OptimConfig) -> Iterator[str]:
     )
     if too_late:
         yield f"eval.every_steps={config.every_steps} is above optim.steps={optim.steps}: it never comes"
+    yield from _epoch_problems("eval", config.every_steps, config.every_epochs, optim.epochs)
+
+
+def _epoch_problems(
+    section: str, steps: int | None, every: float | None, epochs: float | None
+) -> Iterator[str]:
+    """Yield what is wrong with a stretch of epochs that something is done after."""
+    if every is None:
+        return
+    if steps is not None:
+        yield (
+            f"{section}.every_steps={steps} and {section}.every_epochs={every} say two things; give one"
+        )
+    if not (math.isfinite(every) and MOST_EPOCHS >= every > 0):
+        yield f"{section}.every_epochs={every} must be a positive number of at most {MOST_EPOCHS:,.0f}"
+    elif epochs is not None and every > epochs:
+        yield f"{section}.every_epochs={every} is above optim.epochs={epochs}: it never comes"
 
 
 def _machine_problems(config: RunConfig) -> Iterator[str]:
@@ -218,6 +311,9 @@ def _machine_problems(config: RunConfig) -> Iterator[str]:
     if threads is not None and threads < 1:
         yield f"resources.threads={threads} must be at least 1"
     checkpoint = config.checkpoint
+    yield from _epoch_problems(
+        "checkpoint", checkpoint.every_steps, checkpoint.every_epochs, config.optim.epochs
+    )
     for field in fields(checkpoint):
         value = getattr(checkpoint, field.name)
         if value is not None and value <= 0:

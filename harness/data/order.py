@@ -34,6 +34,12 @@ def steps_for(epochs: float, num_rows: int, batch_size: int) -> int:
     return max(1, math.ceil(Fraction(repr(float(epochs))) * num_rows / batch_size))
 
 
+def ends_epochs(step: int, epochs: float, num_rows: int, batch_size: int) -> bool:
+    """Say whether `step` is the first by which another `epochs` times all rows have been seen."""
+    stretch = Fraction(repr(float(epochs))) * num_rows
+    return step * batch_size // stretch > (step - 1) * batch_size // stretch
+
+
 @lru_cache(maxsize=128)  # the runs of a cohort take turns, each with an order of its own
 def _permutation(num_rows: int, seed: int, epoch: int) -> torch.Tensor:
     """Return a permutation int64 [num_rows]; the seeds are hashed, so near ones share nothing."""

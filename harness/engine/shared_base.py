@@ -25,6 +25,7 @@ from harness.engine.backend import choose_backend
 from harness.engine.reference.experts_lora import ExpertsLora, initialized, names_in_file
 from harness.engine.reference.grouped_lora import PackedLora
 from harness.engine.rows import AdapterRows, RowPlan
+from harness.errors import RequestError
 from harness.measure.memory import BaseSize, base_size
 from harness.records.record import Estimate
 
@@ -240,6 +241,20 @@ class SharedBase:
         if experts := self._adapted_experts(adapter):
             config.target_parameters = shortest_names(experts, self.base.linears)
         config.save_pretrained(str(directory))
+
+    def load(self, adapter: Adapter, directory: Path) -> None:
+        """Read what `save` has written into an attached adapter; RequestError for another one's file."""
+        from safetensors.torch import load_file
+
+        given, own = load_file(directory / "adapter_model.safetensors"), self.state(adapter)
+        shapes = [{key: tuple(t.shape) for key, t in each.items()} for each in (own, given)]
+        if shapes[0] != shapes[1]:
+            different = min(shapes[0].items() ^ shapes[1].items())[0]
+            raise RequestError(
+                f"{directory} holds another adapter than its record says: {different} is not as it must be"
+            )
+        for key, tensor in own.items():  # views of the flat tensor
+            tensor.detach().copy_(given[key])
 
     def _flattened(self, name: str, lora: LoraConfig) -> Adapter:
         """Move the parameters that PEFT has just initialized into one flat tensor."""

@@ -3,12 +3,41 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
 
     from harness.data.rows import Batch
+
+
+class QuickCopies(Protocol):
+    """Something that scores and answers for copies of a model as the model would, and is quicker."""
+
+    def score(self, chosen: Sequence[int], batch: "Batch") -> "list[torch.Tensor]":
+        """Return for each chosen copy [2, M]: the cross-entropy of each position of the batch that carries
+        loss, and 1.0 where its most likely token is the right one."""
+        ...
+
+    def at_once(self, rows: int, length: int, new_tokens: int) -> int:
+        """Return how many copies may answer so many prompts together, `length` with answers of
+        `new_tokens`."""
+        ...
+
+    def answers(
+        self,
+        chosen: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        rows: int,
+        length: int,
+        new_tokens: int,
+        stop_ids: Sequence[int],
+    ) -> list[list[list[int]]]:
+        """Return each chosen copy's greedy continuation of each prompt, after a stop token anything.
+
+        `rows` and `length`: of the most prompts and the longest with its answer that will be asked for.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +47,8 @@ class Copies:
     count: int
     sharing: Callable[[Sequence[int], int], AbstractContextManager[None]]
     """`sharing(chosen, n)`: in forward passes inside, rows [i·n, (i+1)·n) belong to the i-th chosen copy."""
-    score: "Callable[[Sequence[int], Batch], list[torch.Tensor]] | None" = None
-    """`score(chosen, batch)`, where something quicker than the model computes it: for each chosen copy [2, M]
-    the cross-entropy of each position of the batch that carries loss, and 1.0 where its top token is it."""
+    quick: "QuickCopies | None" = None
+    """What computes them instead of the model, where there is something quicker."""
 
     def parts(self, at_most: int) -> Iterator[range]:
         """Yield the copies in order, in parts of `at_most`."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.config.schema import DataConfig, EvalConfig
+from harness.data.prompts import read_prompts
 from harness.data.templates import prompt_ids, stop_ids, trained_answer, turn_end
 from harness.evals.choices import evenly_spaced, load_questions
 from harness.evals.context import evaluating
@@ -116,6 +117,8 @@ def evaluate_copies(
                 further.append(
                     _generation_results(model, tokenizer, chosen, config, data, device, copies)
                 )
+            if data.answers is not None:
+                further.append(_asked_results(model, tokenizer, config, data, device, copies))
             if config.choice_path is not None:
                 further.append(_choice_results(model, tokenizer, config, device, copies))
     for part in further:
@@ -152,7 +155,64 @@ def _generation_results(
     from harness.evals.modules.exact_match import ExactMatch  # `evaluate` is slow to import
     from harness.evals.modules.rouge_l import RougeL
 
-    prompts = [prompt_ids(example, data, tokenizer) for example in examples.values()]
+    given, said = _answered(model, tokenizer, list(examples.values()), config, data, device, copies)
+    references = [trained_answer(example, data, tokenizer) for example in examples.values()]
+    seen = [index for index, text in enumerate(references) if words(text)]
+    rows, found = list(examples), []
+    for texts in said:
+        scored = {"eval/exact_match": _computed(ExactMatch, "exact_match", texts, references)}
+        of_rows = {"eval/exact_match": _of_rows(rows, exact_match_scores(texts, references))}
+        if seen:  # ROUGE of a reference without a word is not defined
+            chosen = [[text[index] for index in seen] for text in (texts, references)]
+            scored["eval/rouge_l"] = _computed(RougeL, "rouge_l", *chosen)
+            of_rows["eval/rouge_l"] = _of_rows([rows[i] for i in seen], rouge_l_scores(*chosen))
+        results = Results(scored)
+        results.scores = of_rows
+        results.answers = tuple(
+            Answer(row=row, prompt=prompt, reference=reference, answer=answer)
+            for row, prompt, reference, answer in zip(
+                examples, given, references, texts, strict=True
+            )
+        )
+        found.append(results)
+    return found
+
+
+def _asked_results(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EvalConfig,
+    data: DataConfig,
+    device: torch.device,
+    copies: Copies,
+) -> list[Results]:
+    """Return the answers to the prompts of `data.answers`, which are kept and not scored."""
+    assert data.answers is not None
+    prompts = read_prompts(data.answers, data, "data.answers")
+    examples = [prompt.example for prompt in prompts]
+    given, said = _answered(model, tokenizer, examples, config, data, device, copies)
+    found = []
+    for texts in said:
+        results = Results({})
+        results.answers = tuple(
+            Answer(row=row, prompt=shown, reference=prompt.reference, answer=text, asked=True)
+            for row, (prompt, shown, text) in enumerate(zip(prompts, given, texts, strict=True))
+        )
+        found.append(results)
+    return found
+
+
+def _answered(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: Sequence["Example"],
+    config: EvalConfig,
+    data: DataConfig,
+    device: torch.device,
+    copies: Copies,
+) -> tuple[list[str], list[list[str]]]:
+    """Return the prompts as the model is given them, and the greedy answers of every copy to them."""
+    prompts = [prompt_ids(example, data, tokenizer) for example in examples]
     generated = generate_copies(
         model,
         tokenizer,
@@ -173,30 +233,10 @@ def _generation_results(
             len(examples),
             config.max_new_tokens,
         )
-    references = [trained_answer(example, data, tokenizer) for example in examples.values()]
     given = tokenizer.batch_decode(prompts, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
     end = turn_end(data, tokenizer)
-    seen = [index for index, text in enumerate(references) if words(text)]
-    rows = list(examples)
-    found = []
-    for answers in generated:
-        texts = [text.partition(end)[0] if end else text for text in answers.texts]
-        scored = {"eval/exact_match": _computed(ExactMatch, "exact_match", texts, references)}
-        of_rows = {"eval/exact_match": _of_rows(rows, exact_match_scores(texts, references))}
-        if seen:  # ROUGE of a reference without a word is not defined
-            chosen = [[text[index] for index in seen] for text in (texts, references)]
-            scored["eval/rouge_l"] = _computed(RougeL, "rouge_l", *chosen)
-            of_rows["eval/rouge_l"] = _of_rows([rows[i] for i in seen], rouge_l_scores(*chosen))
-        results = Results(scored)
-        results.scores = of_rows
-        results.answers = tuple(
-            Answer(row=row, prompt=prompt, reference=reference, answer=answer)
-            for row, prompt, reference, answer in zip(
-                examples, given, references, texts, strict=True
-            )
-        )
-        found.append(results)
-    return found
+    said = [[t.partition(end)[0] if end else t for t in each.texts] for each in generated]
+    return list(given), said
 
 
 def _choice_results(

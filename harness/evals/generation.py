@@ -1,16 +1,17 @@
-"""Batched greedy decoding. Shape suffixes: B rows of a batch, P positions of the padded prompt, G new."""
+"""Batched decoding. Shape suffixes: B rows of a batch, P positions of the padded prompt, G new."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.errors import RequestError
 from harness.evals.context import context_length
-from harness.evals.copies import Copies
-from harness.evals.decoding import SideBySideDecoding
+from harness.evals.copies import Copies, QuickCopies
+from harness.evals.decoding import Sampling, SideBySideDecoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,10 @@ class Decoding:
     max_new_tokens: int
     extra_stop_ids: Sequence[int] = ()
     """Stop tokens besides the tokenizer's EOS and those of the model's own generation settings."""
+    sampling: Sampling | None = None
+    """None: the most likely tokens."""
+    tell: Callable[[int, int, int], None] | None = None
+    """Called with copy, prompt and token as each is chosen, but those that end an answer."""
 
 
 @torch.no_grad()
@@ -51,7 +56,7 @@ def generate_copies(
     device: torch.device,
     copies: Copies,
 ) -> list[Generated]:
-    """Continue each prompt, by every copy, with its most likely tokens until a stop token or the limit.
+    """Continue each prompt, by every copy, token by token until a stop token or the limit.
 
     Nothing else of the model's own settings (penalties, sampling) is used. Prompts of similar length share
     a batch and are padded on the left; copies share it too, each with the batch that it would have alone.
@@ -66,20 +71,40 @@ def generate_copies(
     order = sorted(range(len(kept)), key=lambda index: len(kept[index]))
     answers: list[list[list[int]]] = [[[] for _ in kept] for _ in range(copies.count)]
     with _greedy(model, decoding.max_new_tokens, stop_ids, pad_id) as settings:
-        for start in range(0, len(order), decoding.batch_size):
-            chosen = order[start : start + decoding.batch_size]
+
+        def by_model(chosen: list[int]) -> Iterator[tuple[int, list[list[int]]]]:
             inputs = _left_padded([kept[index] for index in chosen], pad_id, device)
-            length = inputs["input_ids"].shape[1]
-            positions = len(chosen) * (length + decoding.max_new_tokens)
+            positions = len(chosen) * (inputs["input_ids"].shape[1] + decoding.max_new_tokens)
             for some in copies.parts(_copies_at_once(model, positions)):
                 repeated = {key: value.repeat(len(some), 1) for key, value in inputs.items()}
-                decode = SideBySideDecoding(copies, some, len(chosen), stop_ids)
+                decode = SideBySideDecoding(
+                    copies, some, len(chosen), stop_ids, chosen, decoding.sampling, decoding.tell
+                )
                 joint_BG = model.generate(
                     **repeated, generation_config=settings, custom_generate=decode
                 )
                 for copy, new_BG in zip(some, joint_BG.split(len(chosen)), strict=True):
-                    for index, row in zip(chosen, new_BG.tolist(), strict=True):
-                        answers[copy][index] = _until_stop(row, stop_ids)
+                    yield copy, new_BG.tolist()
+
+        def by_quick(
+            quick: QuickCopies, chosen: list[int]
+        ) -> Iterator[tuple[int, list[list[int]]]]:
+            rows, new_tokens = min(decoding.batch_size, len(kept)), decoding.max_new_tokens
+            length = max(map(len, kept)) + new_tokens
+            batch, stops = [kept[index] for index in chosen], sorted(stop_ids)
+            for some in copies.parts(quick.at_once(rows, length, new_tokens)):
+                found = quick.answers(some, batch, rows, length, new_tokens, stops)
+                yield from zip(some, found, strict=True)
+
+        is_greedy = decoding.sampling is None and decoding.tell is None
+        continued = by_model
+        if copies.quick is not None and is_greedy:
+            continued = partial(by_quick, copies.quick)
+        for start in range(0, len(order), decoding.batch_size):
+            chosen = order[start : start + decoding.batch_size]
+            for copy, new in continued(chosen):
+                for index, row in zip(chosen, new, strict=True):
+                    answers[copy][index] = _until_stop(row, stop_ids)
     return [_decoded(tokenizer, of_copy, stop_ids, num_cut) for of_copy in answers]
 
 

@@ -78,8 +78,8 @@ def _sums_of_copies(
 ) -> Iterable[tuple[torch.Tensor, ...]]:
     """Return what `_row_sums` does of one batch for each of some copies."""
     rows = len(batch.input_ids_BT)
-    if copies.score is not None:
-        scores = copies.score(some, batch)
+    if copies.quick is not None:
+        scores = copies.quick.score(some, batch)
         there = batch.to(device)
         return [_row_sums(there, of_copy[0].double(), of_copy[1].long()) for of_copy in scores]
     with copies.sharing(some, rows):

@@ -5,6 +5,7 @@ yields queries, adapted by an A and a B of its own, as the LoRA paper counts GPT
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,19 +76,19 @@ def _meant(
 ) -> dict[tuple[str, str], AdaptedShape]:
     """Return the matrices that a target means, by the layer and the part of it."""
     for spelled in (target, *_CALLED_OTHERWISE.get(target, ())):
-        lora = LoraConfig(rank=1, target_modules=[spelled])
-        try:
-            return {(spec.name, ""): spec.adapted for spec in adapted_layers(lora, linears)}
-        except RequestError as error:
-            refused = error
+        with suppress(RequestError):
+            return _plain(spelled, linears)
     parts = {
         (spec.name, target): AdaptedShape(spec.in_features, _outputs_of(target, spec, config))
         for spec in linears
         if target in _FUSED.get(spec.name.rpartition(".")[2], ()) and spec.experts == 1
     }
-    if not parts:
-        raise refused
-    return parts
+    return parts or _plain(target, linears)
+
+
+def _plain(target: str, linears: Sequence[LinearSpec]) -> dict[tuple[str, str], AdaptedShape]:
+    lora = LoraConfig(rank=1, target_modules=[target])
+    return {(spec.name, ""): spec.adapted for spec in adapted_layers(lora, linears)}
 
 
 def _outputs_of(part: str, spec: LinearSpec, config: Any) -> int:

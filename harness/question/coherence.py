@@ -58,6 +58,11 @@ def with_evaluations(
         raise RequestError(f"{where}base: seed would be ignored; give search.seeds=[0, 1]")
     if pruner is PrunerName.none or "eval.every_steps" in keys:
         return list(base)
+    if "eval.every_epochs" in keys or compose_run(base).eval.every_epochs is not None:
+        raise RequestError(
+            f"{where}search.pruner={pruner.value} compares runs after the same steps, and eval.every_epochs "
+            "counts epochs; give eval.every_epochs=null eval.every_steps=N in base, or search.pruner=none"
+        )
     in_space = {"optim.steps", "optim.epochs"} & set(_keys_of_space(space))
     steps = None if in_space else compose_run(base).optim.steps
     if steps is None:

@@ -162,6 +162,7 @@ def _name(draft: Draft) -> str:
         raise RequestError(
             f"{draft.place('name')}name={name!r} cannot name a directory and a study; {NAME_WANTED}"
         )
+    _refuse_secrets([name], f"{draft.place('name')}name")
     return name
 
 

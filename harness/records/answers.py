@@ -1,7 +1,7 @@
 """answers.jsonl: the generated answers of every evaluation of a run, one JSON object a line.
 
 Keys: `phase` (before, after), `step` (optimizer steps made), `row` (of the split), `prompt`, `reference`,
-`answer`. Must not import torch, transformers or wandb.
+`answer`, `asked` (true: of `data.answers`). Must not import torch, transformers or wandb.
 """
 
 import json
@@ -26,6 +26,8 @@ class Answer:
     """As the model was given it, with the template around it."""
     reference: str
     answer: str
+    asked: bool = False
+    """Whether `row` counts the prompts of `data.answers`, not the examples of a split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,7 @@ def keep_answers(path: Path, phase: str, step: int, answers: Sequence[Answer]) -
 def read_answers(path: Path) -> list[KeptAnswer]:
     """Return the answers of a run; a missing file has none, and a line that is no answer is left out."""
     names = {each.name for each in fields(KeptAnswer)}
+    always = names - {"asked"}  # which files had not always
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -59,18 +62,23 @@ def read_answers(path: Path) -> list[KeptAnswer]:
             tree = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(tree, dict) and names == tree.keys():
+        if isinstance(tree, dict) and always <= tree.keys() <= names:
             found.append(KeptAnswer(**tree))
     return found
 
 
 def samples(answers: Iterable[KeptAnswer]) -> list[Sequence[str]]:
-    """Return the first rows that were answered: prompt, reference, answer before and after training."""
-    by_row: dict[int, dict[str, KeptAnswer]] = {}
+    """Return what was answered, as prompt, reference, answer before and after training.
+
+    Every prompt of `data.answers`, then the first rows of the split.
+    """
+    by_row: dict[tuple[bool, int], dict[str, KeptAnswer]] = {}
     for answer in answers:
-        by_row.setdefault(answer.row, {})[answer.phase] = answer
+        by_row.setdefault((answer.asked, answer.row), {})[answer.phase] = answer
+    asked = [phases for (own, _), phases in by_row.items() if own]
+    rows = [phases for (own, _), phases in by_row.items() if not own]
     found = []
-    for phases in list(by_row.values())[:NUM_SAMPLES]:
+    for phases in [*asked, *rows[:NUM_SAMPLES]]:
         some = next(iter(phases.values()))
         said = [phases[phase].answer if phase in phases else "" for phase in ("before", "after")]
         found.append((some.prompt, some.reference, *said))

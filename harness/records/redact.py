@@ -123,9 +123,14 @@ MAX_WORD, MAX_LINE = 400, 4000
 _LONG_WORD = re.compile(rf"\S{{{MAX_WORD},}}")
 
 
+def printable(text: str) -> str:
+    """Return `text` with its control characters spelled out, as a terminal may be given it."""
+    return "".join(map(_printable, text))
+
+
 def message(text: str) -> str:
     """Return `text` as a person may see it: no secret, no control character, long values cut."""
-    text = "".join(map(_printable, redact(text)))
+    text = printable(redact(text))
     text = _LONG_WORD.sub(lambda found: _cut(found[0], MAX_WORD), text)
     return "\n".join(_cut(line, MAX_LINE) for line in text.split("\n"))
 

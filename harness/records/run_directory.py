@@ -57,6 +57,16 @@ class RunDirectory:
         return self.path / "scores.jsonl"
 
     @property
+    def asked(self) -> Path:
+        """Answers to what `harness ask` was asked."""
+        return self.path / "asked.jsonl"
+
+    @property
+    def exports(self) -> Path:
+        """What was exported, with the loss of each."""
+        return self.path / "exports.json"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 
@@ -135,6 +145,12 @@ def set_aside(path: Path) -> Path:
     )
     path.rename(aside)
     return aside
+
+
+def sqlite_url(file: Path) -> str:
+    """Return the SQLAlchemy url of a SQLite file, also where its path has what means something in a url."""
+    path = re.sub("[%?#]", lambda found: f"%{ord(found[0]):02X}", str(file.absolute()))
+    return f"sqlite:///{path}"
 
 
 def write_text(path: Path, text: str) -> None:

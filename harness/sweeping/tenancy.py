@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
 
 from harness.errors import RequestError
 from harness.study.leases import Leases, LeaseState, host_of
@@ -32,108 +31,60 @@ class Holder(Enum):
     done = "done"
 
 
-class Tenancy(Protocol):
-    """What a driver may train, and what others do."""
+class Alone:
+    """Everything is this driver's own. What the methods are for is said here, for both."""
 
-    has_others: bool
+    has_others = False
     """Whether several members may work on the sweep."""
-    devices_elsewhere: list[DeviceLine]
-    """Lines of other members' workers."""
+
+    def __init__(self) -> None:
+        self.devices_elsewhere: list[DeviceLine] = []
+        """Lines of other members' workers."""
 
     def take(self, item: str) -> bool:
         """Take an item, if nobody else has it; returns whether it is this member's."""
-        ...
+        return True
 
     def retake(self, item: str) -> bool:
         """Take back an item that may have been lost, if nobody else has taken it since."""
-        ...
+        return True
 
     def holds(self, item: str) -> bool:
         """Whether an item is this member's."""
-        ...
+        return True
 
-    def look(self, devices: Sequence[DeviceLine]) -> Sequence[str] | None:
+    def look(self, devices: Sequence[DeviceLine]) -> None:
         """Say that we live and what our devices do; return what was this member's and is no more.
 
         A few times in a heartbeat; None at other times.
         """
-        ...
+        return
 
     def look_soon(self) -> None:
         """Look the next time without waiting."""
-        ...
 
     def holders(self) -> Mapping[str, Holder]:
         """Return who has which item; one that nobody has ever taken is missing."""
-        ...
-
-    def ending(self, item: str, *, frees: bool = False) -> AbstractContextManager[bool]:
-        """Say whether this member holds the item, keep it so inside, and give it up: done, or free again."""
-        ...
-
-    def push(self, runs: Sequence[Run]) -> None:
-        """Leave runs where members without our disk find them."""
-        ...
-
-    def fetch(self, run: Run) -> None:
-        """Bring a run that another member has left."""
-        ...
-
-    def collect(self, runs: Path) -> None:
-        """Bring all runs of other members to `runs` on this machine, where that needs to be done."""
-        ...
-
-    def leave(self) -> None:
-        """Give back what has not ended, for others to take up; called when our workers have stopped."""
-        ...
-
-    def say(self, text: str) -> None:
-        """Tell the user what has happened between members."""
-        ...
-
-
-class Alone:
-    """Everything is this driver's own."""
-
-    has_others = False
-
-    def __init__(self) -> None:
-        self.devices_elsewhere: list[DeviceLine] = []
-
-    def take(self, item: str) -> bool:
-        return True
-
-    def retake(self, item: str) -> bool:
-        return True
-
-    def holds(self, item: str) -> bool:
-        return True
-
-    def look(self, devices: Sequence[DeviceLine]) -> None:
-        return None
-
-    def look_soon(self) -> None:
-        pass
-
-    def holders(self) -> Mapping[str, Holder]:
         return {}
 
     def ending(self, item: str, *, frees: bool = False) -> AbstractContextManager[bool]:
+        """Say whether this member holds the item, keep it so inside, and give it up: done, or free again."""
         return nullcontext(True)
 
     def push(self, runs: Sequence[Run]) -> None:
-        pass
+        """Leave runs where members without our disk find them."""
 
     def fetch(self, run: Run) -> None:
-        pass
+        """Bring a run that another member has left."""
 
     def collect(self, runs: Path) -> None:
-        pass
+        """Bring all runs of other members to `runs` on this machine, where that needs to be done."""
 
     def leave(self) -> None:
-        pass
+        """Give back what has not ended, for others to take up; called when our workers have stopped."""
 
     def say(self, text: str) -> None:
+        """Tell the user what has happened between members."""
         raise AssertionError(f"alone, and between members: {text}")
 
 
@@ -229,6 +180,9 @@ class Leased:
     def say(self, text: str) -> None:
         self._say(text)
 
+
+Tenancy = Alone | Leased
+"""What a driver may train, and what others do."""
 
 # What is leased, by name: the cells of the search, and each run of the confirmation
 

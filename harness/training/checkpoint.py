@@ -9,7 +9,7 @@ import json
 import os
 import pickle
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Progress:
     """Time spent on this run in all processes so far."""
     best_loss: float | None = None
     best_step: int | None = None
+    losses: list[float] = field(default_factory=list)
+    """Losses of the evaluations on the way, in their order."""
     before: dict[str, dict[str, float | int | None]] | None = None
     """Results of the evaluation before training."""
     loss_scale: LossScale | None = None

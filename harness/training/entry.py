@@ -12,6 +12,7 @@ from harness.base.coverage import Coverage, coverage
 from harness.config.compose import config_tree
 from harness.config.devices import resolved_device
 from harness.config.resources import BackendName
+from harness.data.order import ends_epochs
 from harness.engine.shared_base import SharedBase
 from harness.evals.evaluate import Results
 from harness.measure.memory import distinct_bytes
@@ -148,6 +149,14 @@ class RunEntry:
             self.job.notes.append(text)
             self.job.directory.append_log(text)
 
+    def note_early_stop(self) -> None:
+        """Say in the record that the run has made fewer steps than it might."""
+        slot, patience = self.slot, self.job.config.optim.patience
+        self.note(
+            f"stopped early after step {slot.progress.step} of {slot.total_steps}: no lower eval loss in "
+            f"{patience} evaluations"
+        )
+
     # While training ------------------------------------------------------------------------------
 
     @cached_property
@@ -208,18 +217,25 @@ class RunEntry:
 
     def evaluation_is_due(self) -> bool:
         """Whether the loss is to be evaluated after the step just made."""
-        every = self.job.config.eval.every_steps
-        if every is None:
+        asked, step = self.job.config.eval, self.slot.progress.step
+        if not asked.goes_on:
             return False
-        last = self.slot.finished and self.job.config.eval.keep_best
-        return last or self.slot.progress.step % every == 0
+        if self.slot.finished and asked.keep_best:
+            return True
+        return self._ends(asked.every_steps, asked.every_epochs, step)
+
+    def _ends(self, steps: int | None, epochs: float | None, step: int) -> bool:
+        """Say whether `step` ends a stretch of so many steps, or of so many epochs."""
+        if steps is not None:
+            return step % steps == 0
+        rows, batch_size = len(self.job.data.train), self.job.config.optim.batch_size
+        return epochs is not None and ends_epochs(step, epochs, rows, batch_size)
 
     def checkpoint_is_due(self) -> bool:
         """Whether enough steps or seconds have passed since the last checkpoint."""
         config = self.job.config.checkpoint
-        by_steps = config.every_steps and self.slot.progress.step % config.every_steps == 0
         waited = time.monotonic() - self._kept_at
-        return bool(by_steps) or (
+        return self._ends(config.every_steps, config.every_epochs, self.slot.progress.step) or (
             config.every_seconds is not None and waited >= config.every_seconds
         )
 

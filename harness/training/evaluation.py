@@ -5,14 +5,20 @@ A run's results are those that it would have alone: the same batches, each row w
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 
 import torch
 
 from harness.data.rows import Batch
+from harness.engine.adapter import Adapter
+from harness.engine.cuda.backend import CudaBackend
+from harness.engine.cuda.decoding import DecodingSize
 from harness.engine.micro_step import Work
 from harness.engine.shared_base import SharedBase
+from harness.evals.context import evaluating
 from harness.evals.copies import Copies
 from harness.evals.evaluate import Results, evaluate_copies
+from harness.evals.generation import Decoding, Generated, generate_copies
 from harness.measure.memory import is_out_of_memory
 from harness.training.entry import RunEntry
 from harness.training.passes import captured_of
@@ -40,6 +46,28 @@ def evaluate_together(
         kinds.setdefault(_asked(entry), []).append(entry)
     for kind in kinds.values():
         yield from zip(kind, _outcomes(shared, kind, loss_only), strict=True)
+
+
+def answer_side_by_side(
+    shared: SharedBase,
+    adapters: Sequence[Adapter | None],
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+) -> list[Generated]:
+    """Return each adapter's answers to the same prompts; None stands for the base, which comes alone."""
+    made = [adapter for adapter in adapters if adapter is not None]
+    assert len(made) == len(adapters) or len(adapters) == 1
+
+    def sharing(chosen: Sequence[int], rows: int) -> AbstractContextManager[None]:
+        if not made:
+            return shared.only(None)
+        return shared.side_by_side([made[index] for index in chosen], rows)
+
+    copies = Copies(len(adapters), sharing)
+    with shared.backend.decoded(), evaluating(shared.model):
+        return generate_copies(
+            shared.model, shared.base.tokenizer, prompts, decoding, shared.base.device, copies
+        )
 
 
 def _asked(entry: RunEntry) -> str:
@@ -74,13 +102,42 @@ def _evaluate(
         return shared.only(None)
 
     captured = captured_of(shared, entries) if adapted else None
+    quick = None if captured is None else _InSeats(captured, adapters)
 
-    def score(chosen: Sequence[int], batch: Batch) -> list[torch.Tensor]:
-        assert captured is not None
-        return captured.score(
+    with ExitStack() as phases:
+        for entry in entries:
+            phases.enter_context(entry.phase_peak())
+            if adapted:
+                entry.slot.bring()
+            if captured is not None:
+                entry.slot.sit(captured)
+        if captured is not None:
+            phases.callback(captured.end_decoding)
+        phases.enter_context(shared.backend.decoded())
+        return evaluate_copies(
+            shared.model,
+            shared.base.tokenizer,
+            first.data,
+            first.config.eval,
+            first.config.data,
+            copies=Copies(len(entries), sharing, quick),
+            loss_only=loss_only,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _InSeats:
+    """The adapters of runs in seats, scored and asked in captured passes (`QuickCopies`)."""
+
+    backend: CudaBackend
+    adapters: Sequence[Adapter]
+
+    def score(self, chosen: Sequence[int], batch: Batch) -> list[torch.Tensor]:
+        """Return for each chosen run [2, M]: cross-entropies, and where the top token is right."""
+        return self.backend.score(
             [
                 Work(
-                    adapter=adapters[index],
+                    adapter=self.adapters[index],
                     batch=batch,
                     loss_tokens=1,
                     dropout_key=None,
@@ -90,20 +147,21 @@ def _evaluate(
             ]
         )
 
-    with ExitStack() as phases:
-        for entry in entries:
-            phases.enter_context(entry.phase_peak())
-            if adapted:
-                entry.slot.bring()
-            if captured is not None:
-                entry.slot.sit(captured)
-        phases.enter_context(shared.backend.decoded())
-        return evaluate_copies(
-            shared.model,
-            shared.base.tokenizer,
-            first.data,
-            first.config.eval,
-            first.config.data,
-            copies=Copies(len(entries), sharing, None if captured is None else score),
-            loss_only=loss_only,
-        )
+    def at_once(self, rows: int, length: int, new_tokens: int) -> int:
+        """Return how many runs may answer together."""
+        size = DecodingSize(rows=rows, length=length, new_tokens=new_tokens)
+        return self.backend.adapters_at_once(size)
+
+    def answers(
+        self,
+        chosen: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        rows: int,
+        length: int,
+        new_tokens: int,
+        stop_ids: Sequence[int],
+    ) -> list[list[list[int]]]:
+        """Return each chosen run's continuation of each prompt."""
+        size = DecodingSize(rows=rows, length=length, new_tokens=new_tokens)
+        adapters = [self.adapters[index] for index in chosen]
+        return self.backend.answers(adapters, prompts, size, stop_ids)

@@ -27,11 +27,12 @@ from harness.config.resources import Shard
 from harness.config.schema import ModelConfig, RunConfig
 from harness.data.embeddings import check_special_tokens, check_tokens
 from harness.data.prepare import PreparedData, changed_message, prepare_data
+from harness.engine.adapter import Adapter
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
 from harness.measure.meter import meter_of
 from harness.records.provenance import collect_provenance, write_code_diff
-from harness.request import Request
+from harness.request import Request, SavedRun
 from harness.training.job import Job
 
 
@@ -47,7 +48,7 @@ def prepare(
     quiet_libraries()
     if config.resources.threads is not None:
         torch.set_num_threads(threads_per_process(config.resources))
-    outline, tokenizer = _described(source, Keyed(config.model), fingerprint)
+    outline, tokenizer = outline_and_tokenizer(source, config.model, fingerprint)
     check_stored(config.model.name, config.quant, outline.stored)
     adapted_layers(config.lora, outline.linears)
     check_coverage(config, outline.linears, outline.uncovered)
@@ -62,9 +63,16 @@ def prepare(
     if outline.max_positions is not None and longest > outline.max_positions:
         raise RequestError(
             f"data.max_length={config.data.max_length} gives rows of {longest} tokens, and "
-            f"model={config.model.name} has {outline.max_positions} positions; use at most that"
+            f"model={config.model.name} {outline.beyond}; use at most {outline.max_positions}"
         )
     return data
+
+
+def outline_and_tokenizer(
+    source: ModelSource, model: ModelConfig, fingerprint: str
+) -> tuple[ModelOutline, Any]:
+    """Return what a model is, and its tokenizer; no weight is read."""
+    return _described(source, Keyed(model), fingerprint)
 
 
 def _check_packing(config: RunConfig, outline: ModelOutline) -> None:
@@ -80,7 +88,6 @@ def _check_packing(config: RunConfig, outline: ModelOutline) -> None:
 def _described(
     source: ModelSource, model: Keyed[ModelConfig], _fingerprint: str
 ) -> tuple[ModelOutline, Any]:
-    """Return a model's outline and its tokenizer."""
     return inspect_model(source, model.value), load_tokenizer(source, model.value)
 
 
@@ -118,6 +125,22 @@ def open_base(
     return SharedBase(
         base, backend=config.resources.backend, load_peak_bytes=meter.read() - already
     )
+
+
+def reopen(saved: SavedRun) -> tuple[SharedBase, Adapter | None]:
+    """Return the base of a run that has ended, with its adapter on it as the run has left it."""
+    quiet_libraries()
+    shared = open_base(saved.config, saved.source, saved.fingerprint)
+    return shared, attach_saved(shared, saved)
+
+
+def attach_saved(shared: SharedBase, saved: SavedRun) -> Adapter | None:
+    """Attach the adapter that a run has left to a base of its kind; None for a base alone."""
+    if saved.directory is None:
+        return None
+    adapter = shared.attach(saved.config.lora, saved.config.seed)
+    shared.load(adapter, saved.directory.adapter)
+    return adapter
 
 
 def cache_directory(config: RunConfig) -> Path:
@@ -175,7 +198,7 @@ def make_job(request: Request, data: PreparedData) -> Job:
         "seed": request.config.seed,
         "data": data.report.as_dict(),
     }
-    outline, _ = _described(request.source, Keyed(request.config.model), request.fingerprint)
+    outline, _ = outline_and_tokenizer(request.source, request.config.model, request.fingerprint)
     if outline.came_rounded is not None:
         provenance["base_storage"] = outline.came_rounded
     return Job(

@@ -1,13 +1,12 @@
-"""The optimizer and the learning rate of one adapter."""
+"""The optimizer of one adapter, and the clipping of its gradient."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, assert_never
 
 import torch
 from torch import nn
 
-from harness.config.schema import OptimConfig, OptimizerName, Schedule
+from harness.config.schema import OptimConfig, OptimizerName
 from harness.engine.adapter import Adapter, FlatGradient
 from harness.engine.cuda.seats import Moments
 
@@ -111,27 +110,6 @@ def _bitsandbytes(
     import bitsandbytes.optim
 
     return getattr(bitsandbytes.optim, name)(groups, **common)
-
-
-def learning_rate_factor(step: int, total_steps: int, config: OptimConfig) -> float:
-    """Return the share of `lr` used by 0-based `step`.
-
-    That of transformers' `get_scheduler`: warm-up rises linearly from 0, so that the first step does not
-    move, and reaches 1 at step `warmup_steps`; then the schedule runs down to zero, which it would reach at
-    step `total_steps` (so the last step still moves).
-    """
-    if step < config.warmup_steps:
-        return step / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    match config.schedule:
-        case Schedule.constant:
-            return 1.0
-        case Schedule.linear:
-            return 1.0 - progress
-        case Schedule.cosine:
-            return 0.5 * (1.0 + math.cos(math.pi * progress))
-        case _ as unreachable:
-            assert_never(unreachable)
 
 
 def clip_gradients(

@@ -264,8 +264,9 @@ def _evaluate_where_due(
             faults[entry] = results
             continue
         values[entry] |= {name: result.value for name, result in results.items()}
-        if entry.job.config.eval.keep_best:
-            entry.slot.keep_if_best(results["eval/loss"].value)
+        entry.slot.take_loss(results["eval/loss"].value)
+        if entry.slot.stopped_early:
+            entry.note_early_stop()
     last = [entry for entry in values if entry.slot.finished and entry not in faults]
     for entry in last:
         if entry.slot.best_adapter is not None:

@@ -25,11 +25,8 @@ from harness.plan.batch import largest_micro_batch
 from harness.training.checkpoint import Checkpoint, Progress
 from harness.training.job import Job
 from harness.training.loss_scale import LossScale
-from harness.training.optimizers import (
-    AdapterOptimizer,
-    clip_gradients,
-    learning_rate_factor,
-)
+from harness.training.optimizers import AdapterOptimizer, clip_gradients
+from harness.training.schedule import is_out_of_patience, learning_rate_factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +258,8 @@ class Slot:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the step in progress."""
-        factor = learning_rate_factor(self.progress.step, self.total_steps, self.config.optim)
-        return self.config.optim.lr * factor
+        done, optim = self.progress, self.config.optim
+        return optim.lr * learning_rate_factor(done.step, self.total_steps, optim, done.losses)
 
     def update(self) -> None:
         """Move the adapter by the step's gradient and begin the next step."""
@@ -289,15 +286,23 @@ class Slot:
 
     @property
     def finished(self) -> bool:
-        """Whether all optimizer steps are done."""
-        return self.progress.step >= self.total_steps
+        """Whether all optimizer steps are done, or the run has stopped early."""
+        return self.progress.step >= self.total_steps or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether no evaluation of the last `optim.patience` has found a lower loss."""
+        return is_out_of_patience(self.progress.losses, self.config.optim.patience)
 
     # Keeping and restoring -----------------------------------------------------------------------
 
-    def keep_if_best(self, loss: float) -> None:
-        """Remember the adapter if `loss` is the lowest so far."""
+    def take_loss(self, loss: float) -> None:
+        """Take note of what an evaluation on the way found, and remember the best adapter if asked to."""
+        self.progress.losses.append(loss)
         best = self.progress.best_loss
-        if math.isfinite(loss) and (best is None or loss < best):
+        if not self.config.eval.keep_best or not math.isfinite(loss):
+            return
+        if best is None or loss < best:
             self.progress.best_loss, self.progress.best_step = loss, self.progress.step
             self.best_adapter = self.tensors()
 

@@ -127,6 +127,14 @@ def test_a_level_that_was_not_confirmed_is_named(tmp_path) -> None:
     assert table.rows[0][-1].text == "better"
 
 
+def test_one_confirmed_cell_is_set_beside_no_other(tmp_path) -> None:
+    text = answer(tmp_path, {8: [0.9, 1.1]}).text
+    assert (
+        text
+        == "The one confirmed cell, lora.rank=8, has eval loss 1.0000 nats/token, the mean of n = 2."
+    )
+
+
 def test_status_says_the_same_sentence(tmp_path, capsys) -> None:
     found = answer(tmp_path, {2: around(1.0), 8: around(0.9, shift=1)}, compare=COMPARE)
     status_command(["small", f"paths.out={tmp_path}"], as_json=False)
@@ -141,4 +149,5 @@ def test_a_best_on_the_edge_is_flagged_with_the_command_that_goes_beyond(tmp_pat
     state_file.write_text(json.dumps(state))
     (note,) = edge_notes(load_sweep(tmp_path, "small"))
     assert "lora.rank=8, the largest that was tried" in note
-    assert "harness sweep small 'lora.rank=choice(2, 4, 8, 16)' name=small_wider" in note
+    kept = tmp_path / "sweeps" / "small" / "sweep.yaml"
+    assert f"harness sweep {kept} 'lora.rank=choice(2, 4, 8, 16)' name=small_wider" in note

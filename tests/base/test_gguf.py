@@ -2,6 +2,7 @@
 
 import json
 import struct
+from typing import Any
 
 import pytest
 import torch
@@ -46,8 +47,8 @@ def test_a_second_rounding_starts_from_the_decoded_weights_and_is_kept(q4_1, tmp
     quant = QuantConfig(format=QuantFormat.nf4)
     base = base_of(file, quant, tmp_path)
     name = "model.layers.1.mlp.up_proj"
-    layer = base.model.get_submodule(name)
-    alone = base.storage.quantize(decoded[f"{name}.weight"], None, torch.device("cpu"))
+    layer: Any = base.model.get_submodule(name)
+    alone: Any = base.storage.quantize(decoded[f"{name}.weight"], None, torch.device("cpu"))
     assert torch.equal(layer.dense_weight(torch.float32), alone.dense_weight(torch.float32))
     again = base_of(file, quant, tmp_path)
     assert again.from_cache

@@ -8,6 +8,7 @@ import yaml
 from harness.config.compose import (
     compose_run,
     conf_directory,
+    config_of_tree,
     config_tree,
     group_options,
     known_keys,
@@ -16,7 +17,13 @@ from harness.config.schema import LoraConfig, QuantFormat, RunConfig
 from harness.config.validate import validate
 from harness.errors import RequestError
 
-OPTIONS = [(group, option) for group, names in group_options().items() for option in names]
+OPTIONS = [
+    (group, option)
+    for group, names in group_options().items()
+    for option in names
+    if group != "experiment"  # which sets keys of all sections
+]
+EXPERIMENTS = ("comments_mistral", "alpaca_llama3", "gemma_nf4")
 ON_GPU_ONLY = ("paged_adamw_8bit", "paged_adamw_32bit")
 
 
@@ -34,6 +41,40 @@ def test_every_option_composes_to_what_its_file_says_and_is_valid(group, option,
     section = config_tree(config)[group]
     said = yaml.safe_load((conf_directory() / group / f"{option}.yaml").read_text())
     assert {key: section[key] for key in said} == said
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_the_same_training_here_and_with_the_hub(name, monkeypatch):
+    here = compose_run([f"experiment={name}_here"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    hub = compose_run([f"experiment={name}"])
+    for config in (here, hub):
+        validate(config)
+    assert hub.data.hub is not None
+    assert "/" in hub.model.name
+    assert here.data.task is not None
+    assert here.model.name == "smollm2_135m"
+    assert (here.lora.rank, here.lora.target_modules) == (hub.lora.rank, hub.lora.target_modules)
+    for key in ("lr", "schedule", "warmup_steps", "weight_decay", "batch_size", "steps", "epochs"):
+        assert getattr(here.optim, key) == getattr(hub.optim, key), key
+    embedded = compose_run([f"experiment={name}_here", "model=embedded", "optim.lr=1", "lora=qv"])
+    validate(embedded)
+    assert (embedded.model.name, embedded.optim.lr) == ("embedded", 1.0)
+    assert embedded.lora.target_modules == ["q_proj", "v_proj"]
+    said = (conf_directory() / "experiment" / f"{name}.yaml").read_text()
+    assert "From the Hugging Face hub" in said
+
+
+def test_the_walk_through_with_comments_has_its_own_settings():
+    """Those of the table in its author's text: 50 and 9 rows, ten epochs of batches of 4 x 4."""
+    config = compose_run(["experiment=comments_mistral_here"])
+    lora, optim = config.lora, config.optim
+    assert (lora.rank, lora.alpha, lora.dropout, lora.target_modules) == (8, 32, 0.05, ["q_proj"])
+    assert (optim.lr, optim.batch_size, optim.micro_batch_size) == (2e-4, 16, 4)
+    assert (optim.epochs, optim.warmup_steps, optim.weight_decay) == (10, 2, 0.01)
+    assert (config.eval.every_epochs, config.eval.keep_best) == (1, True)
+    assert (config.data.train_rows, config.data.validation_rows) == (50, 9)
+    assert compose_run(["experiment=comments_mistral_here", "optim.steps=3"]).optim.epochs is None
 
 
 def test_a_run_without_overrides_is_valid_and_complete():
@@ -152,19 +193,40 @@ def test_the_tree_in_conf_is_data_only():
         ("data.prompt_column", "question: text"),
         ("data.input_column", "a,b"),
         ("paths.out", "/tmp/x,y {z}"),
+        ("data.path", "1e5"),
+        ("data.path", "true"),
+        ("data.path", "back\\slash\\${v}\\"),
+        ("data.path", "'quoted' only at first.jsonl"),
+        ("data.system", "{json}, [list] and 'this'"),
+        ("data.hub_split", "train[:10%]+test"),
+        ("data.hub_config", "default (en,de)"),
+        ("data.revision", "0012"),
+        ("tracker.project", "mine, 100% (1)"),
+        ("model.revision", "123e4"),
+        ("model.name", "/models/a,b (c)/${d}"),
+        ("eval.choice_path", "mmlu,dev.jsonl"),
     ],
 )
 def test_paths_and_free_texts_are_taken_as_they_are(key: str, value: str):
-    """Hydra's grammar reads them otherwise: hydra-ecosystem/hydra#938, #962, #1577."""
+    """Hydra's grammar reads them otherwise: hydra-ecosystem/hydra#573, #798, #938, #962, #1074, #1577."""
     config = compose_run(["data=pairs", "data.path=x.jsonl", f"{key}={value}"])
     section, _, field = key.partition(".")
     assert getattr(getattr(config, section), field) == value
+    assert config_of_tree(config_tree(config)) == config  # as it is written, and read again
     quoted = compose_run(["data=pairs", "data.path=x.jsonl", f'{key}="a,b"'])
     assert getattr(getattr(quoted, section), field) == "a,b"
     assert (
         compose_run(["data=pairs", "data.path=x", "data.input_column=null"]).data.input_column
         is None
     )
+
+
+def test_the_environment_says_where_everything_goes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HARNESS_OUT", "/scratch/${me}, mine")
+    assert compose_run([]).paths.out == "/scratch/${me}, mine"
+    assert compose_run(["paths.out=here"]).paths.out == "here"
+    monkeypatch.setenv("HARNESS_OUT", "")
+    assert compose_run([]).paths.out == "out"
 
 
 def test_a_group_cannot_be_left_out():

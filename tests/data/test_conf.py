@@ -34,8 +34,8 @@ def _option(name: str) -> Path:
 
 
 def test_the_options_are_there():
-    names = ["alpaca", "chat", "comments", "dialect", "facts", "hub", "pairs", "qa", "rule", "text"]
-    assert [file.stem for file in OPTIONS] == names
+    names = "alpaca alpaca_cleaned chat comments dialect facts hub instructions pairs qa quotes rule shawgpt"
+    assert [file.stem for file in OPTIONS] == [*names.split(), "text", "viewer_comments"]
 
 
 @pytest.mark.parametrize("file", OPTIONS, ids=lambda file: file.stem)
@@ -52,7 +52,7 @@ def test_an_option_holds_only_fields_and_only_what_differs(file):
             assert value in type(default).__members__
 
 
-@pytest.mark.parametrize("name", ["facts", "rule", "dialect", "hub"])
+@pytest.mark.parametrize("name", ["facts", "rule", "dialect", "hub", "viewer_comments"])
 def test_an_option_with_a_source_needs_nothing_else(name):
     check_data(_composed(_option(name)))
 

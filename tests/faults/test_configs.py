@@ -86,10 +86,10 @@ def test_a_config_is_planned_or_refused_in_a_sentence(what: str, tmp_path: Path,
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS[what]))
     code = dispatch(["plan", f"model={tmp_path}", "plan.length=16", "lora.rank=1"])
     told = capsys.readouterr().err
-    assert code in (0, 2), told
-    assert "Traceback" not in told
+    assert code in (0, 2), told  # a traceback is exit code 70, with a log of it
+    assert code == 0 or told.strip().splitlines()[-1].startswith("harness: ")
     out = f"paths.out={tmp_path / 'out'}"
     code = dispatch(["run", f"model={tmp_path}", "tracker=none", "lora.rank=1", out])
     told = capsys.readouterr().err
     assert code == 2, told  # its weights are none
-    assert "Traceback" not in told
+    assert told.strip().splitlines()[-1].startswith("harness: ")

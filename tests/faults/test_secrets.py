@@ -1,5 +1,7 @@
 """Canaries: keys and passwords that are given in every way, and are then looked for in all that is left."""
 
+import shutil
+
 import pytest
 import yaml
 
@@ -144,3 +146,28 @@ def test_variables_of_the_environment_are_read_by_no_key(
                     and (taken or is_refused(words))
                 ),
             )
+
+
+@pytest.mark.faults
+def test_names_that_are_keys_are_refused_before_a_directory_has_them(
+    ask, world, tmp_path, tally, monkeypatch, capfd
+):
+    from harness.cli.main import dispatch
+
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    data, model = tmp_path / f"{KEY}.jsonl", tmp_path / KEY
+    data.write_bytes((world / "sums.jsonl").read_bytes())
+    shutil.copytree(world / "tiny", model)
+    place = f"paths.out={tmp_path / 'out'}"
+    with tally("keys as names") as row:
+        for words in (
+            ["sweep", str(ask()), f"name={KEY}", place],
+            ["sweep", str(ask(base=(f"data.path={data}",))), place],
+            ["run", "data=pairs", f"data.path={data}", place],
+            ["run", f"model={model}", place],
+        ):
+            row.check(f"{words[0]} {words[-2][:10]}", lambda words=words: dispatch(words) == 2)
+            said = capfd.readouterr()
+            row.check("not said", lambda said=said: KEY not in said.out + said.err)
+        row.check("no directory", lambda: not files_with_secrets(tmp_path / "out"))

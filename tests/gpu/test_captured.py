@@ -20,6 +20,7 @@ from harness.config.schema import (
 )
 from harness.engine.cuda import ops
 from harness.engine.cuda.backend import CudaBackend
+from harness.engine.cuda.decoding import DecodingSize
 from harness.engine.forward import target_logits
 from harness.engine.micro_step import packed_gradients
 from harness.engine.shared_base import SharedBase
@@ -149,6 +150,29 @@ def test_scores_are_the_references(tmp_path: Path, compute: FloatType) -> None:
             )
             assert (found_2M[0] - expected).abs().max() < 5e-2
             assert abs(found_2M[0].mean() - expected.mean()) < 3e-3 * expected.mean()
+
+
+def test_answers_are_the_references(tmp_path: Path) -> None:
+    """In 16 bits two tokens may be as likely as each other: nearly all answers are the same."""
+    shared = built(tmp_path, QuantConfig(format=QuantFormat.nf4), BackendName.reference)
+    shared.model.eval()
+    backend = CudaBackend(shared)
+    slots = runs(shared, 0.3)
+    for slot in slots:
+        backend.sit(slot.adapter, None)
+    prompts = [row[: 3 + n].tolist() for n, row in enumerate(random_rows().input_ids_NT[:8])]
+    size = DecodingSize(rows=8, length=30, new_tokens=16)
+    found = backend.answers([slot.adapter for slot in slots], prompts, size, [])
+    same = 0
+    for slot, answers in zip(slots, found, strict=True):
+        for prompt, answer in zip(prompts, answers, strict=True):
+            ids = torch.tensor([prompt], device=CUDA)
+            with torch.no_grad(), shared.only(slot.adapter):
+                for _ in range(16):
+                    logits_1TV = shared.model(input_ids=ids, use_cache=False).logits
+                    ids = torch.cat([ids, logits_1TV[:, -1:].argmax(dim=-1)], dim=1)
+            same += ids[0, len(prompt) :].tolist() == answer
+    assert same >= 18, same
 
 
 def test_float16_skips_what_overflows_and_trains(tmp_path: Path) -> None:

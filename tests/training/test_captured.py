@@ -13,6 +13,7 @@ from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, ModelConfig, OptimizerName, QuantConfig, QuantFormat
 from harness.engine.cuda.backend import CudaBackend
 from harness.engine.shared_base import SharedBase
+from harness.records.answers import read_answers
 from harness.records.record import Record, RunStatus
 from harness.training.job import Job
 from harness.training.session import Event, Queue, RunEnded, StepDone, train
@@ -26,7 +27,7 @@ STEPS = 6
 
 
 @pytest.fixture
-def bases(tmp_path) -> list[SharedBase]:
+def bases(quantized) -> list[SharedBase]:
     """The embedded base twice: computed by the reference, and in seats."""
     source = find_model(ModelConfig())
     made = []
@@ -35,9 +36,9 @@ def bases(tmp_path) -> list[SharedBase]:
             source,
             ModelConfig(),
             QuantConfig(format=QuantFormat.nf4, double_quant=True),
-            fingerprint=model_fingerprint(source, tmp_path / "memo.json"),
+            fingerprint=model_fingerprint(source, quantized / "memo.json"),
             device=torch.device("cpu"),
-            cache=tmp_path / "cache",
+            cache=quantized,
         )
         made.append(SharedBase(base, backend=BackendName.reference))
     made[1].backend = CudaBackend(made[1])
@@ -194,6 +195,28 @@ def test_evaluations_in_seats_are_the_references(
         for key in ("eval/token_accuracy", "eval/bits_per_byte"):
             assert scored[key].value == pytest.approx(expected[key].value, abs=1e-4)
             assert scored[key].n == expected[key].n
+
+
+def test_answers_in_seats_are_the_references(
+    bases: list[SharedBase], make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy answers of unlike runs together: prompts of unlike length, more of them than a batch has."""
+    found = []
+    for base, name in zip(bases, ("reference", "seated"), strict=True):
+        jobs = unlike_runs(base, make_job, name, count=3)
+        for job in jobs:
+            job.config.eval.generate = True
+            job.config.eval.generate_rows = 5
+            job.config.eval.batch_size = 3
+            job.config.eval.max_new_tokens = 20
+        if name == "seated":
+            monkeypatch.setattr(type(base.model), "generate", None)  # nobody asks the model
+            base.untouched_results = bases[0].untouched_results
+        records = run_all(base, jobs, slots=3)
+        assert {record.status for record in records.values()} == {RunStatus.completed}
+        found.append([[a.answer for a in read_answers(job.directory.answers)][-5:] for job in jobs])
+    assert found[0] == found[1]
+    assert len({answer for answers in found[0] for answer in answers}) > 5
 
 
 def test_optimizers_of_their_own_are_evaluated_by_the_reference(

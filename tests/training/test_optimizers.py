@@ -1,41 +1,15 @@
-"""Schedules, clipping and AdamW against transformers, torch and a computation by hand."""
+"""Clipping and AdamW against torch and a computation by hand."""
 
 from types import SimpleNamespace
 from typing import Any, cast
 
-import pytest
 import torch
 from torch import nn
 
-from harness.config.schema import LoraConfig, OptimConfig, QuantConfig, QuantFormat, Schedule
+from harness.config.schema import LoraConfig, OptimConfig, QuantConfig, QuantFormat
 from harness.engine.adapter import Adapter, FlatGradient
-from harness.training.optimizers import AdapterOptimizer, clip_gradients, learning_rate_factor
+from harness.training.optimizers import AdapterOptimizer, clip_gradients
 from tests.training.conftest import MakeBase
-
-OF_TRANSFORMERS = {
-    Schedule.constant: "constant_with_warmup",
-    Schedule.linear: "linear",
-    Schedule.cosine: "cosine",
-}
-
-
-@pytest.mark.parametrize("schedule", Schedule)
-@pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (0, 7), (1, 9), (5, 40), (39, 40)])
-def test_every_schedule_is_transformers_own_at_every_step(
-    schedule: Schedule, warmup: int, steps: int
-) -> None:
-    from transformers import get_scheduler
-
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = get_scheduler(
-        OF_TRANSFORMERS[schedule], optimizer, num_warmup_steps=warmup, num_training_steps=steps
-    )
-    config = OptimConfig(schedule=schedule, warmup_steps=warmup, steps=steps)
-    for step in range(steps):
-        ours = learning_rate_factor(step, steps, config)
-        assert ours == pytest.approx(theirs.get_last_lr()[0], abs=1e-12), step
-        optimizer.step()
-        theirs.step()
 
 
 def gradient_of(*parts: torch.Tensor) -> FlatGradient:

@@ -3,6 +3,7 @@
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ import torch
 from harness.config.schema import (
     CheckpointConfig,
     LoraConfig,
-    OptimConfig,
     OptimizerName,
     QuantConfig,
     QuantFormat,
@@ -21,7 +21,6 @@ from harness.records.metrics_log import read_metrics
 from harness.records.record import Record, RunStatus, read_record
 from harness.training.checkpoint import load_newest_checkpoint
 from harness.training.job import Job
-from harness.training.optimizers import learning_rate_factor
 from harness.training.session import Queue, RunEnded, StepDone, train
 from harness.training.stop import StopRequest
 from tests.learned import learned
@@ -72,6 +71,22 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     record = run_one(make_base(), parts)
     assert record.status is RunStatus.completed
     assert "resumed after step 5" in record.notes
+    assert_same_end(whole, parts)
+
+
+def test_an_interrupted_run_stops_early_where_it_would_have(
+    make_base: MakeBase, make_job: MakeJob
+) -> None:
+    shared = make_base()
+    asked: dict[str, Any] = {
+        "optim": {"lr": 0.3, "steps": 40, "patience": 3, "schedule": Schedule.reduce_lr_on_plateau},
+        "eval": {"every_steps": 1},
+    }
+    whole = make_job(shared, "whole", lora=LORA, **asked)
+    steps = [note for note in run_one(shared, whole).notes if note.startswith("stopped early")]
+    parts = make_job(shared, "parts", lora=LORA, **asked)
+    run_one(shared, parts, stop_after=2)
+    assert [n for n in run_one(shared, parts).notes if n.startswith("stopped early")] == steps != []
     assert_same_end(whole, parts)
 
 
@@ -216,18 +231,3 @@ def test_no_steps_evaluate_the_untouched_model_and_train_nothing(
     assert record.evals["after"] == record.evals["before"]
     assert not read_metrics(job.directory.metrics).rows
     assert all(not tensor.any() for key, tensor in weights(job).items() if "lora_B" in key)
-
-
-def test_warm_up_and_decay_are_transformers_own() -> None:
-    from transformers import get_scheduler
-
-    for schedule in Schedule:
-        config = OptimConfig(lr=1.0, steps=20, warmup_steps=5, schedule=schedule)
-        name = schedule.value if schedule is not Schedule.constant else "constant_with_warmup"
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        theirs = get_scheduler(name, optimizer, num_warmup_steps=5, num_training_steps=20)
-        for step in range(20):
-            ours = learning_rate_factor(step, 20, config)
-            assert ours == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
-            optimizer.step()
-            theirs.step()

@@ -20,6 +20,7 @@ from harness.config.resources import BackendName
 from harness.config.schema import FloatType, OptimizerName, RunConfig
 from harness.engine.adapter import Adapter
 from harness.engine.cuda import ops
+from harness.engine.cuda.decoding import Decoder, DecodingSize, cache_bytes
 from harness.engine.cuda.llama_pass import KNOWN, LlamaPass
 from harness.engine.cuda.seats import Moments, Seats, seats_for
 from harness.engine.cuda.staging import PassKey, stage
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 MOST_GRAPHS = 24
 """Captured passes that are kept; the least recently used one goes."""
+_CACHE_BYTES = 2**31
+"""Keys and values of adapters that are decoded together; one adapter may always keep its own."""
 _STAGES = 3
 """Host buffers in turn: one is filled while those before it may still be copied."""
 
@@ -145,6 +148,8 @@ class CudaBackend:
         self._graphs: OrderedDict[tuple[PassKey, bool], _Captured] = OrderedDict()
         """Passes by their kind and whether they score."""
         self._update: _Update | None = None
+        self._decoder: tuple[Any, Decoder] | None = None
+        """Made for (seats, size, stop tokens)."""
         self._pool: Any = None
         self._stream: Any = None
         if self._device.type == "cuda":
@@ -210,7 +215,7 @@ class CudaBackend:
             rank = max(rank, self._seats.layout.rank)
             count = max(count, self._seats.count)
         self._graphs.clear()
-        self._update = self._seats = None
+        self._update = self._seats = self._decoder = None
         layout = self._pass.seat_layout(layers, rank)
         dtype = self._shared.model.get_output_embeddings().weight.dtype
         self._seats = Seats(layout, count, self._device, dtype)
@@ -243,6 +248,37 @@ class CudaBackend:
         counts = [work[index].batch.num_loss_tokens for index in in_order]
         parts = captured.scores_2M[:, : sum(counts)].clone().split(counts, dim=1)
         return [part for _, part in sorted(zip(in_order, parts, strict=True), key=lambda p: p[0])]
+
+    def answers(
+        self,
+        adapters: Sequence[Adapter],
+        prompts: Sequence[Sequence[int]],
+        size: DecodingSize,
+        stop_ids: Sequence[int],
+    ) -> list[list[list[int]]]:
+        """Return the greedy continuation of each prompt by each seated adapter, after a stop token anything.
+
+        The decoder of one size and of these adapters is kept until `end_decoding`.
+        """
+        assert self._seats is not None
+        pairs = sorted((self._seated[each.name], number) for number, each in enumerate(adapters))
+        wanted = (tuple(seat for seat, _ in pairs), size, tuple(stop_ids))
+        if self._decoder is None or self._decoder[0] != wanted:
+            self._decoder = None  # its cache goes before another's is made
+            made = Decoder(self, self._pass, self._seats, wanted[0], size, stop_ids)
+            self._decoder = wanted, made
+        found = self._decoder[1].answers([adapters[number] for _, number in pairs], prompts)
+        ordered = sorted(zip((number for _, number in pairs), found, strict=True))
+        return [of_adapter for _, of_adapter in ordered]
+
+    def adapters_at_once(self, size: DecodingSize) -> int:
+        """Return of how many adapters the keys and values may be kept together."""
+        head = self._shared.model.get_output_embeddings().weight
+        return max(1, _CACHE_BYTES // cache_bytes(self._pass, size, head.element_size()))
+
+    def end_decoding(self) -> None:
+        """Give back what decoding has kept."""
+        self._decoder = None
 
     def _captured(self, key: PassKey, *, scores: bool) -> tuple["_Captured", bool]:
         """Return the pass of this kind, and whether it is new; the least recently used one may go."""

@@ -9,8 +9,9 @@ feed-forward, R rank (of all layers of a group), I inputs, O outputs, M position
 vocabulary.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +46,11 @@ class PassInput:
     """Whose each of these positions is; -1 where it only fills."""
     kept_N1: torch.Tensor | None = None
     """Of an evaluation: what A x is multiplied by, since the seats' B makes up for what dropout drops."""
+
+
+See = Callable[[torch.Tensor, Heads], Attended]
+"""Attention of one block, given queries, keys and values side by side."""
+LayerSee = Callable[[int, torch.Tensor, Heads], Attended]
 
 
 class LinearGroup:
@@ -206,10 +212,12 @@ class Block:
         turned: tuple[torch.Tensor, torch.Tensor],
         seats: Seats,
         given: PassInput,
+        see: See | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, _Kept]:
         """Return the residual stream after attention, what the feed-forward adds to it, and what is kept.
 
-        `x_NH + added_NH` is the stream before the block; `turned`: cosines and sines of the positions.
+        `x_NH + added_NH` is the stream before the block; `turned`: cosines and sines of the positions;
+        `see`: attention, where it is not that of the pass's own sequences.
         """
         heads = self.heads
         x_NH, n_NH, scale_N = _norm(x_NH, added_NH, self._norm)
@@ -219,7 +227,7 @@ class Block:
             epsilon = norm.variance_epsilon
             before.append(ops.head_norm_(qkv_NW, first, count, norm.weight.detach(), epsilon))
         ops.rotate_(qkv_NW, heads.query + heads.key, *turned)
-        attended = attend(qkv_NW, heads, given.sequences)
+        attended = attend(qkv_NW, heads, given.sequences) if see is None else see(qkv_NW, heads)
         y_NH, of_o = self.o.forward(attended.out_NQD.flatten(1), seats, given)
         middle_NH, n_NH, second_scale_N = _norm(y_NH, x_NH, self._second_norm)
         gate_up_NF, of_gate_up = self.gate_up.forward(n_NH, seats, given)
@@ -359,25 +367,34 @@ class LlamaPass:
     def score(self, given: PassInput, seats: Seats, scores_2M: torch.Tensor) -> None:
         """Write the cross-entropy of each position that carries loss into `scores_2M`, and 1.0 where its most
         likely token is the right one; forward alone."""
-        turned = self._turned(given)
-        seat_N = given.rows.of_positions()
-        given = replace(given, kept_N1=seats.kept_S.index_select(0, seat_N).unsqueeze(1))
-        x_NH = self._model.embed_tokens(given.ids_N)
-        added_NH: torch.Tensor | None = None
-        for block in self.blocks:
-            x_NH, added_NH, of_block = block.forward(x_NH, added_NH, turned, seats, given)
-            del of_block
-        assert added_NH is not None
-        at_M = given.loss_positions_M
-        _, n_MH, _ = _norm(
-            x_NH.index_select(0, at_M), added_NH.index_select(0, at_M), self._model.norm
-        )
+        n_MH = self._ends(given, seats)
         no_gradient_M = torch.zeros_like(given.weights_M)
         for part in self._head_parts(len(n_MH)):
             logits, targets_M = n_MH[part] @ self._head_VH.mT, given.targets_M[part]
             scores_2M[1, part] = (logits.argmax(dim=1) == targets_M).float()
             scores_2M[0, part] = ops.token_loss_(logits, targets_M, no_gradient_M[part])
             del logits
+
+    @torch.no_grad()
+    def logits(self, given: PassInput, seats: Seats, see: LayerSee) -> torch.Tensor:
+        """Return the logits [M, V] at the positions that carry loss; `see`: attention of each block."""
+        return self._ends(given, seats, see) @ self._head_VH.mT
+
+    def _ends(self, given: PassInput, seats: Seats, see: LayerSee | None = None) -> torch.Tensor:
+        """Return what the head is given at the positions that carry loss, [M, H]; forward alone."""
+        turned = self._turned(given)
+        seat_N = given.rows.of_positions()
+        given = replace(given, kept_N1=seats.kept_S.index_select(0, seat_N).unsqueeze(1))
+        x_NH = self._model.embed_tokens(given.ids_N)
+        added_NH: torch.Tensor | None = None
+        for number, block in enumerate(self.blocks):
+            of_block = None if see is None else partial(see, number)
+            x_NH, added_NH, kept = block.forward(x_NH, added_NH, turned, seats, given, of_block)
+            del kept
+        assert added_NH is not None
+        at_M = given.loss_positions_M
+        ends_MH, added_MH = x_NH.index_select(0, at_M), added_NH.index_select(0, at_M)
+        return _norm(ends_MH, added_MH, self._model.norm)[1]
 
     def _turned(self, given: PassInput) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and sines of the positions."""

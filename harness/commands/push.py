@@ -1,0 +1,78 @@
+"""`harness push`: an exported folder to the Hugging Face hub, through huggingface_hub, on request only."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.errors import RequestError, RunFailed
+from harness.parsing import home_path
+from harness.records.redact import redact
+
+PUSH_HELP = """\
+usage: harness push DIR OWNER/NAME [--public] [--json]
+
+Uploads a folder that `harness export` has written to the Hugging Face hub, into a private repository unless
+--public says otherwise. The token is what `hf auth login` or HF_TOKEN gives; HF_ENDPOINT names another hub. A
+folder in whose texts something looks like a key or a password is refused, and nothing is sent.
+"""
+
+_TEXTS = (".json", ".jinja", ".md", ".txt", ".yaml", ".model")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def push_command(words: Sequence[str], *, public: bool, as_json: bool) -> int:
+    """Upload one folder; return the exit code."""
+    if len(words) != 2:
+        raise RequestError("harness push needs a folder and OWNER/NAME; see harness push --help")
+    folder, repository = home_path(words[0]), words[1]
+    if not _ID.fullmatch(repository):
+        raise RequestError(f"{repository!r} is no repository of the hub; give OWNER/NAME")
+    if not (folder / "README.md").is_file():
+        raise RequestError(
+            f"{folder} is no folder that `harness export` has written: it has no README.md"
+        )
+    _refuse_secrets(folder)
+    url = upload(folder, repository, public=public)
+    print(json.dumps({"url": url}) if as_json else url)
+    return 0
+
+
+def _refuse_secrets(folder: Path) -> None:
+    """Refuse a folder in which a text holds what looks like a secret. Raises RequestError."""
+    for file in sorted(folder.rglob("*")):
+        if file.suffix not in _TEXTS or not file.is_file() or file.name == "tokenizer.json":
+            continue  # a vocabulary has every word there is
+        text = file.read_text(encoding="utf-8", errors="replace")
+        for number, (line, shown) in enumerate(
+            zip(text.split("\n"), redact(text).split("\n"), strict=False), 1
+        ):
+            if line != shown:
+                raise RequestError(
+                    f"{file}:{number} has what looks like a key or a password; take it out, and push again"
+                )
+
+
+def upload(folder: Path, repository: str, *, public: bool) -> str:
+    """Create the repository if it is not there, and send the folder in one commit; return its address."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    api = HfApi()
+    try:
+        made = api.create_repo(repository, private=not public, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message="Upload an export of QLoRA Harness",
+        )
+    except LocalTokenNotFoundError as error:
+        raise RequestError(
+            "the hub wants a token; log in with `hf auth login`, or set HF_TOKEN"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunFailed(
+            f"the hub has not taken {folder} as {repository}: {redact(reason)}"
+        ) from error
+    return str(made)

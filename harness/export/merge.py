@@ -1,0 +1,125 @@
+"""An adapter added to the weights of its base: unrounded as they came, or rounded as it was trained on them.
+
+Shape suffixes: P elements of an adapter, R rank, O outputs, I inputs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.base.blocks import linear_modules, weight_and_bias
+from harness.base.build import load_dense
+from harness.engine.adapter import Adapter
+from harness.engine.shared_base import SharedBase
+from harness.errors import RequestError
+from harness.request import SavedRun
+from harness.training.launch import open_base
+
+
+class Into(Enum):
+    """Which weights an adapter is added to."""
+
+    unrounded = "unrounded"
+    """Those of the checkpoint."""
+    rounded = "rounded"
+    """Those that the adapter was trained on: decoded from the base's storage."""
+
+
+@dataclass(slots=True)
+class OpenedRun:
+    """A run that has ended, its base in memory and its adapter on it."""
+
+    saved: SavedRun
+    shared: SharedBase
+    adapter: Adapter
+    start_P: torch.Tensor | None
+    """The adapter before training, where it took a part of the base's weights away."""
+
+
+def open_run(saved: SavedRun) -> OpenedRun:
+    """Load the base of a run and its adapter."""
+    assert saved.directory is not None
+    shared = open_base(saved.config, saved.source, saved.fingerprint)
+    adapter = shared.attach(saved.config.lora, saved.config.seed)
+    start_P = adapter.flat_P.clone() if saved.config.lora.init.rewrites_base else None
+    shared.load(adapter, saved.directory.adapter)
+    return OpenedRun(saved, shared, adapter, start_P)
+
+
+@torch.no_grad()
+def merged_model(run: OpenedRun, into: Into) -> Any:
+    """Return a dense transformers model with the adapter in its weights, in the 16-bit type it came in.
+
+    A checkpoint of another type becomes bfloat16. Sums are made in float32 and rounded once.
+    """
+    if into is Into.rounded and any(spec.experts > 1 for spec in run.shared.base.linears):
+        raise RequestError("--into rounded decodes linear layers, and this model has fused experts")
+    model = load_dense(run.saved.source, run.saved.config.model)
+    model.config.__dict__.pop("quantization_config", None)  # of an upload, which has been decoded
+    stored = next(model.parameters()).dtype
+    dtype = stored if stored in (torch.float16, torch.bfloat16) else torch.bfloat16
+    changes = dict(_changes(run, into))
+    decoded = _decoded(run) if into is Into.rounded else {}
+    for name, module in linear_modules(model):
+        weight_OI = decoded[name]() if decoded else weight_and_bias(module)[0].float()
+        change_OI = changes.pop(name, None)
+        if change_OI is not None:
+            weight_OI = weight_OI + change_OI.to(weight_OI.device)
+        _overwrite(module, weight_OI.to(dtype))
+    if changes:
+        raise RequestError(
+            f"the adapter of {run.saved.name} has no place in the model: {min(changes)}"
+        )
+    return model.to(dtype).eval()
+
+
+def _changes(run: OpenedRun, into: Into) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what the adapter adds to each layer's weight [O, I], in float32."""
+    layout, scaling = run.adapter.layout, run.adapter.scaling
+    for index, spec in enumerate(run.shared.base.linears):
+        if index not in layout:
+            continue
+        if spec.experts > 1:
+            raise RequestError(
+                f"the adapter of {run.saved.name} adapts fused experts ({spec.name}), which are not merged "
+                "here; --to adapter writes what PEFT loads and merges"
+            )
+        change_OI = _product(layout, run.adapter.flat_P, index)
+        if into is Into.unrounded and run.start_P is not None:
+            change_OI = change_OI - _product(layout, run.start_P, index)
+        yield spec.name, (scaling * change_OI).cpu()
+
+
+def _product(layout: Any, flat_P: torch.Tensor, index: int) -> torch.Tensor:
+    flat_KP = flat_P.unsqueeze(0)
+    return layout.b(flat_KP, index)[0].float() @ layout.a(flat_KP, index)[0].float()
+
+
+def _decoded(run: OpenedRun) -> dict[str, Any]:
+    """Return, by layer, what decodes its weight [O, I] to float32 on the CPU."""
+    base = run.shared.base
+
+    def decode(name: str, shape: tuple[int, int]) -> torch.Tensor:
+        layer = base.model.get_submodule(name)
+        layer = getattr(layer, "base_layer", layer)
+        return base.storage.decode(base.storage.tensors(layer), shape, torch.float32).float().cpu()
+
+    return {
+        spec.name: lambda spec=spec: decode(spec.name, (spec.out_features, spec.in_features))
+        for spec in base.linears
+    }
+
+
+def _overwrite(module: Any, weight_OI: torch.Tensor) -> None:
+    """Put a weight in the place of a layer's own; GPT-2's layers have theirs transposed."""
+    linear = isinstance(module, torch.nn.Linear)
+    module.weight.data = weight_OI if linear else weight_OI.T.contiguous()
+
+
+def folder_bytes(directory: Path) -> int:
+    """Return the bytes of the files of a folder."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
