@@ -60,7 +60,11 @@ def test_gradient_of_the_input_is_that_of_the_decoded_dense_layer(quant: QuantCo
 def test_values_are_near_the_dense_weight(quant: QuantConfig) -> None:
     layer, weight = make(quant)
     relative = (dense(layer) - weight).square().mean() / weight.square().mean()
-    assert 0 < relative < (1e-4 if quant.format is QuantFormat.int8 else 0.025)
+    coarse = {
+        QuantFormat.int8: 1e-4,
+        QuantFormat.fp4_e3m0: 0.04,
+    }  # powers of two: few levels near 1
+    assert 0 < relative < coarse.get(quant.format, 0.025)
 
 
 @pytest.mark.parametrize("block_size", [32, 64, 128, 256, 512, 1024, 2048, 4096])
