@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.base.attention import AttentionKind, UnknownAttention, attention_of
+from harness.base.build import Base
 from harness.config.resources import BackendName
 from harness.config.schema import FloatType, OptimizerName, RunConfig
 from harness.engine.adapter import Adapter
@@ -37,19 +38,18 @@ _STAGES = 3
 """Host buffers in turn: one is filled while those before it may still be copied."""
 
 
-def why_not_cuda(shared: "SharedBase") -> str | None:
+def why_not_cuda(base: Base) -> str | None:
     """Return why a base cannot have captured steps, None where it can."""
-    base = shared.base
     if base.device.type != "cuda":
         return f"the base lies on {base.device}"
     if find_spec("triton") is None:
         return "Triton is not installed"
-    return why_not_this_model(shared)
+    return why_not_this_model(base)
 
 
-def why_not_this_model(shared: "SharedBase") -> str | None:
+def why_not_this_model(base: Base) -> str | None:
     """Return why the pass cannot compute a base's model, on whichever device; None where it can."""
-    base, model = shared.base, shared.model
+    model = base.model
     kind = type(model).__name__
     if kind not in KNOWN:
         return f"it computes {', '.join(KNOWN)}, and this is {kind}"
