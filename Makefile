@@ -19,14 +19,17 @@ demo: .venv/.installed  ## a sweep on the embedded base, confirmed on fresh seed
 	$(BIN)/harness sweep demo
 	$(BIN)/harness report demo
 
+# A file stays with one process, which shares what it builds; what takes long comes first (tests/conftest.py).
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/.installed  ## the laptop suite: no network, no GPU
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: .venv/.installed  ## what takes longer than the laptop suite allows
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow
 
 faults: .venv/.installed  ## kills, full disks, damaged files, hostile input: 15 minutes, a table; KILLS=100 TIMES=10 for more
-	FAULTS_KILLS=$(or $(KILLS),6) FAULTS_TIMES=$(or $(TIMES),1) FAULTS_TABLE=docs/reliability.md $(BIN)/python -m pytest -n 2 -m 'faults or not faults' tests/faults
+	FAULTS_KILLS=$(or $(KILLS),6) FAULTS_TIMES=$(or $(TIMES),1) FAULTS_TABLE=docs/reliability.md $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'faults or not faults' tests/faults
 
 test-gpu: .venv/.installed  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu

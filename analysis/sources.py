@@ -52,7 +52,7 @@ class SweepData:
     def storage_url(self) -> str:
         """The SQLAlchemy url of the study: the one asked for, or the default place."""
         given = (self.asked.get("study") or {}).get("storage")
-        return given or f"sqlite:///{(self.directory / 'study.db').absolute()}"
+        return given or SweepDirectory(self.directory.parents[1], self.directory.name).storage
 
 
 class Source(Protocol):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.commands.run import run as train_run
-from harness.commands.sweep import answer, checked
+from harness.commands.sweep import answer, checked, named_question
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import RequestError, RunFailed
@@ -74,8 +74,9 @@ def sweep(
     """Train what is left of a sweep, as `harness sweep` does, and return what it found.
 
     Args:
-        question: the name of a question in sweeps/, a file, a mapping with the keys of such a file and a
-            `name`, in which an axis may be a list of values, or a question that was read before.
+        question: the name of a question in sweeps/ or of a sweep that has begun, a file, a mapping with the
+            keys of such a file and a `name`, in which an axis may be a list of values, or a question that was
+            read before.
         overrides: of the command line; none beside a `Question`.
 
     Raises:
@@ -203,7 +204,7 @@ def _question(asked: str | Path | Mapping[str, Any] | Question, overrides: list[
                 )
             return asked
         case str() | Path():
-            return load_question(str(asked), overrides)
+            return load_question(named_question(str(asked), overrides), overrides)
         case _:
             name = asked.get("name")
             if not isinstance(name, str):

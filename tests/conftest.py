@@ -2,10 +2,15 @@
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest's workers are the parallelism
+
+# Tests save and sync by the thousand; in memory, where there is plenty, no disk is waited for.
+if os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first test imports a library that reads it
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -30,10 +35,44 @@ settings.load_profile("suite")
 pytest_plugins = ["tests.postgres"]
 
 
+FIRST = (
+    "sweeping",
+    "parallel",
+    "training",
+    "launch",
+    "commands",
+    "faults",
+    "test_examples.py",
+    "test_api.py",
+)
+"""What takes long comes first, so that no worker is left with it in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order files by how long their rooms take; a file stays with one worker, which shares what it builds."""
+
+    def rank(item: pytest.Item) -> int:
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        return FIRST.index(room) if room in FIRST else len(FIRST)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
 def pretrained() -> Path:
     """The embedded model: a really pretrained Llama of 1,312,384 parameters."""
     return Path(harness.__file__).parent / "embedded" / "model"
+
+
+@pytest.fixture(scope="session")
+def served_workers() -> Iterator[None]:
+    """Let sweeps in this process have workers that are forked with their libraries loaded."""
+    from harness.sweeping import pool
+    from tests.commands.forked import ServedWorker, starting
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "subprocess", starting(ServedWorker))
+        yield
 
 
 @pytest.fixture

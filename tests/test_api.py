@@ -90,16 +90,15 @@ def test_ctrl_c_is_raised_so_that_a_loop_of_runs_ends(tmp_path):
         "for seed in (0, 1):\n"
         "    harness.run([*long, f'seed={seed}'])\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path, timeout=200
-    )
-    assert "KeyboardInterrupt" in done.stderr
+    done = Command([], tmp_path, script=script).end()
+    assert done.code == 1
+    assert "KeyboardInterrupt" in done.err
     (only,) = (tmp_path / "out" / "runs").iterdir()
     assert read_record(only / "run.json").status is RunStatus.interrupted
 
 
 @pytest.fixture(scope="module")
-def result(out: Path) -> harness.SweepResult:
+def result(out: Path, served_workers) -> harness.SweepResult:
     """A sweep asked from Python: a list as an axis, cases, a confirmation."""
     question = {
         "name": "from_python",

@@ -2,12 +2,11 @@
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.commands.forked import Command
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SHORT = ("tracker=none", "eval=loss", "resources.devices=cpu")
@@ -18,16 +17,11 @@ def run(code: str | Path, directory: Path, *arguments: str) -> str:
     file = code if isinstance(code, Path) else directory / "cells.py"
     if isinstance(code, str):
         file.write_text(code)
-    done = subprocess.run(
-        [sys.executable, str(file), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=directory,
-        env={**os.environ, "MPLBACKEND": "Agg"},
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    command = Command(list(arguments), directory, environment={"MPLBACKEND": "Agg"}, script=file)
+    command.wait(280)
+    done = command.end()
+    assert done.code == 0, done.err
+    return done.out
 
 
 def test_one_run_learns_the_rule_and_its_adapter_loads_with_peft(tmp_path):

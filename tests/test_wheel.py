@@ -71,14 +71,17 @@ def test_the_wheel_holds_every_file_that_is_read_at_run_time(wheel):
 
 
 def test_an_installed_harness_finds_its_groups_and_its_questions(installed, tmp_path):
-    where = run(installed, tmp_path, "-c", "import harness; print(harness.__file__)")
-    assert where.startswith(str(installed))
-    shown = run(installed, tmp_path, "-m", "harness", "run", "--cfg", "job", "quant=int4")
+    code = (
+        "import harness; from harness.cli.main import dispatch; print(harness.__file__)\n"
+        "dispatch(['run', '--cfg', 'job', 'quant=int4'])\n"
+        "dispatch(['sweep'])\n"
+        "dispatch(['sweep', 'demo', '--dry-run'])\n"
+    )
+    shown = run(installed, tmp_path, "-c", code)
+    assert shown.startswith(str(installed))
     assert "format: int4" in shown
-    ready = run(installed, tmp_path, "-m", "harness", "sweep")
-    assert all(file.stem in ready for file in (ROOT / "sweeps").glob("*.yaml"))
-    plan = run(installed, tmp_path, "-m", "harness", "sweep", "demo", "--dry-run")
-    assert "grid of 6 cells" in plan
+    assert all(file.stem in shown for file in (ROOT / "sweeps").glob("*.yaml"))
+    assert "grid of 6 cells" in shown
 
 
 def test_an_installed_harness_trains_and_reads_its_records(installed, tmp_path):

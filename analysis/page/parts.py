@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from analysis.figures.cells import value_of
 from analysis.figures.factors import MISSING
@@ -106,7 +107,7 @@ def runs_table(rows: Sequence[Row], metrics: Sequence[str], to_runs: str) -> str
     lines = []
     for row in rows:
         run_id = escape(row["run_id"])
-        link = f'<a href="{escape(to_runs)}/{run_id}/">{run_id}</a>'
+        link = f'<a href="{escape(quote(to_runs))}/{run_id}/">{run_id}</a>'
         cells = [link, escape(row.get("role") or MISSING), _number(row.get("seed"))]
         cells.append(escape(row["status"].value.replace("_", " ")))
         cells += [_number(_shown(row, metric)) for metric in metrics]

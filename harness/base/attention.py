@@ -91,6 +91,35 @@ def positions_of(config: Any) -> Positions:
     return Positions.absolute
 
 
+def most_positions(config: Any) -> tuple[int | None, str]:
+    """Return the length up to which a row is the same in any company, and what is beyond.
+
+    None where the configuration does not say. The text ends the sentence "rows of N tokens, and the model …".
+    """
+    text = config.get_text_config()
+    most: int | None = getattr(text, "max_position_embeddings", None)
+    longrope = _longrope_positions(getattr(text, "rope_parameters", None))
+    if longrope is not None and (most is None or longrope < most):
+        return longrope, (
+            "turns all rows of a batch by other frequencies (longrope) as soon as one is longer than "
+            f"{longrope}, so that a run's numbers would depend on its company"
+        )
+    return most, f"has {most} positions"
+
+
+def _longrope_positions(rope: Any) -> int | None:
+    """Return the length beyond which longrope has other frequencies; None for other rotations."""
+    if not isinstance(rope, dict):
+        return None
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    found = [
+        each.get("original_max_position_embeddings")
+        for each in kinds
+        if each.get("rope_type") == "longrope"
+    ]
+    return min((each for each in found if isinstance(each, int)), default=None)
+
+
 def attends_both_ways(config: Any) -> bool:
     """Say whether a configuration names a model whose positions see those after them.
 

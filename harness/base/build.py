@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from harness.base.attention import most_positions
 from harness.base.blocks import (
     block_linears,
     finish_base,
@@ -68,7 +69,9 @@ class ModelOutline:
     uncovered: dict[str, int]
     """Matrices of the blocks that lie in no linear layer, with their sizes."""
     max_positions: int | None
-    """Longest row the model has positions for, or None if it does not say."""
+    """Longest row that the model has positions for, or None if it does not say."""
+    beyond: str
+    """What is the matter with longer rows (`harness.base.attention.most_positions`)."""
     num_embeddings: int
     """Tokens that the model has embeddings for."""
     config: Any
@@ -83,12 +86,13 @@ def inspect_model(source: ModelSource, config: ModelConfig) -> ModelOutline:
     """Return the model's outline without loading any weight."""
     described = read_config(source, config)
     model = _empty_model(described, config, source)
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions, beyond = most_positions(model.config)
     linears = tuple(block_linears(model))
     return ModelOutline(
         linears=linears,
         uncovered=uncovered_weights(model, linears),
         max_positions=positions,
+        beyond=beyond,
         num_embeddings=model.get_input_embeddings().weight.shape[0],
         config=model.config,
         came_rounded=_came_rounded(source, described.stored),
@@ -272,7 +276,7 @@ def _decoded(source: ModelSource, config: ModelConfig, described: Described) -> 
 
 
 @contextmanager
-def _no_bar_of_gguf() -> Iterator[None]:
+def no_bar_of_gguf() -> Iterator[None]:
     """Keep the bar off the terminal that transformers' GGUF reader draws whatever it is told."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
@@ -299,7 +303,7 @@ def load_dense(source: ModelSource, config: ModelConfig) -> Any:
     described = read_config(source, config)
     if described.stored is not None:
         return _decoded(source, config, described)
-    with refusing(source), _no_bar_of_gguf():
+    with refusing(source), no_bar_of_gguf():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source.pretrained,
             config=described.config,

@@ -65,7 +65,8 @@ def twin_of(config: Any, implementation: str) -> Any:
 
     own_code = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING  # allowed when it was read
     small = copy.deepcopy(config)
-    for each in (small, small.get_text_config()):
+    parts = (getattr(small, name, None) for name in small.sub_configs)
+    for each in (small, small.get_text_config(), *(part for part in parts if part is not None)):
         _shrink(each)
     small._attn_implementation = implementation
     with torch.device("meta"):
@@ -96,8 +97,9 @@ def _shrink(config: Any) -> None:
     fields = config.to_dict()
     grouped = (fields.get("num_key_value_heads") or 1) < (fields.get("num_attention_heads") or 1)
     for name, size in _SIZES.items():
-        if fields.get(name) or (name in config.attribute_map and getattr(config, name)):
-            setattr(config, name, size)
+        given = fields.get(name) or (name in config.attribute_map and getattr(config, name))
+        if given:  # some models have a size for each layer
+            setattr(config, name, [size] * len(given) if isinstance(given, list) else size)
     if "head_dim" in fields:
         config.head_dim = _HIDDEN // _HEADS
     if "num_key_value_heads" in fields:
@@ -109,6 +111,9 @@ def _shrink(config: Any) -> None:
             setattr(config, name, 0.0)
     _keep_few_layers(config)
     _use_plain_rotations(config)
+    sparsity = getattr(config, "activation_sparsity_pattern", None)
+    if sparsity:  # of few channels: it makes a rounding a difference
+        config.activation_sparsity_pattern = [0.0] * len(sparsity)
 
 
 def _keep_few_layers(config: Any) -> None:

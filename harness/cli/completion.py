@@ -53,12 +53,14 @@ def complete(arguments: list[str]) -> int:
 
 
 def _sweep_names(command: str) -> list[str]:
-    """Return the questions that are ready, or the sweeps that have run under out/."""
+    """Return the sweeps that have run; where one can be begun, after the questions that are ready."""
+    out = Path(os.environ.get("HARNESS_OUT") or "out")
+    begun = sorted(path.parent.name for path in (out / "sweeps").glob("*/state.json"))
     if command not in ("sweep", "plan"):
-        return sorted(path.parent.name for path in Path("out/sweeps").glob("*/state.json"))
+        return begun
     from harness.question.load import known_sweeps
 
-    return list(known_sweeps())
+    return list(dict.fromkeys([*known_sweeps(), *begun]))
 
 
 def _run_names(command: str) -> list[str]:

@@ -17,6 +17,7 @@ from harness.cli.options import (
     ASK_FLAGS,
     CFG,
     COMMANDS,
+    DATA_FLAGS,
     EXPORT_FLAGS,
     INFO,
     OWN_GROUPS,
@@ -34,9 +35,10 @@ from harness.records.redact import redact
 from harness.training.stop import leave_terminal
 
 USAGE = """\
-usage: harness run    [-m] [override…] [--json]
+usage: harness run    [-m [--dry-run]] [override…] [--json]
        harness sweep  NAME|FILE [override…] [--dry-run] [--json]
        harness worker NAME [override…]
+       harness data   [override…] [--rows 3] [--split train] [--json]
        harness plan   [NAME|FILE] [override…] [--budget 24GiB] [--explain] [--probe] [--table] [--json]
        harness status [NAME] [--json]
        harness report [NAME…] [--source records|wandb-offline|wandb] [--watch] [--json]
@@ -134,6 +136,8 @@ def _dispatch(arguments: list[str]) -> int:
             return _sweep(rest)
         case "worker":
             return _worker(rest)
+        case "data":
+            return _data(rest)
         case "plan":
             return _plan(rest)
         case "status":
@@ -162,6 +166,10 @@ def _run(command: str, rest: list[str]) -> int:
         return 0
     if "-m" in names or "--multirun" in names:
         return _multirun(names, overrides)
+    if "--dry-run" in names:
+        raise RequestError(
+            "--dry-run goes with -m, which has several runs to show; `harness plan` says what one needs"
+        )
     if any(name != "--json" for name in names):
         return _hydra_flags(command, flags, overrides)
     from harness.commands.run import run_command
@@ -170,12 +178,14 @@ def _run(command: str, rest: list[str]) -> int:
 
 
 def _multirun(names: list[str], overrides: list[str]) -> int:
-    others = [name for name in names if name not in ("-m", "--multirun", "--json")]
+    others = [name for name in names if name not in ("-m", "--multirun", "--json", "--dry-run")]
     if others:
-        raise RequestError(f"-m goes with --json only, got {', '.join(others)} as well")
+        raise RequestError(
+            f"-m goes with --dry-run and --json only, got {', '.join(others)} as well"
+        )
     from harness.commands.multirun import multirun_command
 
-    return multirun_command(overrides, as_json="--json" in names)
+    return multirun_command(overrides, dry_run="--dry-run" in names, as_json="--json" in names)
 
 
 def _sweep(rest: list[str]) -> int:
@@ -226,6 +236,22 @@ def _plan(rest: list[str]) -> int:
         budget=values.get("--budget"),
         explain="--explain" in values,
         probe="--probe" in values,
+        as_json="--json" in values,
+    )
+
+
+def _data(rest: list[str]) -> int:
+    flags, words = _split("data", rest, DATA_FLAGS)
+    values = {flag[0]: flag[1] if len(flag) > 1 else "" for flag in flags}
+    from harness.commands.data import DATA_HELP, data_command
+
+    if "--help" in values or "-h" in values:
+        print(DATA_HELP, end="")
+        return 0
+    return data_command(
+        words,
+        rows=values.get("--rows"),
+        split=values.get("--split"),
         as_json="--json" in values,
     )
 

@@ -4,6 +4,7 @@ COMMANDS = {
     "run": "train, measure and evaluate one LoRA adapter on one base",
     "sweep": "start or resume a sweep: many runs that answer one question",
     "worker": "join a sweep from another process or machine",
+    "data": "rows as a model is trained on them, the tokens that carry loss marked; what was cut",
     "plan": "what a run or a sweep would need: memory by part, what fits, how long",
     "status": "progress and leaders of a sweep, while it runs and afterwards",
     "report": "tables, figures and one html page from the records of sweeps",
@@ -51,6 +52,7 @@ PLAN_FLAGS = {
     "-h": 0,
     **OWN_GROUPS,
 }
+DATA_FLAGS = {"--rows": 1, "--split": 1, "--json": 0, "--help": 0, "-h": 0, **OWN_GROUPS}
 STATUS_FLAGS = {"--json": 0, "--help": 0, "-h": 0}
 RUN_FLAGS = {
     "--json": 0,
@@ -66,12 +68,14 @@ RUN_FLAGS = {
     "-i": 1,
     "--multirun": 0,
     "-m": 0,
+    "--dry-run": 0,
     **OWN_GROUPS,
 }
 FLAGS_OF = {
     "run": RUN_FLAGS,
     "sweep": SWEEP_FLAGS,
     "worker": WORKER_FLAGS,
+    "data": DATA_FLAGS,
     "plan": PLAN_FLAGS,
     "status": STATUS_FLAGS,
     "report": REPORT_FLAGS,

@@ -84,7 +84,7 @@ def export_command(
 
 
 def _one_of(name: str, given: str | None, known: Sequence[str]) -> str:
-    if given not in known:
+    if given is None or given not in known:
         got = f"got {given!r}{near_names(given, known)}" if given else "got nothing"
         raise RequestError(f"{name} takes one of {', '.join(known)}, {got}")
     return given

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harness.commands.sweep import sweep_command
+from harness.commands.sweep import checked, show_what_would_run, sweep_command
 from harness.config.compose import compose_run
 from harness.errors import RequestError
 from harness.question.load import (
@@ -26,8 +26,8 @@ from harness.records.run_directory import write_text
 _NO_NAME = "multirun"
 
 
-def multirun_command(overrides: Sequence[str], *, as_json: bool) -> int:
-    """Train every combination of the values given; returns the exit code of the sweep.
+def multirun_command(overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
+    """Train every combination of the values given, or show them; returns the exit code of the sweep.
 
     The question is kept as `<out>/sweeps/NAME.yaml`, for `harness sweep`. The same command goes on with it:
     NAME is derived from what is asked, or given as `name=NAME`. Raises RequestError where no key has several
@@ -42,6 +42,9 @@ def multirun_command(overrides: Sequence[str], *, as_json: bool) -> int:
         )
     if question.name == _NO_NAME:
         question = replace(question, name=_name_of(question))
+    if dry_run:
+        show_what_would_run(question, *checked(question))
+        return 0
     out = Path(compose_run(question.base).paths.out)
     file = out / "sweeps" / f"{question.name}.yaml"
     is_new = _keep(file, question)

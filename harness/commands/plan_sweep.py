@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from harness.commands.sweep import plan_text
+from harness.commands.sweep import named_question, plan_text
 from harness.config.compose import compose_run
 from harness.config.devices import device_memory, visible_cuda_devices
 from harness.errors import RequestError
@@ -44,7 +44,9 @@ def plan_sweep(
         )
     if settings.shape is not None and probe:
         raise RequestError("--probe needs a model that can be loaded, and plan.shape is none")
-    question = load_question(name, with_device_defaults(overrides, settings))
+    question = load_question(
+        named_question(name, overrides), with_device_defaults(overrides, settings)
+    )
     points = check_space(question)
     base = compose_run(base_of(question))
     device = planned_device(settings, base)

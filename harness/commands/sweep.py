@@ -1,5 +1,6 @@
 """`harness sweep`: from a question to a study, run by worker processes; `--dry-run` prints what would run."""
 
+import re
 import shlex
 import sys
 import tempfile
@@ -16,7 +17,8 @@ from harness.errors import RequestError
 from harness.plan.probe import PROBE_STEPS
 from harness.question.check_space import check_space
 from harness.question.compare import described, quota_combinations
-from harness.question.load import load_question
+from harness.question.keys import NAME
+from harness.question.load import known_sweeps, load_question
 from harness.question.power import described_power
 from harness.question.question import Question, comparable, refuse_another
 from harness.question.settings import Confirmation, Method, PrunerName
@@ -35,13 +37,11 @@ from harness.training.stop import stop_on_signals
 
 def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
     """Start or resume a sweep; returns the exit code: 1 where a run failed."""
-    question = load_question(name, overrides)
+    question = load_question(named_question(name, overrides), overrides)
     points, base = checked(question)
     directory = SweepDirectory(Path(base.paths.out), question.name)
     if dry_run:
-        with tempfile.TemporaryDirectory(prefix="harness-") as logs:
-            check_without_device(points, Path(logs), keep=False)
-        print(message(plan_text(question, points, base)), end="")
+        show_what_would_run(question, points, base)
         return 0
     check_writable(base.paths)
     if question.launcher is not None:
@@ -61,6 +61,25 @@ def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json
         )
         return 130
     return int(any(run.status == "failed" for run in state.runs))
+
+
+def named_question(name: str, overrides: Sequence[str]) -> str:
+    """Return what `load_question` takes: a file or a name in sweeps/, or the question that a sweep has kept.
+
+    A sweep that was begun from a file anywhere goes on by its name alone.
+    """
+    if re.fullmatch(NAME, name, re.ASCII) is None or name in known_sweeps():
+        return name
+    out = Path(compose_run([o for o in overrides if o.startswith("paths.")]).paths.out)
+    kept = SweepDirectory(out, name).question
+    return str(kept) if kept.is_file() else name
+
+
+def show_what_would_run(question: Question, points: Points, base: RunConfig) -> None:
+    """Check the points against model and data, and print the plan; nothing is left behind."""
+    with tempfile.TemporaryDirectory(prefix="harness-") as logs:
+        check_without_device(points, Path(logs), keep=False)
+    print(message(plan_text(question, points, base)), end="")
 
 
 def _launch(

@@ -8,8 +8,9 @@ _HELP = """\
 usage: harness sweep NAME|FILE [override…] [--dry-run] [--json]
 
 Train every run that answers a question, many side by side on one frozen base per device, then confirm the
-best cells on fresh seeds. The same command resumes a sweep that was stopped or killed. Everything is kept
-under out/sweeps/NAME/ (the study, state.json) and out/runs/ (the records).
+best cells on fresh seeds. The same command resumes a sweep that was stopped or killed, and so does its name,
+also where it was begun from a file. Everything is kept under out/sweeps/NAME/ (the study, state.json) and
+out/runs/ (the records).
 
   key=value                       for every run; on an axis: fix it
   key=choice(a,b)                 an axis, given or replaced; range(2,10,2), interval(1e-4,1e-2),

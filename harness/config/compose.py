@@ -102,14 +102,19 @@ def own_directory_words() -> list[str]:
     return [] if own is None else ["--config-dir", str(own)]
 
 
-def known_keys(config_type: type = RunConfig, prefix: str = "") -> Iterator[str]:
+def known_keys() -> Iterator[str]:
     """Yield the dotted name of every field of the configuration."""
+    yield from (key for key, _ in types_of_keys())
+
+
+def types_of_keys(config_type: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every key of the configuration with the type that it is declared with."""
     for field in fields(config_type):
         name = f"{prefix}{field.name}"
         if isinstance(field.type, type) and is_dataclass(field.type):
-            yield from known_keys(field.type, f"{name}.")
+            yield from types_of_keys(field.type, f"{name}.")
         else:
-            yield name
+            yield name, field.type
 
 
 def register_schema() -> None:
@@ -133,6 +138,7 @@ ENVIRONMENT = (
         "SLURMD_NODENAME",
     ),
     *("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME"),
+    "HARNESS_OUT",
 )
 """What `${oc.env:NAME}` may name: a file from elsewhere must not read the keys that others hold."""
 
@@ -143,10 +149,10 @@ def environment_variable(name: str, default: str | None = None) -> str | None:
         raise ValueError(
             f"${{oc.env:{name}}} is not among what a configuration may use: {', '.join(ENVIRONMENT)}"
         )
-    if name in os.environ:
+    if os.environ.get(name):
         return os.environ[name]
     if default is None:
-        raise KeyError(f"the environment variable {name} is not set")
+        raise KeyError(f"the environment variable {name} is not set, or empty")
     return str(default)
 
 
@@ -203,7 +209,7 @@ def compose_tree(prepared: Sequence[str]) -> "DictConfig":
     overrides = list(prepared)
     own = own_directory()
     if own is not None:
-        overrides.append(f"hydra.searchpath=[{_quoted(f'file://{own}')}]")
+        overrides.append(f"hydra.searchpath=[{_quoted(_literal(f'file://{own}'))}]")
     try:
         with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
             return hydra.compose("config", overrides=overrides)
@@ -263,10 +269,19 @@ def config_of_tree(tree: dict[str, Any]) -> RunConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged: Any = OmegaConf.merge(OmegaConf.structured(RunConfig), tree)
+        merged: Any = OmegaConf.merge(OmegaConf.structured(RunConfig), _all_literal(tree))
         return run_config(merged)
     except OmegaConfBaseException as error:
         raise RequestError(_first_lines(error)) from error
+
+
+def _all_literal(value: Any) -> Any:
+    """Return a tree in whose texts OmegaConf finds no reference: they are values, and no formulas."""
+    if isinstance(value, str):
+        return _literal(value)
+    if isinstance(value, dict):
+        return {key: _all_literal(each) for key, each in value.items()}
+    return [_all_literal(each) for each in value] if isinstance(value, list) else value
 
 
 def prepare_overrides(overrides: Sequence[str]) -> list[str]:
@@ -275,7 +290,7 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
     prepared: list[str] = []
     given: set[str] = set()
     for given_text in overrides:
-        text, override = parse_override(_text_as_it_is(given_text))
+        text, override = parse_override(text_as_it_is(given_text))
         key = override.key_or_group
         given.add(key)
         if key == "hydra.searchpath":
@@ -316,7 +331,7 @@ def parse_override(text: str) -> tuple[str, "Override"]:
         return text, read_override(text)
     except HydraException as error:
         key, equals, value = text.partition("=")
-        if equals and key.lstrip("+") in _TEXT_KEYS:
+        if equals and key.lstrip("+") in text_keys():
             quoted = f"{key}={_quoted(value)}"
             try:
                 return quoted, read_override(quoted)
@@ -335,43 +350,47 @@ def _said_by_us(error: Exception) -> str:
     return "" if isinstance(error, OverrideParseException) else f" ({error})"
 
 
-_SIMPLE = re.compile(r"[\w./~?-]+")
-_INTERPOLATION = re.compile(r"\$\{(?!oc\.)")
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+_REFERENCE = re.compile(r"(\\*)\$\{")
+_REFERENCE_BUT_OURS = re.compile(r"(\\*)\$\{(?!oc\.)")
 
 
-def _text_as_it_is(text: str) -> str:
+def text_as_it_is(text: str) -> str:
     """Return an override whose value is a free text or a path, quoted so that the grammar reads none of it.
 
-    A comma would be a list of values, a bracket a list, `${v}` a reference. What is quoted already stays.
+    A comma would be a list of values, a bracket a list, `1e5` a number, `${v}` a reference (to a variable of
+    the environment it stays one). What is quoted already stays, and so does `null`.
     """
     key, equals, value = text.partition("=")
-    if not equals or key.lstrip("+") not in _TEXT_KEYS or not value.strip():
+    name = key.lstrip("+")
+    if not equals or name not in text_keys() or not value.strip():
         return text
-    if value[0] in "'\"" or _SIMPLE.fullmatch(value):
+    if value == "null" or _QUOTED.fullmatch(value):
         return text
-    return f"{key}={_quoted(_INTERPOLATION.sub(lambda found: chr(92) + found[0], value))}"
+    if name == FREE_GROUP and _OPTION.fullmatch(value):
+        return text
+    return f"{key}={_quoted(_literal(value, _REFERENCE_BUT_OURS))}"
 
 
-_TEXT_KEYS = (
-    FREE_GROUP,
-    "model.name",
-    "data.system",
-    "data.prompt_column",
-    "data.response_column",
-    "data.input_column",
-    "data.messages_column",
-    "data.text_column",
-    "data.path",
-    "data.validation_path",
-    "data.test_path",
-    "data.answers",
-    "data.hub",
-    "eval.choice_path",
-    "eval.choice_shots_path",
-    "paths.out",
-    "paths.cache",
-)
-"""Keys whose value is a path, a name or a free text, never a list or a choice."""
+_OPTION = re.compile(r"[A-Za-z_][\w.-]*")
+"""What may name an option of a group; numbers, which the grammar would read as such, are none."""
+
+
+def _literal(value: str, reference: re.Pattern[str] = _REFERENCE) -> str:
+    """Return `value` with its `${` escaped for OmegaConf, and the backslashes before them."""
+    return reference.sub(lambda found: found[1] * 2 + "\\${", value)
+
+
+_CHOICES = ("data.task", "resources.device")
+"""Keys of text whose value is one of a few words."""
+
+
+@cache
+def text_keys() -> frozenset[str]:
+    """Return the keys whose value is a path, a name or a free text, never a list or a choice."""
+    texts = (key for key, kind in types_of_keys() if kind in (str, str | None))
+    return frozenset({FREE_GROUP, *texts}) - set(_CHOICES)
+
 
 _LIST_KEYS = ("lora.target_modules", "tracker.tags")
 

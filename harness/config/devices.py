@@ -66,15 +66,15 @@ def physical_cores() -> int | None:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process should keep busy.
-
-    OMP_NUM_THREADS says it; or else those behind the threads it may run on, at most a container's quota.
-    """
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if given.isdecimal() and int(given) > 0:
-        return int(given)
+    """Return how many cores this process may keep busy: those behind its threads, at most its quota."""
     granted = min(usable_threads(), physical_cores() or usable_threads())
     return max(1, int(min(granted, _quota())))
+
+
+def given_threads() -> int | None:
+    """Return the threads that OMP_NUM_THREADS allows one process; None where it says nothing."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(given) if given.isdecimal() and int(given) > 0 else None
 
 
 def _quota() -> float:

@@ -186,7 +186,7 @@ class DataConfig:
     task: str | None = None
     """An embedded procedural task: facts, rule, dialect; in English comments, instructions."""
     path: str | None = None
-    """A .jsonl, .json or .txt file with the training rows."""
+    """A .jsonl, .json, .csv, .tsv, .parquet or .txt file with the training rows; may be gzipped (.gz)."""
     hub: str | None = None
     """A Hugging Face data set id, or a local directory that `datasets` can load."""
     hub_config: str | None = None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.config.schema import DataConfig, DataForm, Template
-from harness.data.files import file_digest, read_file, resolved_file
+from harness.data.files import SUFFIXES, file_digest, read_file, resolved_file, suffix_of
 from harness.data.prompts import read_prompts
 from harness.data.records import RecordForm
 from harness.data.sources import read_splits
@@ -17,6 +17,10 @@ MIN_LENGTH = 8
 """Fewest tokens of a row: a start token, a prompt, a response and an end token need some room."""
 
 _DEFAULTS = DataConfig()
+_HUB_READER = 2
+"""Raise it where the same files of a hub data set become other rows."""
+_CHAT_RENDERING = 2
+"""Raise it where a model's chat template gives other rows of the same conversations."""
 _HUB_KEYS = ("hub_config", "hub_split", "revision")
 _FILE_KEYS = ("validation_path", "test_path")
 _PAIR_KEYS = ("prompt_column", "response_column", "input_column")
@@ -57,7 +61,7 @@ def _check_one_source(config: DataConfig) -> None:
     given = [f"data.{key}={value}" for key, value in values.items() if value is not None]
     if len(given) != 1:
         raise DataError(
-            "exactly one of data.task (an embedded task), data.path (a .jsonl, .json or .txt file) and "
+            f"exactly one of data.task (an embedded task), data.path (a file: {', '.join(SUFFIXES)}) and "
             f"data.hub (a data set) must be given, got {', '.join(given) or 'none of them'}"
         )
 
@@ -125,7 +129,7 @@ def _files(config: DataConfig) -> dict[str, str]:
 
 
 def _is_plain_text(path: str) -> bool:
-    return Path(path).suffix.lower() == ".txt"
+    return suffix_of(Path(path)) == ".txt"
 
 
 def _check_distinct_files(config: DataConfig) -> None:
@@ -156,7 +160,7 @@ def data_fingerprint(config: DataConfig) -> str:
 
     Files count by content and suffix, an embedded task by its name, sizes, seed and rows, a hub data set
     by id, configuration, split and revision (a local directory by its files). How rows are rendered and
-    split is not part of it: that stands in the configuration.
+    split stands in the configuration; only the versions of what reads and renders them are part of this.
 
     Raises:
         DataError: a file is missing.
@@ -171,6 +175,9 @@ def data_fingerprint(config: DataConfig) -> str:
         directory = home_path(config.hub)
         parts["hub"] = _directory_digest(directory) if directory.is_dir() else config.hub
         parts["hub_part"] = (config.hub_config, config.hub_split, config.revision)
+        parts["hub_reader"] = _HUB_READER
+    if config.template is Template.tokenizer:
+        parts["chat_rendering"] = _CHAT_RENDERING
     for key, path in _files(config).items():
         parts[key] = file_digest(path, f"data.{key}")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

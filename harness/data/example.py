@@ -1,11 +1,14 @@
-"""One example before it is tokenized: a conversation or plain text. Imports nothing heavy."""
+"""One example before it is tokenized: a conversation or plain text, and what is rendered of it.
+
+Imports nothing heavy.
+"""
 
 import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Role(Enum):
@@ -59,6 +62,36 @@ class Example:
     def response(self) -> str:
         """The last assistant turn, the reference of a generated answer; "" for a plain text."""
         return self.turns[-1].text if self.turns else ""
+
+
+class Piece(NamedTuple):
+    """A stretch of text that is tokenized on its own."""
+
+    text: str
+    carries_loss: bool
+    is_skipped: bool = False
+    """Whether its message says that it is not to be learned, whatever `data.loss_on` is."""
+    is_changed: bool = False
+    """Whether it is an answer in which the template dropped or added text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What the model is given and what it is to answer, both as rendered."""
+
+    given: str
+    answer: str
+    carries_loss: bool = True
+    is_changed: bool = False
+    """Whether the template dropped or added text within the answer."""
+
+    def answered(self, end: str) -> list[Piece]:
+        """Return the pieces of the answer and of what ends it."""
+        learned = self.carries_loss
+        return [
+            Piece(self.answer, learned, not learned, self.is_changed),
+            Piece(end, learned, not learned),
+        ]
 
 
 def pair(prompt: str, response: str, input: str = "") -> Example:

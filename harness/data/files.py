@@ -1,12 +1,19 @@
-"""Local data files: .jsonl, .json and .txt, parsed here so that an error names file and line.
+"""Data files, parsed here so that an error names file and line, and so that a reader adds nothing.
 
-Imports nothing heavy. A file is parsed once per process: checking and reading share the result.
+Text stays text: `NA`, `null`, `007` and `2024-01-01` are what somebody wrote, no missing value, number or
+time. Imports nothing heavy, except pyarrow for a .parquet file. A file is parsed once per process: checking
+and reading share the result.
 """
 
+import csv
+import gzip
 import hashlib
+import io
 import json
 import re
-from collections.abc import Iterator
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +26,9 @@ from harness.parsing import home_path
 
 DOCUMENT_SEPARATOR = "<|endoftext|>"
 """A line of a .txt file that separates documents, as TinyStories' files do."""
-SUFFIXES = (".jsonl", ".json", ".txt")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+"""What a file's name ends in, or, except .parquet, ends in before `.gz`."""
+_GZIP = ".gz"
 _PIECE_CHARACTERS = 2000
 _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -45,18 +54,14 @@ def read_file(path: str, form: RecordForm, key: str) -> ReadRows:
 
 
 def file_records(path: str, key: str) -> Iterator[Record]:
-    """Yield the objects of a .jsonl or .json file, whatever they hold. Raises DataError."""
-    version = file_version(path, key)
-    content, name = _content(version), version.path.name
-    if version.path.suffix.lower() == ".json":
-        return _json_list(content, name)
-    return _json_lines(content, name)
+    """Yield the rows of a file that is no plain text, whatever they hold. Raises DataError."""
+    return _records(file_version(path, key))
 
 
 def plain_lines(path: str, key: str) -> list[str]:
     """Return the lines of a text file that are not blank. Raises DataError."""
     version = file_version(path, key)
-    lines = _decoded(_content(version), version.path.name).splitlines()
+    lines = _decoded(_uncompressed(version), version.path.name).splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -86,13 +91,20 @@ def file_version(path: str, key: str) -> FileVersion:
         names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
         where = near_names(given.name, names) if names else f"; {parent} is no directory"
         raise DataError(f"{key}={path}: no such file{where}")
-    if given.suffix.lower() not in SUFFIXES:
+    if suffix_of(given) not in SUFFIXES:
         raise DataError(
-            f"{key}={path}: the suffix must be {_either(SUFFIXES)}, got '{given.suffix}'; other "
-            "formats load through data.hub=DIRECTORY"
+            f"{key}={path}: the suffix must be {_either(SUFFIXES)} (.gz may follow, except after .parquet), "
+            f"got '{given.suffix}'; other formats load through data.hub=DIRECTORY"
         )
     status = given.stat()
     return FileVersion(given.resolve(), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def suffix_of(path: Path) -> str:
+    """Return the suffix that says how a file is parsed: `.csv` of `rows.csv.gz`."""
+    suffix = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower()
+    return inner if suffix == _GZIP and inner != ".parquet" else suffix
 
 
 def _either(names: tuple[str, ...]) -> str:
@@ -106,7 +118,9 @@ _digests: dict[FileVersion, str] = {}
 def _content(version: FileVersion) -> bytes:
     """Read a file, and keep its digest: whoever asks for that later reads nothing."""
     content = version.path.read_bytes()
-    digest = hashlib.sha256(version.path.suffix.lower().encode() + b"\0")
+    suffix = version.path.suffix.lower()
+    told = suffix_of(version.path) + suffix if suffix == _GZIP else suffix
+    digest = hashlib.sha256(told.encode() + b"\0")
     digest.update(content)
     _digests[version] = digest.hexdigest()
     return content
@@ -115,29 +129,121 @@ def _content(version: FileVersion) -> bytes:
 @lru_cache(maxsize=16)
 def _parse(version: FileVersion, form: RecordForm) -> ReadRows:
     name = version.path.name
-    content = _content(version)
-    match version.path.suffix.lower():
-        case ".jsonl":
-            return read_records(_json_lines(content, name), form, name)
+    if suffix_of(version.path) == ".txt":
+        return _plain_text(_decoded(_uncompressed(version), name), form, name)
+    return read_records(_records(version), form, name)
+
+
+def _records(version: FileVersion) -> Iterator[Record]:
+    name, suffix, content = version.path.name, suffix_of(version.path), _uncompressed(version)
+    match suffix:
         case ".json":
-            return read_records(_json_list(content, name), form, name)
+            return json_list(content, name)
+        case ".parquet":
+            return _parquet(content, name)
+        case ".csv" | ".tsv":
+            return separated(content, name, "," if suffix == ".csv" else "\t")
         case _:
-            return _plain_text(_decoded(content, name), form, name)
+            return json_lines(content, name)
 
 
-def _decoded(content: bytes, name: str) -> str:
+def _uncompressed(version: FileVersion) -> bytes:
+    content = _content(version)
+    if version.path.suffix.lower() != _GZIP:
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{version.path.name} cannot be decompressed: {error}") from None
+
+
+def _decoded(content: bytes, name: str, encoding: str = "utf-8-sig") -> str:
     """Decode UTF-8, with or without a byte-order mark; names the line that is not."""
     try:
-        return content.decode("utf-8-sig")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        called = "UTF-8" if encoding == "utf-8-sig" else encoding
         raise DataError(
-            f"{name}:{line}: not UTF-8 (byte 0x{content[error.start]:02x}); convert the file to UTF-8"
+            f"{name}:{line}: not {called} (byte 0x{content[error.start]:02x}); convert the file to UTF-8"
         ) from None
 
 
-def _json_lines(content: bytes, name: str) -> Iterator[Record]:
-    for number, line in enumerate(_decoded(content, name).split("\n"), 1):
+def separated(
+    content: bytes,
+    name: str,
+    separator: str,
+    columns: Sequence[str] | None = None,
+    encoding: str = "utf-8-sig",
+) -> Iterator[Record]:
+    """Yield the rows of a CSV file, all values as text; `columns`: of a file without a line of names.
+
+    A row is named by the line that it starts on: quoted text may hold line ends.
+    """
+    text = _decoded(content, name, encoding)
+    csv.field_size_limit(sys.maxsize)  # of the whole process; 128 KiB where nobody says otherwise
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    line = 1
+    try:
+        for fields in reader:
+            place, line = f"{name}:{line}", reader.line_num + 1
+            if not fields:
+                continue  # an empty line
+            if columns is None:
+                columns = fields
+                _refuse_repeated(columns, place)
+            elif len(fields) != len(columns):
+                raise DataError(
+                    f"{place}: has {len(fields)} values for {len(columns)} columns ({', '.join(columns)}); a "
+                    f"value with {separator!r} or a line end in it stands in double quotes"
+                )
+            else:
+                yield Record(place, dict(zip(columns, fields, strict=True)))
+    except csv.Error as error:
+        raise DataError(f"{name}:{line}: not CSV: {error}") from None
+
+
+def _refuse_repeated(columns: Sequence[str], place: str) -> None:
+    repeated = sorted({column for column in columns if columns.count(column) > 1})
+    if repeated:
+        raise DataError(f"{place}: several columns are called {', '.join(map(repr, repeated))}")
+
+
+def _parquet(content: bytes, name: str) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
+        number = 0
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield Record(f"{name}, row {number}", without_absent(row))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{name} cannot be read as parquet: {error}") from None
+
+
+def without_absent(row: dict[str, object]) -> dict[str, object]:
+    """Return a row of Arrow's without the nulls that it holds for keys that a message or a call lacks.
+
+    In an Arrow table all records of a column have the same keys: one call's `city` puts `city: null` into
+    every other call's arguments, which a chat template would write out.
+    """
+
+    def whole(value: object) -> object:
+        if isinstance(value, list):
+            return [whole(each) for each in value]
+        if isinstance(value, dict):
+            return {key: whole(each) for key, each in value.items() if each is not None}
+        return value
+
+    return {column: whole(value) for column, value in row.items()}
+
+
+def json_lines(content: bytes, name: str, encoding: str = "utf-8-sig") -> Iterator[Record]:
+    """Yield the objects of a file with one in each line."""
+    for number, line in enumerate(_decoded(content, name, encoding).split("\n"), 1):
         if not line.strip():
             continue
         place = f"{name}:{number}"
@@ -159,9 +265,9 @@ def _beyond(error: Exception) -> str:
     return f"a number cannot be read: {error}"
 
 
-def _json_list(content: bytes, name: str) -> Iterator[Record]:
+def json_list(content: bytes, name: str, encoding: str = "utf-8-sig") -> Iterator[Record]:
     """Yield the objects of one JSON list, each with the line that it starts on."""
-    text = _decoded(content, name)
+    text = _decoded(content, name, encoding)
     decoder = json.JSONDecoder()
 
     def skip(position: int) -> int:
@@ -200,6 +306,23 @@ def _json_list(content: bytes, name: str) -> Iterator[Record]:
             position = skip(position + 1)
     if skip(position + 1) != len(text):
         raise malformed(skip(position + 1), "something follows the list")
+
+
+def json_field(
+    content: bytes, name: str, field: str, encoding: str = "utf-8-sig"
+) -> Iterator[Record]:
+    """Yield the objects of the list that one field of a JSON object holds."""
+    try:
+        whole = json.loads(_decoded(content, name, encoding))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{name}:{error.lineno}: not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name}: {_beyond(error)}") from None
+    rows = whole.get(field) if isinstance(whole, dict) else None
+    if not isinstance(rows, list):
+        raise DataError(f"{name}: is no object whose field '{field}' holds a list of rows")
+    for number, row in enumerate(rows, 1):
+        yield Record(f"{name}, row {number} of {field}", row)
 
 
 def _plain_text(text: str, form: RecordForm, name: str) -> ReadRows:

@@ -31,7 +31,7 @@ from harness.records.run_directory import staged, sweep_staged
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 """Raise it with every change of what rows look like: older files are then never read."""
 _TENSORS = ("input_ids_NT", "targets_NT", "segments_NT", "lengths_N", "source_N")
 

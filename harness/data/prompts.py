@@ -5,11 +5,12 @@ Imports nothing heavy: a file that cannot be used is refused before a model is l
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from harness.config.schema import DataConfig, DataForm
 from harness.data.example import Example, Role, Turn, pair
-from harness.data.files import file_records, plain_lines
+from harness.data.files import file_records, plain_lines, suffix_of
 from harness.data.records import Record, RecordForm, example_of
 from harness.errors import DataError
 
@@ -42,7 +43,7 @@ def read_prompts(path: str, config: DataConfig, key: str) -> tuple[Prompt, ...]:
     Raises:
         DataError: the file is missing, has another suffix, or a row that asks nothing.
     """
-    if path.lower().endswith(".txt"):
+    if suffix_of(Path(path)) == ".txt":
         found = tuple(prompt_of(line, config) for line in plain_lines(path, key))
     else:
         found = tuple(_prompt(record, config) for record in file_records(path, key))

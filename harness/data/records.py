@@ -4,7 +4,7 @@ Imports nothing heavy: a malformed record is refused before a model is loaded.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
@@ -107,10 +107,12 @@ def example_of(row: Mapping[str, Any], form: RecordForm, place: str) -> Example:
                 _optional_text(row, form.input_column, place),
             )
             read = (form.prompt_column, form.response_column, form.input_column)
-            if _SYSTEM in read:
-                return example
-            return replace(example, turns=(*_system(row, place), *example.turns))
+            _refuse_not_known(row, read, place)
+            tools = "" if _TOOLS in read else _tools(row, place)
+            system = () if _SYSTEM in read else _system(row, place)
+            return replace(example, turns=(*system, *example.turns), tools=tools)
         case DataForm.messages:
+            _refuse_not_known(row, (form.messages_column,), place)
             turns, system = _turns(row, form.messages_column, place), _system(row, place)
             if system and turns[0].role is Role.system:
                 raise DataError(
@@ -125,6 +127,15 @@ def example_of(row: Mapping[str, Any], form: RecordForm, place: str) -> Example:
 
 _SYSTEM, _TOOLS = "system", "tools"
 """Columns that stand beside a conversation and belong to it."""
+
+
+def _refuse_not_known(row: Mapping[str, Any], read: Sequence[str | None], place: str) -> None:
+    for column in _NOT_KNOWN_OF_ROWS:
+        if column not in read and row.get(column) not in (None, "", [], {}):
+            raise DataError(
+                f"{place}: column '{column}' is not supported here, and without it the row says something "
+                "else; leave the row or the column out"
+            )
 
 
 def _has_something_to_learn(example: Example) -> bool:
@@ -205,18 +216,16 @@ def _turns(row: Mapping[str, Any], column: str, place: str) -> tuple[Turn, ...]:
 
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant"}
-_FOR_THE_TEMPLATE = ("tool_calls", "tool_call_id", "name", "reasoning_content")
-_WEIGHTS = ("weight", "train")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_FOR_THE_TEMPLATE = ("tool_calls", "tool_call_id", "name", *_REASONING)
+_WEIGHTS = ("weight", "train", "loss")
 _NOT_KNOWN_HERE = (
-    "function_call",
-    "refusal",
-    "audio",
-    "prefix",
-    "loss_mask",
-    "trainable",
-    "masked",
+    *("function_call", "refusal", "prefix", "audio", "image", "images", "video"),
+    *("loss_mask", "trainable", "training", "train_detail", "masked", "mask"),
 )
 """Keys that change what a message means and that nothing here honours."""
+_NOT_KNOWN_OF_ROWS = ("history", "images", "image", "audios", "videos")
+"""Columns that belong to the conversation of a row and that nothing here honours."""
 
 
 def _turn(message: object, place: str) -> Turn:

@@ -5,7 +5,7 @@ SHA-256 of (split_seed, index), and the splits share no example, however often t
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +15,8 @@ from harness.config.keyed import Keyed
 from harness.config.schema import DataConfig, Split
 from harness.data.example import Example, examples_digest, pair
 from harness.data.files import FileVersion, file_version, read_file
-from harness.data.records import ReadRows, Record, RecordForm, read_records
+from harness.data.records import ReadRows, RecordForm
 from harness.errors import DataError, near_names
-from harness.parsing import home_path
 
 HELD_OUT_SHARE = 4
 """Reciprocal of the greatest share of rows that is split off for validation; the test split gets as many."""
@@ -100,8 +99,10 @@ def read_splits(config: DataConfig) -> Splits:
     if config.task is not None:
         return _task_splits(config)
     if config.path is None:  # only a preparation loads a hub data set
+        from harness.data.hub import read_hub
+
         assert config.hub is not None, "check_data refuses a config without a source"
-        return _divide(config, config.hub, _read_hub(config))
+        return _divide(config, config.hub, read_hub(config))
     keys = ("path", "validation_path", "test_path")
     given = [(path, f"data.{key}") for key in keys if (path := getattr(config, key)) is not None]
     return _file_splits(Keyed(config), tuple(file_version(path, key) for path, key in given))
@@ -168,34 +169,6 @@ def _make_task(
         test_rows=len(test),
     )
     return Splits(train=train, validation=validation, test=test, report=report)
-
-
-def _read_hub(config: DataConfig) -> ReadRows:
-    """Load a hub data set, or a local directory, through `datasets`."""
-    import datasets
-
-    assert config.hub is not None
-    is_directory = home_path(config.hub).is_dir()
-    name = str(home_path(config.hub)) if is_directory else config.hub
-    datasets.disable_progress_bars()
-    try:
-        rows = datasets.load_dataset(
-            name, config.hub_config, split=config.hub_split, revision=config.revision
-        )
-    except (
-        Exception
-    ) as error:  # load_dataset documents no set of errors: some twenty types leave it
-        raise DataError(
-            f"data.hub={config.hub} could not be loaded (data.hub_config={config.hub_config}, "
-            f"data.hub_split={config.hub_split}): {type(error).__name__}: {error}"
-        ) from error
-    source = f"{config.hub} ({config.hub_split})"
-    return read_records(_hub_records(rows, source), RecordForm.of(config), source)
-
-
-def _hub_records(rows: Iterable[object], source: str) -> Iterator[Record]:
-    for number, row in enumerate(rows, 1):
-        yield Record(f"{source}, row {number}", row)
 
 
 def _divide(config: DataConfig, source: str, rows: ReadRows) -> Splits:

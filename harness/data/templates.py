@@ -13,12 +13,11 @@ Text of the data is tokenized as it is: where it spells a special token, it beco
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from harness.config.schema import DataConfig, LossOn, Template
-from harness.data.example import Example, Role, Turn
+from harness.data.chat_template import answer_end, own_template
+from harness.data.example import Example, Exchange, Piece, Role, Turn
 from harness.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,36 +34,6 @@ _ALPACA_INPUT = (  # the same, PROMPT_DICT["prompt_input"]
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
 )
 _CHATML_START, _CHATML_END = "<|im_start|>", "<|im_end|>"
-
-
-class Piece(NamedTuple):
-    """A stretch of text that is tokenized on its own."""
-
-    text: str
-    carries_loss: bool
-    is_skipped: bool = False
-    """Whether its message says that it is not to be learned, whatever `data.loss_on` is."""
-    is_changed: bool = False
-    """Whether it is an answer in which the template dropped or added text."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Exchange:
-    """What the model is given and what it is to answer, both as rendered."""
-
-    given: str
-    answer: str
-    carries_loss: bool = True
-    is_changed: bool = False
-    """Whether the template dropped or added text within the answer."""
-
-    def answered(self, end: str) -> list[Piece]:
-        """Return the pieces of the answer and of what ends it."""
-        learned = self.carries_loss
-        return [
-            Piece(self.answer, learned, not learned, self.is_changed),
-            Piece(end, learned, not learned),
-        ]
 
 
 def render(
@@ -202,7 +171,7 @@ def _is_token(text: str, tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 def _exchanges(
     example: Example, config: DataConfig, tokenizer: "PreTrainedTokenizerBase"
-) -> list[_Exchange]:
+) -> list[Exchange]:
     if config.template is not Template.tokenizer:
         _refuse_what_only_models_render(example, config.template)
     match config.template:
@@ -210,7 +179,7 @@ def _exchanges(
             wording = _ALPACA_INPUT if example.input else _ALPACA
             instruction = example.turns[0].text
             given = wording.format(instruction=instruction, input=example.input)
-            return [_Exchange(given, example.response)]
+            return [Exchange(given, example.response)]
         case Template.plain:
             return _collected(
                 [(f"{turn.text}\n", turn) for turn in _turns(example, None)], opening=""
@@ -226,7 +195,7 @@ def _exchanges(
                 closing="\n",
             )
         case Template.tokenizer:
-            return _own_template(_turns(example, config.system), example.tools, tokenizer)
+            return own_template(_turns(example, config.system), example.tools, tokenizer)
         case _:
             assert_never(config.template)
 
@@ -261,123 +230,14 @@ def _chatml_opening(role: Role) -> str:
     return f"{_CHATML_START}{role.value}\n"
 
 
-def _collected(
-    turns: list[tuple[str, Turn]], *, opening: str, closing: str = ""
-) -> list[_Exchange]:
+def _collected(turns: list[tuple[str, Turn]], *, opening: str, closing: str = "") -> list[Exchange]:
     """Gather (rendered, turn) into exchanges: `opening` precedes a response, `closing` what follows one."""
-    exchanges: list[_Exchange] = []
+    exchanges: list[Exchange] = []
     given = ""
     for rendered, turn in turns:
         if turn.role is Role.assistant:
-            exchanges.append(_Exchange(given + opening, turn.text, turn.carries_loss))
+            exchanges.append(Exchange(given + opening, turn.text, turn.carries_loss))
             given = closing
         else:
             given += rendered
     return exchanges
-
-
-def _own_template(
-    turns: list[Turn], tools: str, tokenizer: "PreTrainedTokenizerBase"
-) -> list[_Exchange]:
-    """Render with the model's chat template: each answer is what it adds to its generation prompt.
-
-    White space after the answer's end token belongs to what follows, and is left out at the row's end.
-    """
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"data.template=tokenizer, but the tokenizer of {tokenizer.name_or_path or 'the model'} has no "
-            "chat template; use data.template=chatml, alpaca or plain"
-        )
-    _check_that_all_is_rendered(turns, tools, tokenizer)
-    exchanges: list[_Exchange] = []
-    done = ""
-    for index, turn in enumerate(turns):
-        if turn.role is not Role.assistant:
-            continue
-        opened = _apply(turns[:index], tools, tokenizer, open_answer=True)
-        closed = _apply(turns[: index + 1], tools, tokenizer, open_answer=False)
-        if not (opened.startswith(done) and closed.startswith(opened)):
-            raise DataError(
-                "data.template=tokenizer: this chat template renders an answered turn differently from its "
-                "generation prompt, so a training row would not start with the prompt that is generated "
-                f"from (prompt ends {opened[-40:]!r}, row has {closed[len(opened) - 40 :][:80]!r}); use "
-                "data.template=chatml"
-            )
-        answer = closed[len(opened) :].rstrip()
-        changed = not turn.further and _without_end(answer, tokenizer) != turn.text.strip()
-        exchanges.append(_Exchange(opened[len(done) :], answer, turn.carries_loss, changed))
-        done = opened + answer
-    return exchanges
-
-
-def _without_end(answer: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    return answer.removesuffix(answer_end(tokenizer)).strip()
-
-
-@lru_cache(maxsize=8)
-def answer_end(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return what the model's chat template writes after an answer to end the turn."""
-    mark = "Zebra"
-    turns = [Turn(Role.user, "?"), Turn(Role.assistant, mark)]
-    return _apply(turns, "", tokenizer, open_answer=False).rpartition(mark)[2].strip()
-
-
-def _check_that_all_is_rendered(
-    turns: list[Turn], tools: str, tokenizer: "PreTrainedTokenizerBase"
-) -> None:
-    """Refuse a chat template that passes over tools, tool calls or other keys of a message."""
-    if not tools and not any(turn.further for turn in turns):
-        return
-    whole = _apply(turns, tools, tokenizer, open_answer=False)
-    for number, turn in enumerate(turns):
-        for key in json.loads(turn.further) if turn.further else ():
-            left = {k: v for k, v in json.loads(turn.further).items() if k != key}
-            without = [*turns]
-            without[number] = replace(turn, further=json.dumps(left) if left else "")
-            if _apply(without, tools, tokenizer, open_answer=False, may_fail=True) == whole:
-                raise _passed_over(key, turn)
-    if tools and _apply(turns, "", tokenizer, open_answer=False, may_fail=True) == whole:
-        raise _passed_over("tools", turns[0])
-
-
-def _passed_over(key: str, turn: Turn) -> DataError:
-    return DataError(
-        f"data.template=tokenizer: this model's chat template passes over '{key}' of a {turn.role.value} "
-        f"message ({turn.text[:40]!r}); use a model whose template renders it, or leave it out"
-    )
-
-
-def _apply(
-    turns: list[Turn],
-    tools: str,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    open_answer: bool,
-    may_fail: bool = False,
-) -> str:
-    """Return the chat template's text of `turns`, with the start of an answer if `open_answer`.
-
-    `enable_thinking=False` is Qwen3's switch: it puts the empty thought, which an answered turn contains,
-    into the generation prompt too. Other templates do not read it.
-    """
-    messages = [turn.message() for turn in turns]
-    try:
-        text = tokenizer.apply_chat_template(
-            messages,
-            tools=json.loads(tools) if tools else None,
-            tokenize=False,
-            add_generation_prompt=open_answer,
-            enable_thinking=False,
-        )
-    except (
-        Exception
-    ) as error:  # a template is its author's program, in a sandbox, and raises anything
-        if may_fail:
-            return ""
-        roles = ", ".join(turn.role.value for turn in turns)
-        raise DataError(
-            f"data.template=tokenizer: the chat template refuses a conversation of {roles}: {error}; use "
-            "data.template=chatml"
-        ) from error
-    assert isinstance(text, str)
-    return text

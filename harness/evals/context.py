@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from harness.base.attention import most_positions
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -20,5 +22,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def context_length(model: Any) -> int | None:
-    """Return how many positions a transformers model was made for; None where it does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Return how many positions a transformers model can see; None where it does not say."""
+    return most_positions(model.config)[0]

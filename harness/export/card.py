@@ -225,6 +225,13 @@ def _version_lines(record: Record) -> Iterator[Sequence[str]]:
     yield "model fingerprint", str(provenance.get("model_fingerprint") or "—")
 
 
+def _base_in_code(base: str) -> str:
+    """Return how a base is named in a line of Python, with what a reader must put in its place."""
+    if base.count("/") == 1 and not base.startswith((".", "/", "~")):
+        return f"{base!r})"
+    return f"BASE)  # the directory of {base}; of a GGUF file its own, and gguf_file=NAME"
+
+
 def _use(export: Export, base: str) -> str:
     match export.form:
         case "adapter":
@@ -232,7 +239,7 @@ def _use(export: Export, base: str) -> str:
                 "from peft import PeftModel",
                 "from transformers import AutoModelForCausalLM, AutoTokenizer",
                 "",
-                f"model = AutoModelForCausalLM.from_pretrained({base!r})",
+                f"model = AutoModelForCausalLM.from_pretrained({_base_in_code(base)}",
                 "model = PeftModel.from_pretrained(model, FOLDER)",
                 "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
             ]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from harness.base.build import no_bar_of_gguf
 from harness.base.storage import TORCH_DTYPES
 from harness.config.schema import QuantFormat
 from harness.data.prepare import PreparedData
@@ -208,7 +209,8 @@ def _loaded(run: OpenedRun, folder: Path, **which: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     dtype = TORCH_DTYPES[run.saved.config.quant.compute_dtype]
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **which)
+    with no_bar_of_gguf():
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **which)
     return model.to(run.shared.base.device).eval()
 
 

@@ -13,7 +13,6 @@ import torch
 
 from harness.base.blocks import linear_modules, weight_and_bias
 from harness.base.build import load_dense
-from harness.config.schema import QuantFormat
 from harness.engine.adapter import Adapter
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
@@ -57,14 +56,10 @@ def merged_model(run: OpenedRun, into: Into) -> Any:
 
     A checkpoint of another type becomes bfloat16. Sums are made in float32 and rounded once.
     """
-    if run.saved.config.quant.format is QuantFormat.as_stored:
-        raise RequestError(
-            f"model={run.saved.config.model.name} came quantized, without weights to merge into; --to "
-            "adapter goes with the upload, or train on the unquantized checkpoint"
-        )
     if into is Into.rounded and any(spec.experts > 1 for spec in run.shared.base.linears):
         raise RequestError("--into rounded decodes linear layers, and this model has fused experts")
     model = load_dense(run.saved.source, run.saved.config.model)
+    model.config.__dict__.pop("quantization_config", None)  # of an upload, which has been decoded
     stored = next(model.parameters()).dtype
     dtype = stored if stored in (torch.float16, torch.bfloat16) else torch.bfloat16
     changes = dict(_changes(run, into))

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from harness.base.attention import most_positions
 from harness.base.blocks import block_linears
 from harness.base.build import Base
 from harness.base.experts import expose_experts
@@ -41,7 +42,7 @@ class PlannedModel:
         """`config`: the transformers config, prepared; `stored`: how the weights came, if quantized."""
         self.name = source.name
         self.stored = stored
-        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_positions, self.beyond = most_positions(config)
         self.model = _empty_model(config, source, model)
         self.linears: tuple[LinearSpec, ...] = tuple(block_linears(self.model))
         self.outline = module_outlines(self.model, self.linears)

@@ -60,8 +60,8 @@ def subject_of(config: RunConfig, settings: PlanSettings) -> Subject:
     batch, source, num_rows = _micro_batch(config, settings, model)
     if model.max_positions is not None and batch.length > model.max_positions:
         raise RequestError(
-            f"rows of {batch.length} positions do not fit {model.name}, which has "
-            f"{model.max_positions}; lower data.max_length or plan.length"
+            f"rows of {batch.length} positions do not fit {model.name}, which {model.beyond}; lower "
+            "data.max_length or plan.length"
         )
     return Subject(model, config, batch, device, source, num_rows)
 

@@ -1,15 +1,17 @@
 """What a command line changes in a question. Must not import torch."""
 
+import os
 from dataclasses import fields
 
-from harness.config.compose import EXCLUSIVE, FREE_GROUP
+from harness.config.compose import EXCLUSIVE, FREE_GROUP, text_keys
 from harness.errors import RequestError, near_names
 from harness.question.axes import CaseAxis
 from harness.question.draft import Draft
 from harness.question.entries import Entries, read_axes
-from harness.question.grammar import is_sweep
+from harness.question.grammar import FUNCTIONS, is_sweep
 from harness.question.keys import (
     QUESTION_SECTIONS,
+    WITHOUT_EFFECT,
     check_axis_key,
     field_types,
     is_group,
@@ -54,12 +56,24 @@ def apply_override(draft: Draft, text: str) -> None:
     part, _, name = key.partition(".")
     if equals and (key in TEXTS or key in WORKER_KEYS or part in QUESTION_SECTIONS):
         _apply_to_question(draft, key, part, name, value)
-    elif equals and is_sweep(value) and not key.startswith(("+", "~")):
+    elif equals and _gives_several(key, value) and not key.startswith(("+", "~")):
         _apply_axis(draft, key, value)
     elif equals and key in draft.entries.axes:
         _fix_axis(draft, key, value)
     else:
         _apply_to_base(draft, text)
+
+
+def _gives_several(key: str, value: str) -> bool:
+    """Say whether an override makes an axis. Of texts, which may hold commas, only what cannot be one text.
+
+    `data.path=a.jsonl,b.jsonl` is an axis unless there is such a file; `data.system=Be kind, and brief.` is
+    none, and neither is a text that changes no result. `choice('a, b', 'c')` always is.
+    """
+    if key not in text_keys() or value.lstrip().startswith(FUNCTIONS):
+        return is_sweep(value)
+    one_text = key == "data.system" or key.split(".")[0] in WITHOUT_EFFECT
+    return not one_text and not os.path.lexists(value) and is_sweep(value)
 
 
 def _apply_to_question(draft: Draft, key: str, part: str, name: str, value: str) -> None:

@@ -37,10 +37,11 @@ def is_sweep(value: str) -> bool:
     try:
         return read_override(f"key={value}").is_sweep_override()
     except HydraException:
-        return value.lstrip().startswith(_FUNCTIONS)
+        return value.lstrip().startswith(FUNCTIONS)
 
 
-_FUNCTIONS = ("choice(", "range(", "interval(", "tag(", "glob(", "sort(", "shuffle(")
+FUNCTIONS = ("choice(", "range(", "interval(", "tag(", "glob(", "sort(", "shuffle(")
+"""What a value begins with that gives several in words."""
 
 
 def axis_from_text(key: str, text: str) -> ChoiceAxis | NumberAxis:

@@ -4,14 +4,19 @@ Judged before anything is composed. Must not import torch, transformers or wandb
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from harness.config.compose import FREE_GROUP, group_options, known_keys, parse_override
-from harness.config.schema import RunConfig
+from harness.config.compose import (
+    FREE_GROUP,
+    group_options,
+    known_keys,
+    parse_override,
+    text_as_it_is,
+    types_of_keys,
+)
 from harness.errors import RequestError, near_names
 from harness.question.question import PARTS, TEXTS
 from harness.question.values import spelled
@@ -30,7 +35,7 @@ QUESTION_SECTIONS = tuple(p for p in PARTS if p not in (*TEXTS, "base", "space",
 
 def key_of(override: str) -> str:
     """Return the key or group that an override sets. Raises RequestError if it is no override."""
-    return parse_override(override)[1].key_or_group
+    return parse_override(text_as_it_is(override))[1].key_or_group
 
 
 def is_group(key: str) -> bool:
@@ -39,15 +44,9 @@ def is_group(key: str) -> bool:
 
 
 @cache
-def field_types(config_type: type = RunConfig, prefix: str = "") -> dict[str, Any]:
+def field_types() -> dict[str, Any]:
     """Return the declared type of every configuration key."""
-    found: dict[str, Any] = {}
-    for field in fields(config_type):
-        if isinstance(field.type, type) and is_dataclass(field.type):
-            found |= field_types(field.type, f"{prefix}{field.name}.")
-        else:
-            found[f"{prefix}{field.name}"] = field.type
-    return found
+    return dict(types_of_keys())
 
 
 def known_axis_keys() -> list[str]:

@@ -143,6 +143,12 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
+def sqlite_url(file: Path) -> str:
+    """Return the SQLAlchemy url of a SQLite file, also where its path has what means something in a url."""
+    path = re.sub("[%?#]", lambda found: f"%{ord(found[0]):02X}", str(file.absolute()))
+    return f"sqlite:///{path}"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a machine that fails, sees the old or the new one, never half.
 

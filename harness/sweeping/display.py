@@ -6,11 +6,12 @@ Everything is drawn from a `SweepState`, so that `harness status` shows the same
 import contextlib
 import errno
 import math
+import re
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from rich import box
@@ -121,32 +122,32 @@ def _device_text(device: DeviceLine) -> str:
 
 def leaderboard(state: SweepState) -> Table:
     """Return the best trials so far, one line each; several objectives: the Pareto front is starred."""
-    keys = list(dict.fromkeys(key for trial in state.trials for key in trial.point))
+    leaders = _leaders(state)[:LEADERS]
+    keys, shown = _shown([trial.point for trial in leaders], [t.point for t in state.trials])
     table = _plain_table(["trial", *keys], [_heading(metric) for metric in state.objectives])
     front = _pareto(state)
-    for trial in _leaders(state)[:LEADERS]:
+    for trial, point in zip(leaders, shown, strict=True):
         star = "*" if len(state.objectives) > 1 and trial.number in front else ""
         values = [
             format_value(metric, value)
             for metric, value in zip(state.objectives, trial.values or (), strict=True)
         ]
-        table.add_row(
-            f"{trial.number}{star}", *(trial.point.get(key, "—") for key in keys), *values
-        )
+        table.add_row(f"{trial.number}{star}", *point, *values)
     return table
 
 
 def confirmation_table(state: SweepState) -> Table:
     """Return the confirmed cells: mean ± half of the 95 % t-interval over fresh seeds, with n."""
-    keys = list(dict.fromkeys(key for line in state.confirmed for key in line.point))
+    points = [line.point for line in state.confirmed]
+    keys, shown = _shown(points, points)
     table = _plain_table(
         ["trial", *keys], ["n", *(_heading(metric) for metric in state.objectives)]
     )
-    for line in state.confirmed:
+    for line, point in zip(state.confirmed, shown, strict=True):
         counts = {len(values) for values in line.values.values()}
         table.add_row(
             str(line.trial),
-            *(line.point.get(key, "—") for key in keys),
+            *point,
             f"{min(counts)}/{len(line.runs)}",
             *(_interval(metric, line.values[metric]) for metric in state.objectives),
         )
@@ -242,6 +243,56 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
+def _shown(
+    points: Sequence[Mapping[str, str]], all_points: Sequence[Mapping[str, str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and the cells of points, without what all of a column begin with.
+
+    `lora.rank` is rank unless another axis ends so, and a model's path is as long as it differs from others.
+    """
+    keys = list(dict.fromkeys(key for point in all_points for key in point))
+    headings = _told_apart(keys, ".")
+    columns: list[list[str]] = []
+    for key in keys:
+        values = {point[key]: None for point in all_points if key in point}
+        short = dict(zip(values, _told_apart([v.strip("'") for v in values], "/"), strict=True))
+        columns.append([short.get(point.get(key, ""), "—") for point in points])
+    rows = [list(row) for row in zip(*columns, strict=True)] if columns else [[] for _ in points]
+    return headings, rows
+
+
+def _told_apart(names: Sequence[str], separator: str) -> list[str]:
+    """Return the fewest last parts of each name that no other name ends in."""
+
+    def ending(name: str, count: int) -> str:
+        return separator.join(name.split(separator)[-count:])
+
+    found = []
+    for name in names:
+        count = 1
+        while ending(name, count) != name and any(
+            ending(other, count) == ending(name, count) for other in names if other != name
+        ):
+            count += 1
+        found.append(ending(name, count) or name)
+    return found
+
+
+def _broken(heading: str) -> str:
+    """Break a heading between its words into lines, so that numbers below it make the column's width."""
+    lines = [""]
+    for word in re.findall(r"[^_. ]+[_. ]*", heading):
+        if lines[-1] and len(lines[-1]) + len(word.rstrip()) > _HEADING:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(line.rstrip() for line in lines)
+
+
+_FEW_COLUMNS = 6
+_HEADING = 9
+"""Characters that a line of a heading should have at most: those of a learning rate in full."""
+
+
 def _interval(metric: str, values: Sequence[float]) -> str:
     """Print mean ± half-width of the 95 % t-interval (n - 1 degrees of freedom)."""
     if not values:
@@ -261,11 +312,13 @@ def _heading(metric: str) -> str:
 
 
 def _plain_table(left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    broken = _broken if len(left) + len(right) > _FEW_COLUMNS else str
+    gap = min(2, max(0, _FEW_COLUMNS + 2 - len(left) - len(right)))  # beside the box's own space
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0))
     for heading in left:
-        table.add_column(heading, justify="left", overflow="fold")
+        table.add_column(_broken(heading), justify="left", overflow="fold")
     for heading in right:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(broken(heading), justify="right", no_wrap=True)
     return table
 
 

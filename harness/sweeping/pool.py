@@ -18,7 +18,12 @@ from pathlib import Path
 import psutil
 
 from harness.base.source import find_model, weights_bytes
-from harness.config.devices import WORKERS_VARIABLE, usable_cores, visible_cuda_devices
+from harness.config.devices import (
+    WORKERS_VARIABLE,
+    given_threads,
+    usable_cores,
+    visible_cuda_devices,
+)
 from harness.config.schema import ModelConfig, RunConfig
 from harness.errors import RequestError
 from harness.sweeping.messages import News, Order, Stop
@@ -121,8 +126,9 @@ def _visible_names() -> list[str]:
 def _cpu(index: int, count: int) -> Device:
     environment = {"CUDA_VISIBLE_DEVICES": ""}
     if count > 1:  # torch's own choice is all cores, for each of them
-        threads = str(max(1, usable_cores() // count))
-        environment |= {"OMP_NUM_THREADS": threads, WORKERS_VARIABLE: str(count)}
+        share = max(1, usable_cores() // count)
+        threads = min(share, given_threads() or share)
+        environment |= {"OMP_NUM_THREADS": str(threads), WORKERS_VARIABLE: str(count)}
     return Device(name=f"cpu:{index}" if count > 1 else "cpu", environment=environment)
 
 

@@ -23,7 +23,13 @@ from harness.question.keys import NAME, NAME_WANTED
 from harness.records.metrics import METRICS
 from harness.records.metrics_log import spell_not_finite
 from harness.records.redact import redact
-from harness.records.run_directory import reserved, sweep_staged, utc_now, write_text
+from harness.records.run_directory import (
+    reserved,
+    sqlite_url,
+    sweep_staged,
+    utc_now,
+    write_text,
+)
 
 STATE_VERSION = 1
 LOCK_SECONDS = 0.3
@@ -142,7 +148,7 @@ class SweepDirectory:
     @property
     def storage(self) -> str:
         """The SQLAlchemy url of the study's default place."""
-        return f"sqlite:///{self.study.absolute()}"
+        return sqlite_url(self.study)
 
     def append_log(self, line: str) -> None:
         """Append one line to log.txt, with the time and the host in front: members share the file."""

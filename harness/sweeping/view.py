@@ -6,7 +6,8 @@ same as one that was not; the driver's own memory adds how far its runs are.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from harness.records.record import RecordError, RunStatus, read_record
@@ -34,8 +35,9 @@ class View:
         self._runs = runs
         self._ended_before: dict[str, RunLine] = {}
         self._driver = driver
-        self._began = time.monotonic()
-        self._done_before: float | None = None
+        self._pace = Pace()
+        self._told_before: set[int] | None = None
+        self._probe_of: dict[str, Path] = {}
         self._state = SweepState(
             name=question.name,
             question=question.question,
@@ -136,12 +138,108 @@ class View:
                 len(confirming) or most_confirmed(driver.trials.question) * len(confirm.seeds)
             )
             done += per_trial * sum(run.share_done for run in confirming)
-        if self._done_before is None:
-            self._done_before = done
-        made = done - self._done_before
         state.share_done = min(1.0, done / total)
-        seconds = time.monotonic() - self._began
-        state.seconds_left = (total - done) * seconds / made if made > 0 else None
+        made, left = self._work()
+        self._pace.saw(time.monotonic(), made)
+        state.seconds_left = self._pace.seconds_for(left)
+        if state.seconds_left is not None:
+            state.seconds_left += self._seconds_of_probes()
+
+    def _work(self) -> tuple[float, float]:
+        """Return the rows trained on since this driver began, by all members, and those still to come.
+
+        What a trial takes is the mean over those told: with a pruner it is less than its runs in full, which
+        a confirmation takes.
+        """
+        trials, runs = self._driver.trials, self._driver.trials.ledger.runs
+        question, full = trials.question, _mean_cost(runs.values())
+
+        def work_of(trial: Trial) -> float | None:
+            """What was seen here of a trial's training; None where another member did it."""
+            known = [runs[run_id] for run_id in trial.notes.get("runs", ()) if run_id in runs]
+            seen = any(run.was_there or run.total_steps for run in known)
+            return sum(map(_work, known)) if seen else None
+
+        told = [t for t in trials.study.trials if t.status is not TrialStatus.running]
+        if self._told_before is None:
+            self._told_before = {trial.number for trial in told}
+        worked = [work_of(trial) for trial in told if trial.number not in self._told_before]
+        here = [work for work in worked if work is not None]
+        each = sum(here) / len(here) if here else full * len(question.search.seeds)
+        made = sum(map(_work, runs.values())) + each * (len(worked) - len(here))
+        left = each * (trials.requested - len(trials.study.trials))
+        for trial in trials.study.trials:
+            if trial.status is TrialStatus.running:
+                left += max(0.0, each - (work_of(trial) or 0.0))
+        confirming = [run for _, runs in trials.confirmed for run in runs]
+        if confirming:
+            left += sum(run.cost for run in confirming if run.state is not RunState.ended)
+            left -= sum(_work(run) for run in confirming if run.state is not RunState.ended)
+        elif question.confirm is not None:
+            left += full * most_confirmed(question) * len(question.confirm.seeds)
+        return made, max(0.0, left)
+
+    def _seconds_of_probes(self) -> float:
+        """Return what the probes take that are still to come, each as long as those before it."""
+        trials = self._driver.trials
+        if not trials.question.search.probe:
+            return 0.0
+        ended = [run for run in trials.probes if run.state is RunState.ended]
+        took = [run.record.wall_seconds for run in ended if run.record and run.record.wall_seconds]
+        seconds = sum(took) / len(took) if took else PROBE_SECONDS
+        new = (r for r in trials.ledger.runs.values() if r.run_id not in self._probe_of)
+        for run in list(islice((r for r in new if r.role is Role.search), _NEW_AT_A_TIME)):
+            probe = trials.probe_of(run)
+            assert probe is not None, "this question probes"
+            self._probe_of[run.run_id] = probe.path
+        expected = len(trials.probes) or len(set(self._probe_of.values()))
+        return (expected - len(ended)) * seconds / max(1, len(self._driver.views))
+
+
+_NEW_AT_A_TIME = 20
+"""Runs that are asked for their probe while a sweep is drawn: each costs milliseconds."""
+PROBE_SECONDS = 3.0
+"""What a probe is taken to last before one has: a base is loaded, and some steps are made."""
+
+
+class Pace:
+    """How fast work is done, by when it was: without the time before the first, as libraries are imported."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[float, float]] = []
+
+    def saw(self, now: float, made: float) -> None:
+        """Note how much work this process has seen done in all."""
+        if self._seen and made <= self._seen[-1][1]:
+            if len(self._seen) == 1:
+                self._seen[0] = (now, made)
+            return
+        self._seen.append((now, made))
+        if len(self._seen) > _MOST_SEEN:
+            self._seen = [self._seen[0], *self._seen[1:-1:2], self._seen[-1]]
+
+    def seconds_for(self, left: float) -> float | None:
+        """Return how long the rest takes at the pace of the later half; None before anything is done."""
+        first, last = self._seen[0], self._seen[-1]
+        half = (first[1] + last[1]) / 2
+        since = max((each for each in self._seen if each[1] <= half), default=first)
+        made = last[1] - since[1]
+        return left * (last[0] - since[0]) / made if made > 0 else None
+
+
+_MOST_SEEN = 1000
+
+
+def _work(run: Run) -> float:
+    """Return the rows that a run was trained on since this driver began, as far as it knows."""
+    if run.was_there or run.role is Role.probe or not run.total_steps:
+        return 0.0
+    return run.cost * min(1.0, run.step / run.total_steps)
+
+
+def _mean_cost(runs: Iterable[Run]) -> float:
+    costs = [run.cost for run in runs if run.role is Role.search]
+    return sum(costs) / len(costs) if costs else 0.0
 
 
 def _trial_line(trial: Trial) -> TrialLine:

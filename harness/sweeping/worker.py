@@ -387,15 +387,15 @@ def main(descriptor: int) -> None:
     )  # while libraries are imported nothing is lost, and nobody listens
     worker = Worker(Connection(descriptor))
     signal.signal(signal.SIGTERM, worker.mailbox.stop._ask)
-    from harness.config.devices import resolved_device
+    from harness.config.devices import given_threads, resolved_device
     from harness.training.libraries import import_libraries
 
     import_libraries()
     import torch
 
-    threads = os.environ.get("OMP_NUM_THREADS")
+    threads = given_threads()
     if threads is not None:
-        torch.set_num_threads(int(threads))
+        torch.set_num_threads(threads)
     _die_with_parent(None)  # from now on there are checkpoints to keep
     worker.mailbox.send(Ready(pid=os.getpid(), device=resolved_device("auto")))
     worker.work()

@@ -48,7 +48,7 @@ def prepare(
     quiet_libraries()
     if config.resources.threads is not None:
         torch.set_num_threads(threads_per_process(config.resources))
-    outline, tokenizer = _described(source, Keyed(config.model), fingerprint)
+    outline, tokenizer = outline_and_tokenizer(source, config.model, fingerprint)
     check_stored(config.model.name, config.quant, outline.stored)
     adapted_layers(config.lora, outline.linears)
     check_coverage(config, outline.linears, outline.uncovered)
@@ -63,9 +63,16 @@ def prepare(
     if outline.max_positions is not None and longest > outline.max_positions:
         raise RequestError(
             f"data.max_length={config.data.max_length} gives rows of {longest} tokens, and "
-            f"model={config.model.name} has {outline.max_positions} positions; use at most that"
+            f"model={config.model.name} {outline.beyond}; use at most {outline.max_positions}"
         )
     return data
+
+
+def outline_and_tokenizer(
+    source: ModelSource, model: ModelConfig, fingerprint: str
+) -> tuple[ModelOutline, Any]:
+    """Return what a model is, and its tokenizer; no weight is read."""
+    return _described(source, Keyed(model), fingerprint)
 
 
 def _check_packing(config: RunConfig, outline: ModelOutline) -> None:
@@ -81,7 +88,6 @@ def _check_packing(config: RunConfig, outline: ModelOutline) -> None:
 def _described(
     source: ModelSource, model: Keyed[ModelConfig], _fingerprint: str
 ) -> tuple[ModelOutline, Any]:
-    """Return a model's outline and its tokenizer."""
     return inspect_model(source, model.value), load_tokenizer(source, model.value)
 
 
@@ -192,7 +198,7 @@ def make_job(request: Request, data: PreparedData) -> Job:
         "seed": request.config.seed,
         "data": data.report.as_dict(),
     }
-    outline, _ = _described(request.source, Keyed(request.config.model), request.fingerprint)
+    outline, _ = outline_and_tokenizer(request.source, request.config.model, request.fingerprint)
     if outline.came_rounded is not None:
         provenance["base_storage"] = outline.came_rounded
     return Job(

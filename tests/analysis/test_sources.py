@@ -234,21 +234,18 @@ def test_derived_keys() -> None:
     ]
 
 
-def test_analysis_is_imported_in_half_a_second_without_anything_heavy() -> None:
+def test_analysis_is_imported_without_anything_heavy() -> None:
     code = (
-        "import sys, time; started = time.perf_counter();"
+        "import sys;"
         "import analysis, analysis.tables, analysis.sources, analysis.specs, analysis.render;"
         "import analysis.statistics, analysis.published, analysis.wandb_runs;"
-        "seconds = time.perf_counter() - started;"
         "heavy = {'torch', 'transformers', 'wandb', 'pandas', 'scipy', 'optuna', 'matplotlib'};"
-        "print(sorted(heavy & set(sys.modules)), seconds)"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    heavy, seconds = done.stdout.rsplit(" ", 1)
-    assert heavy == "[]"
-    assert float(seconds) < 0.5
+    assert done.stdout == "[]\n"
 
 
 def test_a_record_without_provenance_is_a_row() -> None:

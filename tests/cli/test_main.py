@@ -195,6 +195,9 @@ def completions(line: str) -> list[str]:
         ("harness run seed=1 optim.st", ["optim.steps="]),
         ("harness run tracker=none --c", ["--cfg", "--config-dir"]),
         ("harness run --cfg j", ["job"]),
+        ("harness ask ba", ["base"]),
+        ("harness ask base --comp", ["--compare"]),
+        ("harness export it --to merged_", ["merged_4bit"]),
     ],
 )
 def test_tab_completes_commands_groups_options_and_keys_in_bash(line, offered):

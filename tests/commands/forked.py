@@ -6,15 +6,22 @@ imports are saved. Imported by the fork server, so that its imports are what is 
 
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
-_SECONDS = 60.0
+_SECONDS = 240.0
+"""Far more than anything takes: what has not ended by then hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +43,37 @@ class Command:
         *,
         environment: Mapping[str, str] | None = None,
         terminal: str | None = None,
+        log: Path | None = None,
+        script: Path | None = None,
     ) -> None:
+        """What it prints goes to two files in `directory`, to a terminal, or to the end of a log.
+
+        A script is run in the place of the command.
+        """
         directory.mkdir(parents=True, exist_ok=True)
-        self.files = (directory / "stdout", directory / "stderr")
+        self.files = (log, log) if log else (directory / "stdout", directory / "stderr")
         targets = (terminal, terminal) if terminal else tuple(map(str, self.files))
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.commands.warm"])
-        self.process = context.Process(
-            target=_harness, args=(arguments, str(directory), dict(environment or {}), targets)
+        self.process = warm_context().Process(
+            target=_harness,
+            args=(arguments, str(directory), dict(environment or {}), targets, script),
         )
         self.process.start()
+
+    @property
+    def pid(self) -> int:
+        """The process, which leads a group of its own."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        """Return how it ended, or None."""
+        return self.process.exitcode
+
+    def wait(self, seconds: float = _SECONDS) -> int:
+        """Wait for the end and return the exit code."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, "still running"
+        return self.process.exitcode
 
     def wait_until(self, true: Callable[[], bool]) -> None:
         """Wait for a condition; fails if the process ends or nothing happens before it holds."""
@@ -57,30 +85,177 @@ class Command:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process."""
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
+        os.kill(self.pid, number)
 
     def end(self, seconds: float = _SECONDS) -> Done:
         """Wait for the end."""
-        self.process.join(seconds)
-        assert self.process.exitcode is not None, "still running"
+        code = self.wait(seconds)
         texts = [file.read_text(errors="replace") if file.exists() else "" for file in self.files]
-        return Done(self.process.exitcode, *texts)
+        return Done(code, *texts)
 
 
 def _harness(
-    arguments: list[str], directory: str, environment: dict[str, str], targets: tuple[str, str]
+    arguments: list[str],
+    directory: str,
+    environment: dict[str, str],
+    targets: tuple[str, str],
+    script: Path | None,
 ) -> None:
     from harness.cli.main import main
+    from harness.sweeping import pool
 
+    os.setsid()
     os.chdir(directory)
     os.environ.update(environment)
+    end = os.O_APPEND if targets[0] == targets[1] else os.O_TRUNC
     for descriptor, target in enumerate(targets, start=1):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY
+        flags = os.O_WRONLY | os.O_CREAT | end | os.O_NOCTTY
         os.dup2(os.open(target, flags, 0o644), descriptor)
+    pool.subprocess = starting(ForkedWorker)  # type: ignore[assignment]
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    sys.argv = ["harness", *arguments]
-    main()
+    sys.argv = [str(script or "harness"), *arguments]
+    if script is None:
+        main()
+    else:
+        runpy.run_path(str(script), run_name="__main__")
+
+
+def warm_context() -> ForkServerContext:
+    """Return what starts processes in which the libraries are loaded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.commands.warm"])
+    return context
+
+
+# Workers of a sweep ------------------------------------------------------------------------------
+
+
+def starting(worker: type) -> SimpleNamespace:
+    """Return what a pool of workers needs of `subprocess`, with another way to start one."""
+    return SimpleNamespace(
+        Popen=worker, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
+    )
+
+
+def _work(command: list[str], descriptor: int, log: str, environment: dict[str, str]) -> None:
+    """Be a worker: what `python -m MODULE DESCRIPTOR` does once it has started."""
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream, target in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
+        os.dup2(target, stream)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    sys.argv = [command[2], str(descriptor)]
+    sys.modules.pop(command[2], None)
+    runpy.run_module(command[2], run_name="__main__")
+
+
+class _Started:
+    """What a pool asks of a process."""
+
+    def poll(self) -> int | None:
+        """Return how it ended, or None."""
+        raise NotImplementedError
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended, or None."""
+        return self.poll()
+
+
+class ForkedWorker(_Started):
+    """A worker that is forked from its driver, itself a fork of a process that has the libraries loaded."""
+
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        pass_fds: Sequence[int],
+        stdout: IO[bytes],
+        env: dict[str, str],
+        **_: object,
+    ) -> None:
+        self._code: int | None = None
+        (descriptor,) = pass_fds
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.closerange(
+                    3, descriptor
+                )  # a sibling's pipe that stays open here is never at its end
+                os.closerange(descriptor + 1, 4096)
+                _work(command, descriptor, stdout.name, env)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        """Return how it ended, or None."""
+        if self._code is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if ended else None
+        return self._code
+
+    def wait(self, timeout: float = _SECONDS) -> int:
+        """Wait for the end; raises TimeoutExpired."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("worker", timeout)
+            time.sleep(0.005)
+        assert self._code is not None
+        return self._code
+
+    def kill(self) -> None:
+        """End it now."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+class ServedWorker(_Started):
+    """A worker that the fork server starts, for a driver in the tests' own process, which must not fork."""
+
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        pass_fds: Sequence[int],
+        stdout: IO[bytes],
+        env: dict[str, str],
+        **_: object,
+    ) -> None:
+        (descriptor,) = pass_fds
+        with Connection(os.dup(descriptor)) as theirs:
+            self._process = warm_context().Process(
+                target=_served, args=(command, theirs, stdout.name, env)
+            )
+            self._process.start()
+
+    @property
+    def pid(self) -> int | None:
+        """The process."""
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """Return how it ended, or None."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float = _SECONDS) -> int:
+        """Wait for the end; raises TimeoutExpired."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("worker", timeout)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """End it now."""
+        self._process.kill()
+
+
+def _served(command: list[str], theirs: Connection, log: str, environment: dict[str, str]) -> None:
+    _work(command, os.dup(theirs.fileno()), log, environment)
 
 
 def real_harness(arguments: list[str], directory: Path) -> Done:

@@ -73,8 +73,7 @@ def test_in_company_each_answers_as_alone_also_where_tokens_are_drawn(out, runs,
     assert list(together) == [*names, "base"]
     for name in names:
         assert said(ask(out, capsys, name, QUESTION, *drawn)) == {name: together[name]}
-    assert together[names[0]] != together[names[1]]
-    assert together["base"] not in (together[name] for name in names)
+    assert len(set(together.values())) > 2  # one seed may draw two alike, of one base
 
 
 def test_what_is_drawn_depends_on_seed_and_number_and_stays_within_top_p():

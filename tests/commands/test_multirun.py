@@ -13,14 +13,14 @@ from tests.random_models import LLAMA, save_random_model
 
 
 @pytest.fixture
-def words(tmp_path) -> list[str]:
+def words(tmp_path, served_workers) -> list[str]:
     """The command line of runs of two steps on a tiny random model."""
     save_random_model(tmp_path / "tiny (1)", "llama", **LLAMA)
     return [
         *("run", "-m", f"model={tmp_path / 'tiny (1)'}", "data.max_length=64"),
         *("optim.steps=2", "optim.batch_size=2", "data.train_rows=8", "data.validation_rows=4"),
         *("data.test_rows=4", "eval=loss", "eval.before=false", "tracker=none"),
-        f"paths.out={tmp_path / 'out'}",
+        *(f"paths.out={tmp_path / 'out'}", "resources.devices=cpu"),
     ]
 
 
@@ -58,7 +58,7 @@ def test_every_combination_is_trained_once_and_the_file_it_leaves_asks_the_same(
     ("asked", "told"),
     [
         (["lora.rank=2"], "no key has several values; write lora.rank=2,8"),
-        (["lora.rank=2,8", "--cfg", "job"], "-m goes with --json only, got --cfg as well"),
+        (["lora.rank=2,8", "--cfg", "job"], "-m goes with --dry-run and --json only, got --cfg"),
         (["lora.rnk=2,8"], "near names: lora.rank"),
         (["lora.rank=2,2"], "gives 2 twice"),
         (["lora.rank=0,2"], "lora.rank=0"),
@@ -68,6 +68,16 @@ def test_what_is_wrong_is_said_and_nothing_is_left(words, tmp_path, capsys, aske
     assert dispatch([*words, *asked]) == 2
     assert told in capsys.readouterr().err
     assert not files_below(tmp_path / "out")
+
+
+def test_a_dry_run_shows_the_grid_and_leaves_nothing(words, tmp_path, capsys):
+    assert dispatch([*words, "lora.rank=1,2", "seed=0,3", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "search: grid of 2 cells" in shown
+    assert "runs: 4 (seeds 0, 3)" in shown
+    assert not files_below(tmp_path / "out")
+    assert dispatch(["run", "lora.rank=1", "--dry-run"]) == 2
+    assert "`harness plan` says what one needs" in capsys.readouterr().err
 
 
 def test_a_name_that_another_question_has_is_refused(words, tmp_path, capsys):

@@ -8,6 +8,7 @@ import yaml
 from harness.config.compose import (
     compose_run,
     conf_directory,
+    config_of_tree,
     config_tree,
     group_options,
     known_keys,
@@ -192,19 +193,40 @@ def test_the_tree_in_conf_is_data_only():
         ("data.prompt_column", "question: text"),
         ("data.input_column", "a,b"),
         ("paths.out", "/tmp/x,y {z}"),
+        ("data.path", "1e5"),
+        ("data.path", "true"),
+        ("data.path", "back\\slash\\${v}\\"),
+        ("data.path", "'quoted' only at first.jsonl"),
+        ("data.system", "{json}, [list] and 'this'"),
+        ("data.hub_split", "train[:10%]+test"),
+        ("data.hub_config", "default (en,de)"),
+        ("data.revision", "0012"),
+        ("tracker.project", "mine, 100% (1)"),
+        ("model.revision", "123e4"),
+        ("model.name", "/models/a,b (c)/${d}"),
+        ("eval.choice_path", "mmlu,dev.jsonl"),
     ],
 )
 def test_paths_and_free_texts_are_taken_as_they_are(key: str, value: str):
-    """Hydra's grammar reads them otherwise: hydra-ecosystem/hydra#938, #962, #1577."""
+    """Hydra's grammar reads them otherwise: hydra-ecosystem/hydra#573, #798, #938, #962, #1074, #1577."""
     config = compose_run(["data=pairs", "data.path=x.jsonl", f"{key}={value}"])
     section, _, field = key.partition(".")
     assert getattr(getattr(config, section), field) == value
+    assert config_of_tree(config_tree(config)) == config  # as it is written, and read again
     quoted = compose_run(["data=pairs", "data.path=x.jsonl", f'{key}="a,b"'])
     assert getattr(getattr(quoted, section), field) == "a,b"
     assert (
         compose_run(["data=pairs", "data.path=x", "data.input_column=null"]).data.input_column
         is None
     )
+
+
+def test_the_environment_says_where_everything_goes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HARNESS_OUT", "/scratch/${me}, mine")
+    assert compose_run([]).paths.out == "/scratch/${me}, mine"
+    assert compose_run(["paths.out=here"]).paths.out == "here"
+    monkeypatch.setenv("HARNESS_OUT", "")
+    assert compose_run([]).paths.out == "out"
 
 
 def test_a_group_cannot_be_left_out():

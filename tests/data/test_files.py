@@ -168,7 +168,13 @@ USER, ASSISTANT = '{"role": "user", "content": "u"}', '{"role": "assistant", "co
             MESSAGES,
             "message 1: needs 'role' and 'content'",
         ),
-        ("x.csv", "a,b", PAIRS, "the suffix must be .jsonl, .json or .txt, got '.csv'"),
+        (
+            "x.xlsx",
+            "a,b",
+            PAIRS,
+            "the suffix must be .jsonl, .json, .csv, .tsv, .parquet or .txt (.gz may follow, except after "
+            ".parquet), got '.xlsx'",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, name, content, form, message):

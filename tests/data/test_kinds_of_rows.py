@@ -73,7 +73,7 @@ TURNS = (
 )
 
 
-@pytest.mark.parametrize("key", ["weight", "train"])
+@pytest.mark.parametrize("key", ["weight", "train", "loss"])
 @pytest.mark.parametrize("loss_on", [LossOn.response, LossOn.all])
 def test_an_answer_of_weight_zero_is_not_learned(
     key: str, loss_on: LossOn, tokenizer: Any, tmp_path: Path
@@ -110,6 +110,9 @@ def test_sharegpt_messages_and_their_weights_are_read(tokenizer: Any, tmp_path: 
         ({"weight": 0.5}, "'weight' must be 0 or 1"),
         ({"weight": "0"}, "'weight' must be 0 or 1"),
         ({"function_call": {"name": "f"}}, "'function_call' is not supported"),
+        ({"images": ["a.png"]}, "'images' is not supported"),
+        ({"train_detail": [{"begin_offset": 0}]}, "'train_detail' is not supported"),
+        ({"content": [{"type": "text", "text": "b"}]}, "content must be a string, got a list"),
         ({"content": 3}, "content must be a string, got the number 3"),
         ({"content": "\ud83d"}, "half of a character"),
         ({"role": ["assistant"]}, "role must be one of"),
@@ -169,6 +172,9 @@ def test_templates_without_words_for_them_are_refused_by_name(tokenizer: Any, tm
     thought = chat(("user", "q"), {"role": "assistant", "content": "a", "reasoning_content": "hm"})
     with pytest.raises(DataError, match="passes over 'reasoning_content'"):
         learned(tokenizer, tmp_path, [thought], template=Template.tokenizer)
+    hmm = chat(("user", "q"), {"role": "assistant", "content": "a", "thinking": "hm"})
+    with pytest.raises(DataError, match="passes over 'thinking'"):
+        learned(tokenizer, tmp_path, [hmm], template=Template.tokenizer)
     tokenizer.chat_template = WITH_TOOLS
     (text,) = learned(tokenizer, tmp_path, [thought], template=Template.tokenizer)
     assert text == "<think>hm</think>a<|end|></s>"
@@ -216,6 +222,26 @@ def test_what_ends_a_turn_stops_generation_and_is_no_part_of_the_reference(
     assert tokenizer.convert_tokens_to_ids(end) in stop_ids(config, tokenizer)
     assert trained_answer(example, config, tokenizer) == "the answer"
     assert tokenizer.decode(prompt_ids(example, config, tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"history": [["q0", "a0"]]}, r"rows\.jsonl:2: column 'history' is not supported"),
+        ({"images": ["a.png"]}, r"rows\.jsonl:2: column 'images' is not supported"),
+        ({"tools": TOOLS}, "plain cannot render tools"),
+    ],
+)
+@pytest.mark.parametrize("form", [DataForm.pairs, DataForm.messages])
+def test_columns_that_belong_to_a_conversation_are_not_passed_over(
+    columns: dict[str, Any], says: str, form: DataForm, tokenizer: Any, tmp_path: Path
+):
+    rows: list[dict[str, Any]] = [
+        chat(("user", "q"), ("assistant", "a"), prompt="q", response="a", history=[], images=None),
+        chat(("user", "q2"), ("assistant", "a"), prompt="q2", response="a", **columns),
+    ]
+    with pytest.raises(DataError, match=says):
+        learned(tokenizer, tmp_path, rows, form=form, template=Template.plain)
 
 
 def test_a_pairs_system_column_is_a_system_message_or_refused(tokenizer: Any, tmp_path: Path):

@@ -6,10 +6,10 @@ from itertools import islice
 import pytest
 
 from harness.config.schema import DataConfig, DataForm, LossOn, Template
-from harness.data.example import Example, Role, Turn, pair
+from harness.data.example import Example, Piece, Role, Turn, pair
 from harness.data.files import read_file
 from harness.data.records import RecordForm
-from harness.data.templates import Piece, prompt_ids, render
+from harness.data.templates import prompt_ids, render
 from harness.data.tokenize import encode
 from harness.embedded import corpus
 from harness.errors import DataError

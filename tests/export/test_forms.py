@@ -69,13 +69,15 @@ def test_an_exported_adapter_is_pefts_folder_with_a_tokenizer(run, capsys, pretr
 
 def test_merged_weights_are_pefts_sum_rounded_once(run, capsys, pretrained):
     (made,) = export(run, capsys, "--to", "merged")
-    expected, before = peft_merge(run, pretrained), load_file(pretrained / "model.safetensors")
+    expected = peft_merge(run, pretrained)
+    before: dict[str, Any] = load_file(pretrained / "model.safetensors")
     loaded: Any = AutoModelForCausalLM.from_pretrained(made["place"], dtype="auto")
     changed = 0
     for name, tensor in loaded.state_dict().items():
         assert tensor.dtype is torch.bfloat16
         assert torch.equal(tensor, expected[name].bfloat16()), name
-        changed += not torch.equal(tensor, before.get(name, tensor).bfloat16())
+        own = before.get(name, tensor)
+        changed += not torch.equal(tensor, own.bfloat16())
     assert changed == 4 * 6  # q_proj and three of the MLP, in six blocks
 
 

@@ -18,7 +18,8 @@ import pytest
 from analysis.sources import load_sweep
 from harness.records.record import RunStatus, read_records
 from tests.commands.forked import Command
-from tests.sweeping.test_crash import kill_at_random, lines_of, losses, start
+from tests.sweeping.test_crash import kill_at_random, lines_of, losses
+from tests.sweeping.test_crash import start_python as start
 
 SECONDS = 120.0
 LONG = int(os.environ.get("FAULTS_KILLS", "6"))

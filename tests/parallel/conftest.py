@@ -17,7 +17,7 @@ from harness.parallel.group import join
 from harness.parallel.leader import Leader
 from harness.training.job import Job
 from tests.parallel.following import Harm, follow, opened
-from tests.training.conftest import MakeJob, make_base, sums  # noqa: F401  fixtures
+from tests.training.conftest import MakeJob, make_base, quantized, sums  # noqa: F401  fixtures
 from tests.training.conftest import make_job as make_quick_job  # noqa: F401
 
 Lead = Callable[..., AbstractContextManager[Leader]]
@@ -40,7 +40,12 @@ def make_job(make_quick_job: MakeJob) -> MakeJob:  # noqa: F811
 
 
 @pytest.fixture
-def lead(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lead:
+def lead(
+    pretrained: Path,
+    quantized: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Lead:
     """Return a context manager: lead(size, harm=…) followers on the embedded model, and their leader."""
 
     @contextmanager
@@ -55,7 +60,7 @@ def lead(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> L
             model=ModelConfig(name=str(pretrained)),
             quant=quant or QuantConfig(),
             resources=ResourcesConfig(device="cpu", data_parallel=size),
-            paths=PathsConfig(out=str(tmp_path), cache=str(tmp_path / "cache")),
+            paths=PathsConfig(out=str(tmp_path), cache=str(quantized)),
         )
         environment = {
             "WORLD_SIZE": str(size),
@@ -88,18 +93,18 @@ def lead(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> L
     return leading
 
 
-def asked(model: Path, out: Path, quant: QuantConfig, size: int) -> RunConfig:
+def asked(model: Path, out: Path, cache: Path, quant: QuantConfig, size: int) -> RunConfig:
     """Return what a run on a base that so many processes share asks for."""
     return RunConfig(
         model=ModelConfig(name=str(model)),
         quant=quant,
         resources=ResourcesConfig(device="cpu", data_parallel=size, shard=Shard.fsdp),
-        paths=PathsConfig(out=str(out), cache=str(out / "cache")),
+        paths=PathsConfig(out=str(out), cache=str(cache)),
     )
 
 
 @pytest.fixture
-def sharding(pretrained: Path, tmp_path: Path, lead: Lead) -> Sharding:
+def sharding(pretrained: Path, quantized: Path, tmp_path: Path, lead: Lead) -> Sharding:  # noqa: F811
     """Return a context manager: sharding(quant, …) gives a leader and the base that its processes share."""
 
     @contextmanager
@@ -111,7 +116,7 @@ def sharding(pretrained: Path, tmp_path: Path, lead: Lead) -> Sharding:
         harm: Harm = Harm.none,
         exit_code: int = 0,
     ) -> Iterator[tuple[Leader, SharedBase]]:
-        config = asked(model, tmp_path, quant, size)
+        config = asked(model, tmp_path, quantized, quant, size)
         with lead(size, harm=harm, config=config, exit_code=exit_code) as leader:
             yield leader, opened(config, shard=leader.shard)
 

@@ -89,7 +89,7 @@ def test_a_leader_out_of_memory_ends_the_run_and_leaves_nobody_waiting(
     make_base: MakeBase, make_job: MakeJob, pretrained: Path, tmp_path: Path, breaks: Breaks
 ) -> None:
     job = make_job(make_base(), "run")
-    config = asked(pretrained, tmp_path, QuantConfig(), 2)
+    config = asked(pretrained, tmp_path, tmp_path / "cache", QuantConfig(), 2)
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.commands.warm"])

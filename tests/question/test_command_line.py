@@ -200,3 +200,34 @@ def test_a_wrong_override_is_refused_and_the_file_is_not_blamed(tmp_path, overri
     message = str(refused.value)
     assert all(word in message for word in words), message
     assert "asked.yaml" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "axis"),
+    [
+        ("data.system=You are kind, and brief.", None),
+        ("data.system=choice('a, b', c)", "choice('a, b', c)"),
+        ("data.path=one,file.jsonl", None),
+        ("data.path=a.jsonl,b.jsonl", "choice(a.jsonl, b.jsonl)"),
+        ("data.response_column=answer (gold)", None),
+        ("tracker.project=mine, not yours", None),
+        ("paths.out=a,b", None),
+    ],
+)
+def test_a_text_with_commas_is_an_axis_only_where_it_cannot_be_one_text(
+    tmp_path, monkeypatch, override, axis
+):
+    monkeypatch.chdir(tmp_path)
+    rows = '{"prompt": "q", "response": "r"}\n' * 8
+    for name in ("one,file.jsonl", "a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(rows)
+    base = ["data=pairs", "data.path=a.jsonl", "optim.steps=40", "tracker=none"]
+    question = ask(tmp_path, override, base=base)
+    key, _, value = override.partition("=")
+    if axis is None:
+        assert list(axes_of(question)) == ["lora.rank"]
+        section, _, field = key.partition(".")
+        config = compose_run(question.base)
+        assert getattr(getattr(config, section), field) == value
+    else:
+        assert axes_of(question)[key] == f"{key}: {axis}"

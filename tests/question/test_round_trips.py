@@ -8,7 +8,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.config.compose import compose_run, config_of_tree, config_tree
 from harness.question.axes import ChoiceAxis, Condition
 from harness.question.load import question_of, question_text
 from harness.question.points import Space
@@ -73,31 +72,6 @@ def test_the_points_of_a_space_are_those_that_its_conditions_allow(space: Space)
     for point in points:
         space.check_point(point)
         assert space.overrides(point) == [f"{key}={value}" for key, value in point.items()]
-
-
-@given(
-    rank=st.integers(1, 64),
-    lr=st.floats(1e-6, 1e-1),
-    block=st.sampled_from([32, 64, 128, 4096]),
-    quant=st.sampled_from(["nf4", "nf4_dq", "fp4", "int4", "int4_asym", "int4_asym_dq"]),
-    dropout=st.sampled_from([0.0, 0.05, 0.5]),
-    steps=st.integers(1, 10**6),
-    seed=st.integers(0, 2**31),
-)
-def test_a_configuration_comes_back_from_its_tree_and_from_yaml(
-    rank: int, lr: float, block: int, quant: str, dropout: float, steps: int, seed: int
-) -> None:
-    config = compose_run(
-        [
-            *(f"quant={quant}", f"quant.block_size={block}", f"lora.rank={rank}"),
-            *(f"optim.lr={lr!r}", f"lora.dropout={dropout}", f"optim.steps={steps}"),
-            f"seed={seed}",
-        ]
-    )
-    assert (config.lora.rank, config.optim.lr, config.seed) == (rank, lr, seed)
-    tree = config_tree(config)
-    assert config_of_tree(tree) == config
-    assert config_of_tree(yaml.safe_load(yaml.safe_dump(tree))) == config
 
 
 @st.composite

@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 from textwrap import dedent
@@ -150,25 +149,23 @@ def test_one_gpu_is_read_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_collecting_is_quick_and_imports_nothing_heavy() -> None:
+def test_collecting_imports_nothing_heavy_and_asks_git_and_drivers_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     code = """
-        import sys, time
+        import sys
         from harness.records.provenance import collect_provenance
-        began = time.perf_counter()
         collect_provenance()
-        print(time.perf_counter() - began)
         print({"torch", "transformers", "wandb"} & set(sys.modules))
     """
     process = subprocess.run(
         [sys.executable, "-c", dedent(code)], capture_output=True, text=True, cwd=REPOSITORY
     )
-    seconds, heavy = process.stdout.splitlines()
-    assert float(seconds) < 3  # 0.05 s measured; a busy machine gets leave
-    assert heavy == "set()"
-    collect_provenance()
-    began = time.perf_counter()
-    collect_provenance()
-    assert time.perf_counter() - began < 0.05
+    assert process.stdout == "set()\n"
+    first = collect_provenance()
+    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(provenance.pynvml, "nvmlInit", None)
+    assert collect_provenance() == first
 
 
 def test_a_module_is_named_as_it_was_run(tmp_path):

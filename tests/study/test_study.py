@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import random
 import sqlite3
-import time
 import warnings
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from harness.question.settings import (
     WorkerSettings,
 )
 from harness.records.metrics import Direction
+from harness.records.run_directory import sqlite_url
 from harness.study.study import Study, Trial, TrialStatus
 
 QUANTIZED = Condition(key="quant", values=frozenset({"nf4", "int4"}))
@@ -441,10 +441,8 @@ def test_a_reader_sees_everything_and_stops_nobody(url, tmp_path):
     assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     reader.execute("BEGIN")
     assert reader.execute("SELECT count(*) FROM trials").fetchone() == (1,)
-    began = time.monotonic()
     study.ask()
     study.complete(0, [0.5], [])
-    assert time.monotonic() - began < 5
     reader.rollback()
     assert reader.execute("SELECT count(*) FROM trials").fetchone() == (2,)
     reader.close()
@@ -484,6 +482,17 @@ def test_a_place_that_is_none_is_refused(tmp_path):
         opened(asked(), f"sqlite:///{tmp_path / 'nowhere' / 'study.db'}")
     with pytest.raises(RequestError, match=r"study\.storage=somewhere is no database url"):
         opened(asked(), "somewhere")
+
+
+@pytest.mark.parametrize("name", ["a?b", "100%41", "c#d", "e f,g;h&i=j", "s:t@u"])
+def test_a_path_is_no_url(tmp_path, name):
+    """`?` would cut a path off, and `%41` become an A."""
+    file = tmp_path / name / "study.db"
+    file.parent.mkdir()
+    opened(asked(), sqlite_url(file)).close()
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert file.stat().st_size > 0
+    assert in_optuna(sqlite_url(file)) == []
 
 
 def test_a_study_of_another_question_is_refused(url):

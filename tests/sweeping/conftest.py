@@ -30,14 +30,16 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def ask(world, tmp_path) -> Callable[..., Path]:
+def ask(world, tmp_path, served_workers) -> Callable[..., Path]:
     """Write a question about the tiny world into a file; every run keeps a checkpoint of each step.
 
-    Costs are not measured, unless `search.probe` asks for it: most tests count runs and steps.
+    It has one worker, since pytest's own are the parallelism. Costs are not measured, unless `search.probe`
+    asks for it: most tests count runs and steps.
     """
 
     def write(name: str = "small", *, base: tuple[str, ...] = (), **parts: Any) -> Path:
         parts["search"] = {"probe": False} | parts.get("search", {})
+        parts["resources"] = {"devices": "cpu"} | parts.get("resources", {})
         question = {
             "question": "Does it work?",
             "expect": "Yes.",

@@ -17,7 +17,7 @@ def test_the_sweep_has_every_run_in_the_end_though_each_member_has_a_disk_of_its
     study = shared(postgres_database)["study"] | {"artifacts": str(tmp_path / "store")}
     file = ask(
         "apart",
-        base=("optim.steps=200",),
+        base=("optim.steps=120", "checkpoint.every_steps=20"),
         space={"lora.rank": "choice(1,2,4)", "optim.lr": "choice(1e-3,1e-2)"},
         confirm={"top": 2, "seeds": [5, 6]},
         resources={"cohort": 1},
@@ -38,7 +38,7 @@ def test_the_sweep_has_every_run_in_the_end_though_each_member_has_a_disk_of_its
     for run_id in own:
         run = here / "runs" / run_id
         assert (run / "adapter" / "adapter_model.safetensors").stat().st_size > 0
-        assert len(read_metrics(run / "metrics.jsonl").rows) == 200
+        assert len(read_metrics(run / "metrics.jsonl").rows) == 120
     confirmed = state_of(here, "apart").confirmed
     assert [len(line.values["eval/loss"]) for line in confirmed] == [2, 2]
 

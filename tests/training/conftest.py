@@ -33,8 +33,14 @@ MakeBase = Callable[..., SharedBase]
 MakeJob = Callable[..., Job]
 
 
-@pytest.fixture
-def make_base(pretrained: Path, tmp_path: Path) -> MakeBase:
+@pytest.fixture(scope="session")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache: what has been quantized once in a session is read from it."""
+    return tmp_path_factory.mktemp("quantized")
+
+
+@pytest.fixture(scope="session")
+def make_base(pretrained: Path, quantized: Path) -> MakeBase:
     """Return a function that builds a fresh base on the embedded model (or another) in one format."""
 
     def build(quant: QuantConfig | None = None, model: Path = pretrained) -> SharedBase:
@@ -44,19 +50,19 @@ def make_base(pretrained: Path, tmp_path: Path) -> MakeBase:
             source,
             config,
             quant or QuantConfig(),
-            fingerprint=model_fingerprint(source, tmp_path / "memo.json"),
+            fingerprint=model_fingerprint(source, quantized / "memo.json"),
             device=torch.device("cpu"),
-            cache=tmp_path / "cache",
+            cache=quantized,
         )
         return SharedBase(base)
 
     return build
 
 
-@pytest.fixture
-def sums(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of 60 lists of two numbers and their sum, to be copied and begun again: a loss of 1.6."""
-    path = tmp_path / "sums.jsonl"
+    path = tmp_path_factory.mktemp("sums") / "sums.jsonl"
     rows = [
         {"prompt": f"Copy the list: {i}, {j}, {i + j}", "response": f"{i}, {j}, {i + j}, {i}"}
         for i in range(3, 9)
@@ -69,6 +75,11 @@ def sums(tmp_path: Path) -> Path:
 @pytest.fixture
 def make_job(sums: Path, tmp_path: Path) -> MakeJob:
     """Return a function that prepares one run on the sums: make_job(base, "name", lora=…, optim=…)."""
+    return jobs_below(tmp_path, sums)
+
+
+def jobs_below(directory: Path, sums: Path) -> MakeJob:
+    """Return a function that prepares runs whose files lie below a directory."""
 
     def make(shared: SharedBase, run_id: str, **sections: Any) -> Job:
         data = DataConfig(path=str(sums), validation_rows=8, test_rows=8, max_length=64)
@@ -82,13 +93,13 @@ def make_job(sums: Path, tmp_path: Path) -> MakeJob:
         for name, value in sections.items():
             setattr(config, name, value)
         prepared = prepare_data(
-            config.data, shared.base.tokenizer, shared.base.fingerprint, tmp_path / "data"
+            config.data, shared.base.tokenizer, shared.base.fingerprint, directory / "data"
         )
-        directory = RunDirectory(tmp_path / "runs" / run_id)
-        directory.path.mkdir(parents=True, exist_ok=True)
+        place = RunDirectory(directory / "runs" / run_id)
+        place.path.mkdir(parents=True, exist_ok=True)
         base = shared.base
         identity = Identity(run_id=run_id, cell_id=run_id)
-        request = Request(config, base.source, base.fingerprint, identity, directory)
+        request = Request(config, base.source, base.fingerprint, identity, place)
         return Job(request=request, data=prepared, provenance={})
 
     return make

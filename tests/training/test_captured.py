@@ -28,7 +28,7 @@ STEPS = 6
 
 
 @pytest.fixture
-def bases(tmp_path) -> list[SharedBase]:
+def bases(quantized) -> list[SharedBase]:
     """The embedded base twice: computed by the reference, and in seats."""
     source = find_model(ModelConfig())
     made = []
@@ -37,9 +37,9 @@ def bases(tmp_path) -> list[SharedBase]:
             source,
             ModelConfig(),
             QuantConfig(format=QuantFormat.nf4, double_quant=True),
-            fingerprint=model_fingerprint(source, tmp_path / "memo.json"),
+            fingerprint=model_fingerprint(source, quantized / "memo.json"),
             device=torch.device("cpu"),
-            cache=tmp_path / "cache",
+            cache=quantized,
         )
         made.append(SharedBase(base, backend=BackendName.reference))
     made[1].backend = CudaBackend(made[1])

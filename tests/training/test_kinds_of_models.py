@@ -108,6 +108,34 @@ def test_alibi_trains_with_a_row_for_each_example(
         trained(tmp_path / "q", *overrides, "data.packing=true")
 
 
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+ROTATIONS = {
+    "longrope": (LONG, {"original_max_position_embeddings": 96, "max_position_embeddings": 512}),
+    "dynamic": ({"rope_type": "dynamic", "factor": 2.0}, {"max_position_embeddings": 96}),
+}
+
+
+@pytest.mark.parametrize("kind", ROTATIONS)
+def test_rotations_that_depend_on_the_longest_row_of_a_batch(
+    kind: str, rows: Path, long_tail: Path, tmp_path: Path
+):
+    """Up to where they begin to, layouts are equal; longer rows are refused, whose company would count.
+
+    huggingface/transformers#25104, QwenLM/Qwen#401.
+    """
+    rope, lengths = ROTATIONS[kind]
+    rope = {"rope_theta": 10000.0, **rope} | {k: v for k, v in lengths.items() if "original" in k}
+    fields = {**SMALL, **lengths, "sliding_window": None, "rope_parameters": rope}
+    shared = (model(tmp_path, "phi3" if kind == "longrope" else "llama", **fields), *SHARED)
+    overrides = (*shared, f"data.path={rows}", "data.train_rows=8", "optim.steps=2")
+    words = (*overrides, "optim.batch_size=8", "data.max_length=96")
+    _, padded = trained(tmp_path / "padded", *words, "lora.dropout=1e-9")
+    _, folded = trained(tmp_path / "folded", *words)
+    assert folded == pytest.approx(padded, abs=2e-5)
+    with pytest.raises(RequestError, match=r"use at most 96"):
+        trained(tmp_path / "long", *overrides, "optim.batch_size=8", "data.max_length=256")
+
+
 def test_where_there_is_no_sdpa_attention_is_eager_with_a_note(rows: Path, tmp_path: Path):
     fields = {**SMALL, "head_dim": 8, "sliding_window": 16}
     record, _ = trained(

@@ -15,7 +15,7 @@ from harness.training import passes, session
 from harness.training.job import Job
 from harness.training.session import Queue, RunEnded, train
 from harness.training.stop import StopRequest
-from tests.training.conftest import MakeBase, MakeJob
+from tests.training.conftest import MakeBase, MakeJob, jobs_below
 from tests.training.side_by_side import SideBySide
 
 CLOSE = 1e-6
@@ -67,11 +67,11 @@ def test_a_run_alone_equals_plain_peft(
 ) -> None:
     quant = QuantConfig(format=quant_format)
     ours = make_base(quant)
-    job = make_job(ours, "ours", optim={"lr": 1e-3})  # a higher rate multiplies what sums round off
+    job = make_job(ours, "ours", optim={"lr": 5e-3})
     run_all(ours, [job], capacity=1)
     theirs = make_base(quant)
     assert worst(losses(job), plain_peft_losses(theirs, job)) < CLOSE
-    assert losses(job)[0] - losses(job)[-1] > 0.1  # it did train
+    assert losses(job)[0] - losses(job)[-1] > 1.0  # it did train
 
 
 def eight_jobs(shared: SharedBase, make_job: MakeJob, prefix: str) -> list[Job]:
@@ -104,9 +104,8 @@ def eight_jobs(shared: SharedBase, make_job: MakeJob, prefix: str) -> list[Job]:
 
 
 @pytest.mark.parametrize("quant_format", [QuantFormat.none, QuantFormat.nf4, QuantFormat.int4])
-@pytest.mark.parametrize("capacity", [8, 3])
 def test_eight_different_runs_in_a_cohort_equal_the_eight_alone(
-    make_base: MakeBase, make_job: MakeJob, quant_format: QuantFormat, capacity: int
+    make_base: MakeBase, make_job: MakeJob, quant_format: QuantFormat
 ) -> None:
     """With capacity 3 slots are refilled as runs end, so every run has changing neighbours."""
     shared = make_base(
@@ -115,11 +114,23 @@ def test_eight_different_runs_in_a_cohort_equal_the_eight_alone(
     alone = eight_jobs(shared, make_job, "alone")
     for job in alone:
         run_all(shared, [job], capacity=1)
-    together = eight_jobs(shared, make_job, "together")
-    records = run_all(shared, together, capacity=capacity)
-    assert {record.status for record in records.values()} == {RunStatus.completed}
-    for one, other in zip(alone, together, strict=True):
-        assert worst(losses(one), losses(other)) < CLOSE
+    for capacity in (8, 3):
+        together = eight_jobs(shared, make_job, f"{capacity} together ")
+        records = run_all(shared, together, capacity=capacity)
+        assert {record.status for record in records.values()} == {RunStatus.completed}
+        for one, other in zip(alone, together, strict=True):
+            assert worst(losses(one), losses(other)) < CLOSE
+
+
+@pytest.fixture(scope="module")
+def clean(
+    make_base: MakeBase, sums: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SharedBase, list[Job]]:
+    """A base, and the eight trained on it together, to whom nothing happens."""
+    shared = make_base()
+    jobs = eight_jobs(shared, jobs_below(tmp_path_factory.mktemp("clean"), sums), "clean")
+    run_all(shared, jobs, capacity=8)
+    return shared, jobs
 
 
 def test_rank_64_trains_on_a_model_that_has_room_for_it(
@@ -135,11 +146,9 @@ def test_rank_64_trains_on_a_model_that_has_room_for_it(
 
 
 def test_nan_in_one_run_leaves_the_other_seven_unchanged(
-    make_base: MakeBase, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+    clean: tuple[SharedBase, list[Job]], make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = make_base()
-    clean = eight_jobs(shared, make_job, "clean")
-    run_all(shared, clean, capacity=8)
+    shared, undisturbed = clean
     dirty = eight_jobs(shared, make_job, "dirty")
     update = session.RunEntry.step_values
 
@@ -153,7 +162,7 @@ def test_nan_in_one_run_leaves_the_other_seven_unchanged(
     records = run_all(shared, dirty, capacity=8)
     assert records["dirty3"].status is RunStatus.diverged
     assert "step 3" in (records["dirty3"].error or "")
-    for i, (one, other) in enumerate(zip(clean, dirty, strict=True)):
+    for i, (one, other) in enumerate(zip(undisturbed, dirty, strict=True)):
         if i != 3:
             assert losses(one) == losses(other)
             assert records[f"dirty{i}"].status is RunStatus.completed
@@ -161,11 +170,12 @@ def test_nan_in_one_run_leaves_the_other_seven_unchanged(
 
 @pytest.mark.parametrize("error", [ValueError("broken"), torch.OutOfMemoryError("no room")])
 def test_an_exception_in_one_run_is_that_runs_alone(
-    make_base: MakeBase, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, error: Exception
+    clean: tuple[SharedBase, list[Job]],
+    make_job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
-    shared = make_base()
-    clean = eight_jobs(shared, make_job, "clean")
-    run_all(shared, clean, capacity=8)
+    shared, undisturbed = clean
     dirty = eight_jobs(shared, make_job, "dirty")
     real = passes.Alone.gradients
 
@@ -190,7 +200,7 @@ def test_an_exception_in_one_run_is_that_runs_alone(
     assert records["dirty5"].status is expected
     assert len(losses(dirty[5])) == 2
     for i in (0, 1, 2, 3, 4, 6, 7):
-        assert worst(losses(clean[i]), losses(dirty[i])) < CLOSE
+        assert worst(losses(undisturbed[i]), losses(dirty[i])) < CLOSE
 
 
 def test_evaluation_in_between_changes_nothing(make_base: MakeBase, make_job: MakeJob) -> None:

@@ -142,12 +142,12 @@ def test_a_run_stops_early_at_the_same_step_alone_and_in_company(
 ) -> None:
     shared = make_base()
     alone = make_job(shared, "alone", **IMPATIENT)
-    list(train(shared, Queue([alone]), packing=SideBySide(1), stop=StopRequest()))
+    list(train(shared, Queue([alone]), sizer=SideBySide(1), stop=StopRequest()))
     jobs = [
         make_job(shared, "patient", seed=1, optim={"steps": 30}),
         make_job(shared, "together", **IMPATIENT),
     ]
-    list(train(shared, Queue(jobs), packing=SideBySide(2), stop=StopRequest()))
+    list(train(shared, Queue(jobs), sizer=SideBySide(2), stop=StopRequest()))
     first, patient, second = (read_record(j.directory.record) for j in (alone, *jobs))
     assert first.status is patient.status is second.status is RunStatus.completed
     rows = [read_metrics(job.directory.metrics).rows for job in (alone, jobs[1])]
@@ -171,6 +171,6 @@ def test_evaluations_per_epoch_stand_where_epochs_end(
     shared = make_base()
     settings: dict[str, Any] = {"optim": {"steps": None, "epochs": 2.0}, "data": {"train_rows": 10}}
     job = make_job(shared, "epochs", eval={"every_epochs": 1.0}, **settings)  # of 2.5 steps each
-    list(train(shared, Queue([job]), packing=SideBySide(1), stop=StopRequest()))
+    list(train(shared, Queue([job]), sizer=SideBySide(1), stop=StopRequest()))
     rows = read_metrics(job.directory.metrics).rows
     assert [row["step"] for row in rows if "eval/loss" in row] == [3, 5]

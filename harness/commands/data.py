@@ -1,0 +1,196 @@
+"""`harness data`: what a run would be trained on, row by row, before anything is trained."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from harness.base.quick_imports import quick_imports
+from harness.base.source import find_model, model_fingerprint
+from harness.config.compose import compose_run
+from harness.config.schema import RunConfig, Split
+from harness.errors import RequestError, near_names
+from harness.request import check
+from harness.sweeping.display import WatchedConsole
+
+if TYPE_CHECKING:
+    from harness.data.prepare import PreparedData
+    from harness.data.preview import Lengths, ShownRow
+
+DATA_HELP = """\
+usage: harness data [override…] [--rows 3] [--split train] [--json]
+
+Rows of a run as its model is trained on them: rendered, tokenized and cut, with the tokens that carry loss
+marked; how long the rows of each split are, and what was cut, left out or changed. Trains nothing, loads no
+weights, leaves nothing behind. Overrides are those of `harness run`:
+
+  harness data data=chat data.path=rows.jsonl model=DIRECTORY data.template=tokenizer
+
+  --rows N         how many rows to show: the first, the longest, and others between them in length
+  --split NAME     train, validation or test
+  --json           one JSON document
+  --config-dir DIR groups and options of your own: DIR/GROUP/OPTION.yaml
+"""
+
+_MOST_ROWS = 1000
+_OPEN, _CLOSE = "⟦", "⟧"
+"""Around the tokens that carry loss, where there are no colours."""
+
+
+def data_command(
+    overrides: Sequence[str], *, rows: str | None, split: str | None, as_json: bool
+) -> int:
+    """Print rows, lengths and losses of the data that `overrides` describe; return the exit code."""
+    count, part = _count(rows), _split(split)
+    config = compose_run(overrides)
+    check(config)
+    with quick_imports():
+        data, shown = _prepared(config, part, count)
+        from harness.data.preview import lengths
+        from harness.training.launch import data_notes
+
+        found = {each: lengths(_rows_of(data, each)) for each in Split}
+        notes = data_notes(data)
+    if as_json:
+        print(json.dumps(_document(data, shown, found, part, notes), ensure_ascii=False))
+        return 0
+    _print(data, shown, found, part, notes)
+    return 0
+
+
+def _count(text: str | None) -> int:
+    if text is None:
+        return 3
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_ROWS:
+        raise RequestError(f"--rows takes a number from 1 to {_MOST_ROWS}, got {text or 'nothing'}")
+    return int(text)
+
+
+def _split(text: str | None) -> Split:
+    known = [each.value for each in Split]
+    if text is None:
+        return Split.train
+    if text not in known:
+        raise RequestError(
+            f"--split takes one of {', '.join(known)}, got {text or 'nothing'}{near_names(text, known)}"
+        )
+    return Split(text)
+
+
+def _prepared(config: RunConfig, split: Split, count: int) -> "tuple[PreparedData, list[ShownRow]]":
+    """Return the data of a run, and some rows of it; of packed ones, the examples that are packed."""
+    from harness.data.preview import shown_rows
+    from harness.training.launch import outline_and_tokenizer, prepare
+
+    source = find_model(config.model)
+    with tempfile.TemporaryDirectory(prefix="harness-") as memo:
+        fingerprint = model_fingerprint(source, Path(memo) / "fingerprints.json", keep=False)
+    data = prepare(config, source, fingerprint, keep=False)
+    loose = data
+    if config.data.packing:
+        unpacked = replace(config, data=replace(config.data, packing=False))
+        loose = prepare(unpacked, source, fingerprint, keep=False)
+    _, tokenizer = outline_and_tokenizer(source, config.model, fingerprint)
+    return data, shown_rows(loose, config.data, tokenizer, split, count)
+
+
+def _rows_of(data: "PreparedData", split: Split) -> Any:
+    return {Split.train: data.train, Split.validation: data.validation, Split.test: data.test}[
+        split
+    ]
+
+
+def _document(
+    data: "PreparedData",
+    shown: "list[ShownRow]",
+    found: "dict[Split, Lengths | None]",
+    split: Split,
+    notes: list[str],
+) -> dict[str, Any]:
+    return {
+        **data.report.as_dict(),
+        "lengths": {each.value: asdict(of) if of else None for each, of in found.items()},
+        "notes": notes,
+        "shown": {"split": split.value, "rows": [row.as_dict() for row in shown]},
+    }
+
+
+def _print(
+    data: "PreparedData",
+    shown: "list[ShownRow]",
+    found: "dict[Split, Lengths | None]",
+    split: Split,
+    notes: list[str],
+) -> None:
+    console = WatchedConsole(highlight=False, soft_wrap=True)
+    source = data.report.source
+    left_out = f", {source.rows_empty} of them empty" if source.rows_empty else ""
+    console.print(f"{source.source}: {source.rows_read} rows read{left_out}", markup=False)
+    console.print(_table(data, found))
+    for note in notes:
+        console.print(f"note: {note}", markup=False)
+    marked = "green" if console.is_terminal else f"between {_OPEN} and {_CLOSE}"
+    console.print(
+        f"\n{len(shown)} rows of the {split.value} split; tokens that carry loss are {marked}:"
+    )
+    for row in shown:
+        cut = f", {row.cut_tokens} more cut off" if row.cut_tokens else ""
+        console.print(
+            Text(
+                f"\nrow {row.row}: {row.tokens} tokens, {row.loss_tokens} with loss{cut}",
+                style="bold",
+            )
+        )
+        console.print(_text(row, coloured=console.is_terminal))
+        if row.cut_tokens:
+            console.print(Text(f"cut off: {row.cut_text}", style="red"))
+
+
+def _table(data: "PreparedData", found: "dict[Split, Lengths | None]") -> Table:
+    """Return a column for each split, and a line for each fact."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    columns: list[list[str]] = []
+    for split, report in data.report.splits.items():
+        table.add_column(split.value, justify="right")
+        of, share = found[split], report.padding_share
+        columns.append(
+            [
+                *map(str, (report.examples, report.rows, report.tokens, report.loss_tokens)),
+                "—" if share is None else f"{share:.0%}",
+                "—" if of is None else f"{of.shortest} to {of.longest}",
+                "—" if of is None else f"{of.median:g}, {of.ninth_tenth}",
+                *map(str, (report.cut, report.dropped, report.changed)),
+            ]
+        )
+    facts = (
+        "examples",
+        "rows",
+        "tokens",
+        "tokens that carry loss",
+        "padding",
+        "tokens in a row",
+        "median, nine tenths at most",
+        f"examples cut at {data.report.max_length}",
+        "left out: no loss is left",
+        "answers changed by the template",
+    )
+    for fact, *values in zip(facts, *columns, strict=True):
+        table.add_row(fact, *values)
+    return table
+
+
+def _text(row: "ShownRow", *, coloured: bool) -> Text:
+    text = Text()
+    for each in row.stretches:
+        if coloured:
+            text.append(each.text, style="green" if each.carries_loss else "dim")
+        else:
+            text.append(f"{_OPEN}{each.text}{_CLOSE}" if each.carries_loss else each.text)
+    return text

@@ -1,0 +1,105 @@
+"""`harness data`: what is shown of rows, against what the tokenizer and hand-made rows say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cli.main import dispatch
+from tests.random_models import LLAMA, save_random_model
+from tests.real_cases import write_rows
+
+ROWS = [
+    {"prompt": "one", "response": "eins"},
+    {"prompt": "three", "response": "drei und noch viel mehr, was nicht mehr hineingeht"},
+    {"prompt": "two", "response": "zwei"},
+    {"prompt": "none", "response": ""},
+]
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content.split('#')[0] }};{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """Overrides for a tiny model that reads bytes, and three usable rows."""
+    model = save_random_model(tmp_path / "m", "llama", **LLAMA)
+    path = write_rows(tmp_path / "rows.jsonl", ROWS)
+    return [
+        *(f"model={model}", "data=pairs", f"data.path={path}", "data.max_length=24"),
+        *("data.validation_rows=0", "data.test_rows=0", "data.train_rows=3", "eval.split=train"),
+    ]
+
+
+def document(capsys: Any, *words: str) -> dict[str, Any]:
+    assert dispatch(["data", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_tokens_with_loss_are_those_of_the_answer_and_its_end(words: list[str], capsys: Any):
+    found = document(capsys, *words)
+    first, longest, _ = found["shown"]["rows"]
+    assert [(s["text"], s["carries_loss"]) for s in first["stretches"]] == [
+        ("<s>one\n", False),
+        ("eins</s>", True),
+    ]
+    assert (first["tokens"], first["loss_tokens"], first["cut_tokens"]) == (10, 5, 0)
+    whole = "<s>three\n" + ROWS[1]["response"] + "</s>"
+    shown = "".join(s["text"] for s in longest["stretches"])
+    assert len(shown) - len("<s>") + 1 == 24  # bytes, and the start as one token
+    assert whole == shown + longest["cut_text"]
+    assert longest["cut_tokens"] == len(longest["cut_text"]) - len("</s>") + 1
+    assert found["rows_empty"] == 1
+    assert found["lengths"]["train"] == {
+        "shortest": 10, "median": 10, "ninth_tenth": 24, "longest": 24}  # fmt: skip
+    assert found["lengths"]["test"] is None
+    assert found["notes"] == ["1 of 3 train examples were cut at max_length"]
+
+
+def test_what_is_shown_is_what_is_trained_also_where_rows_are_packed(words: list[str], capsys: Any):
+    loose = document(capsys, *words)
+    packed = document(capsys, *words, "data.packing=true", "data.max_length=64")
+    assert packed["splits"]["train"]["rows"] < loose["splits"]["train"]["rows"]
+    assert packed["shown"]["rows"][0] == loose["shown"]["rows"][0]
+
+
+def test_text_shows_marks_cuts_and_what_a_template_changes(
+    words: list[str], tmp_path: Path, capsys: Any
+):
+    (tmp_path / "m" / "chat_template.jinja").write_text(TEMPLATE)
+    rows = [{"prompt": f"q{i}", "response": f"a{i}#gone"} for i in range(4)]
+    path = write_rows(tmp_path / "hash.jsonl", rows)
+    words = [*words, f"data.path={path}", "data.template=tokenizer", "data.max_length=64"]
+    words += ["data.train_rows=4"]
+    assert dispatch(["data", *words, "--rows", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 of 4 train examples have answers that the chat template renders" in shown
+    assert "<s><user>q0;<assistant>⟦a0;</s>⟧" in shown
+    assert "gone" not in shown.partition("rows of the train split")[2]
+    assert max(map(len, shown.partition("note:")[0].splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--rows", "0"], "--rows takes a number"),
+        (["--split", "trian"], "near names: train"),
+        (["--split", "test"], "the test split of rows.jsonl is empty"),
+        (["data.max_length=999"], "has 256 positions"),
+    ],
+)
+def test_what_is_wrong_is_said(given: list[str], says: str, words: list[str], capsys: Any):
+    long = [{"prompt": "x" * 400, "response": "y"}] * 3
+    if "positions" in says:
+        write_rows(Path(words[2].partition("=")[2]), long)
+    assert dispatch(["data", *words, *given]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_nothing_is_left_behind(words: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    document(capsys, *words)
+    assert sorted(tmp_path.rglob("*")) == before

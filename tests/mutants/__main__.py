@@ -1,0 +1,189 @@
+"""Small changes to the code, each made alone, and whether the tests notice.
+
+    python -m tests.mutants [--sample 200] [--seed 0] [--rooms plan,study] [--jobs 2]
+    python -m tests.mutants --edits                 ten changes that once went unnoticed: what notices now
+    python -m tests.mutants … --tests tests/plan tests/measure/test_throughput.py      judged by these alone
+
+The changes are cosmic-ray's. Its own runner starts a Python for each, which here would spend five seconds
+on imports; so the tests run in processes forked from one that has the libraries loaded, in copies of the
+project. All tests run once without any change, which must pass, and it is recorded which functions each of
+them enters: a change is judged by those that enter the changed function, until one fails. Prints a table and
+writes `out/mutants/verdicts.json`; what survived belongs into docs/mutants.md, with its reason.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from difflib import unified_diff
+from functools import partial
+from pathlib import Path
+
+from tests.mutants.changes import ROOMS, ROOT, Mutant, modules, mutants_of
+from tests.mutants.edits import EDITS, Edit
+from tests.mutants.reach import Reach
+from tests.mutants.trials import Copy, judge, outcome, read_reached, record, side_by_side
+
+LIBRARIES = (
+    *("torch", "transformers", "peft", "numpy", "scipy.stats", "optuna", "pandas", "yaml", "hydra"),
+    *("matplotlib.pyplot", "hypothesis", "cosmic_ray.plugins", "bitsandbytes", "datasets"),
+    *("transformers.models.llama.modeling_llama", "rouge_score.rouge_scorer"),
+)
+OUT = ROOT / "out" / "mutants"
+QUICK = ("config", "records", "embedded")
+"""Directories of tests that judge beside those of the rooms: quick ones that use them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the tests said of a change."""
+
+    mutant: Mutant | Edit
+    outcome: str
+    """killed, survived, timeout (which is killed, too), or unreached: no test enters the function."""
+    by: str
+    """The test that failed."""
+    seconds: float
+    diff: str
+
+
+def verdicts(
+    work: Sequence[Mutant | Edit], reach: Reach, unchanged: Path, copies: Sequence[Copy]
+) -> Iterator[Verdict]:
+    """Try every change."""
+
+    def diff(mutant: Mutant | Edit) -> str:
+        return _diff(mutant.module, before := before_of(mutant), mutant.source(before))
+
+    def before_of(mutant: Mutant | Edit) -> str:
+        return (unchanged / mutant.module).read_text()
+
+    judged = {mutant: reach.judges(mutant) for mutant in work}
+    for mutant in (each for each in work if not judged[each]):
+        yield Verdict(mutant, "unreached", "", 0.0, diff(mutant))
+
+    def start(copy: Copy, mutant: Mutant | Edit) -> int:
+        copy.change(mutant.module, mutant.source(before_of(mutant)))
+        return copy.start(lambda: judge(copy, judged[mutant]), writes_bytecode=False)
+
+    for end in side_by_side([each for each in work if judged[each]], copies, start):
+        end.copy.put_back(end.work.module)
+        result = outcome(end.status)
+        by = "" if result == "survived" else (end.copy.directory / "killer.txt").read_text()
+        yield Verdict(end.work, result, by, end.seconds, diff(end.work))
+
+
+def _diff(module: str, before: str, after: str) -> str:
+    lines = unified_diff(before.splitlines(), after.splitlines(), module, module, n=0, lineterm="")
+    return "\n".join(list(lines)[2:])
+
+
+def record_reach(
+    reach: Reach, judging: Sequence[str], unchanged: Path, copies: Sequence[Copy]
+) -> None:
+    """Run all tests that may judge, as the code is; raises SystemExit if one fails: it notices anything."""
+    places = [unchanged / place for place in judging]
+    found = [f for p in places for f in (sorted(p.rglob("test_*.py")) if p.is_dir() else [p])]
+    unknown = reach.unknown([str(file.relative_to(unchanged)) for file in found])
+    rooms: dict[str, list[str]] = {}
+    for file in unknown:
+        rooms.setdefault(file.split("/")[1], []).append(file)
+    order = sorted(rooms.values(), key=len, reverse=True)
+
+    def start(copy: Copy, files: list[str]) -> int:
+        return copy.start(lambda: record(copy, files), writes_bytecode=True)
+
+    for end in side_by_side(order, copies, start):
+        print(
+            f"{end.seconds:4.0f} s  unchanged: {len(end.work)} files of {end.work[0]}", flush=True
+        )
+        if outcome(end.status) != "survived":
+            tail = (end.copy.directory / "log.txt").read_text()[-3000:]
+            raise SystemExit(f"{end.work} fail without any change:\n{tail}")
+        reach.keep(end.work, read_reached(end.copy))
+
+
+def by_edit(results: Sequence[Verdict]) -> str:
+    """Return a Markdown table of changes and the test that failed first."""
+    lines = ["| change | outcome | the first test that failed |", "| --- | --- | --- |"]
+    lines += [f"| {each.mutant.operator} | {each.outcome} | {each.by} |" for each in results]
+    return "\n".join(lines)
+
+
+def table(results: Sequence[Verdict]) -> str:
+    """Return a Markdown table of outcomes by room."""
+    rooms: dict[str, Counter[str]] = {}
+    for verdict in results:
+        path = Path(verdict.mutant.module)
+        room = path.parts[1] if path.parts[0] == "harness" else path.parts[0]
+        rooms.setdefault(room, Counter())[verdict.outcome] += 1
+    lines = [
+        "| room | mutants | killed | timed out | survived | unreached |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for room, counts in [*sorted(rooms.items()), ("all", sum(rooms.values(), Counter()))]:
+        kinds = ("killed", "timeout", "survived", "unreached")
+        numbers = [sum(counts.values()), *(counts[kind] for kind in kinds)]
+        lines.append(f"| {room} | {' | '.join(map(str, numbers))} |")
+    return "\n".join(lines)
+
+
+def sampled(rooms: Sequence[str], unchanged: Path, count: int, seed: int) -> list[Mutant | Edit]:
+    """Return a sample of all changes to the modules of these rooms, or all of them."""
+    found: list[Mutant | Edit] = [
+        each for name in modules(rooms, unchanged) for each in mutants_of(name, unchanged)
+    ]
+    work = random.Random(seed).sample(found, min(count, len(found))) if count else found
+    print(f"{len(work)} of {len(found)} mutants, seed {seed}", flush=True)
+    return work
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Try a sample of changes, or with `--sample 0` all of them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sample", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rooms", default=",".join(ROOMS))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--edits", action="store_true", help="the ten of edits.py instead")
+    parser.add_argument("--tests", nargs="+", help="files and directories that judge; all rooms'")
+    asked = parser.parse_args(arguments)
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    rooms = asked.rooms.split(",")
+    judging = asked.tests or [f"tests/{name}" for name in (*rooms, *QUICK)]
+    from harness.base.quick_imports import quiet_libraries
+
+    quiet_libraries()
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    results: list[Verdict] = []
+    with tempfile.TemporaryDirectory() as place:
+        unchanged = Copy(Path(place, "unchanged"), ROOT).directory  # the tree may go on changing
+        copies = [Copy(Path(place, str(index)), unchanged) for index in range(asked.jobs)]
+        sample = partial(sampled, rooms, unchanged, asked.sample, asked.seed)
+        work = list(EDITS) if asked.edits else sample()
+        reach = Reach(OUT / "reach.json", unchanged)
+        record_reach(reach, judging, unchanged, copies)
+        for verdict in verdicts(work, reach, unchanged, copies):
+            results.append(verdict)
+            mutant = verdict.mutant
+            print(
+                f"{len(results)}/{len(work)} {verdict.outcome} {verdict.seconds:.0f} s "
+                f"{mutant.module} {mutant.operator} {verdict.by}",
+                flush=True,
+            )
+            if verdict.outcome in ("survived", "unreached"):
+                print(verdict.diff, flush=True)
+    print(by_edit(results) if asked.edits else table(results))
+    OUT.mkdir(parents=True, exist_ok=True)
+    kept = [asdict(verdict) for verdict in results]
+    (OUT / "verdicts.json").write_text(json.dumps(kept, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Ten changes that the tests once did not notice, each made as it was then."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One text of a module in place of another."""
+
+    operator: str
+    """What is wrong afterwards."""
+    module: str
+    function: str
+    """The qualified name of the function that holds the text."""
+    before: str
+    after: str
+
+    def source(self, before: str) -> str:
+        """Return the module's source with the change; the text must be there once."""
+        count = before.count(self.before)
+        if count != 1:
+            raise SystemExit(f"{self.module} has {self.before!r} {count} times: mend the list")
+        return before.replace(self.before, self.after)
+
+
+EDITS = (
+    Edit(
+        "the schedule is four times as high",
+        "harness/training/schedule.py",
+        "learning_rate_factor",
+        "return float(_of_step(Keyed(config), total_steps)(step))",
+        "return 4.0 * float(_of_step(Keyed(config), total_steps)(step))",
+    ),
+    Edit(
+        "tokens with loss are multiplied by the seconds",
+        "harness/measure/throughput.py",
+        "StepClock.metrics",
+        "sum(self.loss_tokens[WARMUP_STEPS:]) / total",
+        "sum(self.loss_tokens[WARMUP_STEPS:]) * total",
+    ),
+    Edit(
+        "one step more is left out as warm-up",
+        "harness/measure/throughput.py",
+        "StepClock.metrics",
+        "seconds = self.seconds[WARMUP_STEPS:]",
+        "seconds = self.seconds[WARMUP_STEPS + 1 :]",
+    ),
+    Edit(
+        "int8 is rounded to bfloat16 before it is scaled",
+        "harness/base/storage.py",
+        "RowwiseInt8.decode",
+        "if dtype == torch.float32:",
+        "if dtype != torch.float32:",
+    ),
+    Edit(
+        "a plan takes attention with a mask for attention without",
+        "harness/plan/attention.py",
+        "_attend",
+        "attn_mask is not None, enable_gqa)",
+        "attn_mask is None, enable_gqa)",
+    ),
+    Edit(
+        "a plan gives flash attention what has a mask",
+        "harness/plan/attention.py",
+        "_on_cuda",
+        "if half and not has_mask and head <= 256:",
+        "if half and has_mask and head <= 256:",
+    ),
+    Edit(
+        "a plan takes half precision for full",
+        "harness/plan/attention.py",
+        "_on_cuda",
+        "half = dtype in (",
+        "half = dtype not in (",
+    ),
+    Edit(
+        "a plan forgets buffers",
+        "harness/plan/outline.py",
+        "module_outlines",
+        "buffer_bytes=sum(",
+        "buffer_bytes=0 * sum(",
+    ),
+    Edit(
+        "adapters with different numbers of rows are stacked",
+        "harness/engine/rows.py",
+        "RowPlan._belongs",
+        "same_size = one.stop - one.start == other.stop - other.start",
+        "same_size = one.stop - one.start != other.stop - other.start",
+    ),
+    Edit(
+        "rows of several copies are scored once",
+        "harness/evals/token_loss.py",
+        "_repeated",
+        "if times == 1:",
+        "if times != 1:",
+    ),
+)
