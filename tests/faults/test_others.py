@@ -51,6 +51,12 @@ def test_a_server_that_is_killed_in_the_middle_loses_no_run(ask, tmp_path, tally
         driver = start_command(["sweep", str(file), storage, place], tmp_path / "driver.log")
         wait_for_lines(out, 1)
         member = start_command(["worker", "small", storage, place], tmp_path / "member.log")
+        members = out / "sweeps/small/workers"
+        give_up = time.monotonic() + SECONDS
+        while len(list(members.glob("*/"))) < 2:  # one that begins without a server is refused
+            assert driver.poll() is None, "the driver was done before a member had begun"
+            assert time.monotonic() < give_up, "no member has begun"
+            time.sleep(0.1)
         for kill in range(2):
             wait_for_lines(out, 40 * (kill + 1))
             server.kill()
@@ -65,7 +71,8 @@ def test_a_server_that_is_killed_in_the_middle_loses_no_run(ask, tmp_path, tally
         for trial in state.trials:
             row.check(f"trial {trial.number}", lambda t=trial: t.status == "completed")
         row.check("every step once", lambda: every_step_once(out, STEPS))
-        assert harness(["sweep", str(file), f"paths.out={alone}"]).code == 0
+        undisturbed = harness(["sweep", str(file), f"paths.out={alone}"])
+        assert undisturbed.code == 0, undisturbed
         for run_id, wanted in losses(alone).items():
             row.check(
                 run_id, lambda r=run_id, w=wanted: losses(out)[r] == pytest.approx(w, abs=1e-6)
@@ -131,7 +138,8 @@ def test_clocks_that_jump_change_no_result(ask, tmp_path, tally):
     (tmp_path / "clock" / "sitecustomize.py").write_text(CLOCK)
     file = ask(base=(f"optim.steps={STEPS}",), **GRID)
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
-    assert harness(["sweep", str(file), f"paths.out={undisturbed}"]).code == 0
+    done = harness(["sweep", str(file), f"paths.out={undisturbed}"])
+    assert done.code == 0, done
 
     def at(shift: float, jumps: float = 0.0) -> dict[str, str]:
         path = os.pathsep.join([str(tmp_path / "clock"), os.environ.get("PYTHONPATH", "")])
