@@ -96,8 +96,8 @@ class Records:
         return load_sweep(self.out, name)
 
     def histories(self, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, History]:
-        """Return curves from metrics.jsonl, or from what was parsed of it before."""
-        return read_histories(self.out, run_ids, metrics, cache=self.out / "cache")
+        """Return curves from the runs' columns, or from metrics.jsonl."""
+        return read_histories(self.out, run_ids, metrics)
 
     def samples(self, run_id: str) -> list[Sequence[str]]:
         """Return the first of the answers that the run's directory has."""
@@ -149,7 +149,7 @@ def assembled(
     only_confirmed: bool = False,
 ) -> SweepData:
     """Return a sweep of its state, its question and what `read` finds of the runs that it is asked for."""
-    roles, confirmation = _roles(state), Role.confirmation.value
+    roles, confirmation = run_roles(state), Role.confirmation.value
     wanted = [each for each, role in roles.items() if role == confirmation or not only_confirmed]
     rows, problems = read(wanted)
     found = {row["run_id"] for row in rows}
@@ -175,7 +175,7 @@ def assembled(
     )
 
 
-def _roles(state: Mapping[str, Any]) -> dict[str, str]:
+def run_roles(state: Mapping[str, Any]) -> dict[str, str]:
     """Return every run of a sweep with its role, in the order of the trials, then of the confirmation.
 
     They follow from the trials, not from `runs`: that is what one driver had in its hands, in its own order.
@@ -275,7 +275,7 @@ def _place_rows(rows: Iterable[Row], state: Mapping[str, Any]) -> None:
         points.setdefault(confirmed["trial"], confirmed["point"])
         for run_id in confirmed["runs"]:
             trials.setdefault(run_id, confirmed["trial"])
-    roles = _roles(state)
+    roles = run_roles(state)
     for row in rows:
         own = row["trial"] if row.get("provenance.sweep") == state["name"] else None
         row["role"] = roles[row["run_id"]]

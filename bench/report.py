@@ -1,7 +1,8 @@
 """`python -m bench.report [RUNS [POINTS]]`: a report over 10,000 records with 200 history points each.
 
 Makes the records in a temporary directory, then measures in processes of their own: reading the records, the
-tables, and the whole `harness report` with every figure, without and with parsed histories in the cache.
+tables, all series of all runs (their columns, and a tenth of them from JSON lines), and the whole `harness
+report` with every figure.
 Writes bench/results/report.json and prints a table.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.compose import compose_run, config_tree
+from harness.records.columns import make_columns
 from harness.records.provenance import collect_provenance
 from harness.records.record import Estimate, MeasuredIn, Record, RunStatus, write_record
 from harness.sweeping.state import (
@@ -53,8 +55,18 @@ _STAGES = {
         "    table = build_table(spec, sweep.rows)\n"
         "    markdown(table), latex(table), csv(table), html(table), table.sources()"
     ),
+    "all series of all runs": (
+        "from analysis.histories import read_histories\n"
+        "from harness.records.metrics import SERIES\n"
+        "runs = [path.name for path in (out / 'runs').iterdir()]\n"
+        "assert len(read_histories(out, runs, SERIES)) == len(runs)"
+    ),
+    "all series of a tenth of them, from JSON lines": (
+        "from harness.records.columns import make_columns\n"
+        "for path in sorted((out / 'runs').iterdir())[::10]:\n"
+        "    make_columns(path / 'metrics.jsonl', keep=False)"
+    ),
     "the whole report": "from analysis.report import report_sweep; report_sweep(out, name)",
-    "the whole report again": "from analysis.report import report_sweep; report_sweep(out, name)",
 }
 
 _MEASURED = """
@@ -125,7 +137,9 @@ def make_sweep(out: Path, runs: int, points: int) -> int:
         directory = out / "runs" / record.run_id
         directory.mkdir(parents=True)
         write_record(directory / "run.json", record)
-        (directory / "metrics.jsonl").write_text(histories[len(lines) % HISTORIES])
+        metrics = directory / "metrics.jsonl"
+        metrics.write_text(histories[len(lines) % HISTORIES])
+        make_columns(metrics, keep=True)  # as a run does that ends
         lines.append(_run_line(record, role, seed, points))
         return record.run_id
 
@@ -209,6 +223,14 @@ def _history(draw: random.Random, points: int) -> str:
             "train/grad_norm": 1 + draw.random(),
             "train/learning_rate": 5e-3 * (1 - step / points),
             "train/epoch": step * 0.008,
+            "throughput/step_ms": 50 + draw.random(),
+            "throughput/input_tokens_per_second": 20480 * (1 + draw.random() / 50),
+            "throughput/loss_tokens_per_second": 10240 * (1 + draw.random() / 50),
+            "memory/allocated_bytes": 5_012_345_678,
+            "memory/peak_bytes": 15_012_345_678,
+            "memory/resident_bytes": 2_012_345_678 + 4096 * step,
+            "cohort/runs": 8,
+            "cohort/token_share": 0.1 + draw.random() / 20,
         }
         if step % 20 == 0:
             row["eval/loss"] = 8 / math.sqrt(step)

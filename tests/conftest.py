@@ -51,9 +51,11 @@ FIRST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order files by how long their rooms take; a file stays with one worker, which shares what it builds."""
 
+    here = Path(__file__).parent
+
     def rank(item: pytest.Item) -> int:
-        room = item.path.relative_to(Path(__file__).parent).parts[0]
-        return FIRST.index(room) if room in FIRST else len(FIRST)
+        parts = item.path.relative_to(here).parts if item.path.is_relative_to(here) else ("",)
+        return FIRST.index(parts[0]) if parts[0] in FIRST else len(FIRST)
 
     items.sort(key=rank)
 

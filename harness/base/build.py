@@ -100,6 +100,29 @@ def inspect_model(source: ModelSource, config: ModelConfig) -> ModelOutline:
     )
 
 
+def outline_base(
+    source: ModelSource, config: ModelConfig, quant: QuantConfig, device: torch.device
+) -> Base:
+    """Return what `build_base` would, without weights and tokenizer: for questions about the base alone.
+
+    Raises RequestError for a storage that this model cannot have.
+    """
+    described = read_config(source, config)
+    check_stored(source.name, quant, described.stored)
+    model = _empty_model(described, config, source)
+    return Base(
+        model=model,
+        tokenizer=None,
+        source=source,
+        fingerprint="",
+        storage=storage_of(quant, described.stored),
+        linears=tuple(block_linears(model)),
+        device=device,
+        from_cache=False,
+        config=config,
+    )
+
+
 def _came_rounded(source: ModelSource, stored: StoredWeights | None) -> str | None:
     if stored is not None:
         return stored.label

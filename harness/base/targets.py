@@ -12,6 +12,14 @@ from harness.config.schema import LoraConfig
 from harness.errors import RequestError, near_names
 
 TARGET_SETS = ("all_linear", "attention", "mlp", "experts")
+FUSED = {
+    "c_attn": ("q_proj", "k_proj", "v_proj"),
+    "query_key_value": ("q_proj", "k_proj", "v_proj"),
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "Wqkv": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+"""Projections that lie in one matrix, by its name."""
 
 
 class AdaptedShape(NamedTuple):
@@ -76,7 +84,7 @@ def adapted_layers(lora: LoraConfig, linears: Sequence[LinearSpec]) -> list[Line
             raise RequestError(
                 f"lora.target_modules: {target!r} matches no linear layer of this model, whose blocks "
                 f"have {', '.join(sorted(known - set(TARGET_SETS)))}; sets are "
-                f"{', '.join(TARGET_SETS)}{near_names(target, known)}"
+                f"{', '.join(TARGET_SETS)}{_part_of(target, known) or near_names(target, known)}"
             )
         names |= matched
     adapted = [spec for spec in linears if spec.name in names]
@@ -91,6 +99,16 @@ def adapted_layers(lora: LoraConfig, linears: Sequence[LinearSpec]) -> list[Line
             f"use at most {limit} or leave that layer out of lora.target_modules"
         )
     return adapted
+
+
+def _part_of(target: str, known: set[str]) -> str:
+    """Return `"; c_attn has it"` for a projection that lies with others in one matrix of the model."""
+    fused = sorted(name for name in known if target in FUSED.get(name, ()))
+    return f"; {fused[0]} has it, with {' and '.join(_others(target, fused[0]))}" if fused else ""
+
+
+def _others(target: str, fused: str) -> list[str]:
+    return [part for part in FUSED[fused] if part != target]
 
 
 def _check_experts(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:

@@ -18,6 +18,7 @@ from harness.cli.options import (
     CFG,
     COMMANDS,
     DATA_FLAGS,
+    DOCTOR_FLAGS,
     EXPORT_FLAGS,
     INFO,
     OWN_GROUPS,
@@ -46,6 +47,7 @@ usage: harness run    [-m [--dry-run]] [override…] [--json]
        harness export RUN|SWEEP --to adapter|merged|merged_4bit|gguf [--out DIR] [--json]
        harness push   DIR OWNER/NAME [--public] [--json]
        harness wandb  [NAME] [--paths] [--json]
+       harness doctor [override…] [--json]
 
 commands:
 {commands}
@@ -146,6 +148,8 @@ def _dispatch(arguments: list[str]) -> int:
             return _report(rest)
         case "wandb":
             return _wandb(rest)
+        case "doctor":
+            return _doctor(rest)
         case "ask":
             return _ask(rest)
         case "export":
@@ -303,6 +307,17 @@ def _wandb(rest: list[str]) -> int:
         print(WANDB_HELP, end="")
         return 0
     return wandb_command(words, only_paths="--paths" in names, as_json="--json" in names)
+
+
+def _doctor(rest: list[str]) -> int:
+    flags, words = _split("doctor", rest, DOCTOR_FLAGS)
+    names = [flag[0] for flag in flags]
+    from harness.commands.doctor import DOCTOR_HELP, doctor_command
+
+    if "--help" in names or "-h" in names:
+        print(DOCTOR_HELP, end="")
+        return 0
+    return doctor_command(words, as_json="--json" in names)
 
 
 def _ask(rest: list[str]) -> int:

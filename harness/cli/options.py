@@ -12,6 +12,7 @@ COMMANDS = {
     "export": "an adapter as PEFT folder, merged, re-stored or as GGUF, each with its loss",
     "push": "an export to the Hugging Face hub, on request only",
     "wandb": "where the offline W&B files of a sweep lie, and how to see them online",
+    "doctor": "devices, versions and measured rates; who computes which format, and what falls back",
 }
 
 OWN_GROUPS = {"--config-dir": 1, "-cd": 1}  # option of a command: how many values follow it
@@ -42,6 +43,7 @@ EXPORT_FLAGS = {
 }
 PUSH_FLAGS = {"--public": 0, "--json": 0, "--help": 0, "-h": 0}
 WANDB_FLAGS = {"--paths": 0, "--json": 0, "--help": 0, "-h": 0}
+DOCTOR_FLAGS = {"--json": 0, "--help": 0, "-h": 0, **OWN_GROUPS}
 PLAN_FLAGS = {
     "--budget": 1,
     "--explain": 0,
@@ -83,6 +85,7 @@ FLAGS_OF = {
     "export": EXPORT_FLAGS,
     "push": PUSH_FLAGS,
     "wandb": WANDB_FLAGS,
+    "doctor": DOCTOR_FLAGS,
 }
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")

@@ -1,6 +1,7 @@
 """The W&B run of a sweep that has ended: what is in it, from the state and the report."""
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import yaml
 
 from harness.config.schema import TrackerConfig, TrackerName
+from harness.records.redact import message
 from harness.sweeping.state import SweepDirectory, SweepState, TrialLine, state_tree
 from harness.tracking.sweep_mirror import Sheet, SweepResult, mirror_sweep
 
@@ -16,10 +18,18 @@ _W_AND_B = (TrackerName.wandb_offline, TrackerName.wandb_online)
 
 def mirror_finished_sweep(
     tracker: TrackerConfig, out: Path, directory: SweepDirectory, state: SweepState
-) -> list[str]:
-    """Write the sweep's own W&B run, with its report; return what went wrong, a sentence each."""
+) -> None:
+    """Write the sweep's own W&B run, with its report; say what went wrong, a sentence each."""
     if tracker.name not in _W_AND_B:
-        return []
+        return
+    for problem in _mirror(tracker, out, directory, state):
+        directory.append_log(problem)
+        print(message(f"harness: {problem}"), file=sys.stderr)
+
+
+def _mirror(
+    tracker: TrackerConfig, out: Path, directory: SweepDirectory, state: SweepState
+) -> list[str]:
     problems, page = [], None
     try:
         from analysis.report import report_sweep  # matplotlib: 0.4 s

@@ -124,11 +124,12 @@ def answer(question: Question, points: Points, base: RunConfig) -> SweepState:
     directory = SweepDirectory(out, question.name)
     _refuse_another_question(directory, question)
     with stop_on_signals() as stop:
-        state = Member(question, points, directory, stop, collect=True).run()
-    if state.status is SweepStatus.finished:
-        for problem in mirror_finished_sweep(base.tracker, out, directory, state):
-            directory.append_log(problem)
-            print(message(f"harness: {problem}"), file=sys.stderr)
+        member = Member(question, points, directory, stop, collect=True)
+        state = member.run()
+    # Another member may have written it already, on another machine's disk.
+    is_ours = member.ends_the_sweep or not directory.wandb.exists()
+    if state.status is SweepStatus.finished and is_ours:
+        mirror_finished_sweep(base.tracker, out, directory, state)
     return state
 
 

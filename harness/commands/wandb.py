@@ -47,7 +47,7 @@ def _of_sweep(out: Path, name: str) -> list[Path]:
     directory = SweepDirectory(out, name)
     state = read_state(directory)
     runs = [out / "runs" / run.run_id / "wandb" for run in state.runs]
-    return [*runs, directory.path / "wandb"]
+    return [*runs, directory.wandb]
 
 
 def _how(

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.commands.mirror import mirror_finished_sweep
 from harness.config.compose import compose_run
 from harness.errors import RequestError
 from harness.parsing import Unreadable, read_yaml, shaped
@@ -58,7 +59,10 @@ def worker_command(name: str, overrides: Sequence[str]) -> int:
     base = compose_run(base_of(question))
     directory = SweepDirectory(Path(base.paths.out), question.name)
     with stop_on_signals() as stop:
-        state = Member(question, points, directory, stop, collect=False).run()
+        member = Member(question, points, directory, stop, collect=False)
+        state = member.run()
+    if member.ends_the_sweep:
+        mirror_finished_sweep(base.tracker, Path(base.paths.out), directory, state)
     print(progress_text(state))
     if state.status is SweepStatus.interrupted:
         print(

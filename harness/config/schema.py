@@ -67,6 +67,11 @@ class OptimizerName(Enum):
     paged_adamw_8bit = "paged_adamw_8bit"
     paged_adamw_32bit = "paged_adamw_32bit"
 
+    @property
+    def is_paged(self) -> bool:
+        """Whether its state lies in memory that moves between GPU and host as it is needed."""
+        return self in (OptimizerName.paged_adamw_8bit, OptimizerName.paged_adamw_32bit)
+
 
 class Schedule(Enum):
     """Learning rate after the warm-up, by the names of transformers' `get_scheduler`."""

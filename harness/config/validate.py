@@ -301,7 +301,7 @@ def _machine_problems(config: RunConfig) -> Iterator[str]:
     wants_cuda = device.startswith("cuda")
     if wants_cuda and not visible_cuda_devices():
         yield f"resources.device={device} asks for a GPU, but none is visible; use cpu or auto"
-    if config.optim.name.value.startswith("paged") and resolved_device(device) == "cpu":
+    if config.optim.name.is_paged and resolved_device(device) == "cpu":
         unpaged = "adamw_8bit" if "8bit" in config.optim.name.value else "adamw"
         yield (
             f"optim={config.optim.name.value} pages its state between GPU and host, and this run is on "

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, assert_never
 
+from harness.base.build import Base
 from harness.config.resources import BackendName
 from harness.engine.cpu.backend import CpuBackend, why_not_cpu
 from harness.engine.cuda.backend import CudaBackend, why_not_cuda
@@ -43,19 +44,39 @@ class Backend(Protocol):
 def choose_backend(shared: "SharedBase", wanted: BackendName) -> Backend:
     """Return the backend for a base. Raises RequestError where the one that is wanted cannot compute it."""
     match wanted:
-        case BackendName.reference:
-            return ReferenceBackend(shared)
-        case BackendName.cpu:
-            if (reason := why_not_cpu(shared)) is not None:
-                raise RequestError(f"resources.backend=cpu: {reason}; use resources.backend=auto")
-            return CpuBackend(shared)
-        case BackendName.cuda:
-            if (reason := why_not_cuda(shared)) is not None:
-                raise RequestError(f"resources.backend=cuda: {reason}; use resources.backend=auto")
-            return CudaBackend(shared)
         case BackendName.auto:
-            if shared.base.device.type == "cuda" and why_not_cuda(shared) is None:
-                return CudaBackend(shared)
-            return ReferenceBackend(shared) if why_not_cpu(shared) else CpuBackend(shared)
+            wanted = quickest_backend(shared.base)
+        case BackendName.reference | BackendName.cpu | BackendName.cuda:
+            if (reason := why_not(wanted, shared.base)) is not None:
+                raise RequestError(
+                    f"resources.backend={wanted.value}: {reason}; use resources.backend=auto"
+                )
+        case _ as unreachable:
+            assert_never(unreachable)
+    makes = {
+        BackendName.reference: ReferenceBackend,
+        BackendName.cpu: CpuBackend,
+        BackendName.cuda: CudaBackend,
+    }
+    return makes[wanted](shared)
+
+
+def quickest_backend(base: Base) -> BackendName:
+    """Return what `auto` means for a base."""
+    return next(name for name in QUICKEST_FIRST if why_not(name, base) is None)
+
+
+QUICKEST_FIRST = (BackendName.cuda, BackendName.cpu, BackendName.reference)
+
+
+def why_not(name: BackendName, base: Base) -> str | None:
+    """Return why a backend cannot compute a base, which may be one without weights; None where it can."""
+    match name:
+        case BackendName.cuda:
+            return why_not_cuda(base)
+        case BackendName.cpu:
+            return why_not_cpu(base)
+        case BackendName.reference | BackendName.auto:
+            return None
         case _ as unreachable:
             assert_never(unreachable)

@@ -57,6 +57,17 @@ class GpuSampler:
             self._newest = _sample(self._handle)
 
 
+def driver_version() -> str | None:
+    """Return the version of NVIDIA's driver; None where there is none."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:  # no driver: NVML raises its own hierarchy of errors
+        return None
+
+
 def _handle(device: torch.device) -> Any | None:
     """Return NVML's handle of the GPU that CUDA calls `device`, found by what both call it: its UUID."""
     try:

@@ -41,7 +41,7 @@ def plans_captured(model: PlannedModel, config: RunConfig, device: str) -> bool:
         and resources.data_parallel == 1
         and resources.shard is Shard.none
         and can_be_captured(config)
-        and why_not_this_model(model.shared) is None
+        and why_not_this_model(model.shared.base) is None
     )
 
 

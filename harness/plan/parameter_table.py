@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from harness.base.targets import AdaptedShape, LinearSpec, adapted_layers
+from harness.base.targets import FUSED, AdaptedShape, LinearSpec, adapted_layers
 from harness.config.schema import LoraConfig
 from harness.errors import RequestError
 from harness.plan.explain import one_square_matrix_params
@@ -23,14 +23,6 @@ TOY_SIZES = {"7B": 7e9, "13B": 13e9, "70B": 70e9, "180B": 180e9}
 TOY_RANKS = (1, 2, 8, 16, 512)
 _FLOAT_BYTES = 4
 
-_FUSED = {
-    "c_attn": ("q_proj", "k_proj", "v_proj"),
-    "query_key_value": ("q_proj", "k_proj", "v_proj"),
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "Wqkv": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
-"""Projections that lie in one matrix, by its name."""
 _CALLED_OTHERWISE = {
     "o_proj": (
         "attn.c_proj",
@@ -81,7 +73,7 @@ def _meant(
     parts = {
         (spec.name, target): AdaptedShape(spec.in_features, _outputs_of(target, spec, config))
         for spec in linears
-        if target in _FUSED.get(spec.name.rpartition(".")[2], ()) and spec.experts == 1
+        if target in FUSED.get(spec.name.rpartition(".")[2], ()) and spec.experts == 1
     }
     return parts or _plain(target, linears)
 

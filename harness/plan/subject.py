@@ -67,7 +67,7 @@ def subject_of(config: RunConfig, settings: PlanSettings) -> Subject:
 
 
 def _check(config: RunConfig, device: str) -> None:
-    if device == "cuda" and config.optim.name.value.startswith("paged"):
+    if device == "cuda" and config.optim.name.is_paged:
         # Whether this machine can page says nothing about the one that is planned for.
         config = replace(config, optim=replace(config.optim, name=OptimizerName.adamw_8bit))
     validate(config)

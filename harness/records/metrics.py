@@ -97,6 +97,9 @@ _ALL = (
            "This adapter's optimizer state, tables included."),
     Metric("memory/activation_bytes", "activations", "bytes", _DOWN, 0,
            "Distinct storages kept from forward to backward of one micro-batch, parameters excluded."),
+    Metric("memory/paged_bytes", "paged", "bytes", _DOWN, 0,
+           "Managed memory that moved between GPU and host, both ways together, while a run alone with a "
+           "paged optimizer trained (CUPTI)."),
     # Throughput: over the steps after the warm-up (see harness.measure.throughput).
     Metric("throughput/input_tokens_per_second", "tokens/s", "tokens/s", _UP, 0,
            "All positions fed to the model, padding included, over the steps' wall-clock. In a series: "
@@ -109,6 +112,9 @@ _ALL = (
     Metric("throughput/step_ms", "step time", "ms", _DOWN, 1,
            "Median wall-clock of one optimizer step after the warm-up. In a series: of the passes of "
            "this step, whoever shared them."),
+    Metric("throughput/floor_ms", "floor", "ms", _NONE, 2,
+           "Least time of one optimizer step of this run alone: products with frozen weights at the "
+           "device's measured rates, bytes of decoding at its measured bandwidth."),
     Metric("device/step_joules", "energy of a step", "J", _DOWN, 2,
            "Energy of the GPU over the training passes of a run alone, per optimizer step (NVML)."),
     # What the configuration is.
@@ -134,6 +140,7 @@ COHORT_SHARES = frozenset(
         "memory/eval_peak_bytes",
         "memory/process_peak_bytes",
         "memory/activation_bytes",
+        "memory/paged_bytes",
         "throughput/input_tokens_per_second",
         "throughput/loss_tokens_per_second",
         "throughput/step_ms",
@@ -168,13 +175,33 @@ SERIES = frozenset(
         "cohort/token_share",
         "eval/loss",
         "eval/perplexity",
+        "eval/bits_per_byte",
         "eval/token_accuracy",
         "eval/exact_match",
         "eval/rouge_l",
         "eval/choice_accuracy",
+        "eval/choice_accuracy_raw",
     }
 )
 """What stands in the rows of metrics.jsonl: of every step, or of those after which something was measured."""
+
+EVERY_STEP = frozenset(
+    {
+        "train/loss",
+        "train/grad_norm",
+        "train/learning_rate",
+        "train/epoch",
+        "throughput/step_ms",
+        "throughput/input_tokens_per_second",
+        "throughput/loss_tokens_per_second",
+        "memory/allocated_bytes",
+        "memory/peak_bytes",
+        "memory/resident_bytes",
+        "cohort/runs",
+        "cohort/token_share",
+    }
+)
+"""What every row of every run has, on whatever device."""
 
 
 def memory_part_name(part: str) -> str:

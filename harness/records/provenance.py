@@ -109,7 +109,7 @@ def collect_provenance(
         python=platform.python_version(),
         host=socket.gethostname(),
         os=platform.platform(),
-        cpu=_cpu_model(),
+        cpu=cpu_model(),
         cpu_cores=physical_cores(),
         cpu_threads=usable_threads(),
         ram_bytes=_ram_bytes(),
@@ -215,7 +215,7 @@ def _package_version(name: str) -> str | None:
 
 
 @functools.cache
-def _cpu_model() -> str:
+def cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux

@@ -25,7 +25,15 @@ from harness.study.study import Study
 
 _SUFFIX = ".tar.gz"
 _NAME = re.compile(r"(\w[\w.+-]*)" + re.escape(_SUFFIX), re.ASCII)
-_KEPT = ("run.json", "config.yaml", "metrics.jsonl", "log.txt", "code.diff", "adapter")
+_KEPT = (
+    "run.json",
+    "config.yaml",
+    "metrics.jsonl",
+    "answers.jsonl",
+    "log.txt",
+    "code.diff",
+    "adapter",
+)
 """Files of a run that others can use; checkpoints and W&B's files stay where they are."""
 
 

@@ -24,7 +24,7 @@ from harness.question.load import question_text
 from harness.question.points import Point
 from harness.question.question import Question
 from harness.records.redact import message
-from harness.records.run_directory import remove, set_aside, write_text
+from harness.records.run_directory import RunDirectory, remove, set_aside, write_text
 from harness.study.database import damage_of, open_engine
 from harness.study.leases import Leases
 from harness.study.study import Study
@@ -71,6 +71,8 @@ class Member:
         self._directory = directory
         self._stop = stop
         self._collect = collect
+        self.ends_the_sweep = False
+        """Whether what is done once, when a sweep has finished, is this member's to do."""
         self._leases = _leases_of(question)
         logs = (
             directory.workers if self._leases is None else directory.workers / self._leases.member
@@ -155,8 +157,10 @@ class Member:
                     if time.monotonic() - written_at >= STATE_SECONDS:
                         self._write_state(state, driver)
                         written_at = time.monotonic()
-                if driver.is_finished and self._collect:
-                    tenancy.collect(_runs_beside(self._directory))
+                if driver.is_finished:
+                    if self._collect:
+                        tenancy.collect(_runs_beside(self._directory))
+                    self.ends_the_sweep = self._ends(view.state(), tenancy)
                 tenancy.leave()
             finally:
                 self._pool.kill()
@@ -171,6 +175,19 @@ class Member:
                 self._directory.append_log(driver.complaint)
             raise RunFailed(driver.complaint)
         return state
+
+    def _ends(self, state: SweepState, tenancy: Tenancy) -> bool:
+        """Whether this member has all runs of a finished sweep, and is the first of those that have."""
+        told = [run_id for trial in state.trials for run_id in trial.runs]
+        told += [run_id for confirmed in state.confirmed for run_id in confirmed.runs]
+        runs = _runs_beside(self._directory)  # members need not share a file system
+        if not all(RunDirectory(runs / run_id).record.exists() for run_id in told):
+            return False
+        item = f"the end of a sweep of {len(told)} runs"  # one that is asked for more ends again
+        if not tenancy.take(item):
+            return False
+        with tenancy.ending(item) as is_ours:
+            return is_ours
 
     def _write_state(self, state: SweepState, driver: Driver) -> None:
         """Write how the sweep stands; a disk that refuses it lets the driver stop, with checkpoints."""

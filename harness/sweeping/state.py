@@ -144,6 +144,7 @@ class SweepDirectory:
         self.workers = self.path / "workers"
         self.log = self.path / "log.txt"
         self.report = self.path / "report"
+        self.wandb = self.path / "wandb"
 
     @property
     def storage(self) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from harness.config.schema import TrackerConfig, TrackerName
 from harness.records.answers import SAMPLE_COLUMNS, KeptAnswer, samples
-from harness.records.metrics import SERIES
+from harness.records.metrics import METRICS, SERIES
 from harness.records.metrics_log import check_metric_names, plain_number, spell_not_finite
 from harness.records.record import Record, RunStatus, record_tree
 from harness.records.redact import redact, redact_tree
@@ -160,6 +160,8 @@ class WandbTracker:
                 run.log(last, step=max(run.step, self._last_step), commit=True)
                 run.summary.update(work.values)
                 run.summary["record"] = work.record
+                # W&B has no place for a metric's unit.
+                run.summary["units"] = {name: METRICS[name].unit for name in sorted(SERIES)}
                 run.summary["status"] = work.status.value
                 run.finish(exit_code=_exit_code(work.status))
                 wait_for_file(Path(run.dir).parent, self._problems)

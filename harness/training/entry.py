@@ -15,14 +15,18 @@ from harness.config.resources import BackendName
 from harness.data.order import ends_epochs
 from harness.engine.shared_base import SharedBase
 from harness.evals.evaluate import Results
+from harness.measure.floor import StepSize, step_floor
 from harness.measure.memory import distinct_bytes
 from harness.measure.meter import meter_of
+from harness.measure.paging import PagingCounters, PagingUnknown, paging_counters
+from harness.measure.rates import rates_of
 from harness.measure.series import StepCosts
 from harness.measure.work import Work, work_of
 from harness.plan.batch import WINDOW_STEPS
 from harness.plan.subject import predicted_run
 from harness.records.alone import take_costs
 from harness.records.answers import keep_answers, read_answers
+from harness.records.columns import make_columns
 from harness.records.metrics import MEMORY_PARTS, memory_part_name
 from harness.records.metrics_log import MetricsLog
 from harness.records.record import (
@@ -41,6 +45,7 @@ from harness.training.checkpoint import (
     save_checkpoint,
 )
 from harness.training.job import Job
+from harness.training.launch import cache_directory
 from harness.training.slot import Slot
 
 if TYPE_CHECKING:
@@ -84,6 +89,8 @@ class RunEntry:
         self._earlier_seconds = 0.0
         self._slot: Slot | None = None
         self.costs = StepCosts()
+        self._paging: tuple[PagingCounters, int] | None = None
+        """What counts paged bytes, and what it had counted before this run."""
         self.num_processes = 1
         """How many share the run's rows."""
         self._train_peak = self._eval_peak = self._optimizer_bytes = 0
@@ -132,8 +139,18 @@ class RunEntry:
                 self.before = {k: Estimate(**v) for k, v in checkpoint.progress.before.items()}  # pyright: ignore[reportArgumentType]
             self.note(f"{RESUMED} {checkpoint.progress.step}")
         self._metrics.truncate_after(self.slot.progress.step)
+        if self.job.config.optim.name.is_paged:
+            self._begin_paging()
         if not self.shared_process:
             self.meter.begin()
+
+    def _begin_paging(self) -> None:
+        """Count what is paged from now on, where something counts it."""
+        try:
+            counters = paging_counters(self.shared.base.device)
+            self._paging = counters, counters.moved_bytes()
+        except PagingUnknown as unknown:
+            self.note(f"what is paged is not counted: {unknown}")
 
     def _backend(self) -> BackendName:
         """Return who computes this run's passes: captured steps are for one process, and for AdamW."""
@@ -298,6 +315,8 @@ class RunEntry:
             if status is RunStatus.completed:
                 raise
             self.job.notes.append(f"metrics.jsonl lacks its end: {refused.strerror}")
+        if status is not RunStatus.interrupted:  # that one will grow again
+            make_columns(self.job.directory.metrics, keep=True)
         for note in self._tracker.finish(record, read_answers(self.job.directory.answers)):
             self.note(note)
         write_record(self.job.directory.record, record)
@@ -362,10 +381,38 @@ class RunEntry:
             "adapter/adapted_share": self.coverage.adapted,
             "train/loss": self.loss,
             "cohort/energy_joules": self.costs.joules,
+            "throughput/floor_ms": self._floor_ms(),
         }
         if not self.shared_process:
             metrics |= slot.clock.metrics() | self._peaks(parts) | self._of_device()
         return metrics
+
+    def _floor_ms(self) -> float | None:
+        """Return the floor of a step of this run alone; one that cannot be measured costs the run nothing."""
+        clock, base = self.slot.clock, self.shared.base
+        chosen = any(spec.experts > 1 for spec in base.linears)  # by the tokens: no count is known
+        if not clock.seconds or chosen:
+            return None
+        micro_batches = self.job.config.optim.batch_size // self.slot.micro_batch_size
+        share = len(clock.seconds) * micro_batches * self.num_processes
+        step = StepSize(
+            micro_batches=micro_batches,
+            input_tokens=sum(clock.input_tokens) / share,
+            loss_tokens=sum(clock.loss_tokens) / share,
+        )
+        rates = rates_of(base.device, cache_directory(self.job.config) / "rates")
+        decodes = (
+            self.shared.backend.name is not BackendName.cpu
+        )  # small bases: weights may be kept
+        try:
+            floor = step_floor(base, rates, step, decodes=decodes).total_ms
+            if not self.shared_process and floor > 1e3 * min(clock.seconds):
+                rates.measure_again()  # the machine was busy when they were measured
+                floor = step_floor(base, rates, step, decodes=decodes).total_ms
+            return floor
+        except Exception as error:
+            self.note(f"the floor of its step is not known: {type(error).__name__}: {error}")
+            return None
 
     def _of_device(self) -> dict[str, float | None]:
         """Return what a run alone tells of its device, where the device tells it."""
@@ -374,7 +421,17 @@ class RunEntry:
             "throughput/model_flops_utilisation": clock.utilisation(self._work),
             "device/step_joules": None if joules is None else joules / len(clock.seconds),
         }
-        return {name: value for name, value in found.items() if value is not None}
+        known: dict[str, float | None] = {n: v for n, v in found.items() if v is not None}
+        if self.job.config.optim.name.is_paged:
+            known["memory/paged_bytes"] = self._paged_bytes()
+        return known
+
+    def _paged_bytes(self) -> int | None:
+        """Return what has moved since the run began here; None where nothing counts it."""
+        if self._paging is None:
+            return None
+        counters, before = self._paging
+        return counters.moved_bytes() - before
 
     def _peaks(self, parts: dict[str, float | None]) -> dict[str, float | None]:
         """Return the peaks by phase."""

@@ -9,9 +9,17 @@ import torch
 
 from harness.cli.main import dispatch
 from harness.commands.ask import _Stream
+from harness.commands.saved import find_saved, place_of
 from harness.evals.decoding import Sampling
 from harness.records.answers import read_answers
 from harness.records.run_directory import RunDirectory
+from harness.sweeping.state import (
+    ConfirmedLine,
+    SweepDirectory,
+    SweepState,
+    SweepStatus,
+    write_state,
+)
 from tests.commands.left_runs import left_run
 
 QUESTION = "Sort the list: pear, apple, fig"
@@ -177,6 +185,34 @@ def test_what_cannot_be_asked_is_refused(tmp_path, words, reasons, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert all(reason in shown.err for reason in reasons), shown.err
+
+
+def test_a_sweep_answers_by_the_best_of_its_confirmed_cells(out, runs):
+    names = [run.path.name for run in runs]
+    directory = SweepDirectory(out, "asked")
+    directory.path.mkdir(parents=True)
+    state = SweepState(
+        name="asked",
+        question="",
+        expect="",
+        method="random",
+        objectives={"eval/loss": "minimize"},
+        trials_requested=2,
+        status=SweepStatus.finished,
+        confirmed=[
+            ConfirmedLine(point={}, trial=0, runs=names[:1], values={"eval/loss": [2.0, 1.8]}),
+            ConfirmedLine(
+                point={}, trial=1, runs=["gone", names[1]], values={"eval/loss": [1.5, 1.6]}
+            ),
+            ConfirmedLine(point={}, trial=2, runs=names[2:], values={"eval/loss": []}),
+        ],
+    )
+    write_state(directory, state)
+    place = place_of([f"paths.out={out}"])
+    assert find_saved("asked", place).name == names[1]
+    state.objectives = {"eval/loss": "maximize"}
+    write_state(directory, state)
+    assert find_saved("asked", place).name == names[0]
 
 
 def test_runs_that_are_not_there_whole_are_refused(out, runs, capsys, tmp_path):

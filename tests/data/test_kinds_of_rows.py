@@ -180,6 +180,15 @@ def test_templates_without_words_for_them_are_refused_by_name(tokenizer: Any, tm
     assert text == "<think>hm</think>a<|end|></s>"
 
 
+def test_what_is_passed_over_is_refused_beside_what_is_rendered(tokenizer: Any, tmp_path: Path):
+    calls = "{% if m.tool_calls %}<call>{{ m.tool_calls | tojson }}</call>{% endif %}"
+    tokenizer.chat_template = WITH_TOOLS.replace(calls, "")
+    both = {"reasoning_content": "hm", "tool_calls": CALLS}
+    row = chat(("user", "q"), {"role": "assistant", "content": "a", **both})
+    with pytest.raises(DataError, match="passes over 'tool_calls'"):
+        learned(tokenizer, tmp_path, [row], template=Template.tokenizer)
+
+
 def test_an_empty_answer_in_the_middle_is_no_answer_to_learn(tokenizer: Any, tmp_path: Path):
     row = chat(("user", "q"), ("assistant", ""), ("user", "4"), ("assistant", "four"))
     assert learned(tokenizer, tmp_path, [row]) == ["four<|im_end|></s>"]
@@ -222,6 +231,15 @@ def test_what_ends_a_turn_stops_generation_and_is_no_part_of_the_reference(
     assert tokenizer.convert_tokens_to_ids(end) in stop_ids(config, tokenizer)
     assert trained_answer(example, config, tokenizer) == "the answer"
     assert tokenizer.decode(prompt_ids(example, config, tokenizer))
+
+
+@pytest.mark.parametrize(("end", "is_one"), [("!", True), ("end", False)])
+def test_only_one_token_of_its_own_ends_a_turn(end: str, is_one: bool, tokenizer: Any):
+    tokenizer.chat_template = PLAIN.replace("<|end|>", end)
+    found = stop_ids(DataConfig(path="x", template=Template.tokenizer), tokenizer)
+    first, *more = tokenizer.encode(end, add_special_tokens=False)
+    assert (not more) is is_one
+    assert (first in found) is is_one
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_seats_attend_within_the_models_window(packed: bool) -> None:
 
 
 def test_models_whose_pass_is_not_written_out_are_refused_by_name() -> None:
-    reason = why_not_this_model(base_of("gpt_neox", backend=BackendName.reference))
+    reason = why_not_this_model(base_of("gpt_neox", backend=BackendName.reference).base)
     assert reason is not None
     assert "GPTNeoXForCausalLM" in reason
 

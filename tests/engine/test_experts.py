@@ -10,7 +10,9 @@ import torch
 from harness.base.blocks import uncovered_weights
 from harness.base.build import freeze
 from harness.base.coverage import coverage
+from harness.base.experts import experts_forward, expose_experts
 from harness.base.quick_imports import quiet_libraries
+from harness.base.twin import twin_of
 from harness.config.compose import compose_run
 from harness.config.schema import LoraConfig, LoraInit, QuantConfig, QuantFormat
 from harness.engine.shared_base import SharedBase
@@ -72,6 +74,24 @@ def test_unrounded_experts_compute_what_transformers_does(kind: str):
         theirs = model_of(kind)(input_ids=ids).logits
         ours = shared_of(kind).model(input_ids=ids).logits
     assert torch.allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", ["qwen2_moe", "olmoe", "granitemoe", "hunyuan_v1_moe", "nemotron_h", "cohere2_moe"]
+)
+def test_small_models_of_other_architectures_keep_their_logits(kind: str):
+    """Shared experts beside the fused ones, routers that scale, experts without a gate, dense layers."""
+    from transformers import AutoConfig
+
+    quiet_libraries()
+    twin = twin_of(AutoConfig.for_model(kind), "eager")
+    ids = torch.arange(3, 43).view(2, 20)
+    with torch.no_grad():
+        before = twin(input_ids=ids).logits
+        expose_experts(twin)
+        after = twin(input_ids=ids).logits
+    assert any(experts_forward(module) for module in twin.modules())
+    assert torch.allclose(after, before, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

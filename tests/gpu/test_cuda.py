@@ -164,3 +164,32 @@ def test_the_peak_is_the_allocators(model: Path, tmp_path: Path) -> None:
     del held
     assert meter.read() >= 64 * 2**20
     assert meter.now().peak_bytes == meter.read()
+
+
+def test_bytes_that_are_paged_out_and_in_are_counted() -> None:
+    import bitsandbytes.functional as F
+
+    from harness.measure.paging import paging_counters
+
+    counters = paging_counters(CUDA)
+    paged = F.get_paged(1 << 20, dtype=torch.float32, device=CUDA)
+    F.fill(paged, 1.0)
+    torch.cuda.synchronize()
+    before = counters.moved_bytes()
+    assert float(paged.sum(dtype=torch.float64)) == 1 << 20  # the host reads all of it
+    read = counters.moved_bytes() - before
+    assert read >= 4 << 20
+    F.fill(paged, 2.0)
+    assert counters.moved_bytes() - before >= read
+
+
+def test_rates_are_below_what_is_published_and_floors_below_steps() -> None:
+    from harness.measure.rates import DeviceRates, Product
+    from harness.measure.work import peak_rate
+
+    rates = DeviceRates(CUDA, None)
+    large = Product(rows=4096, inputs=4096, outputs=4096, dtype=torch.bfloat16)
+    published = peak_rate(CUDA)
+    if published is not None:
+        assert 0.3 * published < rates.operations_per_second(large) < published
+    assert rates.bytes_per_second() > 1e11

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from tests.mutants.changes import ROOMS, ROOT, Mutant, modules, mutants_of
@@ -138,9 +139,20 @@ def sampled(rooms: Sequence[str], unchanged: Path, count: int, seed: int) -> lis
     found: list[Mutant | Edit] = [
         each for name in modules(rooms, unchanged) for each in mutants_of(name, unchanged)
     ]
-    work = random.Random(seed).sample(found, min(count, len(found))) if count else found
+    random.Random(seed).shuffle(found)
+    programs = (each for each in found if _is_program((unchanged / each.module).read_text(), each))
+    work = list(islice(programs, count or None))
     print(f"{len(work)} of {len(found)} mutants, seed {seed}", flush=True)
     return work
+
+
+def _is_program(before: str, mutant: Mutant | Edit) -> bool:
+    """Say whether a change can be compiled; that of the stars in f(**settings) cannot."""
+    try:
+        compile(mutant.source(before), mutant.module, "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

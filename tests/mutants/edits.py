@@ -46,11 +46,11 @@ EDITS = (
         "seconds = self.seconds[WARMUP_STEPS + 1 :]",
     ),
     Edit(
-        "int8 is rounded to bfloat16 before it is scaled",
+        "int8 is decoded with a scale that was rounded to bfloat16",
         "harness/base/storage.py",
         "RowwiseInt8.decode",
-        "if dtype == torch.float32:",
-        "if dtype != torch.float32:",
+        "return (codes * scale).to(dtype)",
+        "return (codes * scale.to(dtype)).to(dtype)",
     ),
     Edit(
         "a plan takes attention with a mask for attention without",

@@ -54,6 +54,11 @@ def test_a_part_that_a_model_does_not_have_is_refused_by_name():
         _counted("gpt3_175b", ModelConfig(), ["gate_proj"])
 
 
+def test_a_run_that_wants_a_part_of_a_fused_matrix_is_told_which_has_it(capsys):
+    assert dispatch(["plan", "plan.shape=gpt3_175b", "lora=qv", "plan.length=8"]) == 2
+    assert "c_attn has it, with k_proj and v_proj" in capsys.readouterr().err
+
+
 def test_a_rank_above_the_smallest_dimension_is_no_adapter():
     counted = _counted("gemma_2b", ModelConfig(), ["all_linear"])
     assert counted.most == 256  # of its one key-value head

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DataError, OperationalError, PendingRollbackError, SQ
 from harness.records.record import read_metrics, read_records
 from harness.sweeping.member import is_outage
 from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, read_state
+from harness.tracking.wandb_file import read_wandb_run
 from tests.commands.forked import Command
 from tests.sweeping.test_crash import completed, lines_of, losses
 
@@ -128,7 +129,7 @@ def test_a_member_that_is_asked_to_leave_gives_back_what_it_has_and_the_others_e
 ):
     file = ask(
         "leave",
-        base=("optim.steps=150", "checkpoint.every_steps=10"),
+        base=("optim.steps=150", "checkpoint.every_steps=10", "tracker=wandb_offline"),
         space={"lora.rank": "choice(1,2,4)"},
         **shared(postgres_database),
     )
@@ -144,6 +145,10 @@ def test_a_member_that_is_asked_to_leave_gives_back_what_it_has_and_the_others_e
     assert "gives no sign of life" not in sweep_log(out, "leave")  # it had said good-bye
     assert lines_of(out) == 450
     assert len(completed(out)) == 3
+    # Nobody but the worker has seen the end: it wrote the sweep's own W&B run.
+    mirrored = read_wandb_run(out / "sweeps" / "leave")
+    assert (mirrored.run_id, mirrored.problems) == ("sweep-leave", [])
+    assert mirrored.summary["state"]["status"] == "finished"
 
 
 def test_a_server_that_goes_away_is_waited_for_and_the_sweep_goes_on(

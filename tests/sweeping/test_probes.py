@@ -2,6 +2,9 @@
 
 import pytest
 
+from bench import wandb_sync
+from bench.tracked import main as tracked_main
+from bench.tracked import tracked
 from harness.cli.main import dispatch
 from harness.plan.probe import PROBE_STEPS
 from harness.records.metrics import COHORT_SHARES
@@ -64,6 +67,18 @@ def test_every_run_knows_what_its_configuration_costs_alone_and_wandb_has_every_
     for record in runs:  # the confirmation's mirror has the costs already
         summary = read_wandb_run(out / "runs" / record.run_id).summary
         assert (summary["record"]["probe"] is not None) == (role(record) == "confirmation")
+
+    found = tracked(out, "small")
+    assert sorted(run.role for run in found) == ["confirmation"] + ["probe"] * 2 + ["search"] * 4
+    assert [list(run.missing()) for run in found] == [[]] * 7
+    assert tracked_main(["small", f"paths.out={out}"]) == 0
+    assert wandb_sync.main(["small", f"paths.out={out}"]) == 0  # wandb reads its files the same
+    metrics = out / "runs" / found[0].run_id / "metrics.jsonl"
+    metrics.write_text(
+        metrics.read_text().replace('"memory/peak_bytes"', '"memory/load_peak_bytes"')
+    )
+    assert list(tracked(out, "small")[0].missing()) == [("record: series", "memory/peak_bytes")]
+    assert tracked_main(["small", f"paths.out={out}"]) == 1
 
     own = read_wandb_run(out / "sweeps" / "small")
     assert own.run_id == "sweep-small"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from harness.base.build import Base
 from harness.base.layers import FrozenLinear
 from harness.config.resources import BackendName
 from harness.config.schema import FloatType
@@ -29,9 +30,9 @@ DECODED_BYTES = 2**25
 """A base is small if its linear layers and its head have, decoded, at most so many bytes, 32 MiB."""
 
 
-def why_not_cpu(shared: "SharedBase") -> str | None:
+def why_not_cpu(base: Base) -> str | None:
     """Return why a base is not for the CPU backend, None where it is."""
-    base, head = shared.base, shared.model.get_output_embeddings()
+    head = base.model.get_output_embeddings()
     if base.device.type != "cpu":
         return f"the base lies on {base.device}"
     if base.quant.compute_dtype is not FloatType.float32:

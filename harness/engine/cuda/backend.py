@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.base.attention import AttentionKind, UnknownAttention, attention_of
+from harness.base.build import Base
 from harness.config.resources import BackendName
 from harness.config.schema import FloatType, OptimizerName, RunConfig
 from harness.engine.adapter import Adapter
@@ -37,19 +38,18 @@ _STAGES = 3
 """Host buffers in turn: one is filled while those before it may still be copied."""
 
 
-def why_not_cuda(shared: "SharedBase") -> str | None:
+def why_not_cuda(base: Base) -> str | None:
     """Return why a base cannot have captured steps, None where it can."""
-    base = shared.base
     if base.device.type != "cuda":
         return f"the base lies on {base.device}"
     if find_spec("triton") is None:
         return "Triton is not installed"
-    return why_not_this_model(shared)
+    return why_not_this_model(base)
 
 
-def why_not_this_model(shared: "SharedBase") -> str | None:
+def why_not_this_model(base: Base) -> str | None:
     """Return why the pass cannot compute a base's model, on whichever device; None where it can."""
-    base, model = shared.base, shared.model
+    model = base.model
     kind = type(model).__name__
     if kind not in KNOWN:
         return f"it computes {', '.join(KNOWN)}, and this is {kind}"
@@ -234,6 +234,18 @@ class CudaBackend:
         captured, is_new = self._captured(key, scores=False)
         captured.run(words)
         return not is_new
+
+    def replay(self, work: Sequence[Work]) -> bool:
+        """Add one micro-batch of each run if such a pass was captured before; say whether it was."""
+        assert self._seats is not None
+        numbers = [self._seated[item.adapter.name] for item in work]
+        key, words = stage(work, numbers, self._seats.count)
+        captured = self._graphs.get((key, False))
+        if captured is None:
+            return False
+        self._graphs.move_to_end((key, False))
+        captured.run(words)
+        return True
 
     def score(self, work: Sequence[Work]) -> list[torch.Tensor]:
         """Return for each run what an evaluation asks of its batch, [2, M]: the cross-entropy of every
