@@ -91,8 +91,28 @@ def _contrast_sentence(
     for word, places in by_word.items():
         within = _within(places, len(group))
         tested = [each.tested for each in places if each.tested is not None]
-        parts.append(f"{word}{_by_how_much(found, tested)}{within}")
+        parts.append(f"{word}{_by_how_much(found, tested)}{within}{_on_other_rows(found, places)}")
     return f"{axis}={level} {'; '.join(parts)}."
+
+
+def _on_other_rows(found: Answered, places: Sequence[Compared]) -> str:
+    """Say where what these test rows decide might turn out otherwise on others."""
+    loose = 0
+    for each in places:
+        if each.crossed is None or each.tested is None:
+            continue
+        if each.tested.verdict is Verdict.equivalent:
+            assert found.margin is not None, "nothing is equivalent without a margin"
+            # Two one-sided tests at 5 % ask whether the 90 % interval lies within the margin.
+            interval = each.crossed.interval(1 - 2 * ALPHA)
+            ends = (interval.low, interval.high)
+            loose += any(end is not None and abs(end) >= found.margin for end in ends)
+        elif each.tested.verdict is not Verdict.undecided:
+            loose += each.crossed.interval(each.tested.confidence).contains(0.0)
+    if not loose:
+        return ""
+    where = "" if loose == len(places) else f" in {loose} of {len(places)}"
+    return f" (on these test rows: with others it could be otherwise{where})"
 
 
 def _word(found: Answered, tested: Tested, reference: str) -> str:

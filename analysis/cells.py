@@ -66,7 +66,7 @@ class Cell:
     number: str | None = None
     """The digits of the mean as printed, without separators; None for words and missing values."""
     spread: str | None = None
-    """The digits after ±, or None."""
+    """What stands after the mean: `± 0.02`, or the ends of its interval in brackets; or None."""
     value: float | None = None
     """The mean in the metric's own unit."""
     interval: Interval | None = None

@@ -119,7 +119,7 @@ def _best_columns(
             Cell(
                 text=scale.signed(interval.mean), number=scale.signed(interval.mean), n=interval.n
             ),
-            Cell(text=_bounds(interval.low, interval.high, scale), n=interval.n),
+            Cell(text=bounds(interval.low, interval.high, scale), n=interval.n),
         ]
         for interval in intervals
     ]
@@ -147,7 +147,7 @@ def compared_cells(tested: Tested, scale: Scale, run_ids: tuple[str, ...]) -> li
         Cell(text=text, number=number, n=tested.n, run_ids=run_ids)
         for text, number in (
             (change, change),
-            (_bounds(tested.low, tested.high, scale), None),
+            (bounds(tested.low, tested.high, scale), None),
             (shown or MISSING, shown if shown and not shown.startswith("<") else None),
         )
     ]
@@ -159,7 +159,8 @@ def p_text(p_value: float) -> str:
     return f"<{least:.{P_DIGITS}f}" if p_value < least / 2 else f"{p_value:.{P_DIGITS}f}"
 
 
-def _bounds(low: float | None, high: float | None, scale: Scale) -> str:
+def bounds(low: float | None, high: float | None, scale: Scale) -> str:
+    """Return an interval of a difference in brackets, with its signs."""
     if low is None or high is None:
         return MISSING
     return f"[{scale.signed(low)}, {scale.signed(high)}]"

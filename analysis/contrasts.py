@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.cells import MISSING, Cell, Column, ColumnKind, Table
-from analysis.compare import compared_cells, p_text
+from analysis.compare import bounds, compared_cells, p_text
+from analysis.crossed import Crossed, crossed_difference
 from analysis.figures.cells import counts, value_of
 from analysis.footnotes import how_tested
-from analysis.frame import Role, Row
+from analysis.frame import ROWS, Role, Row
 from analysis.inference import Family, Tested, Verdict, family_of, interaction_p
 from analysis.printing import Scale, scale_of
 from analysis.sources import SweepData
@@ -37,6 +38,8 @@ class Compared:
     """Why it was not tested; empty where it was."""
     by_seed: dict[Any, float]
     """Seed -> level minus reference."""
+    crossed: Crossed | None
+    """The same over seeds and test rows; None where the scores of rows are not known."""
     run_ids: tuple[str, ...]
     tried: tuple[int, int]
     """Cells of the search of which each side's is the best."""
@@ -146,6 +149,7 @@ def _compared(
         tested=None,
         missing=missing,
         by_seed=shared,
+        crossed=_crossed(sides, metric),
         run_ids=tuple(row["run_id"] for side in sides for row in side),
         tried=tuple(_tried(sweep, side, compare.axes) for side in contrast.sides),  # pyright: ignore[reportArgumentType]
     )
@@ -154,6 +158,15 @@ def _compared(
 def _by_seed(rows: Sequence[Row], metric: str) -> dict[Any, float]:
     found = {row["seed"]: value_of(row, metric) for row in rows if counts(row, metric)}
     return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _crossed(sides: Sequence[Sequence[Row]], metric: str) -> Crossed | None:
+    scores = [
+        {row["seed"]: row.get(f"{ROWS}{metric}") for row in side if counts(row, metric)}
+        for side in sides
+    ]
+    pairs = [(scores[0][seed], scores[1].get(seed)) for seed in scores[0]]
+    return crossed_difference([(a, b) for a, b in pairs if a is not None and b is not None])
 
 
 def _why_missing(
@@ -185,6 +198,7 @@ def _with(compared: Compared, tested: Tested | None) -> Compared:
         tested=tested,
         missing=compared.missing,
         by_seed=compared.by_seed,
+        crossed=compared.crossed,
         run_ids=compared.run_ids,
         tried=compared.tried,
     )
@@ -223,6 +237,7 @@ def contrasts_table(found: Answered, title: str) -> Table:
         Column(key="n", label="n", kind=ColumnKind.count),
         Column(key="difference", label=f"Δ {label}", unit=scale.unit, kind=number),
         Column(key="interval", label="interval", kind=number),
+        *_rows_column(found),
         Column(key="p", label="p (Holm)", kind=number),
     ]
     if found.margin is not None:
@@ -237,16 +252,28 @@ def contrasts_table(found: Answered, title: str) -> Table:
     )
 
 
+def _rows_column(found: Answered) -> list[Column]:
+    """Return the column of the intervals over seeds and rows, where a contrast has one."""
+    if all(each.crossed is None for each in found.all):
+        return []
+    return [Column(key="interval over rows", label="over rows too", kind=ColumnKind.statistic)]
+
+
 def _line(found: Answered, each: Compared, per: Sequence[str], scale: Scale) -> list[Cell]:
     contrast, tested, ids = each.contrast, each.tested, each.run_ids
     keys = [contrast.axis, contrast.level, contrast.reference]
     keys += [contrast.within.get(key, MISSING) for key in per]
     cells = [Cell(text=text) for text in keys]
     if tested is None:
-        dashes = 4 if found.margin is None else 5
+        dashes = 4 + (found.margin is not None) + len(_rows_column(found))
         return [*cells, *([Cell(text=MISSING)] * dashes), Cell(text=each.missing, run_ids=ids)]
     cells.append(Cell(text=str(tested.n), number=str(tested.n), n=tested.n, run_ids=ids))
-    cells += compared_cells(tested, scale, ids)
+    difference, interval, p = compared_cells(tested, scale, ids)
+    over_rows = [Cell(text=MISSING)] * len(_rows_column(found))
+    if each.crossed is not None:
+        wide = each.crossed.interval(tested.confidence)
+        over_rows = [Cell(text=bounds(wide.low, wide.high, scale), n=tested.n, run_ids=ids)]
+    cells += [difference, interval, *over_rows, p]
     if found.margin is not None:
         p = tested.equivalence_p
         cells.append(Cell(text=MISSING if p is None else p_text(p), n=tested.n, run_ids=ids))
@@ -281,6 +308,13 @@ def _notes(found: Answered) -> list[str]:
         notes.append(
             f"Equivalent: two one-sided tests (Schuirmann 1987) within ±{found.margin:g} "
             f"{METRICS[found.metric].unit}, the question's margin, Holm-adjusted."
+        )
+    if _rows_column(found):
+        rows = sorted({each.crossed.rows for each in found.all if each.crossed is not None})
+        notes.append(
+            f"Interval: over seeds, on these test rows. Over rows too: what other seeds and other rows would "
+            f"give, both crossed ({' or '.join(map(str, rows))} rows; variance from the two-way mean "
+            "squares, Satterthwaite's degrees of freedom), at the same level."
         )
     for (axis, level, reference), p in found.interactions.items():
         per = ", ".join(dict.fromkeys(k for c in found.compares if c.axis == axis for k in c.per))

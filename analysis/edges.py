@@ -49,7 +49,8 @@ def _compared_keys(sweep: SweepData) -> set[str]:
     given = sweep.asked.get("compare") or []
     listed = given if isinstance(given, list) else [given]
     keys = {key for each in listed for key in each if key not in ("per", "expected")}
-    return keys | {key for each in listed for key in each.get("per") or ()}
+    per = [each.get("per") or [] for each in listed]
+    return keys | {key for of in per for key in ([of] if isinstance(of, str) else of)}
 
 
 def _numbers(axis: Axis) -> list[float]:

@@ -44,7 +44,13 @@ def footnotes(
 def _how_spread(spec: Spec, cells: Sequence[Cell]) -> list[str]:
     single = any(cell.interval is not None and cell.n == 1 and not cell.note for cell in cells)
     alone = ["n=1: one run, so no interval."] if single else []
-    if not any(cell.spread for cell in cells):
+    shares = [cell for cell in cells if cell.spread and cell.spread.startswith("[")]
+    if shares:
+        alone.append(
+            f"In brackets: {100 * spec.confidence:g} % intervals of a share over seeds and rows (Wilson "
+            "1927, with the effective number of answers of Korn and Graubard 1998)."
+        )
+    if not any(cell.spread and cell.spread.startswith("±") for cell in cells):
         return alone
     match spec.spread:
         case Spread.interval:

@@ -28,6 +28,11 @@ class Role(Enum):
 PREDICTED = "predicted."
 """Prefix of a row's key for what the planner predicted of a metric."""
 
+ALONE = "alone."
+"""Prefix of a row's key for what a probe of its configuration measured of a metric."""
+ROWS = "rows."
+"""Prefix of a row's key for the scores of a metric row by row, after training; confirmed runs have them."""
+
 PLACE_KEYS = ("role", "trial", "point")
 """Where a run stands in its sweep: a role's word or None, a trial's number or None, axis -> spelled value."""
 
@@ -59,6 +64,7 @@ def flat_row(record: Record) -> Row:
     row |= config
     row |= record.metrics
     row |= {intern(PREDICTED + name): value for name, value in record.predicted.items()}
+    row |= {intern(ALONE + name): value for name, value in record.alone.items()}
     for phase, results in record.evals.items():
         for name, result in results.items():
             key = intern(f"{phase}.{name}")

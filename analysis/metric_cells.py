@@ -9,6 +9,7 @@ from analysis.cells import MISSING, Cell, Column, ColumnKind
 from analysis.frame import metric_key
 from analysis.groups import Group, counted, metric_name
 from analysis.printing import Scale, is_exact, scale_of, status_label, with_separators
+from analysis.shares import share_interval
 from analysis.spec import Spec, Spread
 from analysis.statistics import Interval, mean_interval
 from harness.records.metrics import COHORT_SHARES, METRICS, Direction
@@ -92,8 +93,15 @@ def _cell(
     interval = mean_interval(list(values.values()), spec.confidence)
     exact = is_exact(metric_name(column)) and not interval.deviation
     number = scale.number(interval.mean)
-    spread = None if exact else _spread(spec.spread, interval, scale)
-    text = with_separators(number) + (f" ± {with_separators(spread)}" if spread else "")
+    of_share = column if spec.spread is Spread.interval else ""
+    share = share_interval([row for _, row in counted(group, column)], of_share, spec.confidence)
+    if share is not None:
+        interval = replace(share, deviation=interval.deviation)
+        spread = f"[{scale.number(share.low or 0.0)}, {scale.number(share.high or 0.0)}]"
+    else:
+        width = None if exact else _spread(spec.spread, interval, scale)
+        spread = None if width is None else f"± {with_separators(width)}"
+    text = with_separators(number) + (f" {spread}" if spread else "")
     n = interval.n
     remarks = [f"(n={n})"] if not exact and (n == 1 or n != len(group.completed)) else []
     return Cell(

@@ -130,7 +130,7 @@ def _cell(table: Published, line: Row) -> Cell:
     for entry in table.values:
         if all(value_of(line, key) == value for key, value in entry.where.items()):
             number = f"{entry.value:.{table.digits}f}"
-            spread = None if entry.deviation is None else f"{entry.deviation:.{table.digits}f}"
-            text = f"{number} ± {spread}" if spread else number
+            spread = None if entry.deviation is None else f"± {entry.deviation:.{table.digits}f}"
+            text = f"{number} {spread}" if spread else number
             return Cell(text=text, number=number, spread=spread, value=entry.value)
     return Cell(text=MISSING)

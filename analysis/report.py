@@ -28,8 +28,10 @@ from analysis.figures.choose import (
 )
 from analysis.figures.contrasts import contrast_intervals
 from analysis.figures.costs import STEP_SERIES, runs_with_series
+from analysis.figures.dependence import dependence_panels
 from analysis.figures.factors import printed, varying_factors
 from analysis.figures.learning import runs_with_curves
+from analysis.figures.memory import predicted_against_measured, setting_text
 from analysis.figures.search import importance_bars, parallel_coordinates, trial_points
 from analysis.figures.style import Look, choose_look
 from analysis.frame import Role, Row
@@ -37,12 +39,14 @@ from analysis.page.document import Section, document
 from analysis.page.parts import (
     answers_table,
     bullet_list,
-    prose,
+    folded,
     provenance_list,
     reproduction,
     status_line,
 )
 from analysis.page.writer import ReportWriter, Written
+from analysis.question_cost import cost_table
+from analysis.render.html import prose
 from analysis.render.latex import LatexLayout
 from analysis.sources import Records, Source, SweepData
 from analysis.spec import Spec
@@ -52,6 +56,8 @@ from harness.records.record import RunStatus
 
 SCORES = ("eval/exact_match", "eval/choice_accuracy", "eval/rouge_l")
 """A task's own score, the first that was measured, is drawn beside the objectives."""
+MAX_ANSWERING = 4
+"""Cells whose answers stand side by side."""
 MAX_LINES = 60
 """Lines of a table of runs that no sweep asked for."""
 MAX_GROUPS = 4
@@ -109,7 +115,9 @@ def report_sweep(
         *figures,
         Section(key="tables", title="Tables", body=others),
         *_answers(sweep.rows_of(Role.confirmation) or sweep.rows, sweep.objectives, source),
+        _cost(page, sweep),
         page.runs_section(sweep.rows, list(sweep.objectives), out),
+        _predicted(page, sweep.rows),
         Section(key="provenance", title="Provenance", body=provenance_list(sweep.rows)),
         Section(key="reproduce", title="Reproduce", body=reproduction(sweep)),
     ]
@@ -170,10 +178,6 @@ def report_runs(
         sections.append(Section(key=f"figures{number}", title=label, body=body))
     for label, group in groups[MAX_GROUPS:]:
         page.written.lacks.append(f"no figures of the {len(group)} runs with {label}")
-    calibration = calibration_table(rows)
-    if calibration is not None:
-        body = page.table(calibration)
-        sections.append(Section(key="calibration", title=calibration.title, body=body))
     head = (
         f'<p class="over">all runs</p><h1>{len(rows)} runs under {escape(str(out / "runs"))}</h1>'
         f"{bullet_list(page.written.lacks, 'What these records lack')}"
@@ -181,6 +185,7 @@ def report_runs(
     sections += [
         *_answers(rows, _measured(rows), source),
         page.runs_section(rows, _measured(rows), out),
+        _predicted(page, rows),
         Section(key="provenance", title="Provenance", body=provenance_list(rows)),
     ]
     page.write(document(title=f"{len(rows)} runs", head=head, sections=sections))
@@ -204,7 +209,10 @@ def _sweep_figures(page: ReportWriter, sweep: SweepData, source: Source) -> Iter
         note = (
             "<p>Trials of the search chose what was confirmed; their numbers are not results.</p>"
         )
-        effects = effects_table(searched, quality) if quality is not None else None
+        is_grid = (
+            sweep.method == "grid"
+        )  # else levels met unlike others: a surrogate tells them apart
+        effects = effects_table(searched, quality) if is_grid and quality is not None else None
         body += "" if effects is None else page.table(effects)
         yield Section(key="search", title="The search", body=note + body)
     results = confirmed or searched
@@ -213,9 +221,23 @@ def _sweep_figures(page: ReportWriter, sweep: SweepData, source: Source) -> Iter
         draws += configuration_figures([*(searched or results), *probes])
         draws += _curve_draws(page, source, results, quality)
         body = page.figures(draws, prefix="")
-        calibration = calibration_table(sweep.rows)
-        body += "" if calibration is None else page.table(calibration)
         yield Section(key="cost", title="Memory and learning curves", body=body)
+
+
+def _cost(page: ReportWriter, sweep: SweepData) -> Section:
+    """Return what the question cost."""
+    table = cost_table(sweep.rows, len(sweep.state.get("devices") or ()))
+    body = "" if table is None else page.table(table)
+    return Section(key="question_cost", title="What it cost", body=body)
+
+
+def _predicted(page: ReportWriter, rows: Sequence[Row]) -> Section:
+    """Return what the planner had predicted, beside what was measured."""
+    table = calibration_table(rows)
+    if table is None:
+        return Section(key="predicted", title="Predicted memory", body="")
+    body = page.figures([lambda width: predicted_against_measured(rows, width=width)], prefix="")
+    return Section(key="predicted", title="Predicted memory", body=body + page.table(table))
 
 
 def _search_draws(page: ReportWriter, sweep: SweepData) -> Iterator[Draw]:
@@ -228,6 +250,11 @@ def _search_draws(page: ReportWriter, sweep: SweepData) -> Iterator[Draw]:
         sweep.method == "grid"
     ):  # every level met every other equally often: effects are in the tables
         return
+    for metric in sweep.objectives:
+        trials = trial_points(sweep.state, metric)
+        yield lambda width, trials=trials, metric=metric: dependence_panels(
+            trials, metric=metric, width=width
+        )
     from analysis.statistics import importance
 
     try:
@@ -250,19 +277,30 @@ def _curve_draws(
 
 
 def _answers(rows: Sequence[Row], objectives: Iterable[str], source: Source) -> Iterator[Section]:
-    """Yield what the best run that was asked to generate has answered, before and after training."""
+    """Yield what the best cells that were asked to generate have answered, a column for each of a few."""
     objective = next((metric for metric in objectives if metric.startswith("eval/")), "eval/loss")
     asked = [
         row
         for row in runs_of(rows)
         if row.get("after.eval/exact_match") is not None or row.get("data.answers") is not None
     ]
-    for cell in best_first(cells_of(asked), objective)[:1]:
-        run_id = cell.rows[0]["run_id"]
-        samples = source.samples(run_id)
-        if samples:
-            note = f"<p>{len(samples)} prompts that {escape(run_id)} was asked.</p>"
-            yield Section(key="answers", title="Answers", body=note + answers_table(samples))
+    cells = best_first(cells_of(asked), objective)
+    answered = [(cell, source.samples(cell.rows[0]["run_id"])) for cell in cells[:MAX_ANSWERING]]
+    answered = [(cell, samples) for cell, samples in answered if samples]
+    if not answered:
+        return
+    factors = varying_factors([cell.rows[0] for cell, _ in answered])
+    labels = [
+        ", ".join(setting_text(factor, cell) for factor in factors) or "after training"
+        for cell, _ in answered
+    ]
+    runs = ", ".join(cell.rows[0]["run_id"] for cell, _ in answered)
+    note = (
+        f"<p>{len(answered[0][1])} prompts, a seed each of the {len(answered)} best cells; bold where an "
+        "answer equals its reference.</p>" + folded("the runs", f"<p>{escape(runs)}</p>")
+    )
+    table = answers_table(labels, [samples for _, samples in answered])
+    yield Section(key="answers", title="Answers", body=note + table)
 
 
 def _lacks(sweep: SweepData) -> list[str]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from analysis.frame import PLACE_KEYS, Role, Row, flat_row
+from analysis.frame import PLACE_KEYS, ROWS, Role, Row, flat_row
 from analysis.histories import History, read_histories
 from harness.errors import RequestError
 from harness.parsing import Unreadable, read_yaml
 from harness.records.answers import read_answers, samples
 from harness.records.record import RecordError, RunDirectory, read_record
 from harness.records.redact import redact, redact_tree
+from harness.records.scores import read_scores
 from harness.sweeping.state import SweepDirectory, read_state_tree
 
 _NOT_RESULTS = frozenset((*PLACE_KEYS, "wall_seconds", "started_at", "notes", "error"))
@@ -123,6 +124,8 @@ def load_runs(out: Path) -> tuple[list[Row], list[str]]:
 def load_sweep(out: Path, name: str, *, only_confirmed: bool = False) -> SweepData:
     """Return a sweep with the rows of its runs, each with its role, its trial and its point.
 
+    Those of the confirmation hold the scores of the test rows too.
+
     `only_confirmed`: no rows but the confirmation's, which answer the question.
 
     Raises RequestError where no sweep of that name has run there, or its state cannot be read.
@@ -137,6 +140,9 @@ def load_sweep(out: Path, name: str, *, only_confirmed: bool = False) -> SweepDa
     asked, damage = _asked(directory)
     sweep = assembled(state, asked, directory, read, only_confirmed=only_confirmed)
     sweep.problems.extend(damage)
+    for row in sweep.rows_of(Role.confirmation):
+        scores = read_scores(RunDirectory(out / "runs" / row["run_id"]).scores, "after")
+        row |= {f"{ROWS}{metric}": of_rows for metric, of_rows in scores.items()}
     return sweep
 
 

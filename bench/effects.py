@@ -149,6 +149,8 @@ def _rounded() -> Iterable[QuantConfig]:
             QuantFormat.int4_asym,
             QuantFormat.int4,
             QuantFormat.fp4,
+            QuantFormat.fp4_e2m1,
+            QuantFormat.fp4_e3m0,
         ):
             for double in (False, True):
                 yield QuantConfig(format=quant_format, double_quant=double, block_size=block_size)

@@ -15,7 +15,7 @@ from harness.records.metrics import METRICS, format_value
 from harness.records.record import Record
 
 FORMATS = (
-    *("none", "int8", "nf4", "nf4_dq", "fp4", "fp4_dq"),
+    *("none", "int8", "nf4", "nf4_dq", "fp4", "fp4_dq", "fp4_e2m1", "fp4_e3m0"),
     *("int4", "int4_dq", "int4_asym", "int4_asym_dq"),
 )
 COMMON = (

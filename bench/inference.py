@@ -8,7 +8,11 @@ behind the report's tables. Prints, for null effects and for effects of 1 and 2 
 - coverage: intervals that hold the truth (95 % is stated; where Holm's first step is .05/m, more);
 - found: effects that are called by their right side; wrong side: by the other;
 - equivalent: contrasts called equivalent, where the truth lies on the margin (at most 5 % are allowed) or is
-0.
+  0.
+
+"Unlike" cells: the best one's deviation is three times, or a third of, the others'. "Seeds x rows": a mean
+over answers and a share of right ones, with seeds and test rows both drawn anew; the last column is what an
+interval over seeds alone would cover.
 
 Writes bench/results/inference.json.
 """
@@ -22,9 +26,11 @@ from typing import Any
 
 import numpy as np
 
+from analysis.crossed import crossed
 from analysis.inference import Verdict, compare_with_best, family_of, interaction_p
 from analysis.statistics import marginal_effects, mean_interval
 from harness.records.run_directory import write_text
+from harness.records.scores import RowScores
 
 RESULTS = Path(__file__).parent / "results" / "inference.json"
 SHARED = 0.3
@@ -108,6 +114,19 @@ def best_of(
     return {"false positive": not first, "found": None if effect == 0 else apart}
 
 
+def best_of_unlike(
+    generator: np.random.Generator, levels: int, seeds: int, ratio: float
+) -> dict[str, Any]:
+    """Ask the same of cells that are all equal, of which the first varies more or less than the others."""
+    deviations = np.ones(levels)
+    deviations[0] = ratio
+    noise = generator.normal(0, 1, (levels, seeds)) * deviations[:, None]
+    values = generator.normal(0, 1, seeds) + noise
+    found = compare_with_best([dict(enumerate(row)) for row in values], smaller_is_better=True)
+    assert found is not None, "there are several cells and seeds"
+    return {"false positive": not found[0][0].may_be_best}
+
+
 def interactions(
     generator: np.random.Generator, levels: int, seeds: int, effect: float
 ) -> dict[str, Any]:
@@ -131,13 +150,62 @@ def cells(generator: np.random.Generator, seeds: int) -> dict[str, Any]:
     return {"coverage": float(interval.contains(0.0))}
 
 
+def over_seeds_and_rows(
+    generator: np.random.Generator, seeds: int, rows: int, parts: tuple[float, float, float]
+) -> dict[str, Any]:
+    """Take the interval of a mean over rows of unlike weight, with deviations of seeds, rows and rest."""
+    of_seed, of_row, rest = parts
+    values = (
+        generator.normal(0, of_seed, (seeds, 1))
+        + generator.normal(0, of_row, rows)
+        + generator.normal(0, rest, (seeds, rows))
+    )
+    weights = generator.integers(1, 6, rows)
+    found = crossed(_scores(values * weights, weights))
+    assert found is not None, "there are several seeds and rows"
+    alone = mean_interval((values @ weights / weights.sum()).tolist())
+    return {
+        "coverage": float(found.interval().contains(0.0)),
+        "coverage of seeds alone": float(alone.contains(0.0)),
+    }
+
+
+def share_over_seeds_and_rows(
+    generator: np.random.Generator, seeds: int, rows: int, parts: tuple[float, float, float]
+) -> dict[str, Any]:
+    """Take the interval of a share of right answers; log-odds of a middle, and parts of seeds and rows."""
+    middle, of_seed, of_row = parts
+    chance = _logistic(
+        middle + generator.normal(0, of_seed, (seeds, 1)) + generator.normal(0, of_row, rows)
+    )
+    right = (generator.random((seeds, rows)) < chance).astype(float)
+    found = crossed(_scores(right, np.ones(rows, dtype=int)))
+    assert found is not None, "there are several seeds and rows"
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    truth = _logistic(middle + math.hypot(of_seed, of_row) * nodes) @ weights / weights.sum()
+    alone = mean_interval(right.mean(1).tolist())
+    return {
+        "coverage": float(found.share_interval().contains(float(truth))),
+        "coverage of seeds alone": float(alone.contains(float(truth))),
+    }
+
+
+def _logistic(odds: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-odds))
+
+
+def _scores(sums_SR: np.ndarray, weights_R: np.ndarray) -> list[RowScores]:
+    rows, weights = tuple(range(len(weights_R))), tuple(weights_R.tolist())
+    return [RowScores(rows=rows, sums=tuple(each), weights=weights) for each in sums_SR.tolist()]
+
+
 Case = tuple[str, Callable[[np.random.Generator], dict[str, Any]]]
 
 
 def all_cases() -> list[Case]:
     """Return every simulated design with its name."""
     found: list[Case] = []
-    for seeds in (3, 5, 8):
+    for seeds in (3, 5, 6, 8):
         found.append((f"mean of a cell, {seeds} seeds", lambda g, s=seeds: cells(g, s)))
         for effect in (0.0, 1.0, 2.0):
             of = f"{effect:g} sd, {seeds} seeds"
@@ -151,6 +219,17 @@ def all_cases() -> list[Case]:
                 (f"best of 8, {of}", lambda g, s=seeds, e=effect: best_of(g, 8, s, e)),
                 (f"interaction of 4, {of}", lambda g, s=seeds, e=effect: interactions(g, 4, s, e)),
             ]
+        for ratio in (1 / 3, 3.0):
+            name = f"best of 8 unlike ({ratio:.2g}), {seeds} seeds"
+            found.append((name, lambda g, s=seeds, r=ratio: best_of_unlike(g, 8, s, r)))
+        for parts in ((0.1, 0.5, 1.0), (0.3, 1.0, 0.5), (0.0, 1.0, 0.3), (0.3, 0.0, 1.0)):
+            name = f"mean, {seeds} seeds x 100 rows, {parts}"
+            found.append((name, lambda g, s=seeds, p=parts: over_seeds_and_rows(g, s, 100, p)))
+        for parts in ((0.0, 0.2, 2.0), (3.0, 0.3, 2.0), (5.0, 0.5, 2.0), (0.0, 0.5, 1.0)):
+            name = f"share, {seeds} seeds x 100 rows, {parts}"
+            found.append(
+                (name, lambda g, s=seeds, p=parts: share_over_seeds_and_rows(g, s, 100, p))
+            )
     return found
 
 

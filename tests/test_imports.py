@@ -39,6 +39,7 @@ ANALYSIS_MAY = (
     "harness.records.record",
     "harness.records.metrics",
     "harness.records.answers",
+    "harness.records.scores",
     "harness.errors",
     "harness.parsing",
     "harness.records.redact",

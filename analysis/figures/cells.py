@@ -11,6 +11,7 @@ from typing import Any
 
 from analysis.figures.factors import WITHOUT_EFFECT, Factor, varying_factors
 from analysis.frame import Row, config_keys
+from analysis.shares import SHARES, share_interval
 from analysis.statistics import Interval, mean_interval
 from harness.records.metrics import COHORT_SHARES, METRICS, Direction
 from harness.records.record import MeasuredIn, RunStatus
@@ -55,7 +56,11 @@ class Cell:
     def interval(self, metric: str) -> Interval | None:
         """Return the mean over seeds and its interval, or None where nothing was measured."""
         values = self.values(metric)
-        return mean_interval(values) if values else None
+        if not values:
+            return None
+        rows = [row for row in self.completed() if row.get(f"after.{metric}") is not None]
+        share = share_interval(rows, metric) if len(rows) == len(values) else None
+        return share or mean_interval(values)
 
     def mean(self, metric: str) -> float | None:
         """Return the mean over seeds, or None where nothing was measured."""
@@ -187,7 +192,8 @@ def seeds_text(cells: Iterable[Cell], metric: str) -> str:
         return "One seed a point (n=1), so no intervals."
     spread = f"n={counted[0]}" if len(counted) == 1 else f"n={counted[0]} to {counted[-1]}"
     alone = " (none where n=1)" if counted[0] == 1 else ""
-    return f"Mean over seeds, {spread}; bars are 95 % t intervals{alone}."
+    kind = "Wilson intervals over seeds and rows" if metric in SHARES else "t intervals"
+    return f"Mean over seeds, {spread}; bars are 95 % {kind}{alone}."
 
 
 def _is_probe(row: Row) -> bool:

@@ -20,7 +20,7 @@ from analysis.figures.factors import (
 )
 from analysis.figures.grids import heat_map
 from analysis.figures.learning import learning_curves
-from analysis.figures.memory import memory_by_parts, predicted_against_measured
+from analysis.figures.memory import memory_by_parts
 from analysis.figures.over import MAX_LINES, metric_over
 from analysis.figures.style import Width
 from analysis.figures.targets import targets_at_equal_budget
@@ -53,7 +53,6 @@ def cost_figures(rows: Sequence[Row], quality: str) -> Iterator[Draw]:
     """Yield what is drawn of memory, with one metric of quality beside it."""
     yield lambda width: memory_by_parts(rows, width=width)
     yield lambda width: quality_against_memory(rows, metric=quality, width=width)
-    yield lambda width: predicted_against_measured(rows, width=width)
 
 
 def configuration_figures(rows: Sequence[Row]) -> Iterator[Draw]:

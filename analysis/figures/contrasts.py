@@ -1,6 +1,7 @@
 """The answer as a figure: each contrast's difference with its interval, beside 0 and the margin."""
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from analysis.contrasts import Answered, Compared
 from analysis.figures.drawing import Drawing, not_drawn, sentences
@@ -30,6 +31,7 @@ def contrast_intervals(found: Answered, *, width: Width = Width.one_column) -> D
         axes.set_yticks(range(len(shown)), [_label(each) for each in reversed(shown)])
         axes.set_ylim(-0.6, len(shown) - 0.4)
         axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(4))  # more would touch where labels are long
         unit = f" ({scale.unit})" if scale.unit else ""
         axes.set_xlabel(f"Δ {METRICS[found.metric].label}{unit}")
     better = "left" if found.smaller_is_better else "right"

@@ -11,12 +11,12 @@ from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.factors import varying_factors
 from analysis.figures.memory import setting_text
 from analysis.figures.over import stem_of
-from analysis.figures.style import Width, figure_style, line_look, new_figure
+from analysis.figures.style import Width, figure_style, legend_above, line_look, new_figure
 from analysis.frame import Row
 from analysis.histories import History
 from harness.records.metrics import METRICS
 
-MAX_LINES = 6
+MAX_LINES = 8
 SMOOTH_OVER = 50
 """A curve of more points is drawn as the means of this many stretches: a step's batch is noise."""
 
@@ -29,7 +29,7 @@ def learning_curves(
     objective: str,
     width: Width = Width.one_column,
 ) -> Drawing:
-    """Draw a metric over steps for up to six cells, those with the best objective.
+    """Draw a metric over steps for up to eight cells, those with the best objective.
 
     `histories` are needed for `runs_with_curves` only. Not drawn where none of these has two points of the
     metric.
@@ -42,14 +42,14 @@ def learning_curves(
         return not_drawn(name, title, f"none of the best runs has two points of {metric}")
     factors = varying_factors([row for cell in shown for row in cell.rows])
     with figure_style():
-        figure, axes = new_figure(width, 2.6)
+        figure, axes = new_figure(width, 2.6 if len(shown) == 1 else 3.0)
         for index, cell in enumerate(shown):
             label = ", ".join(setting_text(factor, cell) for factor in factors)
             _line(axes, _curves(cell, histories, metric), index, label or None)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(axis_label(metric))
         if factors:
-            axes.legend(title=None)
+            legend_above(figure, axes)
         if _is_positive_and_wide(axes):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

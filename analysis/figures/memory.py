@@ -8,7 +8,15 @@ from matplotlib.axes import Axes
 from analysis.figures.cells import COSTS_NOTHING, Cell, cells_of, counts
 from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.factors import Factor, levels, printed, varying_factors
-from analysis.figures.style import COLOURS, HATCHES, MARKERS, Width, figure_style, new_figure
+from analysis.figures.style import (
+    COLOURS,
+    HATCHES,
+    MARKERS,
+    Width,
+    figure_style,
+    legend_above,
+    new_figure,
+)
 from analysis.frame import PREDICTED, Row
 from harness.records.metrics import MEMORY_PARTS, METRICS, memory_part_name
 
@@ -102,7 +110,7 @@ def predicted_against_measured(
         axes.plot(predicted, measured, MARKERS[0], color=COLOURS[0], alpha=0.7)
         axes.set_xlabel(f"predicted ({unit})")
         axes.set_ylabel(f"measured ({unit})")
-        axes.legend()
+        legend_above(figure, axes)
     errors = sorted(abs(p - m) / m for p, m, _ in pairs)
     return Drawing(
         name=name,

@@ -18,13 +18,11 @@ from analysis.figures.cells import (
 )
 from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.factors import Factor, is_numeric, levels, printed, varying_factors
-from analysis.figures.style import Width, figure_style, line_look, new_figure
+from analysis.figures.style import Width, figure_style, legend_above, line_look, new_figure
 from analysis.frame import Row
 from harness.records.metrics import METRICS
 
 MAX_LINES = 8
-MAX_INSIDE = 4
-"""A legend of more lines stands above the figure, where it hides nothing."""
 MAX_TICKS = 8
 
 
@@ -64,7 +62,7 @@ def metric_over(
     if len(lines) > 1 and len(drawn) <= places / 2:
         return not_drawn(name, title, f"only {len(drawn)} of {places} points were measured")
     with figure_style():
-        figure, axes = new_figure(width, 2.5 if len(lines) <= MAX_INSIDE else 3.0)
+        figure, axes = new_figure(width, 2.5 if len(lines) == 1 else 2.9)
         for index, level in enumerate(lines):
             points = [(n, drawn[_key(level), n]) for n in numbers if (_key(level), n) in drawn]
             # Intervals of different lines stand side by side.
@@ -72,10 +70,8 @@ def metric_over(
             _line(axes, points, metric, index, printed(level) if by else None, 1 + beside)
         scale_axis(axes, numbers, over)
         axes.set_ylabel(axis_label(metric))
-        if by and len(lines) > MAX_INSIDE:
-            figure.legend(loc="outside upper center", ncols=4, title=by.label, title_fontsize=7)
-        elif by and len(lines) > 1:
-            axes.legend(title=by.label, title_fontsize=7)
+        if by and len(lines) > 1:
+            legend_above(figure, axes, by.label)
     kept = list(drawn.values())
     others = other_factors(rows, over, by)
     shared = (

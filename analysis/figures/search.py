@@ -16,7 +16,15 @@ from analysis.figures.cells import axis_label
 from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.memory import bytes_unit
 from analysis.figures.over import stem_of
-from analysis.figures.style import COLOUR_MAP, COLOURS, GREY, Width, figure_style, new_figure
+from analysis.figures.style import (
+    COLOUR_MAP,
+    COLOURS,
+    GREY,
+    Width,
+    figure_style,
+    legend_above,
+    new_figure,
+)
 from harness.records.metrics import METRICS, Direction
 
 MIN_TRIALS = 4
@@ -139,7 +147,7 @@ def importance_bars(
         axes.set_xlabel("share of importance (PED-ANOVA)")
         axes.grid(visible=False, axis="y")
         if len(shares) > 1:
-            axes.legend()
+            legend_above(figure, axes)
     return Drawing(
         name=name,
         title=title,

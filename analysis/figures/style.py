@@ -137,6 +137,17 @@ def new_figure(width: Width, height_inches: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def legend_above(figure: Figure, axes: Axes, title: str | None = None) -> None:
+    """Put the legend above the axes, where it hides nothing, in as many columns as fit the width."""
+    handles, labels = axes.get_legend_handles_labels()
+    longest = max(map(len, labels), default=1)
+    letters = 15 * figure.get_figwidth()  # of the legend's size, across the figure
+    columns = max(1, min(len(labels), int(letters / (longest + 5))))
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=columns, title=title, title_fontsize=7
+    )
+
+
 def fix_layout(figure: Figure) -> None:
     """Lay a finished figure out once, so that writing it in three formats does not do it three times."""
     with figure_style():

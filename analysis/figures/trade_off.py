@@ -7,7 +7,7 @@ from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.factors import FORMAT, Factor, levels, printed, varying_factors
 from analysis.figures.memory import bytes_unit
 from analysis.figures.over import stem_of
-from analysis.figures.style import COLOURS, MARKERS, Width, figure_style, new_figure
+from analysis.figures.style import COLOURS, MARKERS, Width, figure_style, legend_above, new_figure
 from analysis.frame import Row
 from analysis.statistics import pareto_front
 from harness.records.metrics import MEMORY_PARTS, METRICS, memory_part_name
@@ -35,7 +35,7 @@ def quality_against_memory(
     scale, unit = bytes_unit(max(memory for _, memory, _ in points))
     by = _colour_factor([cell for cell, _, _ in points])
     with figure_style():
-        figure, axes = new_figure(width, 2.6)
+        figure, axes = new_figure(width, 3.0)
         first_rows = [cell.rows[0] for cell, _, _ in points]
         for index, level in enumerate(levels(by, first_rows) if by else [None]):
             group = [p for p in points if by is None or repr(p[0].setting(by)) == repr(level)]
@@ -67,13 +67,7 @@ def quality_against_memory(
             axes.set_xscale("log")
         axes.set_xlabel(f"{label} ({unit}) ↓")
         axes.set_ylabel(axis_label(metric))
-        handles, labels = axes.get_legend_handles_labels()  # lines first: the front belongs last
-        axes.legend(
-            [*handles[1:], handles[0]],
-            [*labels[1:], labels[0]],
-            title=by.label if by else None,
-            title_fontsize=7,
-        )
+        legend_above(figure, axes, by.label if by else None)
     return Drawing(
         name=name,
         title=title,

@@ -1,7 +1,6 @@
 """Pieces of the page as html: figures, tables with their copies, runs, provenance, how to reproduce."""
 
 import base64
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -11,6 +10,7 @@ from urllib.parse import quote
 from analysis.figures.cells import value_of
 from analysis.figures.factors import MISSING
 from analysis.frame import Row
+from analysis.render.html import prose
 from analysis.sources import SweepData
 from harness.records.answers import SAMPLE_COLUMNS
 from harness.records.metrics import METRICS, format_value
@@ -31,11 +31,6 @@ MAX_VALUES = 8
 """Values of one fact of provenance that are listed; the rest is counted."""
 
 
-def prose(text: str) -> str:
-    """Return text that a person wrote as html: words in backticks are code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-
-
 def picture(*, title: str, caption: str, stem: str, svg: str, narrow_svg: str | None = None) -> str:
     """Return a figure; `narrow_svg` is shown on a phone in place of a wide one.
 
@@ -49,7 +44,7 @@ def picture(*, title: str, caption: str, stem: str, svg: str, narrow_svg: str | 
     links = " ".join(f'<a href="{escape(stem)}.{s}">{s}</a>' for s in ("pdf", "png"))
     return (
         f"<figure{kind}><h3>{escape(title[:1].upper() + title[1:])}</h3>{image}"
-        f"<figcaption>{escape(caption)} {links}</figcaption></figure>"
+        f"<figcaption>{prose(caption)} {links}</figcaption></figure>"
     )
 
 
@@ -124,17 +119,30 @@ def runs_table(rows: Sequence[Row], metrics: Sequence[str], to_runs: str) -> str
     return folded(summary, table)
 
 
-def answers_table(samples: Sequence[Sequence[str]]) -> str:
-    """Return generated answers beside their references, before and after training, as they are."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in SAMPLE_COLUMNS)
-    lines = (
-        "<tr>" + "".join(f'<td class="text">{escape(text)}</td>' for text in row) + "</tr>"
-        for row in samples
-    )
+def answers_table(labels: Sequence[str], samples: Sequence[Sequence[Sequence[str]]]) -> str:
+    """Return generated answers beside their references, before training and after, as they are.
+
+    `samples`: for each of `labels`, rows of prompt, reference, answer before and answer after.
+    """
+    head = "".join(f"<th>{escape(column)}</th>" for column in (*SAMPLE_COLUMNS[:3], *labels))
+    after = [{row[0]: row[3] for row in of_cell} for of_cell in samples]
+    lines = []
+    for prompt, reference, before, _ in samples[0]:
+        given = [before, *(of_cell.get(prompt, MISSING) for of_cell in after)]
+        cells = "".join(_answer(text, reference) for text in given)
+        lines.append(
+            f'<tr><td class="text">{escape(prompt)}</td><td class="text">{escape(reference)}</td>{cells}</tr>'
+        )
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _answer(text: str, reference: str) -> str:
+    shown = escape(text)
+    shown = f"<b>{shown}</b>" if reference.strip() and text.strip() == reference.strip() else shown
+    return f'<td class="text">{shown}</td>'
 
 
 def provenance_list(rows: Sequence[Row]) -> str:

@@ -1,8 +1,14 @@
 """A table as a piece of HTML."""
 
+import re
 from html import escape
 
 from analysis.cells import Cell, Column, ColumnKind, Table
+
+
+def prose(text: str) -> str:
+    """Return text that a person wrote as html: words in backticks are code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def html(table: Table) -> str:
@@ -14,7 +20,7 @@ def html(table: Table) -> str:
     body = "\n".join(
         "<tr>" + "".join(map(_cell, table.columns, row)) + "</tr>" for row in table.rows
     )
-    notes = "".join(f"<p>{escape(note)}</p>" for note in table.footnotes)
+    notes = "".join(f"<p>{prose(note)}</p>" for note in table.footnotes)
     foot = (
         f'<tfoot><tr><td colspan="{len(table.columns)}">{notes}</td></tr></tfoot>\n'
         if notes
@@ -22,7 +28,7 @@ def html(table: Table) -> str:
     )
     return (
         f'<table class="results" id="table-{escape(table.name)}">\n'
-        f"<caption>{escape(table.title)}</caption>\n"
+        f"<caption>{prose(table.title)}</caption>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n{foot}</table>\n"
     )
 

@@ -195,7 +195,7 @@ def _cell(column: Column, cell: Cell, wide: bool) -> str:
         first, rest = f"{{{words}}}", [cell.note] if cell.note else []
     else:
         first = f"\\bfseries {cell.number}" if cell.best else cell.number
-        spread = [f"± {cell.spread}"] if cell.spread else []
+        spread = [cell.spread] if cell.spread else []
         rest = [*spread, *([cell.note] if cell.note else []), *([TIED] if cell.tied else [])]
     if column.kind is ColumnKind.key:
         return escaped(cell.text)

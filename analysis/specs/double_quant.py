@@ -6,10 +6,11 @@ from analysis.spec import Spec
 SPECS = (
     Spec(
         name="double_quant",
-        title="Double quantization against none, format by format",
+        title="Double quantization against none, each format at its best learning rate",
         rows=("quant.format", "quant.double_quant"),
         columns=("eval/loss", "eval/exact_match", "base/bits_per_param"),
         role=Role.search,
+        choose=("optim.lr",),
         against={"quant.double_quant": False},
         published=("qlora_mmlu",),
     ),

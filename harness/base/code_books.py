@@ -49,6 +49,17 @@ _NF4 = (
 """Quantiles of a normal distribution (QLoRA, Dettmers et al. 2023, appendix E)."""
 _FP4_TWELFTHS = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 """bitsandbytes' FP4 in the order of its indices; the other eight are their negatives."""
+_E2M1 = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Two exponent bits and one of mantissa, above 0: 0.5 is subnormal, no infinity (OCP MX 1.0, 2023)."""
+_E3M0 = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Three exponent bits, above 0: powers of two."""
+
+
+def _both_signs(positive: tuple[float, ...]) -> tuple[float, ...]:
+    """Return a float format's values over the largest, ascending; its second zero is left out."""
+    scaled = [value / max(positive) for value in positive]
+    return (*(-value for value in reversed(scaled)), 0.0, *scaled)
+
 
 CODE_BOOKS: dict[QuantFormat, CodeBook] = {
     QuantFormat.nf4: CodeBook(values=_NF4, normalization=Normalization.absmax, bitsandbytes="nf4"),
@@ -57,6 +68,9 @@ CODE_BOOKS: dict[QuantFormat, CodeBook] = {
         normalization=Normalization.absmax,
         bitsandbytes="fp4",
     ),
+    # The two 4-bit floats of the QLoRA paper's Table 2, which does not print their values.
+    QuantFormat.fp4_e2m1: CodeBook(values=_both_signs(_E2M1), normalization=Normalization.absmax),
+    QuantFormat.fp4_e3m0: CodeBook(values=_both_signs(_E3M0), normalization=Normalization.absmax),
     # Symmetric round-to-nearest with absmax/7: 15 levels, the "Int4" of the QLoRA paper's Table 2.
     QuantFormat.int4: CodeBook(
         values=tuple(k / 7 for k in range(-7, 8)), normalization=Normalization.absmax

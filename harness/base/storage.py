@@ -360,7 +360,9 @@ def storage_of(quant: QuantConfig, stored: StoredWeights | None = None) -> Stora
     match quant.format:
         case QuantFormat.none:
             return Dense(quant)
-        case QuantFormat.nf4 | QuantFormat.fp4 | QuantFormat.int4 | QuantFormat.int4_asym:
+        case QuantFormat.nf4 | QuantFormat.int4 | QuantFormat.int4_asym:
+            return Blockwise(quant, CODE_BOOKS[quant.format])
+        case QuantFormat.fp4 | QuantFormat.fp4_e2m1 | QuantFormat.fp4_e3m0:
             return Blockwise(quant, CODE_BOOKS[quant.format])
         case QuantFormat.int8:
             return RowwiseInt8(quant)

@@ -17,6 +17,8 @@ class QuantFormat(Enum):
     none = "none"
     nf4 = "nf4"
     fp4 = "fp4"
+    fp4_e2m1 = "fp4_e2m1"
+    fp4_e3m0 = "fp4_e3m0"
     int4 = "int4"
     int4_asym = "int4_asym"
     int8 = "int8"

@@ -16,10 +16,16 @@ from harness.evals.copies import ALONE, Copies
 from harness.evals.generation import Decoding, generate_copies
 from harness.evals.result import EvalResult
 from harness.evals.strided import strided_rows
-from harness.evals.text_scores import words
-from harness.evals.token_loss import bytes_with_loss, loss_results, score_copies
+from harness.evals.text_scores import exact_match_scores, rouge_l_scores, words
+from harness.evals.token_loss import (
+    bytes_with_loss,
+    loss_results,
+    loss_scores,
+    score_copies,
+)
 from harness.records.answers import Answer
 from harness.records.metrics import METRICS
+from harness.records.scores import RowScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,14 +42,21 @@ LOSS_METRICS = ("eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/toke
 
 
 class Results(dict[str, EvalResult]):
-    """Each metric's result, by its name in `harness.records.metrics`; and the answers that were scored."""
+    """Each metric's result, by its name in `harness.records.metrics`; answers, and scores row by row."""
 
     answers: tuple[Answer, ...] = ()
+
+    def __init__(self, results: Mapping[str, EvalResult]) -> None:
+        """Take results whose rows are not known."""
+        super().__init__(results)
+        self.scores: dict[str, RowScores] = {}
+        """By metric; what follows from another metric's rows has none of its own."""
 
     def take(self, others: "Results") -> None:
         """Add what another part of the evaluation found."""
         self.update(others)
         self.answers += others.answers
+        self.scores |= others.scores
 
 
 def evaluate_model(
@@ -88,6 +101,8 @@ def evaluate_copies(
         sums = score_copies(model, rows, config.batch_size, device, copies)
         bytes_N = bytes_with_loss(rows, tokenizer)
         results = [Results(loss_results(of_copy, rows.source_N, bytes_N)) for of_copy in sums]
+        for of_copy, of_rows in zip(results, sums, strict=True):
+            of_copy.scores = loss_scores(of_rows, rows.source_N)
         further: list[list[Results]] = []
         if not loss_only:
             examples = prepared.splits.of(config.split)
@@ -143,13 +158,16 @@ def _generation_results(
     given, said = _answered(model, tokenizer, list(examples.values()), config, data, device, copies)
     references = [trained_answer(example, data, tokenizer) for example in examples.values()]
     seen = [index for index, text in enumerate(references) if words(text)]
-    found = []
+    rows, found = list(examples), []
     for texts in said:
         scored = {"eval/exact_match": _computed(ExactMatch, "exact_match", texts, references)}
+        of_rows = {"eval/exact_match": _of_rows(rows, exact_match_scores(texts, references))}
         if seen:  # ROUGE of a reference without a word is not defined
-            chosen = ([text[index] for index in seen] for text in (texts, references))
+            chosen = [[text[index] for index in seen] for text in (texts, references)]
             scored["eval/rouge_l"] = _computed(RougeL, "rouge_l", *chosen)
+            of_rows["eval/rouge_l"] = _of_rows([rows[i] for i in seen], rouge_l_scores(*chosen))
         results = Results(scored)
+        results.scores = of_rows
         results.answers = tuple(
             Answer(row=row, prompt=prompt, reference=reference, answer=answer)
             for row, prompt, reference, answer in zip(
@@ -175,7 +193,7 @@ def _asked_results(
     given, said = _answered(model, tokenizer, examples, config, data, device, copies)
     found = []
     for texts in said:
-        results = Results()
+        results = Results({})
         results.answers = tuple(
             Answer(row=row, prompt=shown, reference=prompt.reference, answer=text, asked=True)
             for row, (prompt, shown, text) in enumerate(zip(prompts, given, texts, strict=True))
@@ -256,8 +274,20 @@ def _choice_results(
             )
             for suffix, indices in chosen.items()
         }
-        results.append(Results(scores))
+        of_copy = Results(scores)
+        of_copy.scores = {
+            f"eval/choice_accuracy{suffix}": _of_rows(
+                range(len(right)), [float(a == b) for a, b in zip(indices, right, strict=True)]
+            )
+            for suffix, indices in chosen.items()
+        }
+        results.append(of_copy)
     return results
+
+
+def _of_rows(rows: Sequence[int], scores: Sequence[float]) -> RowScores:
+    """Return scores of which each counts alike."""
+    return RowScores(rows=tuple(rows), sums=tuple(scores), weights=(1,) * len(scores))
 
 
 def _computed(

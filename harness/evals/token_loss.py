@@ -5,7 +5,7 @@ loss, V vocabulary, C clusters.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from harness.data.rows import NO_LOSS, Batch, TokenRows
 from harness.engine.forward import target_logits
 from harness.evals.copies import ALONE, Copies
 from harness.evals.result import EvalResult, ratio_result, token_loss_results
+from harness.records.scores import RowScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,12 +107,7 @@ def loss_results(
 
     `cluster_N` numbers what was sampled independently: the rows of one long text are one cluster.
     """
-    _, index_N = torch.unique(cluster_N.long(), return_inverse=True)
-    num_clusters = int(index_N.max()) + 1 if len(index_N) else 0
-
-    def per_cluster(values_N: torch.Tensor) -> list:
-        return values_N.new_zeros(num_clusters).index_add(0, index_N, values_N).tolist()
-
+    _, per_cluster = _clusters(cluster_N)
     results = token_loss_results(
         per_cluster(sums.loss_sum_N), per_cluster(sums.correct_N), per_cluster(sums.tokens_N)
     )
@@ -120,6 +116,27 @@ def loss_results(
         bits_N = sums.loss_sum_N / math.log(2)
         named["eval/bits_per_byte"] = ratio_result(per_cluster(bits_N), per_cluster(bytes_N))
     return named
+
+
+def loss_scores(sums: RowSums, cluster_N: torch.Tensor) -> dict[str, RowScores]:
+    """Return the sums of loss and of right tokens over each cluster; perplexity follows from them."""
+    clusters, per_cluster = _clusters(cluster_N)
+    tokens = tuple(per_cluster(sums.tokens_N))
+    found = {"eval/loss": sums.loss_sum_N, "eval/token_accuracy": sums.correct_N}
+    return {
+        name: RowScores(rows=clusters, sums=tuple(per_cluster(values_N)), weights=tokens)
+        for name, values_N in found.items()
+    }
+
+
+def _clusters(cluster_N: torch.Tensor) -> tuple[tuple[int, ...], Callable[[torch.Tensor], list]]:
+    """Return the clusters' numbers, and what sums a value of each row over each of them."""
+    clusters, index_N = torch.unique(cluster_N.long(), return_inverse=True)
+
+    def per_cluster(values_N: torch.Tensor) -> list:
+        return values_N.new_zeros(len(clusters)).index_add(0, index_N, values_N).tolist()
+
+    return tuple(clusters.tolist()), per_cluster
 
 
 def _repeated(batch: Batch, times: int) -> Batch:

@@ -53,6 +53,10 @@ class RunDirectory:
         return self.path / "answers.jsonl"
 
     @property
+    def scores(self) -> Path:
+        return self.path / "scores.jsonl"
+
+    @property
     def asked(self) -> Path:
         """Answers to what `harness ask` was asked."""
         return self.path / "asked.jsonl"

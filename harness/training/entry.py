@@ -37,6 +37,7 @@ from harness.records.record import (
     RunStatus,
     write_record,
 )
+from harness.records.scores import keep_scores
 from harness.tracking import open_tracker
 from harness.training.checkpoint import (
     Progress,
@@ -207,7 +208,7 @@ class RunEntry:
         }
 
     def keep_results(self, phase: Literal["before", "after"], results: Results) -> None:
-        """Keep the results of the evaluation before or after training, and the answers that it scored."""
+        """Keep the results of the evaluation before or after training, and what its rows say."""
         if phase == "before":
             self.before = dict(results)
         else:
@@ -215,6 +216,7 @@ class RunEntry:
         if results.answers:
             step = self.slot.progress.step if phase == "after" else 0
             keep_answers(self.job.directory.answers, phase, step, results.answers)
+        keep_scores(self.job.directory.scores, phase, results.scores)
 
     def final_values(self, values: dict[str, float]) -> dict[str, float]:
         """Return what the evaluation after training adds to the last step's `values`.

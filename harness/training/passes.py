@@ -84,7 +84,8 @@ def advance(
                 entry.slot.passed()
     complete = [entry for entry in received if entry.slot.step_is_complete]
     _read_numbers([entry for entry in complete if not entry.slot.is_seated])
-    _move_seated(shared, [entry for entry in complete if entry.slot.is_seated])
+    goes_ahead = not sizer.is_timing(group)  # whose time would be that of two passes
+    _move_seated(shared, [e for e in complete if e.slot.is_seated], goes_ahead=goes_ahead)
     if sizer.is_timing(group):
         meter.synchronize()
     seconds = time.perf_counter() - started
@@ -160,6 +161,12 @@ def _add_pass(
     backend: CudaBackend, sizer: PassSizer, group: Sequence[RunEntry], work: Sequence[Work]
 ) -> None:
     """Let the backend compute a pass; its memory is measured the first time, when it is not yet a replay."""
+    if any(entry.slot.is_ahead for entry in group):
+        pairs = zip(group, work, strict=True)
+        work = [own for entry, own in pairs if not entry.slot.is_ahead]
+        group = [entry for entry in group if not entry.slot.is_ahead]
+        if not group:
+            return
     for entry in group:
         entry.slot.sit(backend)
     meter, wants = group[0].meter, sizer.wants_bytes(group)
@@ -174,14 +181,23 @@ def _add_pass(
         sizer.forget_timing(group)
 
 
-def _move_seated(shared: SharedBase, entries: Sequence[RunEntry]) -> None:
-    """Let the backend move runs whose steps are complete; it leaves those alone that are not finite."""
+def _move_seated(shared: SharedBase, entries: Sequence[RunEntry], *, goes_ahead: bool) -> None:
+    """Let the backend move runs whose steps are complete; it leaves those alone that are not finite.
+
+    What the device then does while the numbers are read and logged is the next step's first pass, where that
+    is a replay. Of a run that turns out to have ended, it is lost with the seat.
+    """
     if not entries:
         return
     assert isinstance(shared.backend, CudaBackend)
     numbers = shared.backend.update([entry.slot.next_step() for entry in entries])
     for entry in entries:
         entry.slot.prepare_next()  # while the device computes
+    if goes_ahead:
+        ahead = [work for entry in entries if (work := entry.slot.work_ahead()) is not None]
+        if len(ahead) == len(entries) and shared.backend.replay(ahead):
+            for entry in entries:
+                entry.slot.is_ahead = True
     for entry, own in zip(entries, numbers, strict=True):
         entry.loss, entry.grad_norm = own.read()
 

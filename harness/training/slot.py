@@ -66,6 +66,8 @@ class Slot:
         self._waiting: deque[_MicroBatch] = deque()
         self._prepared: tuple[int, list[_MicroBatch]] | None = None
         """A step to come, and its micro-batches."""
+        self.is_ahead = False
+        """Whether the backend has already added the next micro-batch."""
         self._loss_tokens = 0
         self._input_tokens = 0
         self._loss: torch.Tensor | None = None
@@ -81,20 +83,37 @@ class Slot:
         optim, micro = self.config.optim, self.micro_batch_size
         if not self._waiting:
             self._begin_step()
-        done = optim.batch_size // micro - len(self._waiting)
-        first = self._waiting[0]
+        micro_batches = optim.batch_size // micro
+        number = self.progress.step * micro_batches + micro_batches - len(self._waiting)
+        return self._work(self._waiting[0].batch, self._loss_tokens, number)
+
+    def _work(self, batch: Batch, loss_tokens: int, number: int) -> Work:
+        """Return a micro-batch as a pass takes it; `number`: of it among all of the run."""
+        drops = self.config.lora.dropout > 0
         return Work(
             adapter=self.adapter,
-            batch=first.batch,
-            loss_tokens=self._loss_tokens,
-            dropout_key=None
-            if self.config.lora.dropout == 0
-            else dropout_key(
-                self.config.seed, self.progress.step * (optim.batch_size // micro) + done
-            ),
-            recompute=optim.gradient_checkpointing,
+            batch=batch,
+            loss_tokens=loss_tokens,
+            dropout_key=dropout_key(self.config.seed, number) if drops else None,
+            recompute=self.config.optim.gradient_checkpointing,
             loss_scale=self.loss_scale,
         )
+
+    def work_ahead(self) -> Work | None:
+        """Return the first micro-batch of the step after the one that is being made, where that can be known.
+
+        Not in float16: its loss scale depends on the step in progress.
+        """
+        step = self.progress.step + 1
+        if (
+            self._prepared is None
+            or self._prepared[0] != step
+            or self.progress.loss_scale is not None
+        ):
+            return None
+        waiting = self._prepared[1]
+        loss_tokens = sum(each.batch.num_loss_tokens for each in waiting)
+        return self._work(waiting[0].batch, loss_tokens, step * len(waiting))
 
     @property
     def loss_scale(self) -> float:
@@ -224,10 +243,12 @@ class Slot:
     def passed(self) -> None:
         """Take note that the micro-batch in progress has been added up by the backend."""
         self._waiting.popleft()
+        self.is_ahead = False
 
     def begin_again(self) -> None:
         """Begin the step in progress anew: what the backend had of it is gone."""
         self._waiting.clear()
+        self.is_ahead = False
 
     def prepare_next(self) -> None:
         """Lay out the rows of the step after the one that is being made."""

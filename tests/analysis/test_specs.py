@@ -123,7 +123,14 @@ def test_published_values_say_where_they_stand(name: str) -> None:
 def test_some_published_values_by_hand() -> None:
     # QLoRA, Table 2, and LoRA, Table 6 (WikiSQL, q and v), as printed.
     rounding = {value.label: value.value for value in load_published("qlora_rounding").values}
-    assert rounding == {"Int4": 34.34, "NFloat4 + DQ": 27.41}, "E2M1 is another grid than our fp4"
+    assert rounding == {
+        "Int4": 34.34,
+        "Float4 E2M1": 31.07,
+        "Float4 E3M0": 29.48,
+        "NFloat4 + DQ": 27.41,
+    }
+    formats = {value.where["quant"] for value in load_published("qlora_rounding").values}
+    assert "fp4" not in formats, "bitsandbytes' grid is neither of the paper's floats"
     ranks = load_published("lora_rank_query_value").values
     assert [(v.where["lora.rank"], v.value) for v in ranks] == [
         (1, 73.4),

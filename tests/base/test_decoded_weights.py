@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from harness.base.build import freeze
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
+from harness.config.storage import BLOCKWISE
 from tests.random_models import UNEVEN
 
 Matrix = NDArray[np.float64]
@@ -33,7 +34,7 @@ FP4 = np.unique(np.concatenate([-FP4_POSITIVE, FP4_POSITIVE]))
 
 FORMATS = [
     QuantConfig(format=quant_format, double_quant=double, block_size=block)
-    for quant_format in (QuantFormat.nf4, QuantFormat.fp4, QuantFormat.int4, QuantFormat.int4_asym)
+    for quant_format in BLOCKWISE
     for double in (False, True)
     for block in (32, 64, 128, 256, 512, 1024, 2048, 4096)
 ]
@@ -109,6 +110,10 @@ def decoded(
             levels = NF4
         case QuantFormat.fp4:
             levels = FP4
+        case QuantFormat.fp4_e2m1:
+            levels = np.unique([s * v for v in (0, 0.5, 1, 1.5, 2, 3, 4, 6) for s in (-1, 1)]) / 6
+        case QuantFormat.fp4_e3m0:
+            levels = np.unique([s * v for v in (0, *(2.0**-k for k in range(7))) for s in (-1, 1)])
         case _:  # symmetric, 15 levels
             levels = np.arange(-7, 8) / 7
     scale = np.array([np.abs(block).max() for block in blocks])

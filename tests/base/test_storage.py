@@ -60,7 +60,11 @@ def test_gradient_of_the_input_is_that_of_the_decoded_dense_layer(quant: QuantCo
 def test_values_are_near_the_dense_weight(quant: QuantConfig) -> None:
     layer, weight = make(quant)
     relative = (dense(layer) - weight).square().mean() / weight.square().mean()
-    assert 0 < relative < (1e-4 if quant.format is QuantFormat.int8 else 0.025)
+    coarse = {
+        QuantFormat.int8: 1e-4,
+        QuantFormat.fp4_e3m0: 0.04,
+    }  # powers of two: few levels near 1
+    assert 0 < relative < coarse.get(quant.format, 0.025)
 
 
 @pytest.mark.parametrize("block_size", [32, 64, 128, 256, 512, 1024, 2048, 4096])
@@ -170,7 +174,7 @@ def test_storages_that_keep_the_same_weigh_the_same(double_quant: bool) -> None:
     """NF4, FP4 and symmetric int4: an index a weight, a constant a block, a table of 16 values."""
     spec = LinearSpec("layer", 384, 128)
     weights = set()
-    for quant_format in (QuantFormat.nf4, QuantFormat.fp4, QuantFormat.int4):
+    for quant_format in set(BLOCKWISE) - {QuantFormat.int4_asym}:
         storage = storage_of(QuantConfig(format=quant_format, double_quant=double_quant))
         assert storage.tables(CPU)[0].shape == (16,)
         weights.add((storage.packed_bytes(spec), storage.constant_bytes(spec), storage.table_bytes))

@@ -100,7 +100,9 @@ def test_swiglu() -> None:
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
-@pytest.mark.parametrize("quant_format", [QuantFormat.nf4, QuantFormat.fp4, QuantFormat.int4_asym])
+@pytest.mark.parametrize(
+    "quant_format", [QuantFormat.nf4, QuantFormat.fp4, QuantFormat.fp4_e3m0, QuantFormat.int4_asym]
+)
 @pytest.mark.parametrize("shape", [(32, 64), (33, 65)])
 def test_decoding(shape: tuple[int, int], quant_format: QuantFormat, double_quant: bool) -> None:
     quant = QuantConfig(format=quant_format, double_quant=double_quant)

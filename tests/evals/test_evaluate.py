@@ -55,6 +55,11 @@ def test_every_metric_has_value_error_and_n(evaluated, questions, arc_rows, writ
     }
     assert 10 < counts["eval/loss"] <= 20
     assert 0 < results["eval/loss"].value < 0.2  # 0.043 over many more rows
+    followed = {"eval/perplexity", "eval/bits_per_byte"}  # from the loss and its rows
+    assert results.scores.keys() == results.keys() - followed
+    for name, scores in results.scores.items():
+        assert sum(scores.sums) / sum(scores.weights) == pytest.approx(results[name].value), name
+        assert len(set(scores.rows)) == len(scores.rows) == results[name].n, name
 
 
 def test_answers_that_equal_their_references_score_one(evaluated, model, tokenizer, write_jsonl):

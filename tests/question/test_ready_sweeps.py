@@ -155,7 +155,8 @@ def test_alpha_is_asked_at_a_fixed_rank_and_at_a_fixed_alpha_over_rank():
 
 def test_double_quantization_is_asked_only_where_there_is_quantization():
     points = [point for point, _ in check_space(load_question("double_quant", []))]
-    assert [tuple(point.values()) for point in points] == [
+    asked = [tuple(v for k, v in point.items() if k != "optim.lr") for point in points]
+    assert list(dict.fromkeys(asked)) == [
         ("none",),
         *((name, double) for name in ("nf4", "fp4", "int4") for double in ("false", "true")),
     ]

@@ -12,6 +12,7 @@ from harness.base.source import find_model, model_fingerprint
 from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, ModelConfig, OptimizerName, QuantConfig, QuantFormat
 from harness.engine.cuda.backend import CudaBackend
+from harness.engine.micro_step import Work
 from harness.engine.shared_base import SharedBase
 from harness.records.answers import read_answers
 from harness.records.record import Record, RunStatus
@@ -195,6 +196,31 @@ def test_evaluations_in_seats_are_the_references(
         for key in ("eval/token_accuracy", "eval/bits_per_byte"):
             assert scored[key].value == pytest.approx(expected[key].value, abs=1e-4)
             assert scored[key].n == expected[key].n
+
+
+def test_the_device_has_the_next_pass_before_a_steps_numbers_are_read(
+    bases: list[SharedBase], make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the curves stay the reference's, through evaluations, runs that end, and others that begin."""
+    replayed = []
+    replay = CudaBackend.replay
+
+    def watched(backend: CudaBackend, work: Sequence[Work]) -> bool:
+        replayed.append(replay(backend, work))
+        return replayed[-1]
+
+    monkeypatch.setattr(CudaBackend, "replay", watched)
+    curves = []
+    for base, name in zip(bases, ("reference", "seated"), strict=True):
+        jobs = unlike_runs(base, make_job, name, count=4)
+        for job in jobs:
+            job.config.optim.micro_batch_size = 4
+            job.config.eval.every_steps = 3
+        run_all(base, jobs, slots=1 if name == "reference" else 2)
+        curves.append([losses(job) for job in jobs])
+    assert sum(replayed) >= 4
+    for one, other in zip(*curves, strict=True):
+        assert worst(one, other) < CLOSE
 
 
 def test_answers_in_seats_are_the_references(

@@ -235,6 +235,18 @@ class CudaBackend:
         captured.run(words)
         return not is_new
 
+    def replay(self, work: Sequence[Work]) -> bool:
+        """Add one micro-batch of each run if such a pass was captured before; say whether it was."""
+        assert self._seats is not None
+        numbers = [self._seated[item.adapter.name] for item in work]
+        key, words = stage(work, numbers, self._seats.count)
+        captured = self._graphs.get((key, False))
+        if captured is None:
+            return False
+        self._graphs.move_to_end((key, False))
+        captured.run(words)
+        return True
+
     def score(self, work: Sequence[Work]) -> list[torch.Tensor]:
         """Return for each run what an evaluation asks of its batch, [2, M]: the cross-entropy of every
         position that carries loss, in order, and 1.0 where the most likely token is the right one."""

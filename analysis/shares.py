@@ -1,0 +1,36 @@
+"""Intervals of metrics that are a share of the answers, from rows: over seeds and test rows. Pure."""
+
+from collections.abc import Sequence
+
+from analysis.crossed import crossed, crossed_of_means
+from analysis.frame import ROWS, Row, metric_key
+from analysis.intervals import Interval
+
+SHARES = (
+    *(
+        "eval/token_accuracy",
+        "eval/exact_match",
+        "eval/choice_accuracy",
+        "eval/choice_accuracy_raw",
+    ),
+)
+"""Metrics that are a share of the answers: their intervals stay between 0 and 1."""
+
+
+def share_interval(rows: Sequence[Row], column: str, confidence: float = 0.95) -> Interval | None:
+    """Return the interval of a share, from the runs of one cell; None for other metrics, or from one seed.
+
+    `column` is a metric, or `before.` and a metric. Where the scores of the rows are not known, the standard
+    errors over rows stand for them, and the interval is wider.
+    """
+    if column.removeprefix("before.") not in SHARES or len(rows) < 2:
+        return None
+    scores = [row.get(f"{ROWS}{column}") for row in rows]
+    known = [each for each in scores if each is not None]
+    found = crossed(known) if len(known) == len(scores) else None
+    if found is None:
+        key = metric_key(column)
+        errors = [row.get(f"{key}.standard_error") or 0.0 for row in rows]
+        counts = [row.get(f"{key}.n") or 0 for row in rows]
+        found = crossed_of_means([row[key] for row in rows], errors, min(counts))
+    return None if found is None else found.share_interval(confidence)

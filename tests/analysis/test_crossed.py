@@ -1,0 +1,128 @@
+"""Intervals over seeds and rows against SciPy, analysis of variance by hand, and simulated coverage."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from analysis.crossed import crossed, crossed_difference, crossed_of_means
+from harness.records.scores import RowScores
+
+stats: Any = scipy_stats
+
+
+def scores(values: Any, weights: Any = None) -> list[RowScores]:
+    table = np.asarray(values, dtype=float)
+    ones = np.ones(table.shape[1], dtype=int) if weights is None else np.asarray(weights)
+    return [
+        RowScores(rows=tuple(range(len(row))), sums=tuple(row * ones), weights=tuple(ones.tolist()))
+        for row in table
+    ]
+
+
+def test_the_variance_is_that_of_the_mean_squares_by_hand() -> None:
+    """Two seeds, three rows: mean squares 6 (seeds), 18 (rows) and 2 (rest)."""
+    found = crossed(scores([[1, 5, 6], [3, 5, 10]]))
+    assert found is not None
+    assert found.mean == 5
+    # Rows' means 2, 5, 8: 2 * 18 / 2; seeds' 4, 6: 3 * 2 / 1; in all 46 = 36 + 6 + 4.
+    by_row, by_seed, rest = 18, 6, 2
+    assert found.variance == pytest.approx((by_row + by_seed - rest) / 6)
+    satterthwaite = 22**2 / (18**2 / 2 + 6**2 / 1 + 2**2 / 2)
+    assert found.freedom == pytest.approx(satterthwaite)
+    interval = found.interval()
+    half = stats.t(satterthwaite).ppf(0.975) * np.sqrt(22 / 6)
+    assert (interval.low, interval.high) == pytest.approx((5 - half, 5 + half))
+
+
+def test_where_seeds_agree_on_every_row_the_rows_are_all_there_is() -> None:
+    row = [0.2, 1.4, 0.9, 0.5, 2.0, 1.1]
+    found = crossed(scores([row, row, row]))
+    assert found is not None
+    theirs = stats.ttest_1samp(row, 0).confidence_interval(0.95)
+    interval = found.interval()
+    assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_where_rows_agree_the_seeds_are_all_there_is() -> None:
+    of_seed = [0.2, 1.4, 0.9]
+    found = crossed(scores([[value] * 50 for value in of_seed]))
+    assert found is not None
+    theirs = stats.ttest_1samp(of_seed, 0).confidence_interval(0.95)
+    interval = found.interval()
+    assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_rows_of_unlike_weight_are_the_ratio_estimator() -> None:
+    """Seeds that agree: the standard error of the record, Cochran's eq. 6.13, times one number."""
+    values, weights = np.array([0.5, 1.0, 2.0, 0.1]), np.array([4, 1, 2, 8])
+    found = crossed(scores([values, values], weights))
+    assert found is not None
+    ratio = float(values @ weights / weights.sum())
+    assert found.mean == pytest.approx(ratio)
+    residual = weights * (values - ratio)
+    assert found.variance == pytest.approx(4 / 3 * (residual @ residual) / weights.sum() ** 2)
+
+
+@pytest.mark.parametrize("right", [0, 40])
+def test_a_share_without_exception_has_wilsons_interval_of_its_rows(right: int) -> None:
+    row = [float(index < right) for index in range(40)]
+    found = crossed(scores([row] * 3))
+    assert found is not None
+    interval = found.share_interval()
+    theirs = stats.binomtest(right, 40).proportion_ci(0.95, method="wilson")
+    assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_a_share_of_rows_on_which_seeds_agree_is_nearly_wilsons() -> None:
+    row = [float(index % 10 < 9) for index in range(400)]
+    found = crossed(scores([row] * 3))
+    assert found is not None
+    interval = found.share_interval()
+    theirs = stats.binomtest(360, 400).proportion_ci(0.95, method="wilson")
+    assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high), abs=5e-4)
+
+
+def test_a_difference_takes_each_row_with_itself() -> None:
+    hard = np.linspace(0, 9, 30)  # rows differ by far more than the cells do
+    a, b = scores([hard + 0.1, hard + 0.3]), scores([hard, hard])
+    found = crossed_difference(list(zip(a, b, strict=True)))
+    assert found is not None
+    assert found.mean == pytest.approx(0.2)
+    theirs = stats.ttest_1samp([0.1, 0.3], 0).confidence_interval(0.95)
+    interval = found.interval()
+    assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_other_rows_or_weights_are_not_crossed() -> None:
+    one, other = scores([[1, 2, 3]])[0], scores([[1, 2, 3]], [1, 1, 2])[0]
+    elsewhere = RowScores(rows=(0, 1, 7), sums=(1, 2, 3), weights=(1, 1, 1))
+    assert crossed([one, other]) is None
+    assert crossed([one, elsewhere]) is None
+    assert crossed([one]) is None
+    assert crossed([]) is None
+
+
+def test_means_and_their_errors_alone_give_no_narrower_an_interval() -> None:
+    generator = np.random.default_rng(3)
+    chance = 1 / (1 + np.exp(-generator.normal(1, 1, 80)))
+    table = (generator.random((4, 80)) < chance).astype(float)
+    whole = crossed(scores(table))
+    means, errors = table.mean(1), table.std(1, ddof=1) / np.sqrt(80)
+    rough = crossed_of_means(means.tolist(), errors.tolist(), 80)
+    assert whole is not None
+    assert rough is not None
+    assert rough.mean == pytest.approx(whole.mean)
+    assert rough.variance >= whole.variance
+
+
+def test_nineteen_of_twenty_intervals_hold_the_truth_of_other_seeds_and_rows() -> None:
+    generator = np.random.default_rng(0)
+    tables, held = 400, 0
+    for _ in range(tables):
+        table = generator.normal(0, 0.3, (5, 1)) + generator.normal(0, 1, 60)
+        found = crossed(scores(table + generator.normal(0, 0.5, (5, 60))))
+        assert found is not None
+        held += found.interval().contains(0.0)
+    assert abs(held / tables - 0.95) < 3 * np.sqrt(0.05 * 0.95 / tables)
