@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -124,17 +125,18 @@ def receiving(receiver: Receiver) -> Iterator[str]:
 def synced(directories: Sequence[Path]) -> dict[str, Received]:
     """Let `wandb sync` upload offline runs to a server of this process; return what has arrived, by run."""
     receiver = Receiver()
-    with receiving(receiver) as address:
+    with receiving(receiver) as address, tempfile.TemporaryDirectory() as logs:
         environment = {n: v for n, v in os.environ.items() if not n.startswith("WANDB_")}
         environment |= {"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY}
-        environment |= {"WANDB_ERROR_REPORTING": "false"}
+        environment |= {"WANDB_ERROR_REPORTING": "false", "WANDB_DIR": logs}
         for start in range(0, len(directories), AT_ONCE):
             subprocess.run(
                 [
                     *(sys.executable, "-m", "wandb", "sync", "--yes", "-e", "me", "-p", "qlora"),
-                    *map(str, directories[start : start + AT_ONCE]),
+                    *(str(each.absolute()) for each in directories[start : start + AT_ONCE]),
                 ],
                 env=environment,
+                cwd=logs,
                 check=True,
                 capture_output=True,
                 timeout=_SECONDS,
