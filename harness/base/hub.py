@@ -60,7 +60,8 @@ def fetched_bytes(name: str, revision: str | None, kind: str) -> int | None:
         )
     except Exception:  # no network: whoever fetches it will say so
         return None
-    sizes = {each.rfilename: each.size or 0 for each in info.siblings or ()}
+    files = getattr(info, "siblings", None) or ()  # which a kernel's repository lacks
+    sizes: dict[str, int] = {each.rfilename: each.size or 0 for each in files}
     weights = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
     for suffix in weights[:2]:  # what transformers loads of a repository that has several kinds
         if kind == "model" and any(file.endswith(suffix) for file in sizes):

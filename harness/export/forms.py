@@ -246,7 +246,7 @@ def _sound_bitsandbytes() -> Iterator[None]:
 def _of_llama_cpp(file: Path, model: Any, tokenizer: Any, data: PreparedData) -> str:
     """Say how llama.cpp's logits and tokens of a file differ from transformers'; or that it is not there."""
     try:
-        from llama_cpp import Llama
+        from llama_cpp import Llama  # pyright: ignore[reportMissingImports]
     except (ImportError, OSError, RuntimeError):
         return "not tried with llama.cpp, since the package llama-cpp-python is not installed"
     rows = data.validation if len(data.validation) else data.train
