@@ -10,6 +10,7 @@ what is missing of those that the records say (bench.tracked); ends with 1 where
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -129,11 +130,14 @@ def synced(directories: Sequence[Path]) -> dict[str, Received]:
         environment = {n: v for n, v in os.environ.items() if not n.startswith("WANDB_")}
         environment |= {"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY}
         environment |= {"WANDB_ERROR_REPORTING": "false", "WANDB_DIR": logs}
-        for start in range(0, len(directories), AT_ONCE):
+        # Copies: wandb marks what it has sent, and would not send it to its own server any more.
+        ignored = shutil.ignore_patterns("*.synced")
+        copies = [shutil.copytree(d, Path(logs) / d.name, ignore=ignored) for d in directories]
+        for start in range(0, len(copies), AT_ONCE):
             subprocess.run(
                 [
                     *(sys.executable, "-m", "wandb", "sync", "--yes", "-e", "me", "-p", "qlora"),
-                    *(str(each.absolute()) for each in directories[start : start + AT_ONCE]),
+                    *map(str, copies[start : start + AT_ONCE]),
                 ],
                 env=environment,
                 cwd=logs,
