@@ -36,8 +36,8 @@ HALF = FloatType.bfloat16
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['case']} {row['format']}")
 def test_the_peak_is_what_a_gpu_measured(row: dict[str, Any]) -> None:
-    """Small models take more: the allocator leaves up to 1 MiB of a block unused, and after eager steps cuBLAS
-    keeps further workspaces."""
+    """Small models take more: the allocator leaves up to 1 MiB of a block unused, and after eager steps
+    cuBLAS keeps further workspaces."""
     error = 0.01 if row["case"].startswith("qwen3") else 0.07
     case = Case.parse(row["case"], row["format"], CUDA)
     planned = planned_peak(case) / 2**30
