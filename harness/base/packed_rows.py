@@ -68,9 +68,7 @@ def _mask(
         batch_size=rows,
         q_length=length,
         kv_length=length,
-        mask_function=masking_utils.packed_sequence_compatibility_function(
-            sees, positions_BT, segments_BT
-        ),
+        mask_function=_within_examples(sees, positions_BT, segments_BT),
         attention_mask=None,
         allow_is_causal_skip=False,
         dtype=model.get_input_embeddings().weight.dtype,
@@ -78,6 +76,21 @@ def _mask(
         use_vmap=False,
         device=segments_BT.device,
     )
+
+
+def _within_examples(
+    sees: Callable[..., torch.Tensor], positions_BT: torch.Tensor, segments_BT: torch.Tensor
+) -> Callable[..., torch.Tensor]:
+    """Return a mask function that sees within an example what `sees` does, and of other examples nothing.
+
+    As newer versions of transformers have it by a name that older ones lack.
+    """
+
+    def mask(batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+        same = segments_BT[batch, query] == segments_BT[batch, key]
+        return same & sees(batch, head, positions_BT[batch, query], positions_BT[batch, key])
+
+    return mask
 
 
 def restarting_positions(segments_BT: torch.Tensor) -> torch.Tensor:

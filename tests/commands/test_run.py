@@ -120,9 +120,10 @@ def test_stderr_has_progress_in_plain_lines_and_nothing_of_the_libraries(undistu
     first, coverage, *steps = done.err.splitlines()
     assert first == f"{run.name}: loading"
     assert coverage == "of the blocks' weights 100.0% are stored as nf4, 100.0% adapted"
-    pattern = r"step \d+/12  loss [\d.]+  [\d,]+ tokens/s  \d+ s left"
+    step = r"step \d+/12  loss [\d.]+  [\d,]+ tokens/s  \d+ s left"
+    evaluation = r"epoch [\d.]+  step \d+/12  train loss [\d.]+  eval loss [\d.]+"
     assert steps
-    assert all(re.fullmatch(pattern, line) for line in steps), done.err
+    assert all(re.fullmatch(f"{step}|{evaluation}", line) for line in steps), done.err
 
 
 def test_the_same_request_again_trains_nothing_and_prints_the_record_as_json(world, undisturbed):
@@ -142,7 +143,8 @@ def test_the_real_command_trains_to_the_same_bits_with_a_clean_stderr(world, und
     assert done.code == 0, done.err
     assert json.loads(done.out)["status"] == "completed"
     assert all(
-        re.match(r"step \d|of the blocks|.*: loading$", line) for line in done.err.splitlines()
+        re.match(r"(epoch \d.*)?step \d|of the blocks|.*: loading$", line)
+        for line in done.err.splitlines()
     ), done.err
     assert result(run_directory(directory)) == result(undisturbed[0])
     assert not (run_directory(directory) / "wandb").exists()
