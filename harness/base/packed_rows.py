@@ -79,7 +79,7 @@ def _mask(
 
 
 def _within_examples(
-    sees: Callable[..., torch.Tensor], positions_BT: torch.Tensor, segments_BT: torch.Tensor
+    sees: Callable[..., Any], positions_BT: torch.Tensor, segments_BT: torch.Tensor
 ) -> Callable[..., torch.Tensor]:
     """Return a mask function that sees within an example what `sees` does, and of other examples nothing.
 
