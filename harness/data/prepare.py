@@ -1,5 +1,6 @@
 """The data of a run, tokenized once: read, rendered, tokenized, laid out in rows, and cached on disk."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -260,7 +261,8 @@ def _store(
         os.replace(new, file)
     except OSError as error:  # the cache saves time, and nothing else
         logger.warning("the tokenized data cannot be kept in %s: %s", file, error)
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that is read-only refuses this, too
+            new.unlink(missing_ok=True)
 
 
 def _load(file: Path) -> _Tokenized | None:
