@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
 
     from harness.data.rows import Batch
+    from harness.engine.cuda.decoding import DecodingSize
 
 
 class QuickCopies(Protocol):
@@ -19,23 +20,20 @@ class QuickCopies(Protocol):
         loss, and 1.0 where its most likely token is the right one."""
         ...
 
-    def at_once(self, rows: int, length: int, new_tokens: int) -> int:
-        """Return how many copies may answer so many prompts together, `length` with answers of
-        `new_tokens`."""
+    def at_once(self, size: "DecodingSize") -> int:
+        """Return how many copies may answer together."""
         ...
 
     def answers(
         self,
         chosen: Sequence[int],
         prompts: Sequence[Sequence[int]],
-        rows: int,
-        length: int,
-        new_tokens: int,
+        size: "DecodingSize",
         stop_ids: Sequence[int],
     ) -> list[list[list[int]]]:
         """Return each chosen copy's greedy continuation of each prompt, after a stop token anything.
 
-        `rows` and `length`: of the most prompts and the longest with its answer that will be asked for.
+        `size`: of the largest batch that will be asked.
         """
         ...
 

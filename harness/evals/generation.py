@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.engine.cuda.decoding import DecodingSize
 from harness.errors import RequestError
 from harness.evals.context import context_length
 from harness.evals.copies import Copies, QuickCopies
@@ -89,11 +90,14 @@ def generate_copies(
         def by_quick(
             quick: QuickCopies, chosen: list[int]
         ) -> Iterator[tuple[int, list[list[int]]]]:
-            rows, new_tokens = min(decoding.batch_size, len(kept)), decoding.max_new_tokens
-            length = max(map(len, kept)) + new_tokens
+            size = DecodingSize(
+                rows=min(decoding.batch_size, len(kept)),
+                length=max(map(len, kept)) + decoding.max_new_tokens,
+                new_tokens=decoding.max_new_tokens,
+            )
             batch, stops = [kept[index] for index in chosen], sorted(stop_ids)
-            for some in copies.parts(quick.at_once(rows, length, new_tokens)):
-                found = quick.answers(some, batch, rows, length, new_tokens, stops)
+            for some in copies.parts(quick.at_once(size)):
+                found = quick.answers(some, batch, size, stops)
                 yield from zip(some, found, strict=True)
 
         is_greedy = decoding.sampling is None and decoding.tell is None

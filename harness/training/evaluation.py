@@ -147,21 +147,17 @@ class _InSeats:
             ]
         )
 
-    def at_once(self, rows: int, length: int, new_tokens: int) -> int:
+    def at_once(self, size: DecodingSize) -> int:
         """Return how many runs may answer together."""
-        size = DecodingSize(rows=rows, length=length, new_tokens=new_tokens)
         return self.backend.adapters_at_once(size)
 
     def answers(
         self,
         chosen: Sequence[int],
         prompts: Sequence[Sequence[int]],
-        rows: int,
-        length: int,
-        new_tokens: int,
+        size: DecodingSize,
         stop_ids: Sequence[int],
     ) -> list[list[list[int]]]:
         """Return each chosen run's continuation of each prompt."""
-        size = DecodingSize(rows=rows, length=length, new_tokens=new_tokens)
         adapters = [self.adapters[index] for index in chosen]
         return self.backend.answers(adapters, prompts, size, stop_ids)
