@@ -67,9 +67,12 @@ def subject_of(config: RunConfig, settings: PlanSettings) -> Subject:
 
 
 def _check(config: RunConfig, device: str) -> None:
-    if device == "cuda" and config.optim.name.is_paged:
-        # Whether this machine can page says nothing about the one that is planned for.
-        config = replace(config, optim=replace(config.optim, name=OptimizerName.adamw_8bit))
+    if device == "cuda":
+        # Whether this machine can page and offload says nothing about the one that is planned for.
+        optim = config.optim
+        unpaged = OptimizerName.adamw_8bit if optim.name.is_paged else optim.name
+        offloads = optim.offload_activations and not optim.gradient_checkpointing
+        config = replace(config, optim=replace(optim, name=unpaged, offload_activations=offloads))
     validate(config)
 
 
