@@ -44,6 +44,8 @@ def _plan_table(overrides: Sequence[str], settings: PlanSettings, *, as_json: bo
     shapes = (settings.shape or "").split(",") if settings.shape else list(SHAPES)
     config = planned_config(overrides, settings)
     lora = config.lora
+    if lora.trains_all:
+        raise RequestError("--table counts adapters, and lora=none has none; give lora=all_linear")
     names = [None] if given else shapes
     planned = [_planned(name, config.model) for name in names]
     models = [

@@ -49,9 +49,10 @@ def probe_config(config: RunConfig) -> RunConfig:
         gradient_checkpointing=kept.gradient_checkpointing,
         offload_activations=kept.offload_activations,
     )
+    over_rank = None if config.lora.trains_all else 1.0
     return replace(
         config,
-        lora=replace(config.lora, alpha=None, alpha_over_rank=1.0, rslora=False),
+        lora=replace(config.lora, alpha=None, alpha_over_rank=over_rank, rslora=False),
         optim=optim,
         eval=EvalConfig(before=False, generate=False),
         tracker=TrackerConfig(name=TrackerName.none),

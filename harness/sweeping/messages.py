@@ -159,6 +159,6 @@ def cohort_of(request: Request, *, alone: bool = False) -> str:
         config.optim.gradient_checkpointing,
         config.optim.offload_activations,
     ]
-    if alone or config.lora.init.rewrites_base:
+    if alone or config.lora.rewrites_base:
         shared.append(request.identity.run_id)
     return repr(shared)
