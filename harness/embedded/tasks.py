@@ -7,8 +7,8 @@
 - `rule`: a new verb, "zib": say the list backwards, then its length. Both halves are skills of the
   base; the test lists are new.
 - `dialect`: prompts that the base already answers, to be answered in a storyteller's voice.
-- `skills`: the base's own prompts and answers, each as often as in pretraining. There is little to learn; what
-  rounding costs and what a base forgets is measured on them.
+- `skills`: the base's own prompts and answers, each as often as in pretraining. There is little to learn;
+  what rounding costs and what a base forgets is measured on them.
 
 Responses use only words that the base has read: its output embedding is tied and frozen under LoRA, so
 a token that pretraining never showed cannot be told from other such tokens and is never emitted.

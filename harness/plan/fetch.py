@@ -1,4 +1,6 @@
-"""What a sweep would fetch before it trains: models and data sets that are not on this machine. No network."""
+"""What a sweep would fetch before it trains: models and data sets that are not on this machine. No
+network.
+"""
 
 from collections.abc import Iterable
 

@@ -67,7 +67,9 @@ def subject_of(config: RunConfig, settings: PlanSettings) -> Subject:
 
 
 def judged_for(config: RunConfig, device: str) -> RunConfig:
-    """Return the configuration as this machine can judge it: what it lacks says nothing of the planned one."""
+    """Return the configuration as this machine can judge it: what it lacks says nothing of the planned
+    one.
+    """
     if device != "cuda":
         return config
     config = replace(config, resources=replace(config.resources, device="auto"))

@@ -89,7 +89,8 @@ def _file_of(name_or_file: str) -> tuple[Path, str]:
 def load_question(name_or_file: str, overrides: Sequence[str]) -> Question:
     """Return the question of a file, or of a name in sweeps/, as the overrides change it.
 
-    `scale=NAME` takes one of the file's scales, the first without it; `apply_override` says what an override can be. Raises RequestError, before anything is composed but the
+    `scale=NAME` takes one of the file's scales, the first without it; `apply_override` says what an
+    override can be. Raises RequestError, before anything is composed but the
     base, with the file, the key, what was given, near names, and what would work.
     """
     scale, others = split_scale(overrides)

@@ -51,7 +51,9 @@ class Question:
     launcher: LauncherSettings | None = field(default=None, metadata=APART)
     """Launcher that starts the members; none: this command is the one that trains."""
     published: tuple[str, ...] = field(default=(), metadata=APART)
-    """Published tables (analysis/published) that its answers stand beside; `compare.expected` is their claim."""
+    """Published tables (analysis/published) that its answers stand beside; `compare.expected` is their
+    claim.
+    """
     plan: tuple[str, ...] = field(default=(), metadata=APART)
     """Settings `plan.…` of its plan, where the command line gives none."""
 

@@ -1,4 +1,5 @@
-"""One question at several scales: `scales` in its file names the parts that differ, `scale=NAME` takes one. Pure.
+"""One question at several scales: `scales` in its file names the parts that differ, `scale=NAME` takes one.
+Pure.
 
     scales:
       embedded: {base: [model=embedded, data=rule], space: {lora.rank: "choice(2, 8)"}}
