@@ -46,13 +46,14 @@ def sweeps_directory() -> Path:
 
 def known_sweeps() -> dict[str, str]:
     """Return the question of every file in sweeps/, by the name to give to `harness sweep`."""
+    return {name: _question_in(file) for name, file in _files().items()}
+
+
+def _files() -> dict[str, Path]:
+    """Return the files of sweeps/, those of its directories last, by their names."""
     directory = sweeps_directory()
     files = [*sorted(directory.glob("*.yaml")), *sorted(directory.glob("*/*.yaml"))]
-    return {_name_of(file): _question_in(file) for file in files}
-
-
-def _name_of(file: Path) -> str:
-    return file.relative_to(sweeps_directory()).with_suffix("").as_posix()
+    return {file.relative_to(directory).with_suffix("").as_posix(): file for file in files}
 
 
 def _question_in(file: Path) -> str:
@@ -65,22 +66,20 @@ def _question_in(file: Path) -> str:
 def _file_of(name_or_file: str) -> tuple[Path, str]:
     """Return a question's file, and how to call it in a message."""
     as_file = home_path(name_or_file)
-    known = known_sweeps() if "/" in name_or_file else ()
-    if (as_file.suffix in (".yaml", ".yml") or "/" in name_or_file) and name_or_file not in known:
+    known = _files()
+    if name_or_file in known:
+        return known[name_or_file], f"sweeps/{name_or_file}.yaml"
+    if as_file.suffix in (".yaml", ".yml") or "/" in name_or_file:
         if not as_file.is_file():
             raise RequestError(
-                f"{name_or_file}: no such file{near_names(name_or_file, known_sweeps())}; ready "
-                f"questions: {', '.join(known_sweeps())}"
+                f"{name_or_file}: no such file{near_names(name_or_file, known)}; ready questions: "
+                f"{', '.join(known)}"
             )
         return as_file, name_or_file
-    file = sweeps_directory() / f"{name_or_file}.yaml"
-    if not file.is_file():
-        known = known_sweeps()
-        raise RequestError(
-            f"no question is called {name_or_file!r}{near_names(name_or_file, known)}; give a file "
-            f"(NAME.yaml) or one of {', '.join(known)}"
-        )
-    return file, f"sweeps/{name_or_file}.yaml"
+    raise RequestError(
+        f"no question is called {name_or_file!r}{near_names(name_or_file, known)}; give a file "
+        f"(NAME.yaml) or one of {', '.join(known)}"
+    )
 
 
 # Reading -----------------------------------------------------------------------------------------
