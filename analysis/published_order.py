@@ -32,6 +32,15 @@ class Order(Enum):
     unclaimed = "not in the paper"
 
 
+_WORDS = {
+    Order.appears: "appears",
+    Order.reverse: "is reversed",
+    Order.absent: "does not appear",
+    Order.undecided: "is not decided",
+    Order.unmeasured: "is not measured",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
     """One contrast beside what is published of it."""
@@ -58,19 +67,13 @@ class Ordering:
         if not claimed:
             return "No published comparison stands beside these."
         parts = []
-        for order in (
-            Order.appears,
-            Order.reverse,
-            Order.absent,
-            Order.undecided,
-            Order.unmeasured,
-        ):
+        for order in _WORDS:
             where = [each for each in claimed if each.order is order]
             if where:
                 named = (
                     "; ".join(_named(each) for each in where) if len(where) < len(claimed) else ""
                 )
-                parts.append(f"{order.value} in {len(where)}" + (f" ({named})" if named else ""))
+                parts.append(f"{_WORDS[order]} in {len(where)}" + (f" ({named})" if named else ""))
         return f"Of {len(claimed)} published comparisons the ordering {', '.join(parts)}."
 
 
