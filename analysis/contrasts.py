@@ -20,6 +20,7 @@ from harness.question.compare import Compare, Contrast, contrasts_of, read_compa
 from harness.question.entries import Entries, read_axes
 from harness.question.points import Point, Space
 from harness.records.metrics import METRICS, Direction
+from harness.records.scores import RowScores
 
 WORDS = {
     True: {Verdict.above: "worse", Verdict.below: "better"},
@@ -174,10 +175,12 @@ def _by_row(sides: Sequence[Sequence[Row]], metric: str) -> dict[Any, float]:
     one = [next((row for row in side if counts(row, metric)), None) for side in sides]
     if any(row is None or row.get("optim.steps") != 0 for row in one):
         return {}
-    scores = [row.get(f"{ROWS}{metric}") for row in one if row is not None]
-    if any(each is None for each in scores) or scores[0].weights != scores[1].weights:
+    of_rows: list[RowScores | None] = [
+        None if row is None else row.get(f"{ROWS}{metric}") for row in one
+    ]
+    a, b = of_rows
+    if a is None or b is None or (a.rows, a.weights) != (b.rows, b.weights):
         return {}
-    a, b = scores
     rows, whole = len(a.weights), sum(a.weights)
     if not whole:
         return {}

@@ -33,6 +33,15 @@ SCALES = ("embedded", "smollm2", "paper")
 TABLES = ("ordering", "published", "contrasts", "rate_law", "rate_transfer")
 FIGURES = ("contrasts", "best_rate_over_rank")
 WITHOUT_NUMBERS = "no numbers"
+INTRODUCTION = (
+    "Each is one file in `sweeps/papers/`: a question with what the paper claims, at the scales `embedded` "
+    "(two CPU cores, a few minutes), `smollm2` (a real small model of 135 million parameters) and `paper` "
+    "(the paper's own model or the nearest to be had; on a GPU). `harness plan papers/NAME scale=paper` "
+    "says without a network what it needs and fetches, `harness sweep papers/NAME scale=…` asks it, and "
+    "`harness report` prints published, ours and a verdict. `make papers` makes these pages.",
+    "A verdict is the test's: the published ordering *appears*, *is reversed*, *does not appear* or *is not "
+    "decided*. A base of 1.3 million parameters can show an ordering; it cannot refute a paper on 7 billion.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,14 +187,7 @@ def write_index() -> None:
             )
     parts = [
         "# The papers as presets",
-        "Each is one file in `sweeps/papers/`: a question with what the paper claims, at the scales `embedded` (two "
-        "CPU cores, a few minutes), `smollm2` (a real small model of 135 million parameters) and `paper` (the "
-        "paper's own models or the nearest that can be had; on a GPU). `harness plan papers/NAME scale=paper` says "
-        "without a network what it needs and fetches, `harness sweep papers/NAME scale=…` asks it, `harness report` "
-        "prints published, ours and a verdict. `make papers` makes these pages.",
-        "A verdict is the test's: *appears*, *the reverse appears*, *does not appear* (shown to be equivalent, or "
-        "not), *not decided*. A base of 1.3 million parameters can show an ordering; it cannot refute a paper on 7 "
-        "billion.",
+        *INTRODUCTION,
         "\n".join(lines),
         "## What can never stand beside a run of ours",
         "\n".join(_never()) or "Nothing.",

@@ -1,6 +1,7 @@
 """The law of learning rates against scipy and numpy; the grid that uses it, by hand."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def test_the_law_is_the_line_of_least_squares() -> None:
     law = fit_law(POINTS)
     assert law is not None
     xs, ys = np.log([rank for rank, _ in POINTS]), np.log([rate for _, rate in POINTS])
-    line = scipy.stats.linregress(xs, ys)
+    line: Any = scipy.stats.linregress(xs, ys)
     assert law.slope == pytest.approx(line.slope)
     assert law.intercept == pytest.approx(line.intercept)
     t = scipy.stats.t.ppf(0.975, len(POINTS) - 2)
