@@ -17,6 +17,7 @@ from analysis.frame import Role, Row
 from analysis.sources import SweepData
 from harness.question.compare import spelled_combination
 from harness.question.rate_law import (
+    FIRST_RANKS,
     NEAR,
     RANK,
     RATE,
@@ -58,6 +59,8 @@ class Saving:
     """What `search.transfer=lr` would have tried of a whole grid, and what it would have missed."""
 
     place: dict[str, str]
+    near: int
+    """Rates that are tried at each higher rank; the search takes three."""
     trials: int
     of: int
     lost: float
@@ -118,25 +121,35 @@ def savings_of(sweep: SweepData) -> list[Saving]:
         rates = sorted({rate for _, rate in cost}, key=float)
         if len(ranks) < FEWEST_RANKS or len(rates) <= NEAR or len(cost) < len(ranks) * len(rates):
             continue
-        tried = [point for point in cost if point[0] in ranks[:2]]
-        for rank in ranks[2:]:
-            stage = [{RANK: rank, RATE: rate} for rate in rates]
-            told = [({RANK: r, RATE: lr}, cost[r, lr]) for r, lr in tried]
-            tried += [(point[RANK], point[RATE]) for point in transferred(stage, told)]
-        lost = [
-            min(cost[p] for p in tried if p[0] == rank) - min(cost[rank, rate] for rate in rates)
-            for rank in ranks[2:]
-        ]
-        found.append(
-            Saving(
-                place=dict(place),
-                trials=len(tried),
-                of=len(cost),
-                lost=sum(lost) / len(lost),
-                most=max(lost),
-            )
-        )
+        found += [_saving(dict(place), cost, ranks, rates, near) for near in range(1, NEAR + 1)]
     return found
+
+
+def _saving(
+    place: dict[str, str],
+    cost: Mapping[tuple[str, str], float],
+    ranks: Sequence[str],
+    rates: Sequence[str],
+    near: int,
+) -> Saving:
+    """Go through a whole grid as one with the transfer of rates would."""
+    tried = [point for point in cost if point[0] in ranks[:FIRST_RANKS]]
+    for rank in ranks[FIRST_RANKS:]:
+        stage = [{RANK: rank, RATE: rate} for rate in rates]
+        told = [({RANK: r, RATE: lr}, cost[r, lr]) for r, lr in tried]
+        tried += [(point[RANK], point[RATE]) for point in transferred(stage, told, near)]
+    lost = [
+        min(cost[p] for p in tried if p[0] == rank) - min(cost[rank, rate] for rate in rates)
+        for rank in ranks[FIRST_RANKS:]
+    ]
+    return Saving(
+        place=place,
+        near=near,
+        trials=len(tried),
+        of=len(cost),
+        lost=sum(lost) / len(lost),
+        most=max(lost),
+    )
 
 
 def _by_place(sweep: SweepData, metric: str) -> dict[tuple[tuple[str, str], ...], list[Row]]:
@@ -226,6 +239,7 @@ def saving_table(savings: Sequence[Saving], metric: str, title: str) -> Table:
     unit = METRICS[metric].unit
     columns = [
         *(Column(key=name, label=name, kind=key) for name in axes),
+        Column(key="near", label="rates a rank", kind=key),
         Column(key="trials", label="trials", kind=number),
         Column(key="of", label="of the grid's", kind=number),
         Column(key="saved", label="saved", kind=number),
@@ -236,6 +250,7 @@ def saving_table(savings: Sequence[Saving], metric: str, title: str) -> Table:
     lines = [
         [
             *(Cell(text=each.place.get(name, MISSING)) for name in axes),
+            Cell(text=str(each.near)),
             Cell(text=str(each.trials)),
             Cell(text=str(each.of)),
             Cell(text=f"{1 - each.trials / each.of:.0%}"),
@@ -245,11 +260,9 @@ def saving_table(savings: Sequence[Saving], metric: str, title: str) -> Table:
         for each in savings
     ]
     note = (
-        f"search.transfer=lr on these trials: every rate at the two lowest ranks, then the {NEAR} "
-        f"nearest to the "
-        "predicted one, rank by rank. Lost: the best loss among those minus the best of all rates, over "
-        "the ranks "
-        "above the first two; 0 where the best rate was among them."
+        "A grid that goes from rank to rank on these trials: every rate at the two lowest ranks, then at each "
+        f"higher one so many of the nearest to the predicted one (search.transfer=lr: {NEAR}). Lost: the best "
+        "loss among those minus the best of all rates, over the higher ranks; 0 where the best was among them."
     )
     return Table(name="rate_transfer", title=title, columns=columns, rows=lines, footnotes=[note])
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.style import Width, figure_style, legend_above, line_look, new_figure
@@ -53,6 +53,7 @@ def best_rate_over_rank(laws: Sequence[LawOfPlace], *, width: Width = Width.one_
         axes.set_xticks(known, [str(rank) for rank in known])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("rank")
         axes.set_ylabel("best learning rate")
         legend_above(figure, axes)

@@ -139,8 +139,10 @@ def transfer_count(space: Space) -> int:
     return len(first) + sum(len(points[:NEAR]) for stage in later for points in _ranks_of(stage))
 
 
-def transferred(stage: Sequence[Point], told: Sequence[tuple[Point, float]]) -> Iterator[Point]:
-    """Yield the points of a later stage that lie nearest to the rates that the earlier ones predict.
+def transferred(
+    stage: Sequence[Point], told: Sequence[tuple[Point, float]], near: int = NEAR
+) -> Iterator[Point]:
+    """Yield the points of a later stage whose `near` rates are next to what the earlier ones predict.
 
     `told`: points of the stages before, with what they cost: the less, the better.
     """
@@ -153,8 +155,8 @@ def transferred(stage: Sequence[Point], told: Sequence[tuple[Point, float]]) -> 
         law = fit_law([(rank, best_rate(each).rate) for rank, each in losses.items()])
         rank = float(points[0][RANK])
         wanted = None if law is None else law.predicted(rank)
-        near = sorted(points, key=lambda point: _distance(float(point[RATE]), wanted))[:NEAR]
-        yield from (point for point in points if point in near)
+        by_distance = sorted(points, key=lambda point: _distance(float(point[RATE]), wanted))
+        yield from (point for point in points if point in by_distance[:near])
 
 
 def _distance(rate: float, wanted: float | None) -> float:
