@@ -260,9 +260,9 @@ def saving_table(savings: Sequence[Saving], metric: str, title: str) -> Table:
         for each in savings
     ]
     note = (
-        "A grid that goes from rank to rank on these trials: every rate at the two lowest ranks, then at each "
-        f"higher one so many of the nearest to the predicted one (search.transfer=lr: {NEAR}). Lost: the best "
-        "loss among those minus the best of all rates, over the higher ranks; 0 where the best was among them."
+        "A grid that goes from rank to rank on these trials: every rate at the two lowest ranks, at each "
+        f"higher one so many of the nearest to the predicted rate (search.transfer=lr: {NEAR}). Lost: the "
+        "best loss among those minus the best of all rates, over the higher ranks."
     )
     return Table(name="rate_transfer", title=title, columns=columns, rows=lines, footnotes=[note])
 
