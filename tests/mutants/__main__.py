@@ -4,8 +4,8 @@
     python -m tests.mutants --edits                 ten changes that once went unnoticed: what notices now
     python -m tests.mutants … --tests tests/plan tests/measure/test_throughput.py      judged by these alone
 
-The changes are cosmic-ray's. Its own runner starts a Python for each, which here would spend five seconds
-on imports; so the tests run in processes forked from one that has the libraries loaded, in copies of the
+The changes are cosmic-ray's. Its own runner starts a Python for each, which here would spend ten seconds
+on imports; so the tests run in forks of processes that have the code and the tests loaded, in copies of the
 project. All tests run once without any change, which must pass, and it is recorded which functions each of
 them enters: a change is judged by those that enter the changed function, until one fails. Prints a table and
 writes `out/mutants/verdicts.json`; what survived belongs into docs/mutants.md, with its reason.
@@ -28,7 +28,7 @@ from pathlib import Path
 from tests.mutants.changes import ROOMS, ROOT, Mutant, modules, mutants_of
 from tests.mutants.edits import EDITS, Edit
 from tests.mutants.reach import Reach
-from tests.mutants.trials import Copy, judge, outcome, read_reached, record, side_by_side
+from tests.mutants.trials import Copy, side_by_side
 
 LIBRARIES = (
     *("torch", "transformers", "peft", "numpy", "scipy.stats", "optuna", "pandas", "yaml", "hydra"),
@@ -36,6 +36,8 @@ LIBRARIES = (
     *("transformers.models.llama.modeling_llama", "rouge_score.rouge_scorer"),
 )
 OUT = ROOT / "out" / "mutants"
+FILES = 5
+"""Test files of a room that are recorded in one process, which shares what they set up."""
 QUICK = ("config", "records", "embedded")
 """Directories of tests that judge beside those of the rooms: quick ones that use them."""
 
@@ -68,15 +70,17 @@ def verdicts(
     for mutant in (each for each in work if not judged[each]):
         yield Verdict(mutant, "unreached", "", 0.0, diff(mutant))
 
-    def start(copy: Copy, mutant: Mutant | Edit) -> int:
-        copy.change(mutant.module, mutant.source(before_of(mutant)))
-        return copy.start(lambda: judge(copy, judged[mutant]), writes_bytecode=False)
+    def start(copy: Copy, mutant: Mutant | Edit) -> None:
+        source = mutant.source(before_of(mutant))
+        copy.change(mutant.module, source)
+        tests = [(each.test, each.seconds, each.setup) for each in judged[mutant]]
+        copy.ask("judge", mutant.module, mutant.function, source, tests)
 
     for end in side_by_side([each for each in work if judged[each]], copies, start):
         end.copy.put_back(end.work.module)
-        result = outcome(end.status)
-        by = "" if result == "survived" else (end.copy.directory / "killer.txt").read_text()
-        yield Verdict(end.work, result, by, end.seconds, diff(end.work))
+        survived = end.outcome == "survived"
+        by = "" if survived else (end.copy.directory / "killer.txt").read_text()
+        yield Verdict(end.work, end.outcome, by, end.seconds, diff(end.work))
 
 
 def _diff(module: str, before: str, after: str) -> str:
@@ -84,29 +88,31 @@ def _diff(module: str, before: str, after: str) -> str:
     return "\n".join(list(lines)[2:])
 
 
-def record_reach(
-    reach: Reach, judging: Sequence[str], unchanged: Path, copies: Sequence[Copy]
-) -> None:
+def record_reach(reach: Reach, test_files: Sequence[str], copies: Sequence[Copy]) -> None:
     """Run all tests that may judge, as the code is; raises SystemExit if one fails: it notices anything."""
-    places = [unchanged / place for place in judging]
-    found = [f for p in places for f in (sorted(p.rglob("test_*.py")) if p.is_dir() else [p])]
-    unknown = reach.unknown([str(file.relative_to(unchanged)) for file in found])
     rooms: dict[str, list[str]] = {}
-    for file in unknown:
+    for file in reach.unknown(test_files):
         rooms.setdefault(file.split("/")[1], []).append(file)
-    order = sorted(rooms.values(), key=len, reverse=True)
+    parts = [files[i : i + FILES] for files in rooms.values() for i in range(0, len(files), FILES)]
+    order = sorted(parts, key=len, reverse=True)
 
-    def start(copy: Copy, files: list[str]) -> int:
-        return copy.start(lambda: record(copy, files), writes_bytecode=True)
+    def start(copy: Copy, files: list[str]) -> None:
+        copy.ask("record", files)
 
     for end in side_by_side(order, copies, start):
-        print(
-            f"{end.seconds:4.0f} s  unchanged: {len(end.work)} files of {end.work[0]}", flush=True
-        )
-        if outcome(end.status) != "survived":
+        about = f"{end.seconds:4.0f} s  unchanged: {len(end.work)} files of {end.work[0]}"
+        print(about, flush=True)
+        if end.outcome != "survived":
             tail = (end.copy.directory / "log.txt").read_text()[-3000:]
             raise SystemExit(f"{end.work} fail without any change:\n{tail}")
-        reach.keep(end.work, read_reached(end.copy))
+        reach.keep(end.work, end.copy.reached())
+
+
+def files_of(judging: Sequence[str], root: Path) -> list[str]:
+    """Return the test files in these directories."""
+    places = [root / place for place in judging]
+    found = [f for p in places for f in (sorted(p.rglob("test_*.py")) if p.is_dir() else [p])]
+    return [str(file.relative_to(root)) for file in found]
 
 
 def by_edit(results: Sequence[Verdict]) -> str:
@@ -180,7 +186,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sample = partial(sampled, rooms, unchanged, asked.sample, asked.seed)
         work = list(EDITS) if asked.edits else sample()
         reach = Reach(OUT / "reach.json", unchanged)
-        record_reach(reach, judging, unchanged, copies)
+        test_files = files_of(judging, unchanged)
+        for copy in copies:
+            copy.load(test_files)
+        record_reach(reach, test_files, copies)
         for verdict in verdicts(work, reach, unchanged, copies):
             results.append(verdict)
             mutant = verdict.mutant
@@ -191,6 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             if verdict.outcome in ("survived", "unreached"):
                 print(verdict.diff, flush=True)
+        for copy in copies:
+            copy.close()
     print(by_edit(results) if asked.edits else table(results))
     OUT.mkdir(parents=True, exist_ok=True)
     kept = [asdict(verdict) for verdict in results]

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
@@ -29,6 +31,9 @@ class Reached:
 
     test: str
     seconds: float
+    """Of the test itself."""
+    setup: float
+    """Of all its fixtures, of which it may share most."""
 
     @property
     def file(self) -> str:
@@ -43,8 +48,9 @@ class Recorder:
         self._prefixes = tuple(f"{root}/{part}/" for part in ("harness", "analysis"))
         self._root = len(str(root)) + 1
         self._known: dict[CodeType, Place | None] = {}
-        self._entered: set[Place] = set()
-        self._of_fixtures: dict[int, set[Place]] = defaultdict(set)
+        self.entered: set[Place] = set()
+        self._fixtures: dict[int, _Fixture] = {}
+        self._setting_up = 0.0
         self.reached: list[dict[str, Any]] = []
 
     def _call(self, frame: FrameType, event: str, argument: Any) -> None:
@@ -55,35 +61,71 @@ class Recorder:
             self._known[code] = place
         place = self._known[code]
         if place is not None:
-            self._entered.add(place)
+            self.entered.add(place)
 
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        self._entered = set()
-        began = time.process_time()
-        wall = time.monotonic()
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record which functions are entered, in all threads."""
         sys.settrace(self._call)
         threading.settrace(self._call)
         yield
         sys.settrace(None)
         threading.settrace(None)  # type: ignore[arg-type]
-        seconds = max(time.process_time() - began, time.monotonic() - wall)
-        places = set(self._entered)
-        for fixtures in item._fixtureinfo.name2fixturedefs.values():  # type: ignore[attr-defined]
-            for fixture in fixtures:
-                places |= self._of_fixtures[id(fixture)]
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.entered, self._setting_up = set(), 0.0
+        clock = _Clock()
+        with self.recording():
+            yield
+        own = clock.seconds() - self._setting_up
+        fixtures = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
+        used = [self._fixtures[id(f)] for each in fixtures for f in each if id(f) in self._fixtures]
+        places = self.entered.union(*(each.places for each in used))
         functions: dict[str, list[str]] = defaultdict(list)
         for module, function in sorted(places):
             functions[module].append(function)
-        self.reached.append({"test": item.nodeid, "seconds": seconds, "places": functions})
+        setup = sum(each.seconds for each in used)
+        reached = {"test": item.nodeid, "seconds": own, "setup": setup, "places": functions}
+        self.reached.append(reached)
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
         """Keep what a shared fixture enters for every test that uses it, not for its first one alone."""
-        outside, self._entered = self._entered, set()
+        outside, self.entered = self.entered, set()
+        clock = _Clock()
         yield
-        self._of_fixtures[id(fixturedef)] |= self._entered
-        self._entered |= outside
+        seconds = clock.seconds()
+        self._setting_up += seconds
+        known = self._fixtures.get(id(fixturedef), _Fixture(set(), 0.0))
+        both = known.places | self.entered
+        self._fixtures[id(fixturedef)] = _Fixture(both, max(known.seconds, seconds))
+        self.entered |= outside
+
+
+@dataclass(frozen=True, slots=True)
+class _Fixture:
+    """What setting up a fixture enters, and how long it takes."""
+
+    places: set[Place]
+    seconds: float
+
+
+class _Clock:
+    """Seconds since it was made: on a processor, but for those that were waited; others may run, too."""
+
+    def __init__(self) -> None:
+        self._cpu, self._wall = _cpu_seconds(), time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the seconds until now."""
+        return max(_cpu_seconds() - self._cpu, (time.monotonic() - self._wall) / 4)
+
+
+def _cpu_seconds() -> float:
+    """Return the time on a processor of this process and of those that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def digests(test_files: Iterable[str], root: Path) -> dict[str, str]:
@@ -106,14 +148,17 @@ class Reach:
     def __init__(self, file: Path, root: Path) -> None:
         """What is kept in a file, of the tests of the project at `root`."""
         self._file, self._root = file, root
+        self._asked: list[str] = []
         self._kept: dict[str, dict[str, Any]] = (
             json.loads(file.read_text()) if file.exists() else {}
         )
 
     def unknown(self, test_files: Sequence[str]) -> list[str]:
-        """Return the test files whose reach has to be recorded, and forget the others' past."""
-        now = digests(test_files, self._root)
+        """Return the test files whose reach has to be recorded, and forget what is out of date."""
+        files = {n for n in (*test_files, *self._kept) if (self._root / n).exists()}
+        now = digests(files, self._root)
         self._kept = {n: e for n, e in self._kept.items() if e["digest"] == now.get(n)}
+        self._asked = list(test_files)
         return [name for name in test_files if name not in self._kept]
 
     def keep(self, test_files: Sequence[str], reached: Sequence[dict[str, Any]]) -> None:
@@ -127,22 +172,25 @@ class Reach:
     def judges(self, mutant: Mutant | Edit) -> list[Reached]:
         """Return the tests that enter the changed function: those of the module's own file first.
 
-        Their sum stays within SECONDS. What runs at import is judged by the tests that enter any function of
-        its module.
+        Their sum stays within SECONDS. What runs at import, and what no test enters in its own process, is
+        judged by the tests that enter any function of its module.
         """
-        found: list[Reached] = []
-        for entry in self._kept.values():
-            for each in entry["tests"]:
-                functions = each["places"].get(mutant.module, [])
-                if mutant.function in functions or (functions and not mutant.function):
-                    found.append(Reached(each["test"], each["seconds"]))
+        tests = [each for name in self._asked for each in self._kept[name]["tests"]]
+        of_module = [each for each in tests if mutant.module in each["places"]]
+        entering = [each for each in of_module if mutant.function in each["places"][mutant.module]]
+        found = [
+            Reached(each["test"], each["seconds"], each["setup"]) for each in entering or of_module
+        ]
         stem = Path(mutant.module).stem
-        found.sort(key=lambda each: (Path(each.file).stem != f"test_{stem}", each.seconds))
-        total, chosen = 0.0, []
+        found.sort(
+            key=lambda each: (Path(each.file).stem != f"test_{stem}", each.seconds + each.setup)
+        )
+        total, chosen, files = 0.0, [], set[str]()
         for each in found:
-            total += each.seconds
+            total += each.seconds + (0.0 if each.file in files else each.setup)
             if total > SECONDS and chosen:
                 break
+            files.add(each.file)
             chosen.append(each)
         return _by_file(chosen)
 
