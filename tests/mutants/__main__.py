@@ -1,13 +1,13 @@
 """Small changes to the code, each made alone, and whether the tests notice.
 
     python -m tests.mutants [--sample 200] [--seed 0] [--rooms plan,study] [--jobs 2]
-    python -m tests.mutants --edits                 ten changes that once went unnoticed: what notices now
-    python -m tests.mutants … --tests tests/plan tests/measure/test_throughput.py      judged by these alone
+    python -m tests.mutants --edits     only the ten that once went unnoticed, which come first otherwise
+    python -m tests.mutants … --tests tests/plan tests/measure/test_throughput.py    judged by these alone
 
 The changes are cosmic-ray's. Its own runner starts a Python for each, which here would spend ten seconds
 on imports; so the tests run in forks of processes that have the code and the tests loaded, in copies of the
-project. All tests run once without any change, which must pass, and it is recorded which functions each of
-them enters: a change is judged by those that enter the changed function, until one fails. Prints a table and
+project. All tests run once without any change, which must pass, and it is recorded which lines each of them
+runs: a change is judged by those that run the changed lines, until one fails. Prints a table and
 writes `out/mutants/verdicts.json`; what survived belongs into docs/mutants.md, with its reason.
 """
 
@@ -21,11 +21,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from tests.mutants.changes import ROOMS, ROOT, Mutant, modules, mutants_of
+from tests.mutants.changes import ROOMS, ROOT, Mutant, modules, mutants_of, only_elsewhere
 from tests.mutants.edits import EDITS, Edit
 from tests.mutants.reach import Reach
 from tests.mutants.trials import Copy, side_by_side
@@ -38,6 +37,7 @@ LIBRARIES = (
 OUT = ROOT / "out" / "mutants"
 FILES = 5
 """Test files of a room that are recorded in one process, which shares what they set up."""
+ROOMS_GIVEN = ",".join(ROOMS)
 QUICK = ("config", "records", "embedded")
 """Directories of tests that judge beside those of the rooms: quick ones that use them."""
 
@@ -48,9 +48,10 @@ class Verdict:
 
     mutant: Mutant | Edit
     outcome: str
-    """killed, survived, timeout (which is killed, too), or unreached: no test enters the function."""
+    """killed; timeout, which is killed, too; survived; unreached, where no test runs the module; elsewhere,
+    where only a GPU would run it."""
     by: str
-    """The test that failed."""
+    """The test that failed, or why no test here can."""
     seconds: float
     diff: str
 
@@ -66,15 +67,16 @@ def verdicts(
     def before_of(mutant: Mutant | Edit) -> str:
         return (unchanged / mutant.module).read_text()
 
-    judged = {mutant: reach.judges(mutant) for mutant in work}
+    judged = {mutant: [] if only_elsewhere(mutant) else reach.judges(mutant) for mutant in work}
     for mutant in (each for each in work if not judged[each]):
-        yield Verdict(mutant, "unreached", "", 0.0, diff(mutant))
+        reason = only_elsewhere(mutant)
+        yield Verdict(mutant, "elsewhere" if reason else "unreached", reason, 0.0, diff(mutant))
 
     def start(copy: Copy, mutant: Mutant | Edit) -> None:
         source = mutant.source(before_of(mutant))
         copy.change(mutant.module, source)
         tests = [(each.test, each.seconds, each.setup) for each in judged[mutant]]
-        copy.ask("judge", mutant.module, mutant.function, source, tests)
+        copy.ask("judge", mutant.module, mutant.function, mutant.lines, source, tests)
 
     for end in side_by_side([each for each in work if judged[each]], copies, start):
         end.copy.put_back(end.work.module)
@@ -122,6 +124,9 @@ def by_edit(results: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
+KINDS = ("killed", "timeout", "survived", "unreached", "elsewhere")
+
+
 def table(results: Sequence[Verdict]) -> str:
     """Return a Markdown table of outcomes by room."""
     rooms: dict[str, Counter[str]] = {}
@@ -130,13 +135,14 @@ def table(results: Sequence[Verdict]) -> str:
         room = path.parts[1] if path.parts[0] == "harness" else path.parts[0]
         rooms.setdefault(room, Counter())[verdict.outcome] += 1
     lines = [
-        "| room | mutants | killed | timed out | survived | unreached |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| room | changes | killed | timed out | survived | unreached | only on a GPU | noticed |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for room, counts in [*sorted(rooms.items()), ("all", sum(rooms.values(), Counter()))]:
-        kinds = ("killed", "timeout", "survived", "unreached")
-        numbers = [sum(counts.values()), *(counts[kind] for kind in kinds)]
-        lines.append(f"| {room} | {' | '.join(map(str, numbers))} |")
+        judged = sum(counts.values()) - counts["elsewhere"]
+        noticed = (counts["killed"] + counts["timeout"]) / judged if judged else 1.0
+        numbers = [sum(counts.values()), *(counts[kind] for kind in KINDS)]
+        lines.append(f"| {room} | {' | '.join(map(str, numbers))} | {noticed:.1%} |")
     return "\n".join(lines)
 
 
@@ -166,9 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sample", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rooms", default=",".join(ROOMS))
+    parser.add_argument("--rooms", default=ROOMS_GIVEN)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--edits", action="store_true", help="the ten of edits.py instead")
+    parser.add_argument("--edits", action="store_true", help="the ten of edits.py alone")
     parser.add_argument("--tests", nargs="+", help="files and directories that judge; all rooms'")
     asked = parser.parse_args(arguments)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -182,9 +188,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: list[Verdict] = []
     with tempfile.TemporaryDirectory() as place:
         unchanged = Copy(Path(place, "unchanged"), ROOT).directory  # the tree may go on changing
-        copies = [Copy(Path(place, str(index)), unchanged) for index in range(asked.jobs)]
-        sample = partial(sampled, rooms, unchanged, asked.sample, asked.seed)
-        work = list(EDITS) if asked.edits else sample()
+        copies = [Copy(Path(place, str(n)), unchanged, n) for n in range(asked.jobs)]
+        work: list[Mutant | Edit] = list(EDITS) if asked.rooms == ROOMS_GIVEN else []
+        if not asked.edits:
+            work += sampled(rooms, unchanged, asked.sample, asked.seed)
         reach = Reach(OUT / "reach.json", unchanged)
         test_files = files_of(judging, unchanged)
         for copy in copies:
@@ -198,11 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{mutant.module} {mutant.operator} {verdict.by}",
                 flush=True,
             )
-            if verdict.outcome in ("survived", "unreached"):
+            if verdict.outcome not in ("killed", "timeout"):
                 print(verdict.diff, flush=True)
         for copy in copies:
             copy.close()
-    print(by_edit(results) if asked.edits else table(results))
+    print(by_edit([each for each in results if isinstance(each.mutant, Edit)]))
+    print(table([each for each in results if isinstance(each.mutant, Mutant)]))
     OUT.mkdir(parents=True, exist_ok=True)
     kept = [asdict(verdict) for verdict in results]
     (OUT / "verdicts.json").write_text(json.dumps(kept, indent=1))

@@ -22,6 +22,11 @@ UNJUDGED = ("decorator", "raise_stmt", "assert_stmt")
 """Where nothing is changed: frozen=True and its like, the wording of errors, statements to ourselves."""
 GUARDS = ("strict", "encoding")
 """Keyword arguments that only guard against what does not happen, as an assertion does."""
+STATEMENTS = (
+    *("file_input", "suite", "simple_stmt", "if_stmt", "for_stmt", "while_stmt", "with_stmt"),
+    *("try_stmt", "funcdef", "classdef", "async_stmt", "decorated"),
+)
+"""Nodes whose children are statements or parts of a statement's head."""
 LOOKS = (
     *("linewidth", "linewidths", "alpha", "fontsize", "figsize", "height", "pad", "rotation"),
     *("zorder", "ncols", "markersize", "dpi", "capsize", "elinewidth", "layout"),
@@ -29,6 +34,9 @@ LOOKS = (
 """Keyword arguments that say how thick, pale, large or far apart something is drawn: judged by eye."""
 PLACING = ("new_figure", "Figure", "set_xlim", "set_ylim", "margins")
 """Functions of a figure's size and of the room around what is drawn."""
+
+ELSEWHERE: dict[tuple[str, str], str] = {}
+"""Functions that only a GPU runs, by module and qualified name, with the reason (`make test-gpu`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,8 @@ class Mutant:
     occurrence: int
     function: str
     """The qualified name of the innermost function around the place; empty outside of functions."""
+    lines: tuple[int, ...]
+    """Those of the statement, or of its head, that holds the place."""
 
     def source(self, before: str) -> str:
         """Return the module's source with the change."""
@@ -78,7 +88,7 @@ def mutants_of(module: str, root: Path = ROOT) -> Iterator[Mutant]:
         for node, function in nodes:
             for _ in operator.mutation_positions(node):
                 if function is not None:
-                    yield Mutant(module, name, index, function)
+                    yield Mutant(module, name, index, function, _lines(node))
                 index += 1
 
 
@@ -114,6 +124,14 @@ def _is_type(child: Any, parent: Any) -> bool:
     return parent.type == "funcdef" and child is parent.annotation
 
 
+def _lines(node: Any) -> tuple[int, ...]:
+    """Return the lines of the statement around a node; of a compound one, those of the part of its head."""
+    child = node
+    while child.parent is not None and child.parent.type not in STATEMENTS:
+        child = child.parent
+    return tuple(range(child.start_pos[0], child.end_pos[0] + 1))
+
+
 def _function(node: Any) -> str:
     """Return the qualified name, as code objects have it, of the function whose body holds a node."""
     parts: list[str] = []
@@ -128,3 +146,8 @@ def _function(node: Any) -> str:
                 parts = []  # the body of a class runs when it is imported
         child = parent
     return ".".join(parts)
+
+
+def only_elsewhere(change: Any) -> str:
+    """Return why no test without a GPU can notice a change; empty where one could."""
+    return ELSEWHERE.get((change.module, change.function), "")

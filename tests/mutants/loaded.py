@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.mutants.reach import Place, Reached, Recorder
+from tests.mutants.reach import AT_IMPORT, Reached, Recorder
 
 OURS = ("harness", "analysis", "tests")
 BYTES = 12 * 2**30
@@ -27,9 +27,14 @@ UNLOADED = 77
 """Exit code of a process in which the change could only be made by importing everything anew."""
 
 
-def serve(connection: Connection, copy: Path, test_files: Sequence[str]) -> None:
-    """Do what is asked for in forks of this process, which has these tests loaded, until that is None."""
+def serve(connection: Connection, copy: Path, number: int, test_files: Sequence[str]) -> None:
+    """Do what is asked for in forks of this process, which has these tests loaded, until that is None.
+
+    It has a core of its own, by its number: what would be divided over several is done by one process.
+    """
     _enter(copy)
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
     loaded = Loaded(copy, test_files) if test_files else None
     while (asked := connection.recv()) is not None:
         os.truncate("log.txt", 0)
@@ -43,8 +48,8 @@ def _do(copy: Path, loaded: "Loaded | None", kind: str, *about: Any) -> int:
         return record(copy, *about)
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    module, function, source, tests = about
-    if loaded is not None and not loaded.change(module, function, source):
+    *change, tests = about
+    if loaded is not None and not loaded.change(*change):
         return UNLOADED
     return judge(copy, [Reached(*each) for each in tests])
 
@@ -67,12 +72,11 @@ class Loaded:
     def __init__(self, root: Path, test_files: Sequence[str]) -> None:
         """Import these tests, and what they import, from the copy at `root`."""
         recorder = Recorder(root)
-        with recorder.recording():
-            code = _pytest(test_files, object(), "--collect-only")
+        code = _pytest(test_files, object(), "--collect-only")
         if code:
             raise SystemExit(f"the tests cannot be collected:\n{(root / 'log.txt').read_text()}")
         self._root = root
-        self._at_import: set[Place] = recorder.entered
+        self._at_import = recorder.lines()[AT_IMPORT]
         self._functions: dict[str, list[FunctionType]] = {}
         self._caches: list[Any] = []
         for each in gc.get_objects():
@@ -82,9 +86,9 @@ class Loaded:
                 self._caches.append(each)
         gc.freeze()  # forks share what is loaded
 
-    def change(self, module: str, function: str, source: str) -> bool:
+    def change(self, module: str, function: str, lines: Sequence[int], source: str) -> bool:
         """Change a function; False where what it did at import would stay as it was."""
-        if not function or (module, function) in self._at_import:
+        if not function or {*lines} & {*self._at_import.get(module, ())}:
             return False
         file = str(self._root / module)
         codes = list(_codes(compile(source, file, "exec", dont_inherit=True)))
@@ -118,7 +122,7 @@ def record(copy: Path, test_files: Sequence[str]) -> int:
     """Run test files unchanged and write what they reach to `reach.json`; returns pytest's exit code."""
     recorder = Recorder(copy)
     code = _pytest(test_files, recorder)
-    (copy / "reach.json").write_text(json.dumps(recorder.reached))
+    (copy / "reach.json").write_text(json.dumps(recorder.reached()))
     return code
 
 

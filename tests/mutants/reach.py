@@ -1,33 +1,30 @@
-"""Which functions each test enters, and how long it takes: what decides which tests judge a change."""
+"""Which lines each test runs, and how long it takes: what decides which tests judge a change."""
 
 import hashlib
 import json
 import os
-import sys
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any
 
 import pytest
+from coverage import Coverage
 
 from tests.mutants.changes import Mutant
 from tests.mutants.edits import Edit
 
-Place = tuple[str, str]
-"""A module's path from the root, and the qualified name of a function in it."""
 SECONDS = 60.0
 """Tests that judge one change take no longer together, as measured without it."""
+AT_IMPORT = ""
+"""The context of what runs outside of tests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """A test that enters a function, and how long it takes."""
+    """A test that runs a line, and how long it takes."""
 
     test: str
     seconds: float
@@ -42,73 +39,69 @@ class Reached:
 
 
 class Recorder:
-    """A pytest plugin: records the functions of the copy at `root` that each test and fixture enters."""
+    """A pytest plugin: records the lines of the copy at `root` that each test and each fixture runs."""
 
     def __init__(self, root: Path) -> None:
-        self._prefixes = tuple(f"{root}/{part}/" for part in ("harness", "analysis"))
-        self._root = len(str(root)) + 1
-        self._known: dict[CodeType, Place | None] = {}
-        self.entered: set[Place] = set()
-        self._fixtures: dict[int, _Fixture] = {}
+        self._root = root
+        inside = [f"{root}/{part}/*" for part in ("harness", "analysis")]
+        self._coverage = Coverage(data_file=None, include=inside, config_file=False)
+        self._setups: dict[str, float] = {}
         self._setting_up = 0.0
-        self.reached: list[dict[str, Any]] = []
+        self._tests: list[dict[str, Any]] = []
+        self._coverage.start()
 
-    def _call(self, frame: FrameType, event: str, argument: Any) -> None:
-        code = frame.f_code
-        if code not in self._known:
-            inside = code.co_filename.startswith(self._prefixes)
-            place = (code.co_filename[self._root :], code.co_qualname) if inside else None
-            self._known[code] = place
-        place = self._known[code]
-        if place is not None:
-            self.entered.add(place)
+    def lines(self) -> dict[str, dict[str, list[int]]]:
+        """Return the lines by context, a test or a fixture, and module; stops recording."""
+        self._coverage.stop()
+        data = self._coverage.get_data()
+        found: dict[str, dict[str, list[int]]] = defaultdict(dict)
+        for file in data.measured_files():
+            module = str(Path(file).relative_to(self._root))
+            for line, contexts in data.contexts_by_lineno(file).items():
+                for context in contexts:
+                    found[context].setdefault(module, []).append(line)
+        return found
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record which functions are entered, in all threads."""
-        sys.settrace(self._call)
-        threading.settrace(self._call)
-        yield
-        sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
+    def reached(self) -> list[dict[str, Any]]:
+        """Return for each test its seconds and its lines, those of its fixtures with them."""
+        lines = self.lines()
+        for test in self._tests:
+            modules: dict[str, set[int]] = defaultdict(set)
+            for context in (test["test"], *test.pop("fixtures")):
+                for module, own in lines[context].items():
+                    modules[module].update(own)
+            test["lines"] = {module: sorted(own) for module, own in sorted(modules.items())}
+        return self._tests
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        self.entered, self._setting_up = set(), 0.0
-        clock = _Clock()
-        with self.recording():
-            yield
-        own = clock.seconds() - self._setting_up
-        fixtures = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
-        used = [self._fixtures[id(f)] for each in fixtures for f in each if id(f) in self._fixtures]
-        places = self.entered.union(*(each.places for each in used))
-        functions: dict[str, list[str]] = defaultdict(list)
-        for module, function in sorted(places):
-            functions[module].append(function)
-        setup = sum(each.seconds for each in used)
-        reached = {"test": item.nodeid, "seconds": own, "setup": setup, "places": functions}
-        self.reached.append(reached)
-
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
-        """Keep what a shared fixture enters for every test that uses it, not for its first one alone."""
-        outside, self.entered = self.entered, set()
+        self._coverage.switch_context(item.nodeid)
+        self._setting_up = 0.0
         clock = _Clock()
         yield
+        seconds = clock.seconds() - self._setting_up
+        self._coverage.switch_context(AT_IMPORT)
+        fixtures = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
+        used = [name for each in fixtures for f in each if (name := _name(f)) in self._setups]
+        setup = sum(self._setups[name] for name in used)
+        self._tests.append(
+            {"test": item.nodeid, "seconds": seconds, "setup": setup, "fixtures": used}
+        )
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
+        """Keep what a shared fixture runs for every test that uses it, not for its first one alone."""
+        name, clock = _name(fixturedef), _Clock()
+        self._coverage.switch_context(name)
+        yield
+        self._coverage.switch_context(request._pyfuncitem.nodeid)
         seconds = clock.seconds()
         self._setting_up += seconds
-        known = self._fixtures.get(id(fixturedef), _Fixture(set(), 0.0))
-        both = known.places | self.entered
-        self._fixtures[id(fixturedef)] = _Fixture(both, max(known.seconds, seconds))
-        self.entered |= outside
+        self._setups[name] = max(seconds, self._setups.get(name, 0.0))
 
 
-@dataclass(frozen=True, slots=True)
-class _Fixture:
-    """What setting up a fixture enters, and how long it takes."""
-
-    places: set[Place]
-    seconds: float
+def _name(fixturedef: Any) -> str:
+    return f"fixture {fixturedef.baseid} {fixturedef.argname} {id(fixturedef)}"
 
 
 class _Clock:
@@ -170,16 +163,19 @@ class Reach:
         self._file.write_text(json.dumps(self._kept))
 
     def judges(self, mutant: Mutant | Edit) -> list[Reached]:
-        """Return the tests that enter the changed function: those of the module's own file first.
+        """Return the tests that run the changed lines: those of the module's own file first, the quick first.
 
-        Their sum stays within SECONDS. What runs at import, and what no test enters in its own process, is
-        judged by the tests that enter any function of its module.
+        Their sum stays within SECONDS. What runs at import, and what no test runs in its own process, is
+        judged by the tests that run anything of its module.
         """
         tests = [each for name in self._asked for each in self._kept[name]["tests"]]
-        of_module = [each for each in tests if mutant.module in each["places"]]
-        entering = [each for each in of_module if mutant.function in each["places"][mutant.module]]
+        of_module = [each for each in tests if mutant.module in each["lines"]]
+        changed = set(mutant.lines)
+        running = [each for each in of_module if changed & set(each["lines"][mutant.module])]
+        if not mutant.function:
+            running = []
         found = [
-            Reached(each["test"], each["seconds"], each["setup"]) for each in entering or of_module
+            Reached(each["test"], each["seconds"], each["setup"]) for each in running or of_module
         ]
         stem = Path(mutant.module).stem
         found.sort(

@@ -21,8 +21,8 @@ Work = TypeVar("Work")
 class Copy:
     """A copy of the project, with two processes in which its tests run: one has them loaded already."""
 
-    def __init__(self, directory: Path, of: Path) -> None:
-        self.directory, self._of = directory, of
+    def __init__(self, directory: Path, of: Path, number: int = 0) -> None:
+        self.directory, self._of, self._number = directory, of, number
         for part in PARTS:
             source, target = of / part, directory / part
             if source.is_dir():
@@ -39,7 +39,7 @@ class Copy:
         ours, theirs = Pipe()
         if not os.fork():
             try:
-                loaded.serve(theirs, self.directory, test_files)
+                loaded.serve(theirs, self.directory, self._number, test_files)
             finally:
                 os._exit(1)
         theirs.close()
