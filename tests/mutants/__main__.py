@@ -105,8 +105,7 @@ def record_reach(reach: Reach, test_files: Sequence[str], copies: Sequence[Copy]
         about = f"{end.seconds:4.0f} s  unchanged: {len(end.work)} files of {end.work[0]}"
         print(about, flush=True)
         if end.outcome != "survived":
-            tail = (end.copy.directory / "log.txt").read_text()[-3000:]
-            raise SystemExit(f"{end.work} fail without any change:\n{tail}")
+            raise SystemExit(f"{end.work} fail without any change:\n{end.copy.log}")
         reach.keep(end.work, end.copy.reached())
 
 

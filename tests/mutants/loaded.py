@@ -74,7 +74,7 @@ class Loaded:
         recorder = Recorder(root)
         code = _pytest(test_files, object(), "--collect-only")
         if code:
-            raise SystemExit(f"the tests cannot be collected:\n{(root / 'log.txt').read_text()}")
+            raise SystemExit("the tests cannot be collected")
         self._root = root
         self._at_import = recorder.lines()[AT_IMPORT]
         self._functions: dict[str, list[FunctionType]] = {}

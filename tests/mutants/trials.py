@@ -67,12 +67,20 @@ class Copy:
 
     def answer(self) -> tuple[str, float] | None:
         """Return the outcome and its seconds; None where it has to be asked again without what is loaded."""
-        status, seconds = self.asked.recv()
+        try:
+            status, seconds = self.asked.recv()
+        except (EOFError, ConnectionError):
+            raise SystemExit(f"the tests cannot be run:\n{self.log}") from None
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == loaded.UNLOADED:
             self.asked = self._bare
             self.asked.send(self._what)
             return None
         return _outcome(status), seconds
+
+    @property
+    def log(self) -> str:
+        """The end of what the tests have said."""
+        return (self.directory / "log.txt").read_text(errors="replace")[-3000:]
 
     def reached(self) -> list[dict[str, Any]]:
         """Return what was recorded."""
