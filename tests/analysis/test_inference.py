@@ -1,5 +1,6 @@
 """Contrasts, equivalence, the best of several and interaction, against SciPy, tables or numbers by hand."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy import stats as scipy_stats
 from analysis.inference import (
     Method,
     Verdict,
+    _is_larger,
     compare_with_best,
     equivalence_p,
     family_of,
@@ -191,3 +193,64 @@ def test_seeds_for_a_margin_show_equal_cells_to_be_equivalent() -> None:
     share = float((np.maximum(low, high) < 0.05).mean())
     assert share > 0.78
     assert seeds_for_margin(1.0, 0.01, 12) == 12
+
+
+@pytest.mark.parametrize("margin", [0.5, 1.0, 3.0])
+def test_equivalence_by_sign_flips_counts_every_assignment(margin: float) -> None:
+    differences = [0.3, -0.2, 0.9, 0.1, -0.6, 0.4]
+
+    def share(shifted: list[float]) -> float:
+        """Of all signs those with a sum at least as large, one by one."""
+        sums = [
+            sum(sign * each for sign, each in zip(signs, shifted, strict=True))
+            for signs in product((1, -1), repeat=len(shifted))
+        ]
+        return sum(each >= sum(shifted) - 1e-9 for each in sums) / len(sums)
+
+    expected = max(
+        share([d + margin for d in differences]), share([margin - d for d in differences])
+    )
+    assert equivalence_p(differences, margin, Method.sign_flips) == expected
+
+
+def test_equivalence_of_what_never_varies_is_certain_or_refuted() -> None:
+    assert equivalence_p([0.125] * 3, 0.25, Method.paired_t) == 0.0
+    assert equivalence_p([0.5] * 3, 0.25, Method.paired_t) == 1.0
+    assert equivalence_p([0.25] * 3, 0.25, Method.paired_t) == 0.5
+
+
+def test_cells_without_common_seeds_are_compared_by_welch() -> None:
+    one, other = [3.0, 3.4, 2.9, 3.6], [2.1, 2.0, 2.6]
+    a, b = dict(enumerate(one)), dict(enumerate(other, start=10))
+    p = stats.ttest_ind(one, other, equal_var=False, alternative="greater").pvalue
+    assert _is_larger(a, b, p * 1.001)
+    assert not _is_larger(a, b, p * 0.999)
+    assert not _is_larger(b, a, 0.5)
+    paired = stats.ttest_rel(one[:3], other, alternative="greater").pvalue
+    shared = dict(enumerate(other))
+    assert _is_larger(a, shared, paired * 1.001)
+    assert not _is_larger(a, shared, paired * 0.999)
+    assert _is_larger(a, {0: 2.1, 11: 2.0, 12: 2.6}, p * 1.001), "one pair is no test of pairs"
+
+
+def test_counted_cells_without_common_seeds_are_larger_or_not() -> None:
+    assert _is_larger({0: 2.0, 1: 2.0}, {2: 1.0, 3: 1.0}, 0.05)
+    assert not _is_larger({0: 1.0, 1: 1.0}, {2: 1.0, 3: 1.0}, 0.05)
+
+
+@pytest.mark.parametrize("smaller_is_better", [True, False])
+def test_what_is_counted_is_best_where_it_is_least_or_most(smaller_is_better: bool) -> None:
+    cells = [{0: v, 1: v} for v in (2.0, 1.0, 3.0, 1.0)]
+    found = compare_with_best(cells, smaller_is_better=smaller_is_better)
+    assert found is not None
+    best = 1.0 if smaller_is_better else 3.0
+    assert [each.may_be_best for each in found[0]] == [cell[0] == best for cell in cells]
+    assert found[1] == "nothing varies"
+    assert compare_with_best(cells[:1], smaller_is_better=True) is None
+    assert compare_with_best([{0: 1.0}, {0: 2.0, 1: 3.0}], smaller_is_better=True) is None
+
+
+def test_an_interaction_that_nothing_tells_is_none() -> None:
+    assert interaction_p([[1.0, 2.0]]) is None
+    assert interaction_p([[1.0], [2.0]]) is None
+    assert interaction_p([[1.0, 2.0], [2.0, 3.0]]) is None, "the rest is nothing"
