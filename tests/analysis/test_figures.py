@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,20 @@ from analysis.figures.factors import (
     varying_factors,
 )
 from analysis.figures.grids import heat_map
-from analysis.figures.learning import learning_curves, runs_with_curves
+from analysis.figures.learning import learning_curves, runs_with_curves, smooth
 from analysis.figures.memory import memory_by_parts, predicted_against_measured
 from analysis.figures.over import metric_over
 from analysis.figures.search import TrialPoint, importance_bars, parallel_coordinates
-from analysis.figures.style import Width, svg_text, write_figure
+from analysis.figures.style import (
+    FigureStyle,
+    Look,
+    Width,
+    figure_style,
+    legend_above,
+    line_look,
+    svg_text,
+    write_figure,
+)
 from analysis.figures.targets import targets_at_equal_budget
 from analysis.figures.trade_off import quality_against_memory
 from analysis.histories import History
@@ -216,6 +226,17 @@ def test_memory_is_stacked_by_part_and_settings_that_change_nothing_share_a_bar(
     assert axes.get_xlabel() == "memory (KiB)"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_settings_that_cost_the_same_the_one_with_more_parts_is_drawn(order: int) -> None:
+    """Two rates cost the same; one of them had a process of its own, and knows its activations."""
+    solo = Run(lr=1e-3, loss=1.0, parts=(10.0, 1, 1, 1, 1, 5))
+    shared = Run(lr=1e-2, loss=1.0, parts=(10.0, 1, 1, 1, 1), measured_in=MeasuredIn.cohort)
+    drawing = memory_by_parts(rows(*[solo, shared][::order]))
+    (axes,) = drawn(drawing).axes
+    assert [bar.patches[0].get_width() for bar in axes.containers] == [10, 1, 1, 1, 1, 5]  # pyright: ignore
+    assert "missing" not in drawing.caption
+
+
 def test_activations_come_from_probes_and_their_absence_is_said() -> None:
     cohort = [
         Run(format=f, loss=1.0, parts=(b, 1, 1, 1, 1, 999.0), measured_in=MeasuredIn.cohort)
@@ -251,6 +272,20 @@ def test_without_a_peak_of_their_own_the_exact_parts_stand_in_and_the_axis_says_
     ]
     drawing = quality_against_memory(rows(*runs), metric=LOSS)
     assert drawn(drawing).axes[0].get_xlabel() == "memory without activations (bytes) ↓"
+
+
+def test_a_cell_of_which_a_part_is_not_known_has_no_sum_of_its_parts() -> None:
+    runs = [
+        Run(rank=r, loss=1.0, parts=parts, measured_in=MeasuredIn.cohort)
+        for r, parts in ((2, (2, 1, 1, 1, 1)), (8, (8, 1, 1, 1, 1)), (32, (32, 1, 1, 1)))
+    ]
+    drawing = quality_against_memory(rows(*runs), metric=LOSS)
+    assert "2 cells, 1 of them on the front" in drawing.caption
+    assert drawing.run_ids == (runs[0].run_id, runs[1].run_id)
+    front = next(
+        line for line in drawn(drawing).axes[0].lines if line.get_label() == "Pareto front"
+    )
+    np.testing.assert_allclose(np.asarray(front.get_xydata()), [[6, 1]])
 
 
 def test_predictions_are_drawn_where_both_exist() -> None:
@@ -319,6 +354,87 @@ def test_importance_has_a_bar_for_each_axis_and_objective() -> None:
     widths = [[patch.get_width() for patch in bars] for bars in axes.containers]  # pyright: ignore
     assert widths == [[0.3, 0.7], [0.9, 0.1]]
     assert importance_bars({LOSS: {"a": 1.0}}).figure is None
+
+
+@pytest.mark.parametrize("points", [50, 51, 100, 137])
+def test_a_long_curve_is_the_means_of_fifty_stretches(points: int) -> None:
+    steps, values = np.arange(1.0, points + 1), np.random.default_rng(0).normal(size=points)
+    found_steps, found = smooth((steps, values))
+    if points <= 50:
+        assert found is values
+        return
+    assert len(found) == len(found_steps) == 50
+    # Every step is in one stretch, in order; stretches differ by a step at most.
+    cuts = [int(points * n / 50) for n in range(51)]
+    for n, (start, stop) in enumerate(pairwise(cuts)):
+        assert found[n] == pytest.approx(values[start:stop].mean())
+        assert found_steps[n] == pytest.approx(steps[start:stop].mean())
+
+
+def test_a_run_that_was_cut_short_ends_the_mean_and_a_wide_curve_is_logarithmic() -> None:
+    runs = rows(Run(seed=0, loss=1.0), Run(seed=1, loss=1.0))
+    steps = np.array([1.0, 2.0, 3.0])
+    for low, scale in ((1.0, "log"), (4.0, "linear"), (-1.0, "linear")):
+        curves = [
+            (steps, np.array([41.0, 41.0, 41.0])),
+            (steps[:2], np.array([41.0, 2 * low - 41])),
+        ]
+        histories = {
+            row["run_id"]: History(curves={"train/loss": curve}, num_damaged_lines=0)
+            for row, curve in zip(runs, curves, strict=True)
+        }
+        (axes,) = drawn(learning_curves(runs, histories, metric="train/loss", objective=LOSS)).axes
+        assert np.asarray(axes.lines[0].get_ydata()).tolist() == [41.0, low]
+        assert axes.get_yscale() == scale
+
+
+# How it looks -------------------------------------------------------------------------------------
+
+
+def test_thirty_two_lines_are_told_apart() -> None:
+    assert len({line_look(index) for index in range(32)}) == 32
+    neighbours = [(line_look(n), line_look(n + 1)) for n in range(32)]
+    assert all(a.colour != b.colour and a.marker != b.marker for a, b in neighbours)
+
+
+@pytest.mark.parametrize(
+    ("labels", "inches", "columns"),
+    [
+        (["nf4", "int4", "none"], 3.25, 3),  # 48 letters: room for five of nine
+        (["x" * 20, "y", "z"], 3.25, 1),
+        (["x" * 20, "y", "z"], 6.75, 3),  # 101 letters: four of 25
+        (["x" * 20, "y", "z", "u", "v"], 6.75, 4),
+        (["x" * 200, "y"], 3.25, 1),
+    ],
+)
+def test_a_legend_has_as_many_columns_as_its_longest_name_leaves_room_for(
+    labels: list[str], inches: float, columns: int
+) -> None:
+    with figure_style():
+        figure = Figure(figsize=(inches, 2), layout="constrained")
+        axes = figure.add_subplot()
+        for label in labels:
+            axes.plot([1], [1], label=label)
+        legend_above(figure, axes, "format")
+    (legend,) = figure.legends
+    assert legend._ncols == columns  # pyright: ignore[reportAttributeAccessIssue]
+    assert legend.get_title().get_text() == "format"
+
+
+def test_letters_and_lines_follow_what_they_are_for() -> None:
+    page = Look().settings()
+    assert page["font.family"] != Look(serif=True).settings()["font.family"] == "DejaVu Serif"
+    for style, letters, lines in ((FigureStyle.paper, 0.9, 0.9), (FigureStyle.slides, 1.3, 1.6)):
+        found = Look(style=style).settings()
+        assert found.keys() == page.keys()
+        for key, value in page.items():
+            if key.endswith("size") and isinstance(value, int | float):
+                assert found[key] == value * letters
+            elif key.endswith("linewidth"):
+                assert found[key] == value * lines
+            else:
+                assert found[key] == value
+    assert any(key.endswith("linewidth") for key in page)
 
 
 # Which, and how -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from analysis.inference import (
     family_of,
     interaction_p,
     interval_of,
+    method_for,
     one_sided_many_to_one,
     pairs_needed,
 )
@@ -53,6 +54,24 @@ def test_sign_flips_are_taken_only_where_they_can_decide() -> None:
     assert family_of(six, None).method is Method.sign_flips
     assert family_of(six * 2, None).method is Method.paired_t, "2/64 times 2 is above .05"
     assert family_of(three, None).method is Method.paired_t
+
+
+@pytest.mark.parametrize(
+    ("pairs", "method"),
+    [
+        ((6,), Method.sign_flips),
+        ((14,), Method.sign_flips),
+        ((15,), Method.paired_t),
+        ((5,), Method.paired_t),
+        ((5, 8), Method.paired_t),
+        ((8, 15), Method.paired_t),
+        ((8, 9, 10), Method.sign_flips),  # 1/128 times 3 is below .05
+        ((7, 7, 7, 7), Method.paired_t),  # 1/64 times 4 is above
+        ((), Method.paired_t),
+    ],
+)
+def test_every_line_of_a_table_must_be_decidable_by_sign_flips(pairs, method) -> None:
+    assert method_for(pairs) is method
 
 
 def test_an_interval_of_sign_flips_holds_what_they_do_not_reject() -> None:
@@ -254,3 +273,21 @@ def test_an_interaction_that_nothing_tells_is_none() -> None:
     assert interaction_p([[1.0, 2.0]]) is None
     assert interaction_p([[1.0], [2.0]]) is None
     assert interaction_p([[1.0, 2.0], [2.0, 3.0]]) is None, "the rest is nothing"
+
+
+@pytest.mark.parametrize(("seeds", "levels"), [(5, 3), (6, 4), (4, 5)])
+def test_an_interaction_of_more_levels_is_the_corrected_analysis_of_variance(seeds, levels) -> None:
+    """Epsilon from the eigenvalues of orthonormal contrasts (Box 1954), F from the table of squares."""
+    generator = np.random.default_rng(seeds)
+    table = generator.normal(size=(seeds, levels)) * np.arange(1, levels + 1) + generator.normal(
+        size=(seeds, 1)
+    )
+    helmert = np.linalg.qr(np.column_stack([np.ones(levels), np.eye(levels)[:, 1:]]))[0][:, 1:]
+    scores = table @ helmert
+    values = np.linalg.eigvalsh(np.cov(scores, rowvar=False))
+    epsilon = values.sum() ** 2 / ((levels - 1) * (values**2).sum())
+    between = seeds * (scores.mean(0) ** 2).sum() / (levels - 1)
+    within = ((scores - scores.mean(0)) ** 2).sum() / ((levels - 1) * (seeds - 1))
+    freedoms = epsilon * (levels - 1), epsilon * (levels - 1) * (seeds - 1)
+    assert 1 / (levels - 1) < epsilon < 1
+    assert interaction_p(table) == pytest.approx(stats.f.sf(between / within, *freedoms))

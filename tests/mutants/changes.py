@@ -20,8 +20,8 @@ LEFT_OUT = (
 """Operators of cosmic-ray that are not used."""
 UNJUDGED = ("decorator", "raise_stmt", "assert_stmt")
 """Where nothing is changed: frozen=True and its like, the wording of errors, statements to ourselves."""
-GUARDS = ("strict", "encoding")
-"""Keyword arguments that only guard against what does not happen, as an assertion does."""
+GUARDS = ("strict", "encoding", "deepcopy")
+"""Keyword arguments that only guard against what does not happen, as an assertion does, or only save time."""
 STATEMENTS = (
     *("file_input", "suite", "simple_stmt", "if_stmt", "for_stmt", "while_stmt", "with_stmt"),
     *("try_stmt", "funcdef", "classdef", "async_stmt", "decorated"),
