@@ -27,7 +27,7 @@ from analysis.figures.grids import heat_map
 from analysis.figures.learning import learning_curves, runs_with_curves, smooth
 from analysis.figures.memory import memory_by_parts, predicted_against_measured
 from analysis.figures.over import metric_over
-from analysis.figures.search import TrialPoint, importance_bars, parallel_coordinates
+from analysis.figures.search import TrialPoint, _Column, importance_bars, parallel_coordinates
 from analysis.figures.style import (
     FigureStyle,
     Look,
@@ -346,6 +346,35 @@ def test_every_trial_is_a_line_across_the_axes_and_the_unfinished_are_grey() -> 
     assert "4 trials of the search, not results" in drawing.caption
     assert "2 more, in grey" in drawing.caption
     assert parallel_coordinates(trials[:2], metric=LOSS).reason == "2 finished trials; it takes 4"
+
+
+@pytest.mark.parametrize(
+    ("spelled", "heights"),
+    [
+        (["1", "2", "5"], [0.0, 0.25, 1.0]),  # neither twentyfold nor by one ratio: linear
+        (["1", "2", "20"], [0.0, 1 / 19, 1.0]),  # twentyfold, and not more
+        (["1", "2", "21"], [0.0, np.log(2) / np.log(21), 1.0]),
+        (["2", "4", "8"], [0.0, 0.5, 1.0]),  # by one ratio: logarithmic
+        (["0", "2", "50"], [0.0, 0.04, 1.0]),  # 0 has no logarithm
+        (["-8", "-4", "-2"], [0.0, 2 / 3, 1.0]),
+        (["7", "7", None], [0.0, 0.0, np.nan]),
+        (["b", "a", "c"], [0.5, 0.0, 1.0]),  # words by their spelling
+        (["a", "a", "a"], [0.0, 0.0, 0.0]),
+        (["1", "x", "2"], [0.0, 1.0, 0.5]),  # one word makes all of them words
+    ],
+)
+def test_a_value_stands_on_its_axis_where_its_kind_of_axis_has_it(spelled, heights) -> None:
+    column = _Column("k", spelled)
+    np.testing.assert_allclose([column.height(text) for text in spelled], heights)
+
+
+def test_of_many_numbers_the_ends_and_the_middle_are_named_and_none_on_another() -> None:
+    many = _Column("k", [str(n) for n in range(9, 0, -1)])
+    assert many.ticks() == [(0.0, "1"), (0.5, "5"), (1.0, "9")]
+    eight = _Column("k", [str(n) for n in range(1, 9)])
+    assert [text for _, text in eight.ticks()] == list("12345678")
+    close = _Column("k", ["0", "1", "4", "5", "100"])  # 0.01 and 0.05 of the axis: one is too close
+    assert [text for _, text in close.ticks()] == ["0", "5", "100"]
 
 
 def test_importance_has_a_bar_for_each_axis_and_objective() -> None:

@@ -272,6 +272,7 @@ def test_what_is_counted_is_best_where_it_is_least_or_most(smaller_is_better: bo
 def test_an_interaction_that_nothing_tells_is_none() -> None:
     assert interaction_p([[1.0, 2.0]]) is None
     assert interaction_p([[1.0], [2.0]]) is None
+    assert interaction_p([]) is None
     assert interaction_p([[1.0, 2.0], [2.0, 3.0]]) is None, "the rest is nothing"
 
 

@@ -38,8 +38,8 @@ OUT = ROOT / "out" / "mutants"
 FILES = 5
 """Test files of a room that are recorded in one process, which shares what they set up."""
 ROOMS_GIVEN = ",".join(ROOMS)
-QUICK = ("config", "records", "embedded")
-"""Directories of tests that judge beside those of the rooms: quick ones that use them."""
+QUICK = ("config", "records", "embedded", "commands/test_data.py", "sweeping/test_tenancy.py")
+"""Tests that judge beside those of the rooms: quick ones that use them."""
 
 
 @dataclass(frozen=True, slots=True)
