@@ -349,12 +349,37 @@ def test_every_trial_is_a_line_across_the_axes_and_the_unfinished_are_grey() -> 
 
 
 @pytest.mark.parametrize(
+    ("metric", "size", "unit"),
+    [(LOSS, 1.0, ""), ("eval/exact_match", 1.0, ""), ("memory/peak_bytes", 1024.0, " (KiB)")],
+)
+def test_the_better_a_trial_the_darker_its_line_and_the_bar_says_in_what_unit(
+    metric: str, size: float, unit: str
+) -> None:
+    trials = [
+        TrialPoint(point={"a": str(n), "b": str(n % 2)}, value=size * value)
+        for n, value in enumerate((1.0, 4.0, 2.0, 3.0))
+    ]
+    axes, bar = drawn(parallel_coordinates(trials, metric=metric)).axes
+    assert bar.get_ylim() == (1.0, 4.0)
+    assert bar.get_ylabel().endswith(unit)
+    _, lines = (c for c in axes.collections if isinstance(c, LineCollection))
+    light = np.asarray(lines.get_colors())[:, :3].sum(axis=1)
+    assert (np.diff(light) < 0).all(), "the best last, on top, and the darkest"
+    best = 1.0 if metric != "eval/exact_match" else 4.0
+    (last,) = [t for t in trials if t.value == size * best]
+    height = {str(n): n / 3 for n in range(4)}[last.point["a"]]
+    assert lines.get_segments()[-1][0, 1] == pytest.approx(height, abs=0.0121)
+
+
+@pytest.mark.parametrize(
     ("spelled", "heights"),
     [
         (["1", "2", "5"], [0.0, 0.25, 1.0]),  # neither twentyfold nor by one ratio: linear
         (["1", "2", "20"], [0.0, 1 / 19, 1.0]),  # twentyfold, and not more
         (["1", "2", "21"], [0.0, np.log(2) / np.log(21), 1.0]),
         (["2", "4", "8"], [0.0, 0.5, 1.0]),  # by one ratio: logarithmic
+        (["2", "4", "8", "16"], [0.0, 1 / 3, 2 / 3, 1.0]),
+        (["2", "8"], [0.0, 1.0]),
         (["0", "2", "50"], [0.0, 0.04, 1.0]),  # 0 has no logarithm
         (["-8", "-4", "-2"], [0.0, 2 / 3, 1.0]),
         (["7", "7", None], [0.0, 0.0, np.nan]),

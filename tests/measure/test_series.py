@@ -15,7 +15,7 @@ from harness.measure.meter import Reading
 from harness.measure.nvml import GpuSample
 from harness.measure.series import PassCost, StepCosts
 from harness.measure.throughput import StepClock
-from harness.measure.work import Work, peak_rate, work_of
+from harness.measure.work import DENSE_BF16, Work, peak_rate, work_of
 
 WORK = Work(per_input_token=10.0, per_loss_token=4.0, peak_per_second=1000.0)
 NO_RATE = Work(per_input_token=10.0, per_loss_token=4.0, peak_per_second=None)
@@ -131,6 +131,26 @@ def test_the_rate_is_that_of_all_devices_and_experts_have_none(monkeypatch) -> N
     assert work_of(experts, 99, 1, devices=3).peak_per_second is None
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L4 MIG 1g.5gb")
     assert peak_rate(cuda) is None
+
+
+def test_published_rates_are_those_of_the_data_sheets() -> None:
+    """Tera-operations per second, dense, as printed; where a sheet prints them with sparsity, half."""
+    sheets = {
+        **dict.fromkeys(("NVIDIA H200", "NVIDIA H100 80GB HBM3"), 1979 / 2),
+        "NVIDIA H100 PCIe": 1513 / 2,
+        "NVIDIA H100 NVL": 1671 / 2,
+        **dict.fromkeys((f"NVIDIA A100-SXM4-{gib}GB" for gib in (40, 80)), 312),
+        **dict.fromkeys(("NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe"), 312),
+        "NVIDIA A30": 165,
+        "NVIDIA A10": 125,
+        "NVIDIA A40": 149.7,
+        "NVIDIA L4": 242 / 2,
+        "NVIDIA L40S": 362.05,
+        "NVIDIA L40": 181.05,
+        "NVIDIA GeForce RTX 4090": 165.2,
+        "NVIDIA GeForce RTX 3090": 71,
+    }
+    assert {name: round(tera * 1e12) for name, tera in sheets.items()} == DENSE_BF16
 
 
 def test_without_time_or_rate_there_is_no_utilisation() -> None:

@@ -32,6 +32,8 @@ LOOKS = (
     *("zorder", "ncols", "markersize", "dpi", "capsize", "elinewidth", "layout"),
 )
 """Keyword arguments that say how thick, pale, large or far apart something is drawn: judged by eye."""
+SIZES = ("size", "width", "length", "pad")
+"""What the names of matplotlib's settings of the same kind end in."""
 PLACING = ("new_figure", "Figure", "set_xlim", "set_ylim", "margins")
 """Functions of a figure's size and of the room around what is drawn."""
 
@@ -41,6 +43,7 @@ ELSEWHERE = {
     ("harness/measure/nvml.py", "driver_version"): "asks NVIDIA's driver",
     ("harness/measure/nvml.py", "_handle"): "asks NVIDIA's driver",
     ("harness/measure/nvml.py", "_sample"): "asks NVIDIA's driver",
+    ("harness/measure/rates.py", "_replayed_seconds"): "replays a graph of CUDA",
 }
 """Functions and classes that only a GPU runs, by module and name, with the reason (`make test-gpu`)."""
 
@@ -105,6 +108,8 @@ def _is_judged(node: Any) -> bool:
         parent = child.parent
         if child.type in UNJUDGED or _is_type(child, parent):
             return False
+        if _is_look(child):
+            return False
         if child.type == "argument" and child.children[0].get_code().strip() in (*GUARDS, *LOOKS):
             return False
         if child.type == "trailer" and child.children[0].value == "(" and _called(child) in PLACING:
@@ -113,6 +118,15 @@ def _is_judged(node: Any) -> bool:
             return False
         child = parent
     return True
+
+
+def _is_look(child: Any) -> bool:
+    """Return whether a node is the value of a setting that says how large or thick something is drawn."""
+    colon = child.get_previous_sibling()
+    if child.parent is None or child.parent.type != "dictorsetmaker" or colon is None:
+        return False
+    key = colon.get_previous_sibling() if colon.type == "operator" and colon.value == ":" else None
+    return key is not None and key.get_code().strip().strip('"').endswith(SIZES)
 
 
 def _called(arguments: Any) -> str:
