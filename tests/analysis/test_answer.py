@@ -1,7 +1,7 @@
 """The answer in a sentence: its wording follows from the tests, and from nothing else."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ SEEDS = (10, 11, 12, 13)
 NOISE = (0.003, -0.002, 0.001, -0.002)
 
 
-def saved(out: Path, losses: dict[int, Sequence[float]], **asked: Any) -> None:
+def saved(out: Path, losses: Mapping[int, Sequence[float]], **asked: Any) -> None:
     """Write a finished sweep that compares ranks, with these losses on fresh seeds."""
     runs = [
         Run(rank=rank, loss=values[0], role="search", trial=trial)
@@ -42,7 +42,7 @@ def saved(out: Path, losses: dict[int, Sequence[float]], **asked: Any) -> None:
     (out / "sweeps" / "small" / "sweep.yaml").write_text(yaml.safe_dump(question | asked))
 
 
-def answer(out: Path, losses: dict[int, Sequence[float]], **asked: Any) -> Answer:
+def answer(out: Path, losses: Mapping[int, Sequence[float]], **asked: Any) -> Answer:
     saved(out, losses, **asked)
     found = answer_of(load_sweep(out, "small"))
     assert found is not None

@@ -1,15 +1,17 @@
 """Partial dependence after a biased search: the truth of made functions, gradients by differences."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 from scipy.optimize import check_grad
 from scipy.spatial.distance import cdist
-from scipy.stats import multivariate_normal, norm
 
 from analysis.surrogate import Dependence, _loss_and_gradient, _Process, partial_dependence
 
+stats: Any = scipy_stats
 OF_FORMAT = {"none": 0.0, "nf4": 0.05, "int4": 0.4}
 
 
@@ -116,9 +118,9 @@ def test_the_loss_is_minus_scipys_density_and_the_priors() -> None:
 
     def expected(logs: np.ndarray) -> float:
         kernel = math.exp(logs[2]) * matern_5_2(x, x, np.exp(logs[:2]))
-        density = multivariate_normal(cov=kernel + math.exp(logs[3]) * np.eye(12)).logpdf(y)
+        density = stats.multivariate_normal(cov=kernel + math.exp(logs[3]) * np.eye(12)).logpdf(y)
         middles, widths = (0.0, 0.0, 0.0, math.log(0.1)), (1.5, 1.5, 1.0, 2.0)
-        priors = [norm(m, w).logpdf(v) for m, w, v in zip(middles, widths, logs, strict=True)]
+        priors = [stats.norm(m, w).logpdf(v) for m, w, v in zip(middles, widths, logs, strict=True)]
         return -float(density + sum(priors))
 
     one, other = np.array([0.3, -0.6, 0.4, -1.0]), np.array([-1.2, 0.8, -0.5, -3.0])
