@@ -112,7 +112,7 @@ def test_methods_stand_side_by_side_for_a_model_of_ten_billion(capsys):
     printed = capsys.readouterr().out
     assert "full   16 bytes x N = 16 x 10.306 = 164.89 GB" in printed
     assert "A toy: explanations of QLoRA have 160, 40 and 12 GB" in printed
-    assert "40 GB = 4 bytes x N = 20 of weights + 20." in printed
+    assert "40 GB = 4 bytes x N = 20 of weights + 20:" in printed
     assert "12 GB = 5.16 of NF4 weights" in printed
 
 
