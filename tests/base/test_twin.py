@@ -47,7 +47,8 @@ def test_lists_of_other_lengths_and_numberings_say_nothing_of_layers() -> None:
 
 
 def test_shared_keys_and_values_are_the_models_own_layers() -> None:
-    config: Any = PretrainedConfig(num_kv_shared_layers=3)
+    config: Any = PretrainedConfig()
+    config.num_kv_shared_layers = 3
     config.num_hidden_layers = 4
     _keep_few_layers(config)
     assert config.num_kv_shared_layers == 0
