@@ -156,7 +156,8 @@ def test_written_rows_are_read_back_as_they_were(case: str, tmp_path: Path):
 
 def test_tools_and_their_calls_are_written_as_they_were_read():
     config = compose_run(["data=chat", f"data.path={CASES / 'toolempty.jsonl'}"]).data
-    examples = read_splits(config).train
+    splits = read_splits(config)
+    examples = (*splits.train, *splits.validation, *splits.test)
     rows = [json.loads(json.dumps(_row(example, config))) for example in examples]
     assert tuple(example_of(row, RecordForm.of(config), "here") for row in rows) == examples
     assert any("tools" in row for row in rows)
