@@ -38,12 +38,17 @@ class Request:
     directory: RunDirectory
 
 
-def make_request(config: RunConfig) -> Request:
-    """Refuse what is wrong with `config` as far as it shows without torch, and identify the run."""
+def make_request(config: RunConfig, *, writes: bool = True) -> Request:
+    """Refuse what is wrong with `config` as far as it shows without torch, and identify the run.
+
+    What only looks (`writes=False`) leaves the disk as it is, and may find one that cannot be written to.
+    """
     check(config)
     source = find_model(config.model)
-    check_writable(config.paths)
-    fingerprint = model_fingerprint(source, _cache(config.paths) / "fingerprints.json")
+    if writes:
+        check_writable(config.paths)
+    memo = _cache(config.paths) / "fingerprints.json"
+    fingerprint = model_fingerprint(source, memo, keep=writes)
     identity = identify(
         config, model_fingerprint=fingerprint, data_fingerprint=data_fingerprint(config.data)
     )

@@ -5,16 +5,16 @@ Must import nothing heavy: `harness --help` answers in well under a second.
 
 import errno
 import os
+import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from harness.errors import DiskTrouble, RequestError, RunFailed
+from harness.errors import DiskTrouble, RequestError, RunFailed, says_out_of_memory
 from harness.records.redact import message, redact
 
 FAULT = 70
@@ -42,6 +42,11 @@ _IN_THE_MIDDLE = {
     errno.EAGAIN: "too many processes; raise `ulimit -u`, or take fewer devices",
 }
 
+_NOT_MAPPED = (
+    "failed to map segment from shared object"  # with no word after it, as for a disk's refusal
+)
+_NO_THREAD = "can't start new thread"
+
 
 def exit_code_of(action: Callable[[], int], words: Sequence[str] = ()) -> int:
     """Do `action`, say on standard error what went wrong, and return the documented exit code.
@@ -68,10 +73,11 @@ def exit_code_of(action: Callable[[], int], words: Sequence[str] = ()) -> int:
     except OSError as error:
         say(disk_sentence(error))
         return 2 if error.errno in _NOT_THERE else 1
-    except MemoryError:
-        say("out of memory; free some, or ask for less at once")
-        return 1
     except Exception as error:
+        lacks = lacking(error)
+        if lacks is not None:
+            say(lacks)
+            return 1
         say(_fault_sentence(error, words))
         return FAULT
 
@@ -88,6 +94,24 @@ def disk_sentence(error: OSError) -> str:
     where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
     advice = (_NOT_THERE | _IN_THE_MIDDLE).get(error.errno or 0)
     return f"{said}{where}" + (f"; {advice}" if advice else "")
+
+
+def lacking(error: Exception) -> str | None:
+    """Say what the machine had too little of, or None for an error of another kind.
+
+    Libraries say it in errors of any type: an allocator's refusal is a RuntimeError, that of a library that
+    finds no room to be loaded an ImportError.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or says_out_of_memory(text):
+        return "out of memory; free some, or ask for less at once"
+    if isinstance(error, ImportError) and text.endswith(_NOT_MAPPED):
+        return f"out of memory: {text[:200]}; free some, or raise the limit (`ulimit -v`)"
+    if _NO_THREAD in text:
+        return (
+            f"{text[:200]}: too many processes or too little memory; raise `ulimit -u` or free some"
+        )
+    return None
 
 
 def _fault_sentence(error: Exception, words: Sequence[str]) -> str:
@@ -112,13 +136,12 @@ def _log_directory(words: Sequence[str]) -> str:
 
 
 def end(code: int) -> NoReturn:
-    """End the process with `code`, whatever threads and libraries still hold on to."""
-    try:
-        last = threading.Timer(END_SECONDS, _end_now, [code])
-        last.daemon = True
-        last.start()
-    except RuntimeError:  # no memory for another thread
-        _end_now(code)
+    """End the process with `code`, whatever threads and libraries still hold on to.
+
+    An alarm, not a thread: where memory has run out, starting one may wait for ever for it to begin.
+    """
+    signal.signal(signal.SIGALRM, lambda *_: _end_now(code))
+    signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
     sys.exit(code)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.commands.saved import find_saved, place_of
 from harness.data.check import check_data, data_fingerprint
 from harness.errors import RequestError, near_names
-from harness.export.card import FORMS
+from harness.export.card import FORMS, is_export
 from harness.parsing import home_path
 from harness.records.metrics import format_value
 from harness.records.redact import message
@@ -105,7 +105,7 @@ def _place(place: Path) -> Path:
     """Refuse to replace what is no export of ours."""
     if place.exists() and not place.is_dir():
         raise RequestError(f"--out {place} is a file; give a directory")
-    if place.is_dir() and any(place.iterdir()) and not (place / "README.md").is_file():
+    if place.is_dir() and any(place.iterdir()) and not is_export(place):
         raise RequestError(
             f"--out {place} has files in it that no export has made; give another directory"
         )
