@@ -46,6 +46,8 @@ _NOT_MAPPED = (
     "failed to map segment from shared object"  # with no word after it, as for a disk's refusal
 )
 _NO_THREAD = "can't start new thread"
+_INSTALLED = f"{os.sep}site-packages{os.sep}"
+_OWN = str(Path(__file__).parents[1])
 
 
 def exit_code_of(action: Callable[[], int], words: Sequence[str] = ()) -> int:
@@ -74,9 +76,9 @@ def exit_code_of(action: Callable[[], int], words: Sequence[str] = ()) -> int:
         say(disk_sentence(error))
         return 2 if error.errno in _NOT_THERE else 1
     except Exception as error:
-        lacks = lacking(error)
-        if lacks is not None:
-            say(lacks)
+        elsewhere = lacking(error) or _unloadable(error)
+        if elsewhere is not None:
+            say(elsewhere)
             return 1
         say(_fault_sentence(error, words))
         return FAULT
@@ -112,6 +114,24 @@ def lacking(error: Exception) -> str | None:
             f"{text[:200]}: too many processes or too little memory; raise `ulimit -u` or free some"
         )
     return None
+
+
+def _unloadable(error: Exception) -> str | None:
+    """Say which library failed while it was imported; None for what failed in any other way.
+
+    A file of it may be missing, or a variable of the environment that it reads be no number or address.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    imported = [f.filename for f in frames if f.name == "<module>" and _OWN not in f.filename]
+    imported = [each for each in imported if _INSTALLED in each]
+    if not imported or _OWN in frames[-1].filename:
+        return None
+    library = imported[0].partition(_INSTALLED)[2].partition(os.sep)[0].removesuffix(".py")
+    said = " ".join(str(error).split())
+    return (
+        f"{library} cannot be loaded here: {type(error).__name__}: {said}; a variable of the environment "
+        "that it reads may be wrong, or its installation damaged"
+    )
 
 
 def _fault_sentence(error: Exception, words: Sequence[str]) -> str:

@@ -135,7 +135,8 @@ def _print(saved: SavedRun, made: "Sequence[Export]", place: Path) -> None:
         print(f"{name:<32} eval loss {format_value('eval/loss', result and result.value)}")
     for each in made:
         what = f"{each.label}, {each.storage}"
-        print(f"{what:<32} eval loss {format_value('eval/loss', each.loss.value)}  {each.place}")
+        loss = format_value("eval/loss", each.loss.value)
+        print(message(f"{what:<32} eval loss {loss}  {each.place}"))
         for remark in each.remarks:
             print(message(f"harness: {remark}"), file=sys.stderr)
-    print(place / "README.md")
+    print(message(str(place / "README.md")))

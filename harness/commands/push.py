@@ -56,7 +56,7 @@ def _refuse_secrets(folder: Path) -> None:
 def upload(folder: Path, repository: str, *, public: bool) -> str:
     """Create the repository if it is not there, and send the folder in one commit; return its address."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import LocalTokenNotFoundError
 
     api = HfApi()
     try:
@@ -70,7 +70,9 @@ def upload(folder: Path, repository: str, *, public: bool) -> str:
         raise RequestError(
             "the hub wants a token; log in with `hf auth login`, or set HF_TOKEN"
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (
+        Exception
+    ) as error:  # refused, or no network, in whatever words the HTTP client has for it
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunFailed(
             f"the hub has not taken {folder} as {repository}: {redact(reason)}"

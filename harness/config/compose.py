@@ -112,7 +112,9 @@ def _check_own_file(file: Path) -> None:
 @lru_cache(maxsize=256)
 def _read_own_file(file: Path, size: int, modified_ns: int) -> None:
     """Read a file as it is now; one that is sound is read once."""
-    read_yaml(file.read_bytes())
+    tree = read_yaml(file.read_bytes())
+    if not isinstance(tree, dict | None):
+        raise Unreadable(f"it must hold keys with values, got a {type(tree).__name__}")
 
 
 def own_directory_words() -> list[str]:

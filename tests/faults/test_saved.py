@@ -181,7 +181,14 @@ PROMPTS = {
 }
 
 
+def _prompt_file(place: Path) -> Path:
+    file = place.parent / "sound.jsonl"
+    file.write_text('{"prompt": "How much are 1 and 2?"}\n')
+    return file
+
+
 def test_prompts_of_a_file(place, tally, capfd):
+    assert dispatch(["ask", "small", "--file", str(_prompt_file(place))]) == 0
     with tally("prompts of a file") as row:
         for what, content in PROMPTS.items():
             for suffix in ("jsonl", "json", "txt", "bin", "csv"):
