@@ -143,6 +143,20 @@ def test_overrides(tries, tally, secrets, capsys):
             )
 
 
+@pytest.mark.parametrize(
+    "value", ["${oc.decode:'[1,2]'}", "${x:'}", "${oc.create:[1]}", "${a:${b:'}}", '${oc.decode:"}']
+)
+def test_a_reference_that_is_none_is_refused_in_words(value, tally, secrets, capsys):
+    """Hydra hands on OmegaConf's refusal of the first without a word."""
+
+    def composed() -> int:
+        validate(compose_run([f"tracker.group={value}"]))
+        return 0
+
+    with tally("overrides") as row:
+        row.check(value, lambda: refuses_in_words(capsys, composed))
+
+
 WHOLE = {
     "question": "Does it hold?",
     "base": ["optim.steps=2"],

@@ -1,6 +1,7 @@
 """What is made of a run that has ended: asked, exported and sent on, with hostile words and damaged files."""
 
 import io
+import json
 import random
 import shutil
 import sys
@@ -10,7 +11,13 @@ import pytest
 
 from harness.cli.main import dispatch
 from harness.records.run_directory import RunDirectory
-from tests.faults.commands import CANARIES, files_with_secrets, secrets_in
+from tests.faults.commands import (
+    CANARIES,
+    ends_in_words,
+    files_with_secrets,
+    fresh_harness,
+    secrets_in,
+)
 from tests.faults.damage import damaged
 from tests.faults.tally import TIMES
 
@@ -222,7 +229,7 @@ FILES_OF_A_RUN = (
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("tries", [40 * TIMES])
+@pytest.mark.parametrize("tries", [12 * TIMES])
 def test_a_run_whose_files_are_damaged_is_asked_and_exported(place, tries, tally, capfd):
     run = RunDirectory(sorted((place / "runs").iterdir())[0])
     assert ends(capfd, ["export", run.path.name, "--to", "adapter"], (0,))
@@ -250,3 +257,40 @@ def test_a_run_whose_files_are_damaged_is_asked_and_exported(place, tries, tally
                 )
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(sound)
+
+
+def test_an_export_takes_the_place_of_an_export_only(place, tally, capfd):
+    project = place.parent / "project"
+    project.mkdir()
+    (project / "README.md").write_text("# Mine\n")
+    (project / "work.py").write_text("x = 1\n")
+    words = ["export", "small", "--to", "adapter", "--out"]
+    with tally("exports over other folders") as row:
+        row.check("a project", lambda: ends(capfd, [*words, str(project)], (2,)))
+        row.check("is whole", lambda: (project / "work.py").read_text() == "x = 1\n")
+        row.check("a new folder", lambda: ends(capfd, [*words, "made"], (0,)))
+        row.check("an export", lambda: ends(capfd, [*words, "made"], (0,)))
+        (place.parent / "made" / ".git").mkdir()
+        row.check("a clone of one", lambda: ends(capfd, [*words, "made"], (2,)))
+        row.check("has its history", lambda: (place.parent / "made" / ".git").is_dir())
+        row.check("nothing staged is left", lambda: not list(place.parent.glob(".made*")))
+
+
+def test_rows_that_would_command_a_terminal_are_written_out(world, place, tally, capfd):
+    rows = [{"prompt": f"\x1b[2J{i}\x07\u202e", "response": f"\x9bx\r\x08y{i}"} for i in range(30)]
+    file = place.parent / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["data", f"model={world / 'tiny'}", "data=pairs", f"data.path={file}"]
+    words += ["data.validation_rows=2", "data.test_rows=2", "data.max_length=64"]
+    with tally("rows that would command a terminal") as row:
+        row.check("data", lambda: ends(capfd, words, (0,)))
+
+
+def test_a_hub_that_is_not_reached_is_a_sentence(place, tally):
+    (place.parent / "README.md").write_text("---\nlicense: mit\n---\n")
+    reach = {"HF_HUB_OFFLINE": "0", "HF_TOKEN": "x"}
+    with tally("hubs that are not reached") as row:
+        for address in ("http://127.0.0.1:9", "nowhere", "http://["):
+            for words in (["push", str(place.parent), "a/b"], ["plan", "model=a/b"]):
+                done = fresh_harness(words, environment={**reach, "HF_ENDPOINT": address})
+                row.check(f"{address} {words[0]}", lambda d=done: ends_in_words(d, (1, 2)))
