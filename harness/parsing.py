@@ -44,7 +44,7 @@ def read_json(text: str | bytes) -> Any:
 
 
 def home_path(text: str) -> Path:
-    """Return a path with its `~` written out. Raises RequestError where it is none, or that home not known."""
+    """Return a path with its `~` written out. Raises RequestError for what is none, or an unknown home."""
     try:
         os.fsencode(text)
         return Path(text).expanduser()

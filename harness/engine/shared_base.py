@@ -244,9 +244,17 @@ class SharedBase:
 
     def load(self, adapter: Adapter, directory: Path) -> None:
         """Read what `save` has written into an attached adapter; RequestError for another one's file."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        given, own = load_file(directory / "adapter_model.safetensors"), self.state(adapter)
+        file, own = directory / "adapter_model.safetensors", self.state(adapter)
+        try:
+            given = load_file(file)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise RequestError(
+                f"{file} is damaged: {error}; put it back, or remove the run's directory, and the run's own "
+                "command trains it again"
+            ) from error
         shapes = [{key: tuple(t.shape) for key, t in each.items()} for each in (own, given)]
         if shapes[0] != shapes[1]:
             different = min(shapes[0].items() ^ shapes[1].items())[0]

@@ -223,8 +223,9 @@ def test_a_prompt_from_a_pipe(place, tally, capfd, monkeypatch, content):
 
 
 FILES_OF_A_RUN = (
-    *("run.json", "answers.jsonl", "scores.jsonl", "exports.json", "config.yaml", "metrics.jsonl"),
-    *("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "asked.jsonl"),
+    *("adapter/adapter_model.safetensors", "run.json", "exports.json", "answers.jsonl"),
+    *("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "scores.jsonl"),
+    *("config.yaml", "metrics.jsonl", "asked.jsonl"),
 )
 
 
