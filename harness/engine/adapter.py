@@ -6,11 +6,13 @@ Shape suffixes: K adapters side by side, P elements of one, R rank, I inputs and
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from harness.base.targets import AdaptedShape
+from harness.errors import RequestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,22 @@ class Adapter:
         """Bytes of the parameters."""
         return self.flat_P.numel() * self.flat_P.element_size()
 
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of its gradient, float32 and one element for each parameter."""
+        return self.flat_P.numel() * self.flat_P.element_size()
+
+    def begin_pass(self) -> None:
+        """Get ready for a pass: nothing is to be done for A and B, which the layers read themselves."""
+
+    def halves(self, flat_P: torch.Tensor) -> list[torch.Tensor]:
+        """Return every A and every B of a flat tensor: what an optimizer may treat differently."""
+        return [flat_P[: self.layout.num_a], flat_P[self.layout.num_a :]]
+
+    def is_in_first(self, name: str) -> bool:
+        """Say whether one of `parameters` is in the first of the halves."""
+        return ".lora_B." not in name
+
     def of_parameters(self, flat_P: torch.Tensor) -> list[torch.Tensor]:
         """Return a flat tensor (a gradient, say) in the views and the order of `parameters`."""
         views = []
@@ -116,3 +134,17 @@ class FlatGradient:
 def is_power_of_two(value: float) -> bool:
     """Say whether a product by `value` is exact, so that it may stand before or after another product."""
     return math.frexp(value)[0] == 0.5
+
+
+def saved_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Return what a run has left of what it trained; RequestError for a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise RequestError(
+            f"{file} is damaged: {error}; put it back, or remove the run's directory, and the run's own "
+            "command trains it again"
+        ) from error
