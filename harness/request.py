@@ -17,7 +17,7 @@ from harness.data.check import check_data, data_fingerprint
 from harness.errors import RequestError
 from harness.evals.choices import check_choices
 from harness.records.record import Record, RecordError, RunStatus, read_record
-from harness.records.redact import redact
+from harness.records.redact import REDACTED, redact
 from harness.records.run_directory import RunDirectory
 from harness.tracking import check_tracker
 
@@ -95,6 +95,11 @@ def saved_run(directory: RunDirectory, paths: PathsConfig, resources: ResourcesC
         what, file = "model", directory.model / "model.safetensors"
     if not file.is_file():
         raise RequestError(f"{record.run_id} has no {what}: {file.parent} lacks its weights")
+    if REDACTED in (config.data.system or ""):
+        raise RequestError(
+            f"data.system of {record.run_id} held what looks like a secret, which its record leaves out: it "
+            "cannot be asked or exported as it was trained"
+        )
     config.paths, config.resources = paths, resources
     source = find_model(config.model)
     fingerprint = model_fingerprint(source, _cache(paths) / "fingerprints.json")
