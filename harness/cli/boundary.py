@@ -5,6 +5,7 @@ Must import nothing heavy: `harness --help` answers in well under a second.
 
 import errno
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -14,7 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from harness.errors import DiskTrouble, RequestError, RunFailed, says_out_of_memory
+from harness.errors import (
+    DiskTrouble,
+    RequestError,
+    RunFailed,
+    disk_refusal,
+    says_out_of_memory,
+)
 from harness.records.redact import message, redact
 
 FAULT = 70
@@ -46,6 +53,7 @@ _NOT_MAPPED = (
     "failed to map segment from shared object"  # with no word after it, as for a disk's refusal
 )
 _NO_THREAD = "can't start new thread"
+_NUMPY_SAYS = re.compile(r"\d+ requested and \d+ written")  # of a full disk, without its number
 _INSTALLED = f"{os.sep}site-packages{os.sep}"
 _OWN = str(Path(__file__).parents[1])
 
@@ -76,7 +84,7 @@ def exit_code_of(action: Callable[[], int], words: Sequence[str] = ()) -> int:
         say(disk_sentence(error))
         return 2 if error.errno in _NOT_THERE else 1
     except Exception as error:
-        elsewhere = lacking(error) or _unloadable(error)
+        elsewhere = lacking(error) or _of_disk(error) or _unloadable(error)
         if elsewhere is not None:
             say(elsewhere)
             return 1
@@ -95,6 +103,8 @@ def disk_sentence(error: OSError) -> str:
     said = error.strerror or " ".join(str(error).split()) or type(error).__name__
     where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
     advice = (_NOT_THERE | _IN_THE_MIDDLE).get(error.errno or 0)
+    if error.errno is None and _NUMPY_SAYS.search(said):
+        said, advice = f"the disk took a part of a file ({said})", _IN_THE_MIDDLE[errno.ENOSPC]
     return f"{said}{where}" + (f"; {advice}" if advice else "")
 
 
@@ -114,6 +124,12 @@ def lacking(error: Exception) -> str | None:
             f"{text[:200]}: too many processes or too little memory; raise `ulimit -u` or free some"
         )
     return None
+
+
+def _of_disk(error: Exception) -> str | None:
+    """Say what a library's own error tells of the disk, or None for one of another kind."""
+    refused = disk_refusal(error)
+    return None if refused is None else f"{refused}; once that is mended, the same command goes on"
 
 
 def _unloadable(error: Exception) -> str | None:

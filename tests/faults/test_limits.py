@@ -106,6 +106,17 @@ def test_a_disk_that_is_read_only_is_a_sentence(ask, trained, small_disk, tmp_pa
             row.check(" ".join(words[:2]), lambda d=done, c=codes: ends_in_words(d, c))
 
 
+@pytest.mark.faults
+def test_an_export_to_a_full_disk_is_a_sentence(trained, small_disk, tally):
+    disk, place = small_disk("size=60k,mode=755"), f"paths.out={trained[1]}"
+    with tally("exports to a full disk") as row:
+        for form in ("adapter", "merged", "gguf"):
+            words = ["export", "small", "--to", form, "--out", str(disk / form), place]
+            done = harness(words)
+            row.check(form, lambda done=done: ends_in_words(done, (1,)))
+        row.check("nothing is left", lambda: not list(disk.iterdir()))
+
+
 REFUSALS = {
     "oneDNN": RuntimeError("could not create a primitive"),
     "oneDNN, in a descriptor": RuntimeError(
@@ -158,6 +169,12 @@ LACKS: tuple[Exception, ...] = (
     ImportError("libtorch_cpu.so: failed to map segment from shared object"),
     RuntimeError("can't start new thread"),
 )
+REFUSED_BY_DISKS = (
+    RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ValueError("(sqlite3.OperationalError) database or disk is full"),
+    OSError("2048 requested and 1776 written"),
+)
 OURS: tuple[Exception, ...] = (
     *(error for error in OTHERS if type(error) is RuntimeError),
     ImportError("/x.so: failed to map segment from shared object: Operation not permitted"),
@@ -177,6 +194,8 @@ def test_a_command_that_lacks_memory_says_so_and_faults_of_ours_are_named(tally,
             row.check(repr(error), lambda error=error: ends(error) == 1)
             said = capsys.readouterr().err
             row.check(f"{error!r}, said", lambda said=said: "memory" in said)
+        for error in REFUSED_BY_DISKS:
+            row.check(repr(error), lambda error=error: ends(error) == 1)
         for error in OURS:
             row.check(repr(error), lambda error=error: ends(error) == 70)
 
