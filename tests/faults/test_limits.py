@@ -108,7 +108,7 @@ def test_a_disk_that_is_read_only_is_a_sentence(ask, trained, small_disk, tmp_pa
 
 @pytest.mark.faults
 def test_an_export_to_a_full_disk_is_a_sentence(trained, small_disk, tally):
-    disk, place = small_disk("size=60k,mode=755"), f"paths.out={trained[1]}"
+    disk, place = small_disk("size=8k,mode=755"), f"paths.out={trained[1]}"
     with tally("exports to a full disk") as row:
         for form in ("adapter", "merged", "gguf"):
             words = ["export", "small", "--to", form, "--out", str(disk / form), place]
