@@ -49,6 +49,8 @@ def at_scale(tree: Any, scale: str | None, where: str) -> Any:
             f"{', '.join(map(str, scales))}"
         )
     parts = {key: value for key, value in tree.items() if key != SCALES}
+    if not _is_scale((chosen, {k: v for k, v in parts.items() if v is not None})):
+        return {**parts, SCALE: chosen}  # whoever reads them says what is wrong
     own = scales[chosen]
     merged = {**parts, **own}
     if "base" in own:
