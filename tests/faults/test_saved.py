@@ -94,6 +94,7 @@ HOSTILE = [
     ),
     *(["doctor", f"model={each}"] for each in NAMES),
     *(["plan", "--config-dir", each] for each in NAMES),
+    *(["plan", "rank", f"model={each}"] for each in ("a b", "a..b/c", "a/.git", "x" * 300)),
     *(["plan", "--budget", each] for each in NUMBERS),
 ]
 
