@@ -1,7 +1,6 @@
 """`harness data`: what a run would be trained on, row by row, before anything is trained."""
 
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -159,10 +158,13 @@ def _write(
         made = Path(name) / place.name
         made.mkdir()
         files = write_data(made, written)
-        shutil.rmtree(place, ignore_errors=True)
+        if place.exists():
+            place.rename(
+                Path(name) / "before"
+            )  # goes with the directory, once the new one has its place
         made.rename(place)
     shown_files = [str(place / file) for file in files]
-    print(json.dumps({"files": shown_files}) if as_json else "\n".join(shown_files))
+    print(json.dumps({"files": shown_files}) if as_json else printable("\n".join(shown_files)))
     return 0
 
 

@@ -17,6 +17,7 @@ from harness.records.run_directory import write_text
 FORMS = ("adapter", "merged", "merged_4bit", "gguf")
 """Forms that an adapter is exported in."""
 _MADE_HERE = "trained and measured by QLoRA Harness."
+ROWS_MADE_HERE = "Rows that QLoRA Harness trains and evaluates"
 _NORMAL_95 = 1.959964
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "qlora-harness")
 _LIBRARY = {"adapter": "peft", "gguf": "gguf"}
@@ -72,7 +73,8 @@ def is_export(folder: Path) -> bool:
         card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    return _MADE_HERE in card and not any(each.name.startswith(".") for each in folder.iterdir())
+    is_ours = any(said in card for said in (_MADE_HERE, ROWS_MADE_HERE))
+    return is_ours and not any(each.name.startswith(".") for each in folder.iterdir())
 
 
 def card_text(

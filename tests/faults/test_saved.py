@@ -278,6 +278,32 @@ def test_an_export_takes_the_place_of_an_export_only(place, tally, capfd):
         row.check("nothing staged is left", lambda: not list(place.parent.glob(".made*")))
 
 
+CARDS = (
+    b"",
+    b"\xff\xfe",
+    b"---\n[\n---\n",
+    b"---\n1\n---\n",
+    b"---\n!!set {a}\n---\n",
+    b"---\nconfigs: 1\n",
+)
+
+
+def test_rows_take_the_place_of_rows_and_odd_cards_are_refused(world, place, tally, capfd):
+    words = ["data", f"model={world / 'tiny'}", "data=pairs", f"data.path={world / 'sums.jsonl'}"]
+    words += ["data.validation_rows=4", "data.test_rows=4", "data.max_length=64", "--out", "rows"]
+    with tally("data sets that are written and pushed") as row:
+        row.check("a new folder", lambda: ends(capfd, words, (0,)))
+        row.check("its own", lambda: ends(capfd, words, (0,)))
+        for number, card in enumerate(CARDS):
+            (place.parent / "rows" / "README.md").write_bytes(card)
+            for flags in ([], ["--data"]):
+                row.check(
+                    f"card {number} {flags}",
+                    lambda flags=flags: ends(capfd, ["push", "rows", "a/b", *flags], (1, 2)),
+                )
+        row.check("of another", lambda: ends(capfd, words, (2,)))
+
+
 def test_rows_that_would_command_a_terminal_are_written_out(world, place, tally, capfd):
     rows = [{"prompt": f"\x1b[2J{i}\x07\u202e", "response": f"\x9bx\r\x08y{i}"} for i in range(30)]
     file = place.parent / "rows.jsonl"
