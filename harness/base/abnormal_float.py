@@ -1,9 +1,9 @@
-"""AF4, the AbnormalFloat of Yoshida 2023 (arXiv 2306.06965): NF4's idea for the values that blocks really have.
+"""AF4, the AbnormalFloat of Yoshida 2023 (arXiv 2306.06965): NF4's idea for the values that blocks have.
 
-A weight divided by its block's absmax is not normal: the larger the block, the larger its maximum and the nearer
-to 0 the others. AF4 has for each block size the values of least expected absolute error under that distribution, 7
-below 0 with -1 and 8 above it with 1, each of the others the median of what is rounded to it. Zero joins them
-afterwards, as published: the cells beside it reach to 0 itself.
+A weight divided by its block's absmax is not normal: the larger the block, the larger its maximum and the
+nearer to 0 the others. AF4 has for each block size the values of least expected absolute error under that
+distribution, 7 below 0 with -1 and 8 above it with 1, each of the others the median of what is rounded to it.
+Zero joins them afterwards, as published: the cells beside it reach to 0 itself.
 """
 
 import math
@@ -27,8 +27,8 @@ def abnormal_float(block_size: int) -> tuple[float, ...]:
 class _Scaled:
     """|x| / max |x| of a block of independent normal x, for those that are not the largest.
 
-    Given the largest, m, they are normal and cut off at m; m has the density B P(m)^(B - 1) p(m), where P and p
-    are the distribution and the density of one |x|.
+    Given the largest, m, they are normal and cut off at m; m has the density B P(m)^(B - 1) p(m), where P and
+    p are the distribution and the density of one |x|.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -52,7 +52,7 @@ class _Scaled:
 
 
 def _half(block_size: int, count: int) -> list[float]:
-    """Return `count` values between 0 and 1, each the median of its cell; the last cell but one borders on 1's.
+    """Return `count` values between 0 and 1, each the median of its cell; the last borders on that of 1.
 
     Cells meet midway between values, the first begins at 0. By Newton's method on D(q) = (D(left edge) +
     D(right edge)) / 2, from values that take medians in turn (Lloyd).

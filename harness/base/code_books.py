@@ -2,11 +2,11 @@
 
 A further code book is one entry of `CODE_BOOKS`, one member of `QuantFormat` and one YAML file.
 
-Storage of a weight [O, I] in 4 bits: bytes [ceil(O/2), I]. Byte [o, i] holds weight [o, i] in its high nibble
-and weight [o + ceil(O/2), i] in its low one, so that each half decodes into contiguous rows by one table of 256
-values, and two rows of a product need one load. In 2 bits a byte holds weights of four rows in the same way; in
-3 bits the lower two lie so, and below them, in bytes [ceil(O/8), I], the highest of eight rows. Blocks run over
-the flat weight, row after row.
+Storage of a weight [O, I] in 4 bits: bytes [ceil(O/2), I]. Byte [o, i] holds weight [o, i] in its high
+nibble and weight [o + ceil(O/2), i] in its low one, so that each half decodes into contiguous rows by one
+table of 256 values, and two rows of a product need one load. In 2 bits a byte holds weights of four rows in
+the same way; in 3 bits the lower two lie so, and below them, in bytes [ceil(O/8), I], the highest of eight
+rows. Blocks run over the flat weight, row after row.
 
 Shape suffixes: O outputs, I inputs.
 """

@@ -130,7 +130,7 @@ def test_a_file_without_text_is_refused_by_its_key(tmp_path: Path) -> None:
 def test_a_question_about_forgetting_needs_the_text(tmp_path: Path) -> None:
     file = tmp_path / "q.yaml"
     file.write_text(
-        "question: Does rank forget?\nexpect: no\nbase: [model=embedded, data=rule]\n"
+        "question: Does rank forget?\nexpect: Hardly.\nbase: [model=embedded, data=rule]\n"
         "space: {lora.rank: 'choice(2, 4)'}\nsearch: {method: grid}\n"
         "objective: {eval/forgetting_bits_per_byte: minimize}\n"
     )
