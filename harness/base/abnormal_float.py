@@ -1,9 +1,9 @@
 """AF4, the AbnormalFloat of Yoshida 2023 (arXiv 2306.06965): NF4's idea for the values that blocks have.
 
 A weight divided by its block's absmax is not normal: the larger the block, the larger its maximum and the
-nearer to 0 the others. AF4 has for each block size the values of least expected absolute error under that
-distribution, 7 below 0 with -1 and 8 above it with 1, each of the others the median of what is rounded to it.
-Zero joins them afterwards, as published: the cells beside it reach to 0 itself.
+nearer to 0 the others. AF4 has for each block size 7 values below 0 with -1 and 8 above it with 1, of least
+expected absolute error under that distribution: each of the others is the median of what is rounded to it.
+Zero joins them afterwards, as published, so that the cells beside it reach to 0 itself.
 """
 
 import math

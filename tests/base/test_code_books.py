@@ -104,10 +104,10 @@ def test_af4_s_values_are_the_medians_of_what_real_blocks_round_to_them(block_si
         assert abs(share - 0.5) < 3 * 0.5 / len(cell) ** 0.5, values[index]
 
 
-def test_af4_errs_less_than_nf4_in_large_blocks() -> None:
-    """Yoshida 2023: by mean absolute error, and hardly in small ones."""
+def test_af4_errs_less_than_nf4_in_large_blocks_and_about_as_much_in_small_ones() -> None:
+    """Yoshida 2023, by the mean absolute error."""
     weight = torch.randn(2**18, generator=torch.Generator().manual_seed(6))
-    for block_size, at_most in ((64, 1.0), (4096, 0.9)):
+    for block_size, at_most in ((64, 1.05), (1024, 1.0), (4096, 0.96)):
         af4, nf4 = (
             (round_trip(weight, code_book(each, block_size), block_size) - weight).abs().mean()
             for each in (QuantFormat.af4, QuantFormat.nf4)
