@@ -62,6 +62,8 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
             if tree[section][key] is None:
                 del tree[section][key]
     optim = tree["optim"]
+    if not optim["offload_activations"]:  # which came later
+        del optim["offload_activations"]
     if optim["schedule"] == "constant_with_warmup":  # which constant has, too
         optim["schedule"] = "constant"
     optim["micro_batch_size"] = optim["micro_batch_size"] or optim["batch_size"]

@@ -290,6 +290,8 @@ class OptimConfig:
     epochs: float | None = None
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
+    offload_activations: bool = False
+    """Keep the inputs of blocks, from which gradient checkpointing recomputes, in the host's memory."""
 
 
 EMBEDDED_DOMAIN = "embedded"

@@ -177,6 +177,11 @@ def _optim_problems(optim: OptimConfig) -> Iterator[str]:
     clip = optim.max_grad_norm
     if clip is not None and not (math.isfinite(clip) and clip > 0):
         yield f"optim.max_grad_norm={clip} must be a positive finite number, or null for no clipping"
+    if optim.offload_activations and not optim.gradient_checkpointing:
+        yield (
+            "optim.offload_activations=true would be ignored: it says where gradient checkpointing keeps the "
+            "blocks' inputs; add optim.gradient_checkpointing=true"
+        )
     if (optim.steps is None) == (optim.epochs is None):
         got = "neither" if optim.steps is None else f"steps={optim.steps} and epochs={optim.epochs}"
         yield f"exactly one of optim.steps and optim.epochs must be given, got {got}"
@@ -365,6 +370,11 @@ def _machine_problems(config: RunConfig) -> Iterator[str]:
         yield (
             f"optim={config.optim.name.value} pages its state between GPU and host, and this run is on "
             f"the CPU, where it would silently be {unpaged}; ask for optim={unpaged}"
+        )
+    if config.optim.offload_activations and resolved_device(device) == "cpu":
+        yield (
+            "optim.offload_activations=true moves what a GPU would keep to the host, and this run is on the "
+            "CPU; optim.gradient_checkpointing=true alone is the same there"
         )
     threads = config.resources.threads
     if threads is not None and threads < 1:

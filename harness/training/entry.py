@@ -129,6 +129,12 @@ class RunEntry:
         """Attach the adapter and go on from the newest sound checkpoint, if there is one."""
         self._slot = Slot(self.job, self.shared)
         self._record.provenance["backend"] = self._backend().value
+        offloads = self.job.config.optim.offload_activations
+        if offloads and self.shared.backend.name is BackendName.cuda:
+            self.note(
+                "computed eagerly: optim.offload_activations goes to the host within a pass, and captured "
+                "steps stay on the GPU"
+            )
         checkpoint, notes = load_newest_checkpoint(
             self.job.directory.checkpoint, self.job.run_id, self.shared.base.device
         )
