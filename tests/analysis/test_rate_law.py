@@ -71,6 +71,7 @@ def test_the_slope_is_the_one_that_the_losses_were_made_with() -> None:
     assert by_rank.law.predicted(64) == pytest.approx(2e-3 / math.sqrt(2))
     said = law_sentences([by_rank])[0]
     assert "falls with the rank, slope -0.50" in said
+    assert "0.25 times from rank 2 to 32; rank 64 would want 0.0014." in said
     table = markdown(law_table([fixed, by_rank], "t"))
     assert "| by_rank | alpha ∝ r | 6 | 0.008 | 0.004 | 0.002 | \u22120.50 |" in table
     assert best_rate_over_rank([fixed, by_rank]).figure is not None
