@@ -93,12 +93,14 @@ def why_not_this_model(base: Base) -> str | None:
 def can_be_captured(config: RunConfig) -> bool:
     """Say whether seats can hold a run: other optimizers keep their state tensor by tensor.
 
-    Nor do they hold a whole model.
+    Nor do they hold a whole model. And whether a graph can be replayed for it: nothing in it goes to the host
+    and comes back.
     """
     if config.lora.trains_all:
         return False
     same_type = config.lora.compute_dtype is config.quant.compute_dtype
-    return same_type and config.optim.name is OptimizerName.adamw
+    adamw = config.optim.name is OptimizerName.adamw
+    return same_type and adamw and not config.optim.offload_activations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
