@@ -219,10 +219,18 @@ class CudaBackend:
         return len(self._seated) < self._seats.count and self._seats.layout.holds(adapter)
 
     def _grow(self, adapter: Adapter) -> None:
-        """Make buffers for those who sit and one more; captured passes go with the old ones."""
+        """Make buffers for those who sit and one more; captured passes go with the old ones.
+
+        What sits waits on the host: old and new buffers side by side would be a peak that no step has.
+        """
         adapters = [self._shared.plan.adapters[name] for name in self._seated]
-        held = {each.name: self.take(each) for each in adapters}
-        begun = {each.name: self._begun(each) for each in adapters}
+        held: dict[str, Moments] = {}
+        begun: dict[str, tuple[float, torch.Tensor]] = {}
+        for each in adapters:
+            held[each.name] = self.take(each).on_host()
+            loss, gradient_P = self._begun(each)
+            begun[each.name] = loss, gradient_P.cpu()
+            del gradient_P
         everybody = [*adapters, adapter]
         layers = {layer for each in everybody for layer in each.layout.layers}
         rank = max(each.layout.rank for each in everybody)
