@@ -16,6 +16,7 @@ from harness.config.validate import validate
 from harness.data.check import check_data, data_fingerprint
 from harness.errors import RequestError
 from harness.evals.choices import check_choices
+from harness.evals.tasks import check_tasks, tasks_fingerprint
 from harness.records.record import Record, RecordError, RunStatus, read_record
 from harness.records.redact import redact
 from harness.records.run_directory import RunDirectory
@@ -45,7 +46,10 @@ def make_request(config: RunConfig) -> Request:
     check_writable(config.paths)
     fingerprint = model_fingerprint(source, _cache(config.paths) / "fingerprints.json")
     identity = identify(
-        config, model_fingerprint=fingerprint, data_fingerprint=data_fingerprint(config.data)
+        config,
+        model_fingerprint=fingerprint,
+        data_fingerprint=data_fingerprint(config.data),
+        tasks_fingerprint=tasks_fingerprint(config.eval),
     )
     directory = RunDirectory(Path(config.paths.out) / "runs" / identity.run_id)
     return Request(config, source, fingerprint, identity, directory)
@@ -133,6 +137,7 @@ def check(config: RunConfig) -> None:
     validate(config)
     check_data(config.data)
     check_choices(config.eval)
+    check_tasks(config.eval)
     check_tracker(config.tracker)
     _refuse_secret_names(config)
 

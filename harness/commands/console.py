@@ -166,7 +166,7 @@ def _print_tables(record: Record, directory: RunDirectory) -> None:
 def _quality_table(record: Record) -> Table:
     before, after = record.evals.get("before", {}), record.evals.get("after", {})
     table = _plain_table("metric", "before", "after", "n")
-    for name in [name for name in METRICS if name in before or name in after]:
+    for name in METRICS.in_order([*before, *after]):
         result = after.get(name) or before[name]
         table.add_row(
             f"{METRICS[name].label} {_ARROWS[METRICS[name].direction]}",

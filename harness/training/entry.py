@@ -14,7 +14,7 @@ from harness.config.devices import resolved_device
 from harness.config.resources import BackendName
 from harness.data.order import ends_epochs
 from harness.engine.shared_base import SharedBase
-from harness.evals.evaluate import Results
+from harness.evals.evaluate import Results, tasks_note
 from harness.measure.floor import StepSize, step_floor
 from harness.measure.memory import distinct_bytes
 from harness.measure.meter import meter_of
@@ -217,6 +217,9 @@ class RunEntry:
             step = self.slot.progress.step if phase == "after" else 0
             keep_answers(self.job.directory.answers, phase, step, results.answers)
         keep_scores(self.job.directory.scores, phase, results.scores)
+        if results.tasks is not None:
+            self._record.provenance.setdefault("lm_eval", {})[phase] = dict(results.tasks)
+            self.note(tasks_note(phase, results.tasks))
 
     def final_values(self, values: dict[str, float]) -> dict[str, float]:
         """Return what the evaluation after training adds to the last step's `values`.
