@@ -70,6 +70,12 @@ class SavedRun:
     directory: RunDirectory | None = None
 
     @property
+    def base_key(self) -> str:
+        """What runs must have in common to be computed on one base in memory."""
+        adapted = self.config.lora.init.rewrites_base and self.directory is not None
+        return f"{self.fingerprint} {self.config.model} {self.config.quant} {self.name if adapted else ''}"
+
+    @property
     def cache(self) -> Path:
         """Where quantized bases are kept."""
         return _cache(self.config.paths)

@@ -299,8 +299,8 @@ class EvalConfig:
     choice_rows: int | None = None
     """Questions at most; none: all."""
     tasks: list[str] = field(default_factory=list)
-    """Tasks of lm-evaluation-harness (extra `lm_eval`): its names of tasks, groups and tags, or YAML files and
-    directories of them."""
+    """Tasks of lm-evaluation-harness (extra `lm_eval`): its names of tasks, groups and tags, or YAML files
+    and directories of them."""
     num_fewshot: int | None = None
     """Solved examples in a prompt of `tasks`; none: each task's own."""
     limit: float | None = None

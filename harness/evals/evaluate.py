@@ -91,7 +91,9 @@ def evaluate_copies(
 
     Loss, perplexity, bits per byte and token accuracy always; exact match and ROUGE-L where `config.generate`
     and the data have prompts; choice accuracy where there is `choice_path`; those of `config.tasks`. With
-    `loss_only` those that come from the loss. The model is a transformers causal LM; it is called in evaluation mode and left in the mode
+    `loss_only` those that come from the loss.
+
+    The model is a transformers causal LM; it is called in evaluation mode and left in the mode
     that it came in.
 
     Raises:

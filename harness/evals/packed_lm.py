@@ -1,8 +1,8 @@
-"""lm-evaluation-harness's model interface, answered for all copies of a model in one pass over its requests.
+"""lm-evaluation-harness's model interface, answered for all copies of a model in one pass.
 
-Texts are tokenized, cut and templated by its own `hf` model; only what that one asks its network for is computed
-here. Shape suffixes: B rows of a batch, T positions, M positions that are scored, V vocabulary, Q tokens whose
-probability is asked, K copies.
+Texts are tokenized, cut and templated by its own `hf` model; only what that one asks its network for is
+computed here. Shape suffixes: B rows of a batch, T positions, M positions that are scored, V vocabulary, Q
+tokens whose probability is asked, K copies.
 """
 
 import copy
@@ -31,7 +31,6 @@ from harness.evals.generation import Decoding, generate_copies
 from harness.evals.token_loss import repeated
 
 if TYPE_CHECKING:
-    from lm_eval.api.instance import Instance
     from transformers import PreTrainedTokenizerBase
 
 _CHUNK_ELEMENTS = 2**24
@@ -67,7 +66,11 @@ class _Row:
         return max(length for _, length, _ in self.ends)
 
 
-class PackedLM(HFLM):
+_Hf: Any = HFLM
+"""Its decorator hides from type checkers what it is."""
+
+
+class PackedLM(_Hf):
     """Answers of one copy of a model after the other, all of them computed when the first one's are asked."""
 
     def __init__(
@@ -81,7 +84,7 @@ class PackedLM(HFLM):
     ) -> None:
         """`model` is in evaluation mode."""
         super().__init__(
-            pretrained=_Described(device, model.config),  # pyright: ignore[reportArgumentType]
+            pretrained=_Described(device, model.config),
             backend="causal",
             tokenizer=copy.deepcopy(tokenizer),  # which it gives a padding token, where it has none
             batch_size=batch_size,
@@ -97,7 +100,7 @@ class PackedLM(HFLM):
     # The three kinds of requests -----------------------------------------------------------------
 
     def loglikelihood(
-        self, requests: "list[Instance]", disable_tqdm: bool = False
+        self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Return the log-likelihood of each continuation, and whether it is the greedy one."""
         answers = self._known("loglikelihood", requests, super().loglikelihood)
@@ -107,20 +110,20 @@ class PackedLM(HFLM):
         ]
 
     def loglikelihood_rolling(
-        self, requests: "list[Instance]", disable_tqdm: bool = False
+        self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
         """Return the log-likelihood of each text, in windows as long as the model's context."""
         answers = self._known("loglikelihood_rolling", requests, super().loglikelihood_rolling)
         every_K = np.zeros(self._copies.count)  # a text without a token has none
         return [float((answer + every_K)[self.copy]) for answer in answers]
 
-    def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return the greedy answer to each request, up to one of its stop texts."""
         answers = self._known("generate_until", requests, self._generated)
         return [answer_K[self.copy] for answer_K in answers]
 
     def _known(
-        self, kind: str, requests: "list[Instance]", compute: Callable[..., list[Any]]
+        self, kind: str, requests: Sequence[Any], compute: Callable[..., list[Any]]
     ) -> list[Any]:
         """Return the answers of all copies to all requests of a kind, which are asked once for each copy."""
         if self.copy == 0:
@@ -131,7 +134,7 @@ class PackedLM(HFLM):
 
     # Likelihoods ---------------------------------------------------------------------------------
 
-    def _loglikelihood_tokens(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _loglikelihood_tokens(
         self,
         requests: Sequence[_TokenRequest],
         disable_tqdm: bool = False,
@@ -195,7 +198,7 @@ class PackedLM(HFLM):
     def _token_scores(
         self, batch: Batch, asked: "_Asked", some: Sequence[int]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return for each of some copies the log-probability [Q] of each token asked, and if it is the likeliest."""
+        """Return for each of some copies the log-probability [Q] of each token asked, and if it is greedy."""
         quick = self._copies.quick
         if quick is not None and asked.one_each:
             scores = [of_copy.cpu() for of_copy in quick.score(some, batch)]
@@ -211,13 +214,13 @@ class PackedLM(HFLM):
     # Answers -------------------------------------------------------------------------------------
 
     def _generated(
-        self, requests: "list[Instance]", disable_tqdm: bool = False
+        self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[str, ...]]:
         """Return the answers of all copies to each request; those asked alike are decoded together."""
         alike: dict[str, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             alike[repr(request.args[1])].append(number)
-        eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)  # pyright: ignore[reportArgumentType]
+        eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         found: list[tuple[str, ...]] = [()] * len(requests)
         for numbers in alike.values():
             settings: dict[str, Any] = dict(
@@ -239,7 +242,8 @@ class PackedLM(HFLM):
         if room < 1:
             raise RequestError(
                 f"eval.tasks: answers of up to {max_new_tokens} tokens leave no room for a prompt in the "
-                f"model's context of {self.max_length}; give the task a smaller generation_kwargs.max_gen_toks"
+                f"model's context of {self.max_length}; give the task a smaller max_gen_toks in its "
+                "generation_kwargs"
             )
         prompts = [self.tok_batch_encode([context])[0][0, -room:].tolist() for context in contexts]
         stops = TextStops.of(until, self.tokenizer)
@@ -275,7 +279,7 @@ def _ends(rows: Sequence[_Row]) -> Iterator[tuple[int, int, int]]:
 
 
 def _batch(rows: Sequence[_Row]) -> Batch:
-    """Return rows padded at their end; loss is on what is scored, the last token after a row any of its ends'."""
+    """Return rows padded at their end; loss is on what is scored, the last target that of any of its ends."""
     longest = max(len(row.ids) for row in rows)
     ids_BT = torch.zeros(len(rows), longest, dtype=torch.int64)
     targets_BT = torch.full_like(ids_BT, NO_LOSS)
@@ -317,7 +321,7 @@ def _asked(rows: Sequence[_Row]) -> _Asked:
 
 
 def _of_tokens(logits_MV: torch.Tensor, asked: _Asked) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the log-probability [Q] of each token asked, float32 on the CPU, and whether it is the likeliest."""
+    """Return the log-probability [Q] of each token asked, float32 on the CPU, and whether it is greedy."""
     likelihood_Q = torch.empty(len(asked.token_Q))
     greedy_Q = torch.empty(len(asked.token_Q), dtype=torch.bool)
     size = max(1, math.floor(_CHUNK_ELEMENTS / logits_MV.shape[-1]))

@@ -1,7 +1,7 @@
 """Scores of lm-evaluation-harness's tasks: its prompts, its filters, its metrics, our answers.
 
-Its `evaluate` is called once for each copy of a model, with the same requests, which are answered for all copies
-when the first is asked.
+Its `evaluate` is called once for each copy of a model, with the same requests, which are answered for all
+copies when the first is asked.
 """
 
 import contextlib
@@ -83,12 +83,13 @@ def _loaded(
 def _refusal(error: Exception) -> RequestError:
     first = (str(error).strip().splitlines() or ["no reason"])[0]
     return RequestError(
-        f"eval.tasks cannot be loaded by lm-evaluation-harness {tasks_version()}: {type(error).__name__}: {first}"
+        f"eval.tasks cannot be loaded by lm-evaluation-harness {tasks_version()}: "
+        f"{type(error).__name__}: {first}"
     )
 
 
 def _settle(name: str, task: Any, num_fewshot: int | None) -> None:
-    """Give a task its solved examples as lm-evaluation-harness's command line does, and look at its documents."""
+    """Give a task its solved examples as lm-evaluation-harness's command line does; look at its documents."""
     if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
         what = (
             "runs code that a model writes"
@@ -96,6 +97,7 @@ def _settle(name: str, task: Any, num_fewshot: int | None) -> None:
             else "shows pictures"
         )
         raise RequestError(f"eval.tasks: {name} {what}, which is not done here")
+    _check_sentences(name, task)
     own = task.get_config("num_fewshot")
     if num_fewshot is not None and own != 0:  # 0 is part of what the task is
         task.set_config(key="num_fewshot", value=num_fewshot)
@@ -104,6 +106,28 @@ def _settle(name: str, task: Any, num_fewshot: int | None) -> None:
     task.set_fewshot_seed(seed=_SEED)
     if not len(task.eval_docs):
         raise RequestError(f"eval.tasks: {name} has no documents")
+
+
+_BY_SENTENCES = {"change_case:capital_word_frequency", "length_constraints:number_sentences"}
+"""IFEval's instructions that nltk cuts a text for; the others need no data of it."""
+
+
+def _check_sentences(name: str, task: Any) -> None:
+    """Refuse IFEval's documents that cannot be scored here, before a model is trained for them."""
+    if "ifeval" not in getattr(task.config.process_results, "__module__", ""):
+        return
+    asking = sum(not _BY_SENTENCES.isdisjoint(d["instruction_id_list"]) for d in task.eval_docs)
+    if not asking:
+        return
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        raise RequestError(
+            f"eval.tasks: {asking} of the {len(task.eval_docs)} documents of {name} need nltk's punkt_tab, "
+            "which is not here; `python -m nltk.downloader punkt_tab` fetches it"
+        ) from None
 
 
 def score_tasks(
@@ -205,7 +229,7 @@ def _is_number(value: object) -> bool:
 
 
 def _rows(found: Mapping[str, Any], loaded: dict[str, Any]) -> dict[str, RowScores]:
-    """Return each document's score of the metrics that are the mean over them; bits per byte from its texts."""
+    """Return each document's score of the metrics that are their mean, and of bits per byte."""
     from lm_eval.api.metrics import mean
 
     rows = {}
@@ -250,7 +274,7 @@ def _about(found: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep its log, its prints and progress bars, and those of `datasets`, off the terminal and out of `--json`."""
+    """Keep its log, prints and progress bars, and those of `datasets`, off the terminal and `--json`."""
     import datasets
     import tqdm
 

@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness that a configuration names, found and judged without importing it.
 
-A name is one of its own tasks, groups or tags; what ends in .yaml or holds a slash is a file that defines one,
-or a directory of such files. Must not import torch or lm_eval: each takes seconds.
+A name is one of its own tasks, groups or tags; what ends in .yaml or holds a slash is a file that defines
+one, or a directory of such files. Must not import torch or lm_eval: each takes seconds.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ def check_tasks(config: EvalConfig) -> None:
         return
     if find_spec("lm_eval") is None:
         raise RequestError(
-            f"eval.tasks={config.tasks} are tasks of lm-evaluation-harness, which is not installed; pip install "
-            "'qlora-harness[lm_eval]'"
+            f"eval.tasks={config.tasks} are tasks of lm-evaluation-harness, which is not installed; "
+            "pip install 'qlora-harness[lm_eval]'"
         )
     for name in config.tasks:
         if is_local(name):
@@ -45,8 +45,8 @@ def check_tasks(config: EvalConfig) -> None:
         elif not _is_registered(name):
             raise RequestError(
                 f"eval.tasks: {name!r} is no task, group or tag of lm-evaluation-harness {tasks_version()}"
-                f"{near_names(name, _registered())}; `lm_eval ls tasks` lists them, and a file of your own ends "
-                "in .yaml"
+                f"{near_names(name, _registered())}; `lm_eval ls tasks` lists them, and a file of your own "
+                "ends in .yaml"
             )
 
 

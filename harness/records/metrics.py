@@ -1,7 +1,8 @@
 """Every metric's name, unit, direction, digits and one-line definition, once. Imports no package.
 
-Names are `group/name_unit`. Measuring code writes these names and tables read them. What lm-evaluation-harness
-measures is `eval/TASK/METRIC` or `eval/TASK/METRIC/FILTER`, in its words: of these only the form is known.
+Names are `group/name_unit`. Measuring code writes these names and tables read them. What
+lm-evaluation-harness measures is `eval/TASK/METRIC` or `eval/TASK/METRIC/FILTER`, in its words: of these only
+the form is known.
 """
 
 from collections.abc import Iterable
@@ -165,7 +166,7 @@ def is_task_metric(name: object) -> bool:
 
 
 def task_metric(task: str, metric: str, chosen_by: str) -> str:
-    """Return the name of a task's metric; `chosen_by` is the filter of its answers, `none` if there is none."""
+    """Return the name of a task's metric; `chosen_by` is the filter of its answers, or `none`."""
     words = [task, metric] if chosen_by == "none" else [task, metric, chosen_by]
     return "/".join(["eval", *(word.replace("/", "_") for word in words)])
 

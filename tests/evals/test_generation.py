@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from harness.errors import RequestError  # noqa: E402
 from harness.evals.copies import ALONE  # noqa: E402
+from harness.evals.decoding import TextStops  # noqa: E402
 from harness.evals.generation import Decoding, generate_copies  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -46,6 +47,27 @@ def decoded(tokenizer, answer: list[int]) -> str:
 def _generate(model, tokenizer, prompts, **changes):
     decoding = Decoding(**{"batch_size": 4, "max_new_tokens": NEW_TOKENS, **changes})
     return generate_copies(model, tokenizer, prompts, decoding, CPU, ALONE)[0]
+
+
+def test_a_text_that_ends_answers_ends_the_decoding_of_all_that_have_come_to_it(
+    model, tokenizer, prompts, alone
+):
+    texts = [decoded(tokenizer, answer) for answer in alone]
+    stop = TextStops.of([".", ""], tokenizer)
+    calls = []
+    counted = model.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        generated = _generate(model, tokenizer, prompts, batch_size=9, text_stops=stop)
+    finally:
+        counted.remove()
+    assert all("." in text for text in texts)  # else nothing would be cut
+    assert [t.split(".")[0] for t in generated.texts] == [t.split(".")[0] for t in texts]
+    until = max(
+        next(n for n in range(1, NEW_TOKENS + 1) if "." in decoded(tokenizer, answer[:n]))
+        for answer in alone
+    )
+    assert len(calls) == until
+    assert TextStops.of([""], tokenizer) is None
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
