@@ -99,7 +99,7 @@ def _scored(group: Sequence[SavedRun], asked: EvalConfig) -> Scored:
     first = group[0]
     shared = open_base(first.config, first.source, first.fingerprint)
     base: dict[str, Results] = {}
-    if asked.before and not first.config.lora.init.rewrites_base:
+    if asked.before:  # the base as it came, which some adapters rewrite
         base["before"] = score_side_by_side(shared, [None], asked)[0]
     adapters = [attach_saved(shared, saved) for saved in group]
     results = score_side_by_side(shared, adapters, asked)

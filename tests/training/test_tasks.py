@@ -145,7 +145,7 @@ def test_which_way_is_better_is_what_lm_eval_says_of_its_metrics():
     [
         ({"generation_kwargs": {"do_sample": True, "temperature": 0.7}}, ["do_sample", "greedy"]),
         ({"generation_kwargs": {"num_beams": 4}}, ["num_beams=4", "greedy"]),
-        ({"generation_kwargs": {"max_gen_toks": 256}}, ["256", "max_gen_toks"]),
+        ({"generation_kwargs": {"max_gen_toks": 512}}, ["512", "max_gen_toks"]),
     ],
 )
 def test_answers_that_are_not_given_here_are_refused(make_base, tasks, tmp_path, change, words):
