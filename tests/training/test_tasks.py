@@ -73,10 +73,11 @@ def scored(make_base, pretrained, tasks, tmp_path_factory) -> Scored:
 
 def by_lm_eval(model: Path, adapter: Path, tasks: Sequence[str]) -> dict[str, Any]:
     """Return what its own `hf` model scores, as its command line calls it."""
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    found = simple_evaluate(
+    evaluate: Any = simple_evaluate  # whose decorator hides its parameters
+    found = evaluate(
         model="hf",
         model_args={"pretrained": str(model), "peft": str(adapter), "dtype": "float32"},
         tasks=list(tasks),
