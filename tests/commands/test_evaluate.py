@@ -12,6 +12,8 @@ from harness.records.run_directory import RunDirectory
 from harness.records.scores import read_scores
 from tests.commands.left_runs import left_run
 
+pytest.importorskip("lm_eval", reason="the extra lm_eval is not installed")
+
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:

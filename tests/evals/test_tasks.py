@@ -11,6 +11,8 @@ from harness.errors import DataError, RequestError
 from harness.evals import tasks
 from harness.evals.tasks import check_tasks, tasks_fingerprint
 
+pytest.importorskip("lm_eval", reason="the extra lm_eval is not installed")
+
 DEFINITION = """\
 task: own
 dataset_path: json

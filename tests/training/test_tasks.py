@@ -22,6 +22,8 @@ from harness.training.pass_size import PassSizer
 from harness.training.session import Queue, train
 from harness.training.stop import StopRequest
 
+pytest.importorskip("lm_eval", reason="the extra lm_eval is not installed")
+
 BATCH = 4
 
 
