@@ -103,7 +103,6 @@ def _settle(name: str, task: Any, num_fewshot: int | None) -> None:
         task.set_config(key="num_fewshot", value=num_fewshot)
     elif own is None:
         task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=_SEED)
     if not len(task.eval_docs):
         raise RequestError(f"eval.tasks: {name} has no documents")
 
@@ -146,6 +145,8 @@ def score_tasks(
             "eval.apply_chat_template=true, and the model's tokenizer has no chat template; leave it out"
         )
     loaded = load_tasks(config)
+    for task in loaded["tasks"].values():  # else the second time other examples would be drawn
+        task.set_fewshot_seed(seed=_SEED)
     with _quiet(), _own_randomness():
         from harness.evals.packed_lm import PackedLM
 

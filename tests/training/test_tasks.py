@@ -118,6 +118,18 @@ def test_adapters_in_one_pass_score_what_each_scores_alone(scored):
     assert len(bits) == 2  # each is its own
 
 
+def test_what_is_asked_before_training_is_asked_after_it(make_base, tasks):
+    asked = EvalConfig(tasks=[str(tasks / "stories_choice.yaml")], limit=3)
+    shared = make_base(QuantConfig(format=QuantFormat.none))
+    prompts, scores = [], []
+    for _ in range(2):
+        scores.append(numbers(score_side_by_side(shared, [None], asked)[0]))
+        (task,) = load_tasks(asked)["tasks"].values()
+        prompts.append([request.args for request in task.instances])
+    assert prompts[0] == prompts[1]  # the solved examples, which are drawn, too
+    assert scores[0] == scores[1]
+
+
 def test_scores_of_documents_have_their_metric_as_mean(scored):
     for results in scored.together:
         kept = {name for name in results if not name.endswith("perplexity")}
