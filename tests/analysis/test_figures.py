@@ -350,6 +350,21 @@ def test_curves_are_means_over_seeds_with_the_band_of_the_seeds() -> None:
     assert learning_curves(runs, {}, metric="train/loss", objective=LOSS).figure is None
 
 
+@pytest.mark.parametrize("ranks", [(2,), (2, 8)])
+def test_a_curve_is_named_by_what_its_cell_has_of_its_own(ranks: tuple[int, ...]) -> None:
+    runs = rows(*(Run(rank=rank, loss=float(rank)) for rank in ranks))
+    steps = np.array([1.0, 2.0])
+    histories = {
+        row["run_id"]: History(curves={"train/loss": (steps, steps)}, num_damaged_lines=0)
+        for row in runs
+    }
+    figure = drawn(learning_curves(runs, histories, metric="train/loss", objective=LOSS))
+    shown = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert shown == ([] if len(ranks) == 1 else ["r=2", "r=8"])
+    named = [str(line.get_label()) for line in figure.axes[0].lines]
+    assert [name.startswith("_") for name in named] == [len(ranks) == 1] * len(ranks)
+
+
 def test_only_the_histories_of_the_best_eight_cells_are_asked_for() -> None:
     runs = rows(*(Run(rank=r, seed=s, loss=float(r)) for r in range(1, 10) for s in (0, 1)))
     wanted = set(runs_with_curves(runs, LOSS))
