@@ -1,6 +1,7 @@
 """What users tell a sweep while it goes on, and what becomes of it: now, after a resume, among members."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,17 @@ from analysis.frame import Role
 from analysis.sources import load_sweep
 from harness.cli.main import dispatch
 from harness.errors import RequestError
+from harness.question.axes import ChoiceAxis
 from harness.question.check_space import check_space
 from harness.question.load import load_question
+from harness.question.points import Space
 from harness.question.widen import contains, with_trials, with_value
 from harness.records.record import RunStatus, read_records
+from harness.study.database import open_engine
+from harness.study.leases import Leases
 from harness.study.study import Study
 from harness.sweeping import messages
+from harness.sweeping.inbox import Inbox
 from harness.sweeping.instructions import Instruction, InstructionKind, Instructions, as_told
 from harness.sweeping.member import open_study
 from harness.sweeping.requests import RequestMaker
@@ -230,3 +236,56 @@ def test_an_instruction_that_cannot_be_obeyed_costs_the_sweep_nothing(ask):
     assert ranks_of(file) == [1, 2]
     assert "cannot train x" in directory_of(file).log.read_text()
     assert json.loads(directory_of(file).state.read_text())["status"] == "finished"
+
+
+# Members -----------------------------------------------------------------------------------------
+
+
+def test_members_answer_what_one_of_them_was_told_and_so_does_one_that_joins(
+    members, postgres_database
+):
+    one, two = members("one"), members("two")
+    one.ask()
+    for loss in (0.3, 0.2):
+        one.end(one.claim(), loss)
+    one.trials.extend(with_value(one.trials.question, "lora.rank", "8"))
+    two.look()
+    assert two.trials.question.space == one.trials.question.space
+    two.ask()
+    one.look()
+    ranks = [trial.point["lora.rank"] for trial in one.study.trials]
+    assert ranks == ["1", "2", "4", "8"]
+    assert [trial.point for trial in two.study.trials] == [t.point for t in one.study.trials]
+    (axis,) = one.trials.question.space.axes
+    assert isinstance(axis, ChoiceAxis)
+    narrow = replace(one.trials.question, space=Space((replace(axis, values=("1", "2", "4")),)))
+    joining = Leases(open_engine(postgres_database), narrow.name, 10.0, member="three")
+    three = Study.open(
+        narrow,
+        postgres_database,
+        eval_every_steps=2,
+        total_steps=8,
+        leases=joining,
+        asks=False,
+    )
+    assert three.question.space == one.trials.question.space
+    assert [trial.point for trial in three.trials] == [t.point for t in one.study.trials]
+    three.close()
+
+
+def test_an_instruction_reaches_members_whose_disk_is_another_once(members, tmp_path):
+    one, two = members("one"), members("two")
+    here, there = SweepDirectory(tmp_path / "here", "shared"), SweepDirectory(tmp_path, "shared")
+    for directory in (here, there):
+        directory.path.mkdir(parents=True)
+    hears = {"one": Inbox(here, one.study, print), "two": Inbox(there, two.study, print)}
+    told = Instruction(kind=InstructionKind.stop_run, run_id="a run that two trains")
+    Instructions(here.instructions).append(told)
+    assert hears["one"].hear() == [told]
+    assert hears["two"].hear() == []
+    two.look()
+    assert hears["two"].hear() == [told]
+    Instructions(there.instructions).append(told)  # on a disk that both see
+    for name, member in (("one", one), ("two", two)):
+        member.look()
+        assert hears[name].hear() == []
