@@ -6,7 +6,7 @@ evaluation under `<phase>.<metric>`, with `.standard_error` and `.n` beside it; 
 `provenance.…`; and its place in a sweep: `role`, `trial`, `point`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from sys import intern
 from typing import Any
@@ -15,6 +15,11 @@ from harness.config.storage import WITHOUT_BLOCKS, storage_label
 from harness.records.record import Record
 
 Row = dict[str, Any]
+
+FULL_FINE_TUNING = "full fine-tuning"
+"""What `lora=none` is called in tables and figures."""
+_NO_ADAPTER = "none"
+"""Its `lora.method`."""
 
 
 class Role(Enum):
@@ -50,11 +55,6 @@ _RUN_KEYS = (
 _NOT_CONFIG = frozenset((*_RUN_KEYS, *PLACE_KEYS))
 
 
-def flat_rows(records: Iterable[Record]) -> list[Row]:
-    """Return one row per record, in the given order."""
-    return [flat_row(record) for record in records]
-
-
 def flat_row(record: Record) -> Row:
     """Return a record as a row; enums stay enums, lists of the configuration become tuples."""
     row: Row = {key: getattr(record, key) for key in _RUN_KEYS}
@@ -63,7 +63,7 @@ def flat_row(record: Record) -> Row:
     _flatten(record.config, "", config)
     clashes = sorted(set(row) & set(config))
     assert not clashes, f"configuration keys that a row already uses: {clashes}"
-    row |= config
+    row |= _without_adapter(config)
     row |= record.metrics
     row |= {intern(PREDICTED + name): value for name, value in record.predicted.items()}
     row |= {intern(ALONE + name): value for name, value in record.alone.items()}
@@ -113,6 +113,15 @@ def _provenance(tree: Mapping[str, Any]) -> Row:
         "provenance.data_fingerprint": tree.get("data_fingerprint"),
         "provenance.sweep": (tree.get("sweep") or {}).get("name"),
     }
+
+
+def _without_adapter(config: Row) -> Row:
+    """Return the configuration of full fine-tuning without the settings of an adapter, which it has not."""
+    if config.get("lora.method") != _NO_ADAPTER:
+        return config
+    of_adapter = {key: None for key in config if key.startswith("lora.")}
+    named = {"lora.method": FULL_FINE_TUNING, "lora.target_modules": (FULL_FINE_TUNING,)}
+    return config | of_adapter | named
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str, leaves: Row) -> None:
@@ -177,6 +186,11 @@ def parsed_choice(text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+def named_level(key: str, value: Any) -> Any:
+    """Return a value of an axis in the words of a table: `lora=none` is full fine-tuning."""
+    return FULL_FINE_TUNING if (key, value) == ("lora", _NO_ADAPTER) else value
 
 
 _OF_BLOCKS = ("quant.block_size", "quant.double_quant")

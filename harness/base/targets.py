@@ -74,8 +74,12 @@ def is_attention(name: str) -> bool:
 def adapted_layers(lora: LoraConfig, linears: Sequence[LinearSpec]) -> list[LinearSpec]:
     """Return the layers that `lora` adapts, in the model's order.
 
-    Raises RequestError if a target matches nothing, or if the rank is above a target's smaller dimension.
+    Full fine-tuning trains all of them, and what else the model has. Raises RequestError if a target matches
+    nothing, or if the rank is above a target's smaller dimension.
     """
+    if lora.trains_all:
+        _check_trainable(linears)
+        return list(linears)
     names: set[str] = set()
     for target in lora.target_modules:
         matched = {spec.name for spec in linears if _matches(target, spec.name)}
@@ -99,6 +103,16 @@ def adapted_layers(lora: LoraConfig, linears: Sequence[LinearSpec]) -> list[Line
             f"use at most {limit} or leave that layer out of lora.target_modules"
         )
     return adapted
+
+
+def _check_trainable(linears: Sequence[LinearSpec]) -> None:
+    """Refuse a model with weights of which no gradient is computed here."""
+    fused = next((spec for spec in linears if spec.experts > 1), None)
+    if fused is not None:
+        raise RequestError(
+            f"lora=none trains all weights of a model, and those of fused experts ({fused.name}) are "
+            "computed frozen; use an adapter (lora=all_linear)"
+        )
 
 
 def _part_of(target: str, known: set[str]) -> str:

@@ -75,11 +75,7 @@ class _Voice:
     def base_key(self) -> str:
         """What voices must have in common to be computed on one base in memory."""
         config = self.saved.config
-        own = (
-            self.label
-            if config.lora.init.rewrites_base and self.saved.directory is not None
-            else ""
-        )
+        own = self.label if config.lora.rewrites_base and self.saved.directory is not None else ""
         return f"{self.saved.fingerprint} {config.model} {config.quant} {own}"
 
     @property

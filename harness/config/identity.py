@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.config.compose import config_tree
-from harness.config.schema import RunConfig
+from harness.config.schema import LoraConfig, LoraMethod, RunConfig
 from harness.config.storage import label_of
 from harness.parsing import home_path
 
@@ -52,10 +52,7 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     for section, keys in _BY_CONTENT.items():
         for key in keys:
             tree[section].pop(key)
-    lora = tree["lora"]
-    over_rank = lora.pop("alpha_over_rank")
-    lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
-    lora["target_modules"] = sorted(lora["target_modules"])
+    tree["lora"] = _lora_tree(tree["lora"])
     if (answered := tree["data"].pop("answers")) is not None:
         content = home_path(answered).read_bytes()
         tree["data"]["answers"] = hashlib.sha256(content).hexdigest()
@@ -82,6 +79,18 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     return Identity(run_id=f"{_slug(config)}-{_digest({**tree, 'seed': seed})}", cell_id=cell)
 
 
+def _lora_tree(lora: dict[str, Any]) -> dict[str, Any]:
+    """Return what an adapter's settings mean, however they are spelled; full fine-tuning has none."""
+    if lora["method"] == LoraMethod.none.value:
+        return {"method": lora["method"]}
+    if lora["method"] == LoraMethod.lora.value:  # the runs of before keep their ids
+        del lora["method"]
+    over_rank = lora.pop("alpha_over_rank")
+    lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
+    lora["target_modules"] = sorted(lora["target_modules"])
+    return lora
+
+
 def _digest(tree: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -94,11 +103,16 @@ def _slug(config: RunConfig) -> str:
         _last_part(config.model.name) or "model",
         source,
         label_of(config.quant),
-        "+".join(sorted(config.lora.target_modules)),
-        f"r{config.lora.rank}",
+        *_adapter_words(config.lora),
         f"s{config.seed}",
     ]
     return re.sub(r"[^\w.+-]", "_", "-".join(words))[:100]
+
+
+def _adapter_words(lora: LoraConfig) -> list[str]:
+    if lora.trains_all:
+        return ["full"]
+    return ["+".join(sorted(lora.target_modules)), f"r{lora.rank}"]
 
 
 def _last_part(name: str | None, *, suffix: bool = True) -> str | None:

@@ -61,6 +61,15 @@ class LoraInit(Enum):
                 assert_never(unreachable)
 
 
+class LoraMethod(Enum):
+    """What of the model a run trains."""
+
+    lora = "lora"
+    """A and B beside the frozen layers (Hu et al. 2021, arXiv 2106.09685)."""
+    none = "none"
+    """No adapter: every parameter of the model itself, full fine-tuning."""
+
+
 class OptimizerName(Enum):
     """The optimizer of one adapter: torch's fused AdamW or bitsandbytes' 8-bit and paged ones."""
 
@@ -168,8 +177,10 @@ class QuantConfig:
 
 @dataclass(kw_only=True, slots=True)
 class LoraConfig:
-    """One adapter. Exactly one of `alpha` and `alpha_over_rank` is given."""
+    """One adapter. Exactly one of `alpha` and `alpha_over_rank` is given, where there is one."""
 
+    method: LoraMethod = LoraMethod.lora
+    """`lora`, or `none`: no adapter but all of the model is trained, of an unquantized base and alone."""
     target_modules: list[str] = field(default_factory=lambda: ["all_linear"])
     """Sets (`all_linear`, `attention`, `mlp`) or names of linear layers, each of which must match."""
     rank: int = 8
@@ -184,6 +195,16 @@ class LoraConfig:
     init: LoraInit = LoraInit.default
     compute_dtype: FloatType = FloatType.float32
     """Type in which A and B are multiplied; they are kept, and their gradients added up, in float32."""
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether the model itself is trained: full fine-tuning, without an adapter."""
+        return self.method is LoraMethod.none
+
+    @property
+    def rewrites_base(self) -> bool:
+        """Whether its run changes the base's own weights, so that it must train alone."""
+        return self.trains_all or self.init.rewrites_base
 
 
 @dataclass(kw_only=True, slots=True)

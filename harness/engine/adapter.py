@@ -90,6 +90,22 @@ class Adapter:
         """Bytes of the parameters."""
         return self.flat_P.numel() * self.flat_P.element_size()
 
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of its gradient, float32 and one element for each parameter."""
+        return self.flat_P.numel() * self.flat_P.element_size()
+
+    def begin_pass(self) -> None:
+        """Get ready for a pass: nothing is to be done for A and B, which the layers read themselves."""
+
+    def halves(self, flat_P: torch.Tensor) -> list[torch.Tensor]:
+        """Return every A and every B of a flat tensor: what an optimizer may treat differently."""
+        return [flat_P[: self.layout.num_a], flat_P[self.layout.num_a :]]
+
+    def is_in_first(self, name: str) -> bool:
+        """Say whether one of `parameters` is in the first of the halves."""
+        return ".lora_B." not in name
+
     def of_parameters(self, flat_P: torch.Tensor) -> list[torch.Tensor]:
         """Return a flat tensor (a gradient, say) in the views and the order of `parameters`."""
         views = []

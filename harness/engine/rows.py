@@ -64,6 +64,8 @@ class AdapterGroup:
     def begin(self, adapter_rows: Sequence[AdapterRows]) -> None:
         """Take the adapters as they are now, for one pass."""
         self.dropout_key = adapter_rows[0].dropout_key
+        for adapter in self.adapters:
+            adapter.begin_pass()
         if self.count > 1:
             torch.stack([adapter.flat_P for adapter in self.adapters], out=self._flat_KP)
         if self._computed_KP is not self._flat_KP:

@@ -22,9 +22,11 @@ from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit
 from harness.engine.adapter import Adapter, ParameterLayout
 from harness.engine.backend import choose_backend
+from harness.engine.reference.backend import ReferenceBackend
 from harness.engine.reference.experts_lora import ExpertsLora, initialized, names_in_file
 from harness.engine.reference.grouped_lora import PackedLora
 from harness.engine.rows import AdapterRows, RowPlan
+from harness.engine.whole_model import WholeModel, load_model, save_model
 from harness.errors import RequestError
 from harness.measure.memory import BaseSize, base_size
 from harness.records.record import Estimate
@@ -70,7 +72,7 @@ class SharedBase:
         """By adapter: PEFT's configuration of it."""
         self._layouts: dict[tuple[int, tuple[str, ...]], ParameterLayout] = {}
         self.is_rewritten = False
-        """Whether PiSSA or OLoRA has changed the weights for an adapter: no other can use them."""
+        """Whether PiSSA, OLoRA or full fine-tuning has changed the weights: no other run can use them."""
         self.untouched_results: dict[str, dict[str, Estimate]] = {}
         """Evaluations of the base without an adapter, by what was evaluated."""
         self._can_recompute = False
@@ -115,9 +117,11 @@ class SharedBase:
         from peft import PeftModel
 
         assert not self.is_rewritten, (
-            "this base was rewritten by PiSSA or OLoRA for another adapter"
+            "the weights of this base were changed by another run: by PiSSA, OLoRA or full fine-tuning"
         )
         name = f"run{next(self._count)}"
+        if lora.trains_all:
+            return self._attach_whole(name, lora)
         adapted = adapted_layers(lora, self.base.linears)
         plain = [spec for spec in adapted if spec.experts == 1]
         rewrites = lora.init.rewrites_base
@@ -151,6 +155,16 @@ class SharedBase:
         self.plan.add(adapter)
         return adapter
 
+    def _attach_whole(self, name: str, lora: LoraConfig) -> Adapter:
+        """Let all parameters of the model be trained."""
+        adapted_layers(lora, self.base.linears)  # refuses what cannot be
+        assert isinstance(self.backend, ReferenceBackend), "other backends compute a frozen base"
+        _ = self.size  # measured before the weights lie in one tensor
+        whole = WholeModel.of(name, self.model, self.plan)
+        self.is_rewritten = True
+        self.plan.add(whole)
+        return whole
+
     def _add(self, name: str, config: Any) -> None:
         """Let PEFT add an adapter, or nothing of it if there is no memory for all."""
         try:
@@ -162,6 +176,10 @@ class SharedBase:
 
     def detach(self, adapter: Adapter) -> None:
         """Remove an adapter; the others are not touched."""
+        if isinstance(adapter, WholeModel):
+            adapter.release()
+            self.plan.remove(adapter.name)
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if self._knows(adapter.name):
@@ -231,9 +249,15 @@ class SharedBase:
         return [spec for spec in self.base.linears if spec.name in of_experts]
 
     def save(self, adapter: Adapter, directory: Path) -> None:
-        """Write the adapter so that `PeftModel.from_pretrained(base, directory)` loads it."""
+        """Write the adapter so that `PeftModel.from_pretrained(base, directory)` loads it.
+
+        Of full fine-tuning the model, so that transformers loads that.
+        """
         from safetensors.torch import save_file
 
+        if isinstance(adapter, WholeModel):
+            save_model(adapter, self.model, self.base.tokenizer, directory)
+            return
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {key: t.detach().cpu().contiguous() for key, t in self.state(adapter).items()}
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -246,6 +270,9 @@ class SharedBase:
         """Read what `save` has written into an attached adapter; RequestError for another one's file."""
         from safetensors.torch import load_file
 
+        if isinstance(adapter, WholeModel):
+            load_model(adapter, self.model, directory)
+            return
         given, own = load_file(directory / "adapter_model.safetensors"), self.state(adapter)
         shapes = [{key: tuple(t.shape) for key, t in each.items()} for each in (own, given)]
         if shapes[0] != shapes[1]:

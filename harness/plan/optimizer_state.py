@@ -29,15 +29,18 @@ class OptimizerBytes:
     """The part in managed memory, where there is a GPU."""
 
 
-def optimizer_bytes(
-    name: OptimizerName, adapted: Sequence[LinearSpec], rank: int
-) -> OptimizerBytes:
-    """Return the state that the optimizer has for A and B of the adapted layers after its first step."""
+def adapter_sizes(adapted: Sequence[LinearSpec], rank: int) -> list[int]:
+    """Return the elements of A and B of each adapted layer."""
     shapes = [spec.adapted for spec in adapted]
-    sizes = [rank * s.experts * size for s in shapes for size in (s.inputs, s.outputs)]
+    return [rank * s.experts * size for s in shapes for size in (s.inputs, s.outputs)]
+
+
+def optimizer_bytes(name: OptimizerName, sizes: Sequence[int]) -> OptimizerBytes:
+    """Return the state that the optimizer has for tensors of these sizes after its first step."""
     match name:
         case OptimizerName.adamw:
-            # Two flat tensors, every A and every B, each with two moments and a step counter.
+            # Two flat tensors (every A and every B, or matrices and vectors), each with two moments and a
+            # step counter.
             return OptimizerBytes(2 * _FLOAT_BYTES * sum(sizes) + 2 * _FLOAT_BYTES, 0)
         case OptimizerName.adamw_8bit:
             return OptimizerBytes(_eight_bit(sizes), 0)

@@ -48,9 +48,10 @@ def probe_config(config: RunConfig) -> RunConfig:
         steps=PROBE_STEPS,
         gradient_checkpointing=kept.gradient_checkpointing,
     )
+    over_rank = None if config.lora.trains_all else 1.0
     return replace(
         config,
-        lora=replace(config.lora, alpha=None, alpha_over_rank=1.0, rslora=False),
+        lora=replace(config.lora, alpha=None, alpha_over_rank=over_rank, rslora=False),
         optim=optim,
         eval=EvalConfig(before=False, generate=False),
         tracker=TrackerConfig(name=TrackerName.none),

@@ -160,6 +160,6 @@ def cohort_of(request: Request, *, alone: bool = False) -> str:
         config.paths,
         config.optim.gradient_checkpointing,
     ]
-    if alone or config.lora.init.rewrites_base:
+    if alone or config.lora.rewrites_base:
         shared.append(request.identity.run_id)
     return repr(shared)

@@ -1,7 +1,7 @@
 """The table of effects: every change of one factor, over the combinations of the others."""
 
 from analysis.effects import effects_table
-from analysis.frame import Row, flat_rows
+from analysis.frame import Row, flat_row
 from tests.analysis.rows_for_figures import Run
 
 LOSS = {2: 2.0, 8: 1.5, 32: 1.25}
@@ -9,7 +9,7 @@ RATE = {1e-3: 0.0, 1e-2: -0.5}
 
 
 def rows(runs: list[Run]) -> list[Row]:
-    return flat_rows([run.record() for run in runs])
+    return [flat_row(run.record()) for run in runs]
 
 
 def searched() -> list[Run]:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from analysis.frame import config_keys, flat_row, flat_rows
+from analysis.frame import config_keys, flat_row, named_level, value_of
 from harness.records.record import Estimate, MeasuredIn, Record, RunStatus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -90,7 +90,7 @@ def test_where_a_run_came_from_is_part_of_its_row() -> None:
 def test_rows_keep_the_order_of_the_records() -> None:
     other = record()
     other.run_id = "a"
-    assert [row["run_id"] for row in flat_rows([record(), other])] == ["nf4-r8-s3", "a"]
+    assert [row["run_id"] for row in map(flat_row, [record(), other])] == ["nf4-r8-s3", "a"]
 
 
 def test_analysis_imports_nothing_heavy() -> None:
@@ -102,3 +102,15 @@ def test_analysis_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert process.stdout == "set()\n"
+
+
+def test_full_fine_tuning_has_no_settings_of_an_adapter() -> None:
+    made = record()
+    made.config["lora"] |= {"method": "none", "rank": 8, "dropout": 0.0}
+    row = flat_row(made)
+    assert row["lora.method"] == "full fine-tuning"
+    assert row["lora.target_modules"] == ("full fine-tuning",)
+    assert row["lora.rank"] is row["lora.dropout"] is row["lora.alpha"] is None
+    assert value_of(row, "alpha") is None
+    assert named_level("lora", "none") == "full fine-tuning"
+    assert named_level("quant", "none") == "none"

@@ -18,6 +18,7 @@ COMPARED = {
     "alpha": ("lora.alpha", "64", "16"),
     "demo": ("lora.rank", "8", "2"),
     "double_quant": ("quant.double_quant", "true", "false"),
+    "full_fine_tuning": ("trained", "qlora_16", "all_parameters"),
     "nf4_vs_int4": ("quant", "int4", "nf4"),
     "rank": ("lora.rank", "16", "8"),
     "rank_by_format": ("lora.rank", "32", "8"),
@@ -26,7 +27,7 @@ COMPARED = {
 """A contrast without which the question would not be answered: axis, level, reference."""
 NAMED = (
     *("demo", "rank", "alpha", "targets", "nf4_vs_int4", "double_quant", "joint"),
-    "rank_by_format",
+    *("rank_by_format", "full_fine_tuning"),
 )
 SECONDS_A_RUN = {"rule": 8, "facts": 38}
 """Of 120 steps of 16 rows, and of 600 of 32, with their evaluations, on two cores."""

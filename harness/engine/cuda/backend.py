@@ -82,7 +82,12 @@ def why_not_this_model(base: Base) -> str | None:
 
 
 def can_be_captured(config: RunConfig) -> bool:
-    """Say whether seats can hold a run: other optimizers keep their state tensor by tensor."""
+    """Say whether seats can hold a run: other optimizers keep their state tensor by tensor.
+
+    Nor do they hold a whole model.
+    """
+    if config.lora.trains_all:
+        return False
     same_type = config.lora.compute_dtype is config.quant.compute_dtype
     return same_type and config.optim.name is OptimizerName.adamw
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from harness.engine.lora_math import add_gradients, add_update
+from harness.engine.lora_math import OWN, add_gradients, add_update
 from harness.engine.rows import AdapterGroup, RowPlan
 
 
@@ -100,7 +100,9 @@ class _Update:
             kept = self.plan.keep_mask(group, self.layer_index, x_rows)
             if kept is not None:
                 x_rows = x_rows * kept
-            saved += [add_update(weights, group.scaling, x_rows, y_rows), kept]
+            h_rows = OWN.product(x_rows, weights.a)
+            add_update(OWN, weights.b, group.scaling, h_rows, y_rows)
+            saved += [h_rows, kept]
         return saved
 
     def gradients(
