@@ -91,7 +91,9 @@ class ReportWriter:
             if figure.svg is not None
         ]
         self.written.figures += [figure.name for figure in drawn if figure.svg is not None]
-        self._captions |= {each.name: f"{each.title}. {each.caption}" for each in drawn}
+        self._captions |= {
+            each.name: f"{each.title[:1].upper()}{each.title[1:]}. {each.caption}" for each in drawn
+        }
         missing = dict.fromkeys(f"{f.title}: {f.reason}" for f in drawn if f.svg is None)
         listed = "".join(f"<li>{escape(reason)}</li>" for reason in missing)
         reasons = f'<ul class="faint">{listed}</ul>'

@@ -14,6 +14,7 @@ from harness.question.keys import WITHOUT_EFFECT, key_of
 from harness.question.points import Point
 from harness.question.question import Question
 from harness.question.widen import with_trials, with_value
+from harness.records.redact import redact
 from harness.sweeping.check import check_without_device
 from harness.sweeping.instructions import Instruction, InstructionKind, Instructions
 from harness.sweeping.messages import Role
@@ -168,6 +169,8 @@ def _changes(text: str) -> list[str]:
         changes = shlex.split(text)
     except ValueError as error:
         raise RequestError(f"{text!r} cannot be read: {error}") from error
+    if redact(text) != text:
+        raise RequestError("that holds what looks like a secret, and would be written down")
     if not changes:
         raise RequestError("give what is to be different, such as optim.lr=3e-3 lora.rank=16")
     for change in changes:

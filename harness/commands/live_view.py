@@ -102,12 +102,25 @@ def live_view(out: Path, name: str) -> dict[str, Any]:
 
 
 def asked_question(directory: SweepDirectory) -> Question | None:
-    """Return what a sweep is asked now; None where its kept question cannot be read."""
-    try:
-        question = load_question(str(directory.question), [])
-    except RequestError:
-        return None
-    return as_told(question, Instructions(directory.instructions).read_on())
+    """Return what a sweep is asked now; None where its kept question cannot be read.
+
+    Read again when a file has changed: the page asks every other second.
+    """
+    files = (directory.question, directory.instructions)
+    stamps = [file.stat().st_mtime_ns if file.exists() else None for file in files]
+    key = repr((files, stamps))
+    if key not in _QUESTIONS:
+        _QUESTIONS.clear()
+        try:
+            question = load_question(str(directory.question), [])
+            told = Instructions(directory.instructions).read_on()
+            _QUESTIONS[key] = as_told(question, told)
+        except RequestError:
+            _QUESTIONS[key] = None
+    return _QUESTIONS[key]
+
+
+_QUESTIONS: dict[str, Question | None] = {}
 
 
 def point_of_runs(state: SweepState) -> dict[str, dict[str, str]]:

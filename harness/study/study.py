@@ -6,7 +6,7 @@ One process writes a study, or several in turn; each may be killed at any instru
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
@@ -137,11 +137,16 @@ class Study:
             points = {tuple(point.items()): point for point in question.space.points()}
             self._given = list((asked | points).values())
 
-    def extend(self, question: Question) -> None:
-        """Go on with more trials or a wider space, which holds everything that was told."""
+    def extend(self, change: Callable[[Question], Question]) -> None:
+        """Go on with more trials or a wider space: what `change` makes of the question as it is asked now.
+
+        Everything that was told has to be part of it.
+        """
         with self.turn():
-            self._asked = extend(self._storage, question)
-        self._go_by(question)
+            question = change(self.question)
+            if question != self.question:
+                self._asked = extend(self._storage, question)
+                self._go_by(question)
 
     def _as_others_ask(self, mine: Question) -> Question:
         """Return a member's question with what another one was asked for beyond it."""

@@ -18,7 +18,7 @@ from harness.question.settings import SearchSettings
 from harness.records.record import Record, RecordError, RunStatus, read_record, write_record
 from harness.sweeping.assignment import Assignment, WorkerView
 from harness.sweeping.inbox import Inbox
-from harness.sweeping.instructions import Instruction, InstructionKind, as_told
+from harness.sweeping.instructions import Instruction, InstructionKind
 from harness.sweeping.ledger import Ledger, Run, RunState
 from harness.sweeping.messages import (
     Busy,
@@ -81,8 +81,8 @@ class Driver:
         """`inbox`: what users say while the sweep goes on; none where nothing is trained."""
         self.trials = trials
         self._inbox = inbox
-        self._given_up: set[str] = set()
-        """Runs that users have stopped, by id, until their workers know it."""
+        self._given_up: dict[str, WorkerProcess | None] = {}
+        """Runs that users have stopped and that have not ended, each with the worker that knows it."""
         self.views: list[WorkerView] = []
         self.is_finished = False
         self._pool = pool
@@ -171,13 +171,13 @@ class Driver:
     def _obey(self, instruction: Instruction, *, begins: bool) -> None:
         match instruction.kind:
             case InstructionKind.stop_run:
-                self._given_up.add(instruction.run_id)
+                self._given_up.setdefault(instruction.run_id, None)
             case InstructionKind.stop_sweep:
                 if not begins:
                     self._stop.signal = self._stop.signal or signal.SIGTERM
             case InstructionKind.more_trials | InstructionKind.add_value:
                 before = self.trials.question
-                self.trials.extend(as_told(before, [instruction]))
+                self.trials.extend(instruction.change)
                 if self._inbox is not None and self.trials.question != before:
                     self._inbox.keep(self.trials.question)
             case InstructionKind.clone:
@@ -193,15 +193,16 @@ class Driver:
         """Let workers prune the runs that users have stopped, and end those that none has begun."""
         reason = f"stopped by hand in sweep {self.trials.question.name}"
         for view in self.views:
-            for run_id in self._given_up & view.runs.keys():
-                view.worker.send(Prune(run_id=run_id, reason=reason))
-                self._given_up.discard(run_id)
-        for run_id in sorted(self._given_up & self.trials.ledger.runs.keys()):
+            for run_id in self._given_up.keys() & view.runs.keys():
+                if self._given_up[run_id] is not view.worker:  # another one had it, and has died
+                    view.worker.send(Prune(run_id=run_id, reason=reason))
+                    self._given_up[run_id] = view.worker
+        for run_id in sorted(self._given_up.keys() & self.trials.ledger.runs.keys()):
             run = self.trials.ledger.runs[run_id]
             if run.state is RunState.waiting and self.trials.claim(run):
                 self._write_end(run, RunStatus.pruned, None, note=reason)
             if run.state is RunState.ended:
-                self._given_up.discard(run_id)
+                del self._given_up[run_id]
 
     # Workers -------------------------------------------------------------------------------------
 

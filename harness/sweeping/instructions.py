@@ -5,6 +5,7 @@ does so again: each instruction says what is to be in the end, so that obeying i
 a stop of the sweep is for those alone that heard it. Must not import torch or optuna.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -77,6 +78,16 @@ class Instruction:
             case unknown:
                 assert_never(unknown)
 
+    def change(self, question: Question) -> Question:
+        """Return a question as this asks for it. Raises RequestError where it cannot have that."""
+        match self.kind:
+            case InstructionKind.more_trials:
+                return with_trials(question, self.trials)
+            case InstructionKind.add_value:
+                return with_value(question, self.axis, self.value)
+            case _:
+                return question
+
 
 def instruction_of(tree: Any) -> Instruction:
     """Return the instruction that `Instruction.tree` gave. Raises Unreadable for anything else."""
@@ -134,14 +145,6 @@ def as_told(question: Question, instructions: Sequence[Instruction]) -> Question
     What it cannot have any more, since it is asked otherwise now, is left out.
     """
     for each in instructions:
-        try:
-            match each.kind:
-                case InstructionKind.more_trials:
-                    question = with_trials(question, each.trials)
-                case InstructionKind.add_value:
-                    question = with_value(question, each.axis, each.value)
-                case _:
-                    continue
-        except RequestError:
-            continue
+        with contextlib.suppress(RequestError):
+            question = each.change(question)
     return question

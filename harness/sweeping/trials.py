@@ -7,7 +7,7 @@ which each asks, claims, trains and tells (`tenancy.Leased`).
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import assert_never
@@ -149,10 +149,10 @@ class Trials:
 
     # More than was asked for at first --------------------------------------------------------------
 
-    def extend(self, question: Question) -> None:
-        """Go on with more trials or a wider space."""
-        if question != self.question:
-            self.study.extend(question)
+    def extend(self, change: Callable[[Question], Question]) -> None:
+        """Go on with more trials or a wider space; `change` raises RequestError for what cannot be."""
+        self.study.extend(change)
+        if self.question is not self._followed:
             self._choose_again()
 
     def _choose_again(self) -> None:
@@ -169,6 +169,7 @@ class Trials:
 
         Raises RequestError for what is refused.
         """
+        self.question.space.check_point(point)
         run = self.ledger.add(self._maker.request(point, overrides, Role.clone), Role.clone, None)
         self.clones.setdefault(run.run_id, run)
 

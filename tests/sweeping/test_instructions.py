@@ -138,7 +138,7 @@ def test_a_search_goes_on_with_a_value_more_and_knows_what_it_was_told(ask, meth
         point = study.ask().point
         points.append(point)
         study.complete(number, [float(point["lora.rank"])], [])
-    study.extend(with_value(study.question, "lora.rank", "4"))
+    study.extend(lambda asked: with_value(asked, "lora.rank", "4"))
     assert [trial.point for trial in study.trials] == points
     for number in range(12, 32):
         study.complete(number, [float(study.ask().point["lora.rank"])], [])
@@ -164,7 +164,7 @@ def test_a_grid_goes_on_behind_what_it_has_asked(ask):
     file = ask(space={"lora.rank": "choice(2, 8)", "optim.lr": "choice(1e-3, 1e-2)"})
     study = begun(file)
     first = [study.ask().point for _ in range(3)]
-    study.extend(with_value(study.question, "lora.rank", "4"))
+    study.extend(lambda asked: with_value(asked, "lora.rank", "4"))
     rest = [study.ask().point for _ in range(3)]
     cells = {(rank, rate) for rank in ("2", "4", "8") for rate in ("0.001", "0.01")}
     assert {(p["lora.rank"], p["optim.lr"]) for p in [*first, *rest]} == cells
@@ -248,7 +248,7 @@ def test_members_answer_what_one_of_them_was_told_and_so_does_one_that_joins(
     one.ask()
     for loss in (0.3, 0.2):
         one.end(one.claim(), loss)
-    one.trials.extend(with_value(one.trials.question, "lora.rank", "8"))
+    one.trials.extend(lambda asked: with_value(asked, "lora.rank", "8"))
     two.look()
     assert two.trials.question.space == one.trials.question.space
     two.ask()
