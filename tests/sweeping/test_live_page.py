@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -270,3 +272,33 @@ def test_in_a_browser(ask, visit, tmp_path):
         assert browser.run(wide), "nothing is wider than a phone"
     finally:
         browser.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["small", "--serve", "--watch"], "--serve goes with --port and --json only, got --watch"),
+        (["small", "--port", "80"], "--serve goes with --port and --json only, got --port alone"),
+        (["--serve"], "takes one sweep's name, got none"),
+        (["one", "two", "--serve"], "takes one sweep's name, got one, two"),
+        (["small", "--serve", "--port", "65536"], "--port 65536 is no port"),
+        (["small", "--serve"], "no sweep has run at"),
+    ],
+)
+def test_what_does_not_go_with_the_live_page_is_refused(tmp_path, capsys, words, said):
+    assert dispatch(["report", *words, f"paths.out={tmp_path}"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_command_serves_until_a_signal_ends_it(finished, tmp_path):
+    words = ["report", finished.stem, "--serve", "--json", f"paths.out={finished.parent / 'out'}"]
+    command = Command(words, tmp_path / "served")
+    command.wait_until(lambda: command.files[0].exists() and bool(command.files[0].read_text()))
+    url = urlsplit(json.loads(command.files[0].read_text())["url"])
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
+    connection.request("GET", f"{url.path}state")
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())["status"]) == (200, "finished")
+    os.kill(command.pid, signal.SIGTERM)
+    assert command.wait() == 0
+    assert url.path.strip("/") not in command.files[1].read_text()
