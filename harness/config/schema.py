@@ -212,7 +212,7 @@ class DataConfig:
     """What the adapter is trained and scored on. Exactly one of `task`, `path` and `hub` is given."""
 
     task: str | None = None
-    """An embedded procedural task: facts, rule, dialect; in English comments, instructions."""
+    """An embedded procedural task: facts, rule, dialect, skills; in English comments, instructions."""
     path: str | None = None
     """A .jsonl, .json, .csv, .tsv, .parquet or .txt file with the training rows; may be gzipped (.gz)."""
     hub: str | None = None

@@ -12,7 +12,7 @@ from harness.question.axes import Axis, CaseAxis, ChoiceAxis, NumberAxis
 from harness.question.load import question_of
 from harness.question.points import Space
 from harness.question.question import Question
-from harness.question.settings import MOST
+from harness.question.settings import MOST, Transfer
 from harness.question.values import normalized
 
 
@@ -37,6 +37,11 @@ def with_value(question: Question, key: str, value: str) -> Question:
     Raises RequestError where there is no such axis, or one that cannot have this value.
     """
     axes = {axis.key: axis for axis in question.space.axes}
+    if question.search.transfer is not Transfer.none:
+        raise RequestError(
+            f"search.transfer={question.search.transfer.value}: which points are tried follows from the "
+            "rates of the first ranks, so that the space cannot grow; ask it under another name"
+        )
     if key not in axes:
         raise RequestError(
             f"{key!r} is no axis of this sweep{near_names(key, axes)}; its axes are {', '.join(axes)}"
@@ -92,6 +97,11 @@ def _range_with(axis: NumberAxis, text: str) -> str | None:
     if axis.low <= value <= axis.high:
         return None
     return replace(axis, low=min(axis.low, value), high=max(axis.high, value)).grammar
+
+
+def can_grow_to(question: Question, earlier: Space) -> bool:
+    """Whether a sweep that has begun with an earlier space can go on with the question."""
+    return question.search.transfer is Transfer.none and contains(question.space, earlier)
 
 
 def contains(space: Space, earlier: Space) -> bool:

@@ -33,7 +33,7 @@ from harness.errors import RequestError, RunFailed, near_names
 from harness.question.entries import Entries, read_axes
 from harness.question.points import Space
 from harness.question.question import Question, comparable, refuse_another
-from harness.question.widen import contains
+from harness.question.widen import can_grow_to, contains
 from harness.records.redact import redact
 from harness.study.leases import lock_of
 from harness.study.trial import distribution_of
@@ -410,7 +410,7 @@ def _widen(
     Returns whether both can stand: also where the question of a member that `joins` has less.
     """
     earlier = Space(read_axes(Entries(axes=dict(notes[QUESTION_KEY]["space"]))))
-    if earlier == question.space or not contains(question.space, earlier):
+    if earlier == question.space or not can_grow_to(question, earlier):
         return joins and contains(earlier, question.space)
     storage.widen({axis.key: distribution_of(axis) for axis in question.space.axes})
     asked = notes[_ASKED_KEY] | {"space": as_json(comparable(question))["space"]}

@@ -20,7 +20,8 @@ from harness.question.axes import Axis
 from harness.question.load import question_of
 from harness.question.points import Point
 from harness.question.question import Question
-from harness.question.settings import Method
+from harness.question.rate_law import transfer_stages, transferred
+from harness.question.settings import Method, Transfer
 from harness.question.widen import contains
 from harness.records.metrics import Direction
 from harness.study.database import (
@@ -128,14 +129,13 @@ class Study:
         self._axes: Sequence[Axis] = question.space.axes
         self._settings = sampler_settings(question)
         self._levels = compared_levels(question)
-        is_grid = question.search.method is Method.grid
-        self._given = [] if is_grid else list(question.search.starts)
-        frozen = self._storage.get_all_trials(self._storage.study_id, deepcopy=False)
-        self._trials = [self._seen(trial) for trial in frozen]
-        if is_grid:  # what it was asked so far comes first, however the space has grown since
-            asked = {tuple(trial.point.items()): trial.point for trial in self._trials}
-            points = {tuple(point.items()): point for point in question.space.points()}
-            self._given = list((asked | points).values())
+        self._stages: list[list[Point]] = []
+        """Points of a grid whose trials before them decide which of them are tried."""
+        self._given = self._given_points()
+        self._trials: list[Trial] = []
+        for trial in self._storage.get_all_trials(self._storage.study_id, deepcopy=False):
+            self._transfer_rates()
+            self._trials.append(self._seen(trial))
 
     def extend(self, change: Callable[[Question], Question]) -> None:
         """Go on with more trials or a wider space: what `change` makes of the question as it is asked now.
@@ -214,6 +214,7 @@ class Study:
             self._go_by(wider)
         for number in changed:
             if number == len(self._trials):
+                self._transfer_rates()
                 self._trials.append(self._seen(self._frozen(number)))
             else:
                 self._look_again(number)
@@ -231,6 +232,7 @@ class Study:
             RunFailed: another process writes trials into the study.
         """
         search, number = self.question.search, len(self._trials)
+        self._transfer_rates()
         if search.method is Method.grid and number >= len(self._given):
             raise ValueError(f"all {number} points of the grid have been asked for")
         given, levels = self._given_values(number), self._next_levels(number)
@@ -338,7 +340,44 @@ class Study:
         order = ranked([values for _, values in finite], directions)
         return [finite[index][0] for index in order[:count]]
 
+    @property
+    def awaits_results(self) -> bool:
+        """Whether the next point of a grid follows from trials that are not told yet."""
+        self._transfer_rates()
+        return bool(self._stages) and len(self._trials) >= len(self._given)
+
     # Inside --------------------------------------------------------------------------------------
+
+    def _given_points(self) -> list[Point]:
+        """Return the points of a grid, or the starts; where rates are transferred, those of the first
+        ranks.
+        """
+        search, space = self.question.search, self.question.space
+        if search.method is not Method.grid:
+            return list(search.starts)
+        if search.transfer is Transfer.none:
+            return self._points_behind_what_was_asked()
+        first, *self._stages = transfer_stages(space)
+        return list(first)
+
+    def _points_behind_what_was_asked(self) -> list[Point]:
+        """Return a grid's points: those of its trials first, however its space has grown since."""
+        frozen = self._storage.get_all_trials(self._storage.study_id, deepcopy=False)
+        asked = [trial_of(trial, self.question, {}).point for trial in frozen]
+        every = [*asked, *self.question.space.points()]
+        return list({tuple(point.items()): point for point in every}.values())
+
+    def _transfer_rates(self) -> None:
+        """Give the points of the next rank, if all trials before it are told."""
+        while self._stages and len(self._trials) >= len(self._given):
+            if any(trial.status is TrialStatus.running for trial in self._trials):
+                return
+            sign = -1.0 if self.question.objectives[0].direction is Direction.maximize else 1.0
+            told = [
+                (trial.point, math.inf if trial.values is None else sign * trial.values[0])
+                for trial in self._trials
+            ]
+            self._given += transferred(self._stages.pop(0), told)
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._storage.study_id, number)

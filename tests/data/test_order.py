@@ -1,5 +1,6 @@
 """The order of rows: each epoch every row once, resumable from the step alone."""
 
+import hashlib
 from fractions import Fraction
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data.order import batch_rows, steps_for
+from harness.data.order import batch_rows, ends_epochs, steps_for
 
 
 @given(num_rows=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 2**40))
@@ -30,6 +31,24 @@ def test_the_steps_of_epochs_see_so_many_rows_and_one_step_less_does_not(
     wanted = Fraction(hundredths, 100) * num_rows
     assert steps * batch_size >= wanted
     assert steps == 1 or (steps - 1) * batch_size < wanted
+
+
+@given(num_rows=st.integers(1, 50), batch_size=st.integers(1, 60), hundredths=st.integers(1, 250))
+def test_a_stretch_of_epochs_ends_with_the_first_step_that_has_seen_it(
+    num_rows, batch_size, hundredths
+):
+    """By counting rows one by one: a step in which the end of one or more stretches lies."""
+    ends, seen = [], 0
+    for step in range(1, 30):
+        rows = range(seen + 1, seen + batch_size + 1)
+        if any(
+            100 * row // (hundredths * num_rows) > 100 * (row - 1) // (hundredths * num_rows)
+            for row in rows
+        ):
+            ends.append(step)
+        seen += batch_size
+    found = [s for s in range(1, 30) if ends_epochs(s, hundredths / 100, num_rows, batch_size)]
+    assert found == ends
 
 
 def test_a_step_depends_on_nothing_but_its_arguments():
@@ -56,3 +75,12 @@ def test_epochs_and_seeds_have_different_orders():
 )
 def test_steps_for_epochs(epochs, num_rows, batch_size, steps):
     assert steps_for(epochs, num_rows, batch_size) == steps
+
+
+def test_an_order_is_drawn_from_63_bits_of_a_hash_of_seed_and_epoch():
+    """Runs of a version see the rows that they saw."""
+    for seed, epoch in ((0, 0), (3, 0), (0, 3), (2**52, 11)):
+        digest = hashlib.sha256(f"order/{seed}/{epoch}".encode()).hexdigest()
+        generator = torch.Generator().manual_seed(int(digest[:16], 16) // 2)
+        expected = torch.randperm(20, generator=generator)
+        assert torch.equal(batch_rows(20, 20, seed, epoch), expected)
