@@ -14,7 +14,9 @@ from harness.question.axes import ChoiceAxis
 from harness.question.check_space import check_space
 from harness.question.load import load_question
 from harness.question.points import Space
-from harness.question.widen import contains, with_trials, with_value
+from harness.question.question import Question
+from harness.question.settings import Transfer
+from harness.question.widen import can_grow_to, contains, with_trials, with_value
 from harness.records.record import RunStatus, read_records
 from harness.study.database import open_engine
 from harness.study.leases import Leases
@@ -109,6 +111,20 @@ def test_what_an_axis_cannot_have_is_refused_in_words(ask, axis, value, words):
     with pytest.raises(RequestError) as refused:
         with_value(question, axis, value)
     assert words in str(refused.value)
+
+
+def test_a_grid_whose_rates_are_transferred_does_not_grow(ask):
+    space = {"lora.rank": "choice(1, 2, 4)", "optim.lr": "choice(1e-3, 2e-3, 4e-3, 8e-3, 16e-3)"}
+    question = load_question(str(ask(space=space, search={"transfer": "lr"})), [])
+    with pytest.raises(RequestError, match="the space cannot grow"):
+        with_value(question, "lora.rank", "8")
+    wider = replace(question, space=with_value(replace_transfer(question), "lora.rank", "8").space)
+    assert not can_grow_to(wider, question.space)
+    assert can_grow_to(replace_transfer(wider), question.space)
+
+
+def replace_transfer(question: Question) -> Question:
+    return replace(question, search=replace(question.search, transfer=Transfer.none))
 
 
 def test_a_grid_has_all_trials_and_a_search_gets_more(ask):
