@@ -16,6 +16,7 @@ from harness.config.validate import validate
 from harness.data.check import check_data, data_fingerprint
 from harness.errors import RequestError
 from harness.evals.choices import check_choices
+from harness.evals.domain_text import check_base_domain
 from harness.records.record import Record, RecordError, RunStatus, read_record
 from harness.records.redact import redact
 from harness.records.run_directory import RunDirectory
@@ -136,6 +137,7 @@ def check(config: RunConfig) -> None:
     validate(config)
     check_data(config.data)
     check_choices(config.eval)
+    check_base_domain(config.eval)
     check_tracker(config.tracker)
     _refuse_secret_names(config)
 

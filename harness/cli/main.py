@@ -46,7 +46,7 @@ usage: harness run    [-m [--dry-run]] [override…] [--json]
        harness report NAME --serve [--port 8765] [--json]
        harness ask    RUN|SWEEP|base ["PROMPT"] [override…] [--compare RUN|base] [--file FILE] [--json]
        harness export RUN|SWEEP --to adapter|merged|merged_4bit|gguf [--out DIR] [--json]
-       harness push   DIR OWNER/NAME [--public] [--json]
+       harness push   DIR OWNER/NAME [--data] [--public] [--json]
        harness wandb  [NAME] [--paths] [--json]
        harness doctor [override…] [--json]
 
@@ -258,6 +258,8 @@ def _data(rest: list[str]) -> int:
         rows=values.get("--rows"),
         split=values.get("--split"),
         as_json="--json" in values,
+        out=values.get("--out"),
+        license_=values.get("--license"),
     )
 
 
@@ -367,7 +369,8 @@ def _push(rest: list[str]) -> int:
     if "--help" in names or "-h" in names:
         print(PUSH_HELP, end="")
         return 0
-    return push_command(words, public="--public" in names, as_json="--json" in names)
+    kind = "dataset" if "--data" in names else "model"
+    return push_command(words, kind=kind, public="--public" in names, as_json="--json" in names)
 
 
 def _usage() -> str:

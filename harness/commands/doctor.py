@@ -181,7 +181,7 @@ def _captured(device: Any) -> str:
         return "nothing: a processor has no launches to save"
     return (
         "where the backend is cuda, passes and optimizer steps of runs in one process with optim=adamw and "
-        "lora.compute_dtype as quant.compute_dtype; the reference computes the others"
+        "lora.compute_dtype as quant.compute_dtype; the reference computes the others, lora=none among them"
     )
 
 

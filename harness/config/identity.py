@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.config.compose import config_tree
-from harness.config.schema import LoraConfig, LoraMethod, RunConfig
+from harness.config.schema import EMBEDDED_DOMAIN, LoraConfig, LoraMethod, RunConfig
 from harness.config.storage import label_of
 from harness.parsing import home_path
 
@@ -26,7 +26,7 @@ _BY_CONTENT = {
 _EVAL_FILES = ("choice_path", "choice_shots_path")
 _ONLY_WHERE_GIVEN = {
     "optim": ("schedule_cycles", "schedule_power", "min_lr_ratio", "decay_steps", "patience"),
-    "eval": ("every_epochs",),
+    "eval": ("every_epochs", "base_domain"),
 }
 """Keys that came later and say nothing by default: the runs of before keep their ids."""
 
@@ -62,6 +62,8 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
             if tree[section][key] is None:
                 del tree[section][key]
     optim = tree["optim"]
+    if not optim["offload_activations"]:  # which came later
+        del optim["offload_activations"]
     if optim["schedule"] == "constant_with_warmup":  # which constant has, too
         optim["schedule"] = "constant"
     optim["micro_batch_size"] = optim["micro_batch_size"] or optim["batch_size"]
@@ -69,6 +71,12 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
         if (file := tree["eval"][key]) is not None:
             content = home_path(file).read_bytes()
             tree["eval"][key] = hashlib.sha256(content).hexdigest()
+    base_domain = tree["eval"].get("base_domain")
+    if base_domain is None:
+        del tree["eval"]["base_domain_rows"]
+    elif base_domain != EMBEDDED_DOMAIN:
+        content = home_path(base_domain).read_bytes()
+        tree["eval"]["base_domain"] = hashlib.sha256(content).hexdigest()
     seed = tree.pop("seed")
     tree |= {
         "numerics": NUMERICS_VERSION,

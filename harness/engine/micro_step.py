@@ -32,6 +32,8 @@ class Work:
     dropout_key: int | None
     recompute: bool
     """Gradient checkpointing: if any run of a pass asks for it, all of it is recomputed (same numbers)."""
+    offload: bool = False
+    """Recomputation from inputs in the host's memory, if any run of a pass asks for it (same numbers)."""
     loss_scale: float = 1.0
     """What the gradient is multiplied by, against rounding in float16."""
 
@@ -50,7 +52,9 @@ def packed_gradients(shared: "SharedBase", work: Sequence[Work]) -> list[Gradien
     """Run forward and backward for all of `work` in one pass; the result keeps its order."""
     ordered = sorted(work, key=_stacking_order)
     joint = _join(ordered, shared.base.device)
-    shared.recompute_activations(any(item.recompute for item in ordered))
+    shared.recompute_activations(
+        any(item.recompute for item in ordered), offload=any(item.offload for item in ordered)
+    )
     with shared.rows(adapter_rows_of(ordered), joint.places_BT):
         logits_NV, targets_N = target_logits(shared.model, joint)
         loss_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")

@@ -22,6 +22,7 @@ from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit
 from harness.engine.adapter import Adapter, ParameterLayout
 from harness.engine.backend import choose_backend
+from harness.engine.offload import Offload
 from harness.engine.reference.backend import ReferenceBackend
 from harness.engine.reference.experts_lora import ExpertsLora, initialized, names_in_file
 from harness.engine.reference.grouped_lora import PackedLora
@@ -76,6 +77,7 @@ class SharedBase:
         self.untouched_results: dict[str, dict[str, Estimate]] = {}
         """Evaluations of the base without an adapter, by what was evaluated."""
         self._can_recompute = False
+        self._offload = Offload()
         self._adapt_experts()
         self.backend = choose_backend(self, backend)
 
@@ -216,15 +218,17 @@ class SharedBase:
         with self.plan.rows(adapter_rows):
             yield
 
-    def recompute_activations(self, wanted: bool) -> None:
-        """Switch gradient checkpointing for the forward passes to come.
+    def recompute_activations(self, wanted: bool, *, offload: bool = False) -> None:
+        """Switch gradient checkpointing for the passes to come; `offload`: blocks' inputs wait on the host.
 
         transformers' layers recompute only in training mode, in which nothing else differs: the base's
         dropouts are off and the adapters' are ours.
         """
         if wanted and not self._can_recompute:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self._offload.install(self.model)
             self._can_recompute = True
+        self._offload.is_used = offload
         if self.model.training != wanted:
             self.model.train(wanted)
 

@@ -43,6 +43,7 @@ class Share:
     """Tokens with loss in the whole optimizer step, over all ranks: the loss's denominator."""
     dropout_key: int | None
     recompute: bool
+    offload: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ def divided(slot: Slot, work: Work, size: int) -> list[Share | None]:
             loss_tokens=work.loss_tokens,
             dropout_key=work.dropout_key,
             recompute=work.recompute,
+            offload=work.offload,
         )
         shares.append(share if part.input_ids_BT.shape[0] else None)
     return shares
@@ -82,6 +83,7 @@ def _work(share: Share, adapter: Adapter) -> Work:
         loss_tokens=share.loss_tokens,
         dropout_key=share.dropout_key,
         recompute=share.recompute,
+        offload=share.offload,
     )
 
 

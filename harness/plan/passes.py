@@ -148,6 +148,7 @@ def _work(model: PlannedModel, runs: Sequence[PlannedRun], blocks: set[int]) -> 
                 loss_tokens=batch.loss_tokens,
                 dropout_key=None if run.lora.dropout == 0 else 0,
                 recompute=run.optim.gradient_checkpointing,
+                offload=run.optim.offload_activations,
             )
         )
     return sorted(

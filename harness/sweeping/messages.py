@@ -159,6 +159,7 @@ def cohort_of(request: Request, *, alone: bool = False) -> str:
         config.resources,
         config.paths,
         config.optim.gradient_checkpointing,
+        config.optim.offload_activations,
     ]
     if alone or config.lora.rewrites_base:
         shared.append(request.identity.run_id)

@@ -96,6 +96,7 @@ class Slot:
             loss_tokens=loss_tokens,
             dropout_key=dropout_key(self.config.seed, number) if drops else None,
             recompute=self.config.optim.gradient_checkpointing,
+            offload=self.config.optim.offload_activations,
             loss_scale=self.loss_scale,
         )
 

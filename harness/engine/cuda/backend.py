@@ -93,12 +93,14 @@ def why_not_this_model(base: Base) -> str | None:
 def can_be_captured(config: RunConfig) -> bool:
     """Say whether seats can hold a run: other optimizers keep their state tensor by tensor.
 
-    Nor do they hold a whole model.
+    Nor do they hold a whole model. And whether a graph can be replayed for it: nothing in it goes to the host
+    and comes back.
     """
     if config.lora.trains_all:
         return False
     same_type = config.lora.compute_dtype is config.quant.compute_dtype
-    return same_type and config.optim.name is OptimizerName.adamw
+    adamw = config.optim.name is OptimizerName.adamw
+    return same_type and adamw and not config.optim.offload_activations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,10 +219,18 @@ class CudaBackend:
         return len(self._seated) < self._seats.count and self._seats.layout.holds(adapter)
 
     def _grow(self, adapter: Adapter) -> None:
-        """Make buffers for those who sit and one more; captured passes go with the old ones."""
+        """Make buffers for those who sit and one more; captured passes go with the old ones.
+
+        What sits waits on the host: old and new buffers side by side would be a peak that no step has.
+        """
         adapters = [self._shared.plan.adapters[name] for name in self._seated]
-        held = {each.name: self.take(each) for each in adapters}
-        begun = {each.name: self._begun(each) for each in adapters}
+        held: dict[str, Moments] = {}
+        begun: dict[str, tuple[float, torch.Tensor]] = {}
+        for each in adapters:
+            held[each.name] = self.take(each).on_host()
+            loss, gradient_P = self._begun(each)
+            begun[each.name] = loss, gradient_P.cpu()
+            del gradient_P
         everybody = [*adapters, adapter]
         layers = {layer for each in everybody for layer in each.layout.layers}
         rank = max(each.layout.rank for each in everybody)
