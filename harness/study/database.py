@@ -381,7 +381,8 @@ def mark_or_compare(
     asked = as_json(comparable(question))
     if _ASKED_KEY in notes:
         before = notes[_ASKED_KEY]
-        if QUESTION_KEY in notes and _widen(storage, notes, question, joins=not asks):
+        differs = before.get("space") != asked["space"]
+        if differs and QUESTION_KEY in notes and _widen(storage, notes, question, joins=not asks):
             before = before | {"space": asked["space"]}
         refuse_another(f"the study {question.name}", before, asked)
     elif storage.get_all_trials(storage.study_id, deepcopy=False):
@@ -409,7 +410,10 @@ def _widen(
 
     Returns whether both can stand: also where the question of a member that `joins` has less.
     """
-    earlier = Space(read_axes(Entries(axes=dict(notes[QUESTION_KEY]["space"]))))
+    try:
+        earlier = Space(read_axes(Entries(axes=dict(notes[QUESTION_KEY]["space"]))))
+    except RequestError:  # of a version that had other keys
+        return False
     if earlier == question.space or not can_grow_to(question, earlier):
         return joins and contains(earlier, question.space)
     storage.widen({axis.key: distribution_of(axis) for axis in question.space.axes})
