@@ -81,7 +81,7 @@ class LiveServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     """One request. Whatever happens, the answer is a sentence."""
 
-    server: LiveServer
+    server: LiveServer  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "harness", ""
     timeout = TIMEOUT_SECONDS

@@ -146,7 +146,7 @@ class MirroredStorage(InMemoryStorage):
         """
         with _create_scoped_session(self._database.scoped_session) as session:
             for key, wider in distributions.items():
-                rows = session.query(models.TrialParamModel).join(models.TrialModel)
+                rows: Any = session.query(models.TrialParamModel).join(models.TrialModel)
                 mine = models.TrialModel.study_id == self._study_row
                 for row in rows.filter(mine, models.TrialParamModel.param_name == key):
                     before = json_to_distribution(row.distribution_json)

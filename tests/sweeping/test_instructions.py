@@ -84,7 +84,7 @@ def test_a_value_more_has_its_place_on_the_axis(ask, axis, before, value, after)
     search = {"method": "random", "trials": 4}
     question = load_question(str(ask(space={axis: before}, search=search)), [])
     wider = with_value(question, axis, value)
-    assert wider.space.axes[0].grammar == after
+    assert wider.space.axes[0].described == f"{axis}: {after}"
     assert contains(wider.space, question.space)
     assert not contains(question.space, wider.space)
     assert with_value(wider, axis, value) == wider

@@ -35,7 +35,7 @@ class Visitor:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, str, http.client.HTTPMessage]:
         connection = http.client.HTTPConnection(
-            self.address.hostname, self.address.port, timeout=60
+            self.address.hostname or "", self.address.port, timeout=60
         )
         connection.request(method, path, body, headers or {})
         answer = connection.getresponse()
@@ -208,7 +208,7 @@ def test_a_running_sweep_obeys_and_what_it_was_told_outlives_it(ask, visit, tmp_
     assert records[stopped].status is RunStatus.pruned
     assert records[other].status is RunStatus.interrupted
     kept = SweepDirectory(file.parent / "out", file.stem).question
-    assert load_question(str(kept), []).space.axes[0].grammar == "choice(1, 2, 4)"
+    assert load_question(str(kept), []).space.axes[0].described == "lora.rank: choice(1, 2, 4)"
 
 
 @pytest.mark.browser
