@@ -32,7 +32,7 @@ from harness.cli.options import (
     WORKER_FLAGS,
 )
 from harness.errors import RequestError, near_names
-from harness.records.redact import redact
+from harness.records.redact import printable, redact
 from harness.training.stop import leave_terminal
 
 USAGE = """\
@@ -440,5 +440,5 @@ def _hydra_flags(command: str, flags: list[list[str]], overrides: list[str]) -> 
         with contextlib.redirect_stdout(said):
             run_hydra([f"harness {command}", *words, *prepare_overrides(overrides)])
     finally:  # Hydra ends the process where it has refused something
-        print(redact(said.getvalue()), end="")
+        print(printable(redact(said.getvalue())), end="")
     return 0
