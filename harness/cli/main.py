@@ -33,7 +33,7 @@ from harness.cli.options import (
     WORKER_FLAGS,
 )
 from harness.errors import RequestError, near_names
-from harness.records.redact import redact
+from harness.records.redact import printable, redact
 from harness.training.stop import leave_terminal
 
 USAGE = """\
@@ -44,6 +44,7 @@ usage: harness run    [-m [--dry-run]] [override…] [--json]
        harness plan   [NAME|FILE] [override…] [--budget 24GiB] [--explain] [--probe] [--table] [--json]
        harness status [NAME] [--json]
        harness report [NAME…] [--source records|wandb-offline|wandb] [--watch] [--json]
+       harness report NAME --serve [--port 8765] [--json]
        harness ask    RUN|SWEEP|base ["PROMPT"] [override…] [--compare RUN|base] [--file FILE] [--json]
        harness evaluate RUN|SWEEP… eval.tasks=[TASK,…] [override…] [--json]
        harness export RUN|SWEEP --to adapter|merged|merged_4bit|gguf [--out DIR] [--json]
@@ -294,8 +295,10 @@ def _report(rest: list[str]) -> int:
 
         print(REPORT_HELP, end="")
         return 0
-    from harness.commands.report import report_command, source_of
+    from harness.commands.report import report_command, serve_command, source_of
 
+    if "--serve" in values or "--port" in values:
+        return serve_command(words, values)
     return report_command(
         words,
         watch="--watch" in values,
@@ -452,5 +455,5 @@ def _hydra_flags(command: str, flags: list[list[str]], overrides: list[str]) -> 
         with contextlib.redirect_stdout(said):
             run_hydra([f"harness {command}", *words, *prepare_overrides(overrides)])
     finally:  # Hydra ends the process where it has refused something
-        print(redact(said.getvalue()), end="")
+        print(printable(redact(said.getvalue())), end="")
     return 0

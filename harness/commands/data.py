@@ -1,7 +1,6 @@
 """`harness data`: what a run would be trained on, row by row, before anything is trained."""
 
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,6 +18,7 @@ from harness.config.compose import compose_run
 from harness.config.schema import RunConfig, Split
 from harness.errors import RequestError, near_names
 from harness.parsing import home_path
+from harness.records.redact import printable
 from harness.request import check
 from harness.sweeping.display import WatchedConsole
 
@@ -85,7 +85,7 @@ def data_command(
 def _count(text: str | None) -> int:
     if text is None:
         return 3
-    if not text.isdecimal() or not 1 <= int(text) <= _MOST_ROWS:
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= _MOST_ROWS:
         raise RequestError(f"--rows takes a number from 1 to {_MOST_ROWS}, got {text or 'nothing'}")
     return int(text)
 
@@ -158,10 +158,13 @@ def _write(
         made = Path(name) / place.name
         made.mkdir()
         files = write_data(made, written)
-        shutil.rmtree(place, ignore_errors=True)
+        if place.exists():
+            place.rename(
+                Path(name) / "before"
+            )  # goes with the directory, once the new one has its place
         made.rename(place)
     shown_files = [str(place / file) for file in files]
-    print(json.dumps({"files": shown_files}) if as_json else "\n".join(shown_files))
+    print(json.dumps({"files": shown_files}) if as_json else printable("\n".join(shown_files)))
     return 0
 
 
@@ -196,10 +199,12 @@ def _print(
     console = WatchedConsole(highlight=False, soft_wrap=True)
     source = data.report.source
     left_out = f", {source.rows_empty} of them empty" if source.rows_empty else ""
-    console.print(f"{source.source}: {source.rows_read} rows read{left_out}", markup=False)
+    console.print(
+        printable(f"{source.source}: {source.rows_read} rows read{left_out}"), markup=False
+    )
     console.print(_table(data, found))
     for note in notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(printable(f"note: {note}"), markup=False)
     marked = "green" if console.is_terminal else f"between {_OPEN} and {_CLOSE}"
     console.print(
         f"\n{len(shown)} rows of the {split.value} split; tokens that carry loss are {marked}:"
@@ -214,7 +219,7 @@ def _print(
         )
         console.print(_text(row, coloured=console.is_terminal))
         if row.cut_tokens:
-            console.print(Text(f"cut off: {row.cut_text}", style="red"))
+            console.print(Text(printable(f"cut off: {row.cut_text}"), style="red"))
 
 
 def _table(data: "PreparedData", found: "dict[Split, Lengths | None]") -> Table:
@@ -254,8 +259,9 @@ def _table(data: "PreparedData", found: "dict[Split, Lengths | None]") -> Table:
 def _text(row: "ShownRow", *, coloured: bool) -> Text:
     text = Text()
     for each in row.stretches:
+        shown = printable(each.text)  # a terminal would obey what a row may hold
         if coloured:
-            text.append(each.text, style="green" if each.carries_loss else "dim")
+            text.append(shown, style="green" if each.carries_loss else "dim")
         else:
-            text.append(f"{_OPEN}{each.text}{_CLOSE}" if each.carries_loss else each.text)
+            text.append(f"{_OPEN}{shown}{_CLOSE}" if each.carries_loss else shown)
     return text

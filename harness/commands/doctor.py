@@ -157,7 +157,7 @@ def _backends(config: RunConfig, device: Any) -> Iterator[dict[str, Any]]:
     from harness.base.build import outline_base
     from harness.engine.backend import QUICKEST_FIRST, quickest_backend, why_not
 
-    request = make_request(config)
+    request = make_request(config, writes=False)
     source = request.source
     given = config.quant.compute_dtype
     for name in group_options()["quant"]:

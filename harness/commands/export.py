@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.commands.saved import find_saved, place_of
 from harness.data.check import check_data, data_fingerprint
 from harness.errors import RequestError, near_names
-from harness.export.card import FORMS
+from harness.export.card import FORMS, is_export
 from harness.parsing import home_path
 from harness.records.metrics import format_value
 from harness.records.redact import message
@@ -121,7 +121,7 @@ def free_place(place: Path) -> Path:
     """Return a directory to write to. Refuses to replace what is no export of ours, with a RequestError."""
     if place.exists() and not place.is_dir():
         raise RequestError(f"--out {place} is a file; give a directory")
-    if place.is_dir() and any(place.iterdir()) and not (place / "README.md").is_file():
+    if place.is_dir() and any(place.iterdir()) and not is_export(place):
         raise RequestError(
             f"--out {place} has files in it that no export has made; give another directory"
         )
@@ -152,7 +152,8 @@ def _print(saved: SavedRun, made: "Sequence[Export]", place: Path) -> None:
         print(f"{name:<32} eval loss {format_value('eval/loss', result and result.value)}")
     for each in made:
         what = f"{each.label}, {each.storage}"
-        print(f"{what:<32} eval loss {format_value('eval/loss', each.loss.value)}  {each.place}")
+        loss = format_value("eval/loss", each.loss.value)
+        print(message(f"{what:<32} eval loss {loss}  {each.place}"))
         for remark in each.remarks:
             print(message(f"harness: {remark}"), file=sys.stderr)
-    print(place / "README.md")
+    print(message(str(place / "README.md")))

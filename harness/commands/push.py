@@ -49,7 +49,12 @@ def _check_kind(folder: Path, kind: str) -> None:
     """Refuse rows as a model, and a model as rows, by what the card says that it describes."""
     from huggingface_hub import DatasetCard
 
-    card: Any = DatasetCard.load(folder / "README.md", ignore_metadata_errors=True)
+    try:
+        card: Any = DatasetCard.load(folder / "README.md", ignore_metadata_errors=True)
+    except Exception as error:  # no UTF-8, no YAML, or what else a file of this name may be
+        raise RequestError(
+            f"{folder / 'README.md'} cannot be read as a card: {' '.join(str(error).split())}"
+        ) from error
     holds = card.data.to_dict()
     if kind == "model" and "configs" in holds:
         raise RequestError(f"{folder} holds rows, by its card; push them with --data")
@@ -77,7 +82,7 @@ def _refuse_secrets(folder: Path) -> None:
 def upload(folder: Path, repository: str, *, kind: str, public: bool) -> str:
     """Create the repository if it is not there, and send the folder in one commit; return its address."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import LocalTokenNotFoundError
 
     api = HfApi()
     try:
@@ -92,7 +97,7 @@ def upload(folder: Path, repository: str, *, kind: str, public: bool) -> str:
         raise RequestError(
             "the hub wants a token; log in with `hf auth login`, or set HF_TOKEN"
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # refused, or no network, whatever words the client has
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunFailed(
             f"the hub has not taken {folder} as {repository}: {redact(reason)}"

@@ -20,7 +20,7 @@ from harness.base.storage import TORCH_DTYPES
 from harness.base.targets import LinearSpec, adapted_layers, shortest_names
 from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit
-from harness.engine.adapter import Adapter, ParameterLayout
+from harness.engine.adapter import Adapter, ParameterLayout, saved_tensors
 from harness.engine.backend import choose_backend
 from harness.engine.offload import Offload
 from harness.engine.reference.backend import ReferenceBackend
@@ -272,12 +272,11 @@ class SharedBase:
 
     def load(self, adapter: Adapter, directory: Path) -> None:
         """Read what `save` has written into an attached adapter; RequestError for another one's file."""
-        from safetensors.torch import load_file
-
         if isinstance(adapter, WholeModel):
             load_model(adapter, self.model, directory)
             return
-        given, own = load_file(directory / "adapter_model.safetensors"), self.state(adapter)
+        given = saved_tensors(directory / "adapter_model.safetensors")
+        own = self.state(adapter)
         shapes = [{key: tuple(t.shape) for key, t in each.items()} for each in (own, given)]
         if shapes[0] != shapes[1]:
             different = min(shapes[0].items() ^ shapes[1].items())[0]

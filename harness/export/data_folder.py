@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import DataConfig, DataForm, Split
 from harness.data.example import Example, Role
+from harness.export.card import ROWS_MADE_HERE
 from harness.records.redact import redact
 from harness.records.run_directory import write_text
 
@@ -99,8 +100,8 @@ def _card(written: Written, splits: Sequence[Split], columns: Sequence[str]) -> 
     parts = [
         _front_matter(written, splits),
         f"# {written.name}",
-        f"Rows that QLoRA Harness trains and evaluates `{written.model}` on: read, divided and rendered as a "
-        "run has them, with no row in two splits.",
+        f"{ROWS_MADE_HERE} `{written.model}` on: read, divided and rendered as a run has them, with no row "
+        "in two splits.",
         "## Rows",
         _table(
             ("split", "rows", "tokens", "that carry loss", "longest row", "cut"),

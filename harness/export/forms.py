@@ -67,7 +67,10 @@ def export(run: OpenedRun, data: PreparedData, wanted: Wanted) -> list[Export]:
         own = [each for each in exports if each.form == wanted.form]
         card = card_text(run.saved.record, run.saved.config, own[0], known, wanted.license_)
         write_text(made / "README.md", card)
-        shutil.rmtree(place, ignore_errors=True)
+        if place.exists():
+            place.rename(
+                Path(name) / "before"
+            )  # goes with the directory, once the new one has its place
         made.rename(place)
     return exports
 
