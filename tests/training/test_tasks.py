@@ -116,8 +116,8 @@ def test_adapters_in_one_pass_score_what_each_scores_alone(scored):
     assert numbers(scored.together[1]) == numbers(scored.alone)
     bits = {each["eval/stories_text/bits_per_byte"].value for each in scored.together}
     assert len(bits) == 2  # each is its own
-    assert [each.tasks["copies"] for each in (*scored.together, scored.alone)] == [2, 2, 1]
-    asked = {each.tasks["requests"] for each in (*scored.together, scored.alone)}
+    assert [(each.tasks or {})["copies"] for each in (*scored.together, scored.alone)] == [2, 2, 1]
+    asked = {(each.tasks or {})["requests"] for each in (*scored.together, scored.alone)}
     assert len(asked) == 1  # a request is one, however many answer it
 
 
