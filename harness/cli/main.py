@@ -43,6 +43,7 @@ usage: harness run    [-m [--dry-run]] [override…] [--json]
        harness plan   [NAME|FILE] [override…] [--budget 24GiB] [--explain] [--probe] [--table] [--json]
        harness status [NAME] [--json]
        harness report [NAME…] [--source records|wandb-offline|wandb] [--watch] [--json]
+       harness report NAME --serve [--port 8765] [--json]
        harness ask    RUN|SWEEP|base ["PROMPT"] [override…] [--compare RUN|base] [--file FILE] [--json]
        harness export RUN|SWEEP --to adapter|merged|merged_4bit|gguf [--out DIR] [--json]
        harness push   DIR OWNER/NAME [--data] [--public] [--json]
@@ -290,8 +291,10 @@ def _report(rest: list[str]) -> int:
 
         print(REPORT_HELP, end="")
         return 0
-    from harness.commands.report import report_command, source_of
+    from harness.commands.report import report_command, serve_command, source_of
 
+    if "--serve" in values or "--port" in values:
+        return serve_command(words, values)
     return report_command(
         words,
         watch="--watch" in values,

@@ -18,7 +18,15 @@ COMMANDS = {
 OWN_GROUPS = {"--config-dir": 1, "-cd": 1}  # option of a command: how many values follow it
 SWEEP_FLAGS = {"--dry-run": 0, "--json": 0, "--help": 0, "-h": 0, **OWN_GROUPS}
 WORKER_FLAGS = {"--help": 0, "-h": 0, **OWN_GROUPS}
-REPORT_FLAGS = {"--source": 1, "--watch": 0, "--json": 0, "--help": 0, "-h": 0}
+REPORT_FLAGS = {
+    "--source": 1,
+    "--watch": 0,
+    "--serve": 0,
+    "--port": 1,
+    "--json": 0,
+    "--help": 0,
+    "-h": 0,
+}
 ASK_FLAGS = {
     "--compare": 1,
     "--file": 1,

@@ -143,6 +143,7 @@ class SweepDirectory:
         self.study = self.path / "study.db"
         self.workers = self.path / "workers"
         self.log = self.path / "log.txt"
+        self.instructions = self.path / "instructions.jsonl"
         self.report = self.path / "report"
         self.wandb = self.path / "wandb"
 

@@ -135,12 +135,13 @@ def types_in(file: Path) -> dict[str, str]:
 
 
 def test_a_file_is_read_as_what_was_packed(model, tmp_path) -> None:
-    matrices = write_gguf(*model, tmp_path / "it.gguf", GgufType.q4_k_m, name="it")
+    dense, tokenizer = model
+    matrices = write_gguf(dense, tokenizer, tmp_path / "it.gguf", GgufType.q4_k_m, name="it")
     assert set(matrices) == {"Q4_K", "Q6_K", "Q5_0", "Q8_0"}
     read: Any = AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="it.gguf", dtype=torch.float32
     )
-    weight = model[0].model.layers[0].self_attn.v_proj.weight
+    weight = dense.model.layers[0].self_attn.v_proj.weight
     expected = decoded(packed(weight, KType.Q6_K), KType.Q6_K)
     assert np.array_equal(read.model.layers[0].self_attn.v_proj.weight.detach().numpy(), expected)
     llama_cpp = pytest.importorskip("llama_cpp")
