@@ -26,7 +26,10 @@ _BY_CONTENT = {
 _EVAL_FILES = ("choice_path", "choice_shots_path")
 _ONLY_WHERE_GIVEN = {
     "optim": ("schedule_cycles", "schedule_power", "min_lr_ratio", "decay_steps", "patience"),
-    "eval": ("every_epochs", "base_domain"),
+    "eval": (
+        *("every_epochs", "base_domain"),
+        *("tasks", "num_fewshot", "limit", "apply_chat_template"),
+    ),
 }
 """Keys that came later and say nothing by default: the runs of before keep their ids."""
 
@@ -40,8 +43,14 @@ class Identity:
     """Hash of the configuration without the seed: replicates share it."""
 
 
-def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str) -> Identity:
-    """Return the identity of `config` on a model and data of these contents.
+def identify(
+    config: RunConfig,
+    *,
+    model_fingerprint: str,
+    data_fingerprint: str,
+    tasks_fingerprint: str | None = None,
+) -> Identity:
+    """Return the identity of `config` on a model, data and evaluation tasks of these contents.
 
     Reads the files of multiple-choice questions, which belong to the result like the data; `check_choices`
     has seen that they are there.
@@ -59,7 +68,8 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     del tree["quant"]["skip_experts"], tree["data"]["strict"]  # they allow what is done anyway
     for section, keys in _ONLY_WHERE_GIVEN.items():
         for key in keys:
-            if tree[section][key] is None:
+            value = tree[section][key]
+            if value is None or value is False or value == []:
                 del tree[section][key]
     optim = tree["optim"]
     if not optim["offload_activations"]:  # which came later
@@ -77,6 +87,8 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     elif base_domain != EMBEDDED_DOMAIN:
         content = home_path(base_domain).read_bytes()
         tree["eval"]["base_domain"] = hashlib.sha256(content).hexdigest()
+    if tasks_fingerprint is not None:
+        tree["eval"]["tasks"] = tasks_fingerprint
     seed = tree.pop("seed")
     tree |= {
         "numerics": NUMERICS_VERSION,

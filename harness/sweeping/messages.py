@@ -20,6 +20,8 @@ class Role(Enum):
     confirmation = "confirmation"
     probe = "probe"
     """A few steps alone, for the memory and speed that a run in company cannot measure."""
+    clone = "clone"
+    """A run with changes that a user has asked for beside the search."""
 
 
 # From the driver ---------------------------------------------------------------------------------
