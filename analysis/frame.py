@@ -11,6 +11,7 @@ from enum import Enum
 from sys import intern
 from typing import Any
 
+from harness.config.later import by_default, with_new_names
 from harness.config.storage import WITHOUT_BLOCKS, storage_label
 from harness.records.record import Record
 
@@ -58,7 +59,9 @@ def flat_row(record: Record) -> Row:
     row: Row = {key: getattr(record, key) for key in _RUN_KEYS}
     row |= _place(record.provenance.get("sweep"))
     config: Row = {}
-    _flatten(record.config, "", config)
+    _flatten(with_new_names(record.config), "", config)
+    if "lora.rank" in config:
+        config = by_default() | config
     clashes = sorted(set(row) & set(config))
     assert not clashes, f"configuration keys that a row already uses: {clashes}"
     row |= config
@@ -118,6 +121,8 @@ def _flatten(tree: Mapping[str, Any], prefix: str, leaves: Row) -> None:
     for key, value in tree.items():
         name = intern(prefix + key)
         match value:
+            case dict() if name in _PATTERNS:
+                leaves[name] = ", ".join(f"{key}: {own:g}" for key, own in value.items()) or None
             case dict():
                 _flatten(value, f"{name}.", leaves)
             case list():
@@ -177,5 +182,7 @@ def parsed_choice(text: str) -> Any:
     return text
 
 
+_PATTERNS = ("lora.rank_pattern", "lora.alpha_pattern")
+"""Keys whose value is a mapping of its own, which is one leaf."""
 _OF_BLOCKS = ("quant.block_size", "quant.double_quant")
 _WORDS = {"true": True, "false": False, "null": None}

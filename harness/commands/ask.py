@@ -77,7 +77,8 @@ class _Voice:
         config = self.saved.config
         own = (
             self.label
-            if config.lora.init.rewrites_base and self.saved.directory is not None
+            if (config.lora.rewrites_base or config.lora.train_also)
+            and self.saved.directory is not None
             else ""
         )
         return f"{self.saved.fingerprint} {config.model} {config.quant} {own}"

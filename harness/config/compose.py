@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import harness
 from harness.config.devices import compute_capability, resolved_device
+from harness.config.later import with_new_names
 from harness.config.overrides import read_override
 from harness.config.schema import FloatType, PathsConfig, RunConfig
 from harness.errors import RequestError, near_names
@@ -269,7 +270,8 @@ def config_of_tree(tree: dict[str, Any]) -> RunConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged: Any = OmegaConf.merge(OmegaConf.structured(RunConfig), _all_literal(tree))
+        literal = _all_literal(with_new_names(tree))
+        merged: Any = OmegaConf.merge(OmegaConf.structured(RunConfig), literal)
         return run_config(merged)
     except OmegaConfBaseException as error:
         raise RequestError(_first_lines(error)) from error
@@ -311,7 +313,12 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
         value = override.value()
         if key in _LIST_KEYS and isinstance(value, str):
             raise RequestError(f"{text} must be a list; write {key}=[{value}]")
-        if key in options and not override.is_delete():
+        if key in _MAPPING_KEYS and not override.is_delete():
+            if not isinstance(value, dict):
+                raise RequestError(f"{text} must be a mapping; write {key}={{q_proj: 8}}")
+            # To Hydra entries of a mapping are keys that it does not know.
+            prepared.append(text if text.startswith("+") else f"+{text}")
+        elif key in options and not override.is_delete():
             prepared += _group_override(text, key, value, options[key])
         else:
             prepared.append(text)
@@ -392,7 +399,10 @@ def text_keys() -> frozenset[str]:
     return frozenset({FREE_GROUP, *texts}) - set(_CHOICES)
 
 
-_LIST_KEYS = ("lora.target_modules", "tracker.tags")
+_LIST_KEYS = ("lora.target_modules", "lora.train_also", "tracker.tags")
+
+
+_MAPPING_KEYS = ("lora.rank_pattern", "lora.alpha_pattern")
 
 
 def _quoted(value: str) -> str:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.config.compose import config_tree
-from harness.config.schema import RunConfig
+from harness.config.later import CAME_LATER, RENAMED
+from harness.config.lora import alpha_patterns
+from harness.config.schema import LoraMethod, RunConfig
 from harness.config.storage import label_of
 from harness.parsing import home_path
 
@@ -24,11 +26,6 @@ _BY_CONTENT = {
     "data": ("path", "validation_path", "test_path", "hub", "hub_config", "hub_split", "revision"),
 }
 _EVAL_FILES = ("choice_path", "choice_shots_path")
-_ONLY_WHERE_GIVEN = {
-    "optim": ("schedule_cycles", "schedule_power", "min_lr_ratio", "decay_steps", "patience"),
-    "eval": ("every_epochs",),
-}
-"""Keys that came later and say nothing by default: the runs of before keep their ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +53,23 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     over_rank = lora.pop("alpha_over_rank")
     lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
     lora["target_modules"] = sorted(lora["target_modules"])
+    lora["train_also"] = sorted(lora["train_also"])
+    if patterns := alpha_patterns(config.lora):  # the first that matches counts
+        lora["alpha_pattern"] = list(patterns.items())
+    if config.lora.rank_pattern:
+        lora["rank_pattern"] = list(config.lora.rank_pattern.items())
     if (answered := tree["data"].pop("answers")) is not None:
         content = home_path(answered).read_bytes()
         tree["data"]["answers"] = hashlib.sha256(content).hexdigest()
     del tree["quant"]["skip_experts"], tree["data"]["strict"]  # they allow what is done anyway
-    for section, keys in _ONLY_WHERE_GIVEN.items():
+    defaults = config_tree(RunConfig())
+    for section, keys in CAME_LATER.items():
         for key in keys:
-            if tree[section][key] is None:
+            if tree[section][key] == defaults[section][key]:
                 del tree[section][key]
+    for old, new in RENAMED.items():
+        section, _, key = old.partition(".")
+        tree[section][key] = tree[section].pop(new.partition(".")[2])
     optim = tree["optim"]
     if optim["schedule"] == "constant_with_warmup":  # which constant has, too
         optim["schedule"] = "constant"
@@ -95,6 +101,7 @@ def _slug(config: RunConfig) -> str:
         source,
         label_of(config.quant),
         "+".join(sorted(config.lora.target_modules)),
+        *([] if config.lora.method is LoraMethod.lora else [config.lora.method.value]),
         f"r{config.lora.rank}",
         f"s{config.seed}",
     ]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from harness.data.rows import NO_LOSS, Batch
 from harness.engine.adapter import Adapter, FlatGradient
 from harness.engine.forward import target_logits
+from harness.engine.neftune import Noise, disturbed
 from harness.engine.rows import AdapterRows
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Work:
     dropout_key: int | None
     recompute: bool
     """Gradient checkpointing: if any run of a pass asks for it, all of it is recomputed (same numbers)."""
+    noise: Noise | None = None
+    """What the embeddings are disturbed by."""
     loss_scale: float = 1.0
     """What the gradient is multiplied by, against rounding in float16."""
 
@@ -51,7 +54,11 @@ def packed_gradients(shared: "SharedBase", work: Sequence[Work]) -> list[Gradien
     ordered = sorted(work, key=_stacking_order)
     joint = _join(ordered, shared.base.device)
     shared.recompute_activations(any(item.recompute for item in ordered))
-    with shared.rows(_adapter_rows(ordered), joint.places_BT):
+    batches, noises = [item.batch for item in ordered], [item.noise for item in ordered]
+    with (
+        shared.rows(_adapter_rows(ordered), joint.places_BT),
+        disturbed(shared.model, batches, noises),
+    ):
         logits_NV, targets_N = target_logits(shared.model, joint)
         loss_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
         counts = [item.batch.num_loss_tokens for item in ordered]

@@ -192,7 +192,13 @@ def _setting_lines(config: RunConfig, record: Record) -> Iterator[Sequence[str]]
     length = f"{optim.steps} steps" if optim.steps is not None else f"{optim.epochs} epochs"
     yield "base storage while training", label_of(config.quant)
     yield "compute type", config.quant.compute_dtype.value
+    yield "method, initialization", f"{lora.method.value}, {lora.init.value}"
     yield "rank, alpha, dropout", f"{lora.rank}, {alpha}, {lora.dropout}"
+    for name, patterns in (("ranks", lora.rank_pattern), ("alphas", lora.alpha_pattern)):
+        if patterns:
+            yield f"{name} of some layers", ", ".join(f"{k}: {v}" for k, v in patterns.items())
+    if lora.train_also:
+        yield "trained whole", ", ".join(lora.train_also)
     yield "adapted layers", ", ".join(lora.target_modules)
     parameters = record.metrics.get("adapter/trainable_params")
     yield "trainable parameters", "—" if parameters is None else f"{parameters:,.0f}"

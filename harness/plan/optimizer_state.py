@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from harness.base.targets import LinearSpec
+from harness.base.targets import AdapterShape
 from harness.config.schema import OptimizerName
 
 _FLOAT_BYTES = 4
@@ -30,11 +30,14 @@ class OptimizerBytes:
 
 
 def optimizer_bytes(
-    name: OptimizerName, adapted: Sequence[LinearSpec], rank: int
+    name: OptimizerName, shapes: Sequence[AdapterShape], wholes: Sequence[int] = ()
 ) -> OptimizerBytes:
-    """Return the state that the optimizer has for A and B of the adapted layers after its first step."""
-    shapes = [spec.adapted for spec in adapted]
-    sizes = [rank * s.experts * size for s in shapes for size in (s.inputs, s.outputs)]
+    """Return the state that the optimizer has after its first step for what it trains of the adapted
+    layers, and
+    for whole matrices of so many elements."""
+    sizes = [*wholes]
+    sizes += [s.rank * s.experts * size for s in shapes for size in (s.inputs, s.outputs)]
+    sizes += [s.outputs for s in shapes if s.has_magnitudes]
     match name:
         case OptimizerName.adamw:
             # Two flat tensors, every A and every B, each with two moments and a step counter.

@@ -6,7 +6,7 @@ a pass come from the engine's own forward and backward, run on the meta device (
 
 from collections.abc import Sequence
 
-from harness.base.targets import LinearSpec, adapted_layers
+from harness.base.targets import LinearSpec, adapter_shapes
 from harness.config.resources import Shard
 from harness.config.schema import LoraConfig, RunConfig
 from harness.plan.base_bytes import base_bytes, gathered_bytes
@@ -43,9 +43,10 @@ def predict(
     shared = config.resources.shard is Shard.fsdp
     processes = config.resources.data_parallel if shared else 1
     base = base_bytes(model.outline, model.storage, processes)
-    adapted = adapted_layers(config.lora, model.linears)
-    params = adapter_params(adapted, config.lora)
-    state = optimizer_bytes(config.optim.name, adapted, config.lora.rank)
+    wholes = [rows * n for _, (rows, n) in model.shared.expect_wholes(config.lora).values()]
+    params = adapter_params(model.linears, config.lora) + sum(wholes)
+    shapes = adapter_shapes(config.lora, model.linears).values()
+    state = optimizer_bytes(config.optim.name, list(shapes), wholes)
     working = cohort * _working_bytes(config, batch, params, cohort)
     if plans_captured(model, config, device):
         recompute = config.optim.gradient_checkpointing
@@ -92,9 +93,10 @@ def predict(
     )
 
 
-def adapter_params(adapted: Sequence[LinearSpec], lora: LoraConfig) -> int:
-    """Return r (d_in + d_out) summed over the adapted layers (Hu et al. 2021, section 4.1)."""
-    return sum(spec.adapted.params(lora.rank) for spec in adapted)
+def adapter_params(linears: Sequence[LinearSpec], lora: LoraConfig) -> int:
+    """Return r (d_in + d_out) summed over the adapted layers (Hu et al. 2021, section 4.1), and
+    magnitudes."""
+    return sum(shape.params for shape in adapter_shapes(lora, linears).values())
 
 
 def _working_bytes(config: RunConfig, batch: BatchSize, params: int, cohort: int) -> int:

@@ -130,8 +130,8 @@ def _alternatives(declared: Any) -> tuple[Any, ...]:
 
 
 def _fits(value: Any, declared: Any) -> bool:
-    if get_origin(declared) is list:
-        return isinstance(value, list)
+    if get_origin(declared) in (list, dict):
+        return isinstance(value, get_origin(declared))
     if value is None:
         return NoneType in get_args(declared)
     (kind,) = _alternatives(declared)
@@ -147,6 +147,8 @@ def _fits(value: Any, declared: Any) -> bool:
 def _wanted(text: str, declared: Any) -> str:
     if get_origin(declared) is list:
         return f"must be a list; write [{text}]"
+    if get_origin(declared) is dict:
+        return "must be a mapping such as {q_proj: 8}"
     (kind,) = _alternatives(declared)
     if issubclass(kind, Enum):
         names = list(kind.__members__)

@@ -26,7 +26,7 @@ from harness.training.passes import captured_of
 
 def evaluate_untouched(shared: SharedBase, entry: RunEntry) -> Results:
     """Return the results of the base before training, computed once for all runs that ask for the same."""
-    if entry.job.config.lora.init.rewrites_base:
+    if entry.job.config.lora.rewrites_base:
         return _evaluate(shared, [entry], loss_only=False)[0]
     known = shared.untouched_results
     key = _asked(entry)

@@ -9,10 +9,11 @@ from torch import nn
 from harness.config.schema import OptimConfig, OptimizerName
 from harness.engine.adapter import Adapter, FlatGradient
 from harness.engine.cuda.seats import Moments
+from harness.engine.shared_base import MAGNITUDES
 
 
 class AdapterOptimizer:
-    """The optimizer of one adapter: A at `lr`, B at `lr * loraplus_lr_ratio` (LoRA+)."""
+    """The optimizer of one adapter: A at `lr`, B and magnitudes at `lr * loraplus_ratio` (LoRA+)."""
 
     def __init__(self, adapter: Adapter, config: OptimConfig) -> None:
         self._adapter = adapter
@@ -24,8 +25,8 @@ class AdapterOptimizer:
             as_, bs = self._parameters[:1], self._parameters[1:]
         else:
             self._parameters = list(adapter.parameters.values())
-            as_ = [p for name, p in adapter.parameters.items() if ".lora_B." not in name]
-            bs = [p for name, p in adapter.parameters.items() if ".lora_B." in name]
+            as_ = [p for name, p in adapter.parameters.items() if not _follows_b(name)]
+            bs = [p for name, p in adapter.parameters.items() if _follows_b(name)]
         self.optimizer = _make(as_, bs, config)
 
     def step(self, gradient: FlatGradient, learning_rate: float) -> None:
@@ -73,8 +74,14 @@ class AdapterOptimizer:
         ]
 
 
+def _follows_b(name: str) -> bool:
+    """Say whether LoRA+ gives a parameter the rate of B: as PEFT, B and DoRA's magnitudes."""
+    return ".lora_B." in name or f".{MAGNITUDES}." in name
+
+
 def _halves(adapter: Adapter, flat_P: torch.Tensor) -> list[torch.Tensor]:
-    """Return every A and every B of a flat tensor."""
+    """Return the two parts of a flat tensor that have a rate each: up to the last A, and from the first B
+    on."""
     return [flat_P[: adapter.layout.num_a], flat_P[adapter.layout.num_a :]]
 
 
@@ -83,7 +90,7 @@ def _make(
 ) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = [
         {"params": as_, "ratio": 1.0},
-        {"params": bs, "ratio": config.loraplus_lr_ratio},
+        {"params": bs, "ratio": config.loraplus_ratio},
     ]
     common: dict[str, Any] = {
         "lr": config.lr,

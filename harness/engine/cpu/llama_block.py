@@ -64,7 +64,7 @@ class FusedLinears:
                 if layer in part.group.layout:
                     adapter = part.group.weights(layer)
                     x_rows, y_rows = part.rows(x_NI), part.rows(y_NO)
-                    kept.append(add_update(adapter, part.group.scaling, x_rows, y_rows))
+                    kept.append(add_update(adapter, part.group.scaling(layer), x_rows, y_rows))
             ys_NO.append(y_NO)
         return ys_NO, kept
 
@@ -93,8 +93,9 @@ class FusedLinears:
             for part in reversed(adapted):
                 group, x_rows = part.group, part.rows(x_NI)
                 adapter, targets = group.weights(layer), group.targets(layer)
+                scaling, grad_rows = group.scaling(layer), part.rows(grad_NO)
                 grad_h = add_gradients(
-                    adapter, targets, group.scaling, part.rows(grad_NO), x_rows, remaining.pop()
+                    adapter, targets, scaling, grad_rows, x_rows, remaining.pop()
                 )
                 if grad_x_NI is not None:
                     add_product(part.rows(grad_x_NI), grad_h, adapter.a)

@@ -120,6 +120,8 @@ class ExpertsLora:
 class _Update:
     """The updates of one matrix in one pass, forwards and backwards."""
 
+    scales_base = False
+
     def __init__(self, layer: int, experts: int, spans: list[_Span]) -> None:
         self._layer = layer
         self._experts = experts
@@ -131,7 +133,7 @@ class _Update:
         for span in self._spans:
             a_RI, b_OR = self._of(span, span.group.weights(self._layer))
             h_SR = x_SI[span.start : span.stop].to(a_RI.dtype) @ a_RI.T
-            y_SO[span.start : span.stop] += (h_SR @ b_OR.T) * _scaling(span)
+            y_SO[span.start : span.stop] += (h_SR @ b_OR.T) * self._scaling(span)
             saved.append(h_SR)
         return saved
 
@@ -149,7 +151,7 @@ class _Update:
             assert h_SR is not None
             a_RI, b_OR = self._of(span, span.group.weights(self._layer))
             into_a_RI, into_b_OR = self._of(span, span.group.targets(self._layer))
-            grad_SO = grad_y[span.start : span.stop].to(a_RI.dtype) * _scaling(span)
+            grad_SO = grad_y[span.start : span.stop].to(a_RI.dtype) * self._scaling(span)
             grad_h_SR = grad_SO @ b_OR
             add_product(into_b_OR, grad_SO.T, h_SR)
             add_product(into_a_RI, grad_h_SR.T, x[span.start : span.stop].to(a_RI.dtype))
@@ -165,7 +167,6 @@ class _Update:
         a_ERI, b_ORE = a.view(self._experts, -1, a.shape[-1]), b.view(len(b), -1, self._experts)
         return a_ERI[span.expert], b_ORE[:, :, span.expert]
 
-
-def _scaling(span: _Span) -> float | torch.Tensor:
-    value = span.group.scaling.value
-    return value[span.number, 0, 0] if isinstance(value, torch.Tensor) else value
+    def _scaling(self, span: _Span) -> float | torch.Tensor:
+        value = span.group.scaling(self._layer).value
+        return value[span.number, 0, 0] if isinstance(value, torch.Tensor) else value
