@@ -6,7 +6,7 @@ evaluation under `<phase>.<metric>`, with `.standard_error` and `.n` beside it; 
 `provenance.…`; and its place in a sweep: `role`, `trial`, `point`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from sys import intern
 from typing import Any
@@ -47,11 +47,6 @@ _RUN_KEYS = (
     "notes",
 )
 _NOT_CONFIG = frozenset((*_RUN_KEYS, *PLACE_KEYS))
-
-
-def flat_rows(records: Iterable[Record]) -> list[Row]:
-    """Return one row per record, in the given order."""
-    return [flat_row(record) for record in records]
 
 
 def flat_row(record: Record) -> Row:

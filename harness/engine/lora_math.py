@@ -1,16 +1,18 @@
-"""What an adapter adds to a layer's output, and its gradients, in every pass that is not a captured one.
-
-A captured pass takes the same products for all seats and all layers of one input at once, with scalings
-folded into B (`harness.engine.cuda.llama_pass.LinearGroup`); the tests hold it to this.
+"""What an adapter adds to a layer's output, and its gradients: written once, for every pass.
 
     y += s B A x        dB += g^T (s A x)        dA += (s B^T g) x^T        (Hu et al. 2021, section 4.1)
 
+Who multiplies differs (`Products`): torch, for the rows of one adapter or of stacked ones, or grouped kernels
+for the rows of all seats (`harness.engine.cuda.ops.SeatProducts`). A captured pass multiplies a layer's input
+once for all layers that see it, so the four products have a function each.
+
 A scaling that is a power of two is exact wherever it stands, so it goes with the narrow tensor; another one
-goes where PEFT has it, so that numbers round as PEFT's do. Shape suffixes: N rows of one adapter, R rank,
-I inputs, O outputs; stacked adapters have one dimension K in front.
+goes where PEFT has it, so that numbers round as PEFT's do; one that a seat's B holds already is `FOLDED`.
+Shape suffixes: N rows of one adapter, R rank, I inputs, O outputs, L and M any; stacked adapters have one
+dimension K in front.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -31,16 +33,66 @@ class Scaling(NamedTuple):
     """Whether a product by it rounds nothing."""
 
 
+FOLDED = Scaling(1.0, is_exact=True)
+"""Of a B that is scaled already."""
+
+
+class Products(Protocol):
+    """How rows of adapters are multiplied with weights and with one another."""
+
+    def product(
+        self, x_NI: torch.Tensor, w_OI: torch.Tensor, out_NO: torch.Tensor | None = None, /
+    ) -> torch.Tensor:
+        """Return x w^T; in `out_NO`, if it is given."""
+        ...
+
+    def add_product_(self, y_NO: torch.Tensor, x_NI: torch.Tensor, w_OI: torch.Tensor, /) -> None:
+        """Add x w^T to y."""
+        ...
+
+    def add_outer_(
+        self, target_LM: torch.Tensor, left_NL: torch.Tensor, right_NM: torch.Tensor, /
+    ) -> None:
+        """Add left^T right to the target."""
+        ...
+
+
 def add_update(
-    weights: Weights, scaling: Scaling, x_NI: torch.Tensor, y_NO: torch.Tensor
-) -> torch.Tensor:
-    """Add s B A x to y in place; return A x, times s where that is exact."""
-    h_NR = torch.matmul(x_NI, weights.a.mT)
+    products: Products,
+    b_OR: torch.Tensor,
+    scaling: Scaling,
+    h_NR: torch.Tensor,
+    y_NO: torch.Tensor,
+) -> None:
+    """Add s B h to y, for h = A x, which is times s afterwards where that is exact."""
     if scaling.is_exact:
-        add_product(y_NO, h_NR.mul_(scaling.value), weights.b.mT)
+        products.add_product_(y_NO, _scaled_(h_NR, scaling), b_OR)
     else:
-        y_NO.add_(torch.matmul(h_NR, weights.b.mT).mul_(scaling.value))
-    return h_NR
+        y_NO.add_(products.product(h_NR, b_OR).mul_(scaling.value))
+
+
+def add_gradient_b(
+    products: Products,
+    b_OR: torch.Tensor,
+    target_OR: torch.Tensor,
+    scaling: Scaling,
+    grad_NO: torch.Tensor,
+    h_NR: torch.Tensor,
+    out_NR: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Add B's gradient to its target; return that of A x. `h_NR`: as `add_update` left it."""
+    if not scaling.is_exact:
+        grad_NO = grad_NO * scaling.value
+    products.add_outer_(target_OR, grad_NO, h_NR)
+    grad_h_NR = products.product(grad_NO, b_OR.mT, out_NR)
+    return _scaled_(grad_h_NR, scaling) if scaling.is_exact else grad_h_NR
+
+
+def add_gradient_a(
+    products: Products, target_RI: torch.Tensor, grad_h_NR: torch.Tensor, x_NI: torch.Tensor
+) -> None:
+    """Add A's gradient to its target, from that of A x."""
+    products.add_outer_(target_RI, grad_h_NR, x_NI)
 
 
 def add_gradients(
@@ -51,18 +103,40 @@ def add_gradients(
     x_NI: torch.Tensor,
     h_NR: torch.Tensor,
 ) -> torch.Tensor:
-    """Add the gradients of A and B to `targets`; return that of A x. `h_NR` is what `add_update` returned."""
-    if not scaling.is_exact:
-        grad_NO = grad_NO * scaling.value
-    add_product(targets.b, grad_NO.mT, h_NR)
-    grad_h_NR = torch.matmul(grad_NO, weights.b)
-    if scaling.is_exact:
-        grad_h_NR.mul_(scaling.value)
-    add_product(targets.a, grad_h_NR.mT, x_NI)
+    """Add the gradients of one layer's A and B to `targets`; return that of A x."""
+    grad_h_NR = add_gradient_b(OWN, weights.b, targets.b, scaling, grad_NO, h_NR)
+    add_gradient_a(OWN, targets.a, grad_h_NR, x_NI)
     return grad_h_NR
 
 
-def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+def _scaled_(tensor: torch.Tensor, scaling: Scaling) -> torch.Tensor:
+    return tensor if scaling is FOLDED else tensor.mul_(scaling.value)
+
+
+class OwnProducts:
+    """Products of rows that are one adapter's, or as many of each of stacked adapters."""
+
+    def product(
+        self, x_NI: torch.Tensor, w_OI: torch.Tensor, out_NO: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return x w^T; in `out_NO`, if it is given."""
+        return torch.matmul(x_NI, w_OI.mT, out=out_NO)
+
+    def add_product_(self, y_NO: torch.Tensor, x_NI: torch.Tensor, w_OI: torch.Tensor) -> None:
+        """Add x w^T to y."""
+        _add(y_NO, x_NI, w_OI.mT)
+
+    def add_outer_(
+        self, target_LM: torch.Tensor, left_NL: torch.Tensor, right_NM: torch.Tensor
+    ) -> None:
+        """Add left^T right to the target."""
+        _add(target_LM, left_NL.mT, right_NM)
+
+
+OWN = OwnProducts()
+
+
+def _add(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """Add a matrix product to `target`, or a batched one; without a tensor in between if types agree.
 
     Where they do not, the product is taken in the wider type, and rounded once.

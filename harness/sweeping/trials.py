@@ -58,8 +58,6 @@ class Trials:
         self.confirmed: list[tuple[Chosen, list[Run]]] = []
         self.probes: list[Run] = []
         """Those of the sweep's end, one for each distinct cost; a question about costs has its own before."""
-        self.seconds_asking = 0.0
-        """Time spent on asking and telling."""
         self._maker = maker
         self._again: list[Run] = []
         """Runs of trials that were told, whose records could not be read."""
@@ -167,13 +165,11 @@ class Trials:
 
     def ask(self) -> None:
         """Ask for one more trial, if there is to be one, and let its runs wait for a worker."""
-        started = time.perf_counter()
         with self.study.turn():
             if self.tenancy.has_others:  # their cells may be asked for again
                 self._take_up_new()
             if self.has_more:
                 self._take_up(self.study.ask())
-        self.seconds_asking += time.perf_counter() - started
 
     def _take_up_new(self, seconds: float = math.inf) -> None:
         """Take up what was asked by others; after `seconds` the rest is left for the next look."""
@@ -356,9 +352,7 @@ class Trials:
             is_running = self.study.trials[number].status is TrialStatus.running
             if not is_running or not self.tenancy.holds(item_of_cell(cell)):
                 return None  # it has been lost, and is another's to prune
-        started = time.perf_counter()
         prune = self.study.report(number, step, value)
-        self.seconds_asking += time.perf_counter() - started
         pruner = self.question.search.pruner.value
         return f"{pruner} of sweep {self.question.name}" if prune else None
 
@@ -388,11 +382,9 @@ class Trials:
             ]
         if not cell.is_ended:
             return
-        started = time.perf_counter()
         runs = [run.record for run in cell.runs if run.record is not None]
         probe = cell.probe.record if cell.probe is not None else None
         self._tell_all(cell, outcome_of(self.question, runs, probe))
-        self.seconds_asking += time.perf_counter() - started
 
     def _tell_all(self, cell: Cell, outcome: Outcome) -> None:
         """Tell the study how a cell has ended."""

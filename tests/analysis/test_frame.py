@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from analysis.frame import config_keys, flat_row, flat_rows
+from analysis.frame import config_keys, flat_row
 from harness.records.record import Estimate, MeasuredIn, Record, RunStatus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -90,7 +90,7 @@ def test_where_a_run_came_from_is_part_of_its_row() -> None:
 def test_rows_keep_the_order_of_the_records() -> None:
     other = record()
     other.run_id = "a"
-    assert [row["run_id"] for row in flat_rows([record(), other])] == ["nf4-r8-s3", "a"]
+    assert [row["run_id"] for row in map(flat_row, [record(), other])] == ["nf4-r8-s3", "a"]
 
 
 def test_analysis_imports_nothing_heavy() -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.engine.cpu.matmul import FrozenWeight
-from harness.engine.lora_math import add_gradients, add_product, add_update
+from harness.engine.lora_math import OWN, add_gradients, add_update
 from harness.engine.rows import AdapterGroup, RowPlan
 
 # Linear layers with one input, and the adapters on them --------------------------------------------
@@ -63,8 +63,9 @@ class FusedLinears:
             for part in parts:
                 if layer in part.group.layout:
                     adapter = part.group.weights(layer)
-                    x_rows, y_rows = part.rows(x_NI), part.rows(y_NO)
-                    kept.append(add_update(adapter, part.group.scaling(layer), x_rows, y_rows))
+                    kept.append(OWN.product(part.rows(x_NI), adapter.a))
+                    scaling = part.group.scaling(layer)
+                    add_update(OWN, adapter.b, scaling, kept[-1], part.rows(y_NO))
             ys_NO.append(y_NO)
         return ys_NO, kept
 
@@ -98,7 +99,7 @@ class FusedLinears:
                     adapter, targets, scaling, grad_rows, x_rows, remaining.pop()
                 )
                 if grad_x_NI is not None:
-                    add_product(part.rows(grad_x_NI), grad_h, adapter.a)
+                    OWN.add_product_(part.rows(grad_x_NI), grad_h, adapter.a.mT)
             if grad_x_wanted:
                 grad_x_NI = weight.backward.times(grad_NO, added=grad_x_NI)
         return grad_x_NI

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 
 from harness.engine.cuda import ops
 from harness.engine.cuda.attention import Attended, Heads, Sequences, attend, attend_backward
-from harness.engine.cuda.ops import Dropout, Rows
+from harness.engine.cuda.ops import Dropout, Rows, SeatProducts
 from harness.engine.cuda.seats import SeatLayout, Seats
+from harness.engine.lora_math import FOLDED, add_gradient_a, add_gradient_b, add_update
 
 KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """transformers' classes whose forward this file repeats."""
@@ -94,19 +95,20 @@ class LinearGroup:
         if place is None:
             return y_NO, None
         a_SRI = seats.layout.a(seats.computed_SP, place)
+        products = SeatProducts(given.rows)
         h_NR = x_NI.new_empty(len(x_NI), a_SRI.shape[1])
         if given.dropout is None:
-            ops.add_grouped_(h_NR, x_NI, a_SRI, given.rows, adds=False)
+            products.product(x_NI, a_SRI, h_NR)
         rank = seats.layout.rank
         for number, columns in enumerate(self._slices()):
             own = slice(number * rank, (number + 1) * rank)
             if given.dropout is not None:
                 kept = ops.dropped(x_NI, self.indices[number], given.dropout, given.rows)
-                ops.add_grouped_(h_NR[:, own], kept, a_SRI[:, own], given.rows, adds=False)
+                products.product(kept, a_SRI[:, own], h_NR[:, own])
             if given.kept_N1 is not None:
                 h_NR[:, own].mul_(given.kept_N1)
             b_SOR = seats.layout.b(seats.computed_SP, place, number)
-            ops.add_grouped_(y_NO[:, columns], h_NR[:, own], b_SOR, given.rows)
+            add_update(products, b_SOR, FOLDED, h_NR[:, own], y_NO[:, columns])
         return y_NO, h_NR
 
     def backward(
@@ -126,29 +128,27 @@ class LinearGroup:
         place = seats.layout.places[self.indices]
         a_SRI = seats.layout.a(seats.computed_SP, place)
         grad_a_SRI = seats.layout.a(seats.gradients_SP, place)
+        products = SeatProducts(given.rows)
         grad_h_NR = torch.empty_like(h_NR)
         rank = seats.layout.rank
         for number, columns in enumerate(self._slices()):
             own = slice(number * rank, (number + 1) * rank)
-            grad = grad_NO[:, columns]
             b_SOR = seats.layout.b(seats.computed_SP, place, number)
-            ops.add_grouped_(grad_h_NR[:, own], grad, b_SOR.mT, given.rows, adds=False)
             grad_b_SOR = seats.layout.b(seats.gradients_SP, place, number)
-            ops.add_outer_(grad_b_SOR, grad, h_NR[:, own], given.rows)
+            narrow = h_NR[:, own], grad_h_NR[:, own]
+            add_gradient_b(products, b_SOR, grad_b_SOR, FOLDED, grad_NO[:, columns], *narrow)
             if given.dropout is None:
                 continue
             layer = self.indices[number]
             kept = ops.dropped(x_NI, layer, given.dropout, given.rows)
-            ops.add_outer_(grad_a_SRI[:, own], grad_h_NR[:, own], kept, given.rows)
+            add_gradient_a(products, grad_a_SRI[:, own], grad_h_NR[:, own], kept)
             if grad_x is not None:
-                through = torch.empty_like(x_NI)
-                part = grad_h_NR[:, own], a_SRI[:, own].mT
-                ops.add_grouped_(through, *part, given.rows, adds=False)
+                through = products.product(grad_h_NR[:, own], a_SRI[:, own].mT)
                 ops.dropped(through, layer, given.dropout, given.rows, grad_x)
         if given.dropout is None:
-            ops.add_outer_(grad_a_SRI, grad_h_NR, x_NI, given.rows)
+            add_gradient_a(products, grad_a_SRI, grad_h_NR, x_NI)
             if grad_x is not None:
-                ops.add_grouped_(grad_x, grad_h_NR, a_SRI.mT, given.rows)
+                products.add_product_(grad_x, grad_h_NR, a_SRI.mT)
         return grad_x
 
 

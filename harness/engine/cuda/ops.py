@@ -344,6 +344,32 @@ class Rows:
         return self.seat_of_tile.long().repeat_interleave(TILE)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SeatProducts:
+    """Products of the rows of all seats, each with its own seat's weight."""
+
+    rows: Rows
+
+    def product(
+        self, x_NI: torch.Tensor, w_SOI: torch.Tensor, out_NO: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return x w^T; in `out_NO`, if it is given."""
+        if out_NO is None:
+            out_NO = x_NI.new_empty(len(x_NI), w_SOI.shape[1])
+        add_grouped_(out_NO, x_NI, w_SOI, self.rows, adds=False)
+        return out_NO
+
+    def add_product_(self, y_NO: torch.Tensor, x_NI: torch.Tensor, w_SOI: torch.Tensor) -> None:
+        """Add x w^T to y."""
+        add_grouped_(y_NO, x_NI, w_SOI, self.rows)
+
+    def add_outer_(
+        self, target_SLM: torch.Tensor, left_NL: torch.Tensor, right_NM: torch.Tensor
+    ) -> None:
+        """Add left^T right over each seat's positions to its target, in float32."""
+        add_outer_(target_SLM, left_NL, right_NM, self.rows)
+
+
 def add_grouped_(
     out_NO: torch.Tensor, x_NI: torch.Tensor, w_SOI: torch.Tensor, rows: Rows, *, adds: bool = True
 ) -> None:

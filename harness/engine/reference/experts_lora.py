@@ -15,7 +15,7 @@ from torch import nn
 
 from harness.base.experts import Routing
 from harness.base.targets import LinearSpec
-from harness.engine.lora_math import Weights, add_product
+from harness.engine.lora_math import OWN, Scaling, Weights, add_gradients, add_update
 from harness.engine.reference.grouped_lora import Adapted
 from harness.engine.rows import AdapterGroup, RowPlan
 
@@ -131,9 +131,9 @@ class _Update:
         """Add the updates to y in place; return A x of each span, for backward."""
         saved: list[torch.Tensor | None] = []
         for span in self._spans:
-            a_RI, b_OR = self._of(span, span.group.weights(self._layer))
-            h_SR = x_SI[span.start : span.stop].to(a_RI.dtype) @ a_RI.T
-            y_SO[span.start : span.stop] += (h_SR @ b_OR.T) * self._scaling(span)
+            weights = self._of(span, span.group.weights(self._layer))
+            h_SR = OWN.product(x_SI[span.start : span.stop].to(weights.a.dtype), weights.a)
+            add_update(OWN, weights.b, self._scaling(span), h_SR, y_SO[span.start : span.stop])
             saved.append(h_SR)
         return saved
 
@@ -149,24 +149,25 @@ class _Update:
         grad_x = torch.zeros_like(x) if grad_x_wanted else None
         for span, h_SR in zip(self._spans, saved, strict=True):
             assert h_SR is not None
-            a_RI, b_OR = self._of(span, span.group.weights(self._layer))
-            into_a_RI, into_b_OR = self._of(span, span.group.targets(self._layer))
-            grad_SO = grad_y[span.start : span.stop].to(a_RI.dtype) * self._scaling(span)
-            grad_h_SR = grad_SO @ b_OR
-            add_product(into_b_OR, grad_SO.T, h_SR)
-            add_product(into_a_RI, grad_h_SR.T, x[span.start : span.stop].to(a_RI.dtype))
+            weights = self._of(span, span.group.weights(self._layer))
+            targets = self._of(span, span.group.targets(self._layer))
+            grad_SO = grad_y[span.start : span.stop].to(weights.a.dtype)
+            x_SI, scaling = x[span.start : span.stop].to(weights.a.dtype), self._scaling(span)
+            grad_h_SR = add_gradients(weights, targets, scaling, grad_SO, x_SI, h_SR)
             if grad_x is not None:
-                grad_x[span.start : span.stop] = grad_h_SR @ a_RI
+                grad_x[span.start : span.stop] = grad_h_SR @ weights.a
         return grad_x
 
-    def _of(self, span: _Span, weights: Weights) -> tuple[torch.Tensor, torch.Tensor]:
+    def _of(self, span: _Span, weights: Weights) -> Weights:
         """Return views of one expert's A [R, I] and B [O, R] of one adapter."""
         a, b = weights
         if span.group.count > 1:
             a, b = a[span.number], b[span.number]
         a_ERI, b_ORE = a.view(self._experts, -1, a.shape[-1]), b.view(len(b), -1, self._experts)
-        return a_ERI[span.expert], b_ORE[:, :, span.expert]
+        return Weights(a_ERI[span.expert], b_ORE[:, :, span.expert])
 
-    def _scaling(self, span: _Span) -> float | torch.Tensor:
+    def _scaling(self, span: _Span) -> Scaling:
+        """Return the adapter's own, where PEFT has it: on the update."""
         value = span.group.scaling(self._layer).value
-        return value[span.number, 0, 0] if isinstance(value, torch.Tensor) else value
+        own = value[span.number, 0, 0] if isinstance(value, torch.Tensor) else value
+        return Scaling(own, is_exact=False)

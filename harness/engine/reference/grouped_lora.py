@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from harness.engine.lora_math import add_gradients, add_update
+from harness.engine.lora_math import OWN, add_gradients, add_update
 from harness.engine.reference.dora import DoraRows, FrozenRows
 from harness.engine.rows import AdapterGroup, RowPlan
 
@@ -105,18 +105,16 @@ class _Update:
             weights = group.weights(self.layer_index)
             y_rows, scaling = self._rows(y, group), group.scaling(self.layer_index)
             x_rows, kept = self._input(x, group, weights.a.dtype)
-            dora = self._dora(group)
+            h_rows = OWN.product(self._pooled(x_rows, group), weights.a)
+            dora, both = self._dora(group), None
             if dora is None:
-                saved += [
-                    add_update(weights, scaling, self._pooled(x_rows, group), y_rows),
-                    kept,
-                    None,
-                ]
-                continue
-            product = dora.frozen_product(x_rows, y_rows, drops=kept is not None)
-            both = product.to(weights.a.dtype, copy=kept is not None)
-            saved += [add_update(weights, scaling, x_rows, both), kept, both]
-            dora.write(y_rows, both, None if kept is None else product)
+                add_update(OWN, weights.b, scaling, h_rows, y_rows)
+            else:
+                product = dora.frozen_product(x_rows, y_rows, drops=kept is not None)
+                both = product.to(weights.a.dtype, copy=kept is not None)
+                add_update(OWN, weights.b, scaling, h_rows, both)
+                dora.write(y_rows, both, None if kept is None else product)
+            saved += [h_rows, kept, both]
         return saved
 
     def gradients(
