@@ -173,14 +173,13 @@ def _check_ranks(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:
     """Refuse a rank above the smaller dimension of what is adapted, naming the layer with the least room."""
 
     def room(spec: LinearSpec) -> int:
-        shape = _adapter_shape(lora, spec)
-        return min(shape.inputs, shape.outputs)
+        return min(spec.adapted.inputs, spec.adapted.outputs)
 
     too_small = [spec for spec in adapted if rank_of(lora, spec.name) > room(spec)]
     if not too_small:
         return
     spec = min(too_small, key=room)
-    shape, limit, rank = _adapter_shape(lora, spec), room(spec), rank_of(lora, spec.name)
+    shape, limit, rank = spec.adapted, room(spec), rank_of(lora, spec.name)
     key = "rank_pattern" if any(ends_in(p, spec.name) for p in lora.rank_pattern) else "rank"
     raise RequestError(
         f"lora.{key}={rank} is above the smallest target dimension {limit} "

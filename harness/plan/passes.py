@@ -210,3 +210,4 @@ def _make_lasting_tensors(model: PlannedModel, work: Sequence[Work]) -> None:
         for layer in {layer for item in work for layer in item.adapter.layout.layers}:
             for group in plan.groups(layer):
                 group.targets(layer)
+            model.layers[layer].expect(plan.groups(layer))

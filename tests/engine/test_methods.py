@@ -218,7 +218,11 @@ def peft_model(shared: SharedBase, lora: LoraConfig, seed: int) -> Any:
         shape = (spec.out_features, spec.in_features)
         weight = base.storage.decode(base.storage.tensors(packed), shape, torch.float32)
         dense.get_submodule(spec.name).weight.data = weight.clone()
-    targets = {"attention": r".*self_attn\.\w+", "mlp": r".*mlp\.\w+", "all_linear": "all-linear"}
+    targets = {
+        "attention": r".*self_attn\.\w+_proj",
+        "mlp": r".*mlp\.\w+_proj",
+        "all_linear": "all-linear",
+    }
     config: Any = PeftConfig(
         r=lora.rank,
         lora_alpha=own_alpha(lora),  # pyright: ignore[reportArgumentType]
