@@ -55,8 +55,6 @@ def flat_row(record: Record) -> Row:
     row |= _place(record.provenance.get("sweep"))
     config: Row = {}
     _flatten(with_new_names(record.config), "", config)
-    if "lora.rank" in config:
-        config = by_default() | config
     clashes = sorted(set(row) & set(config))
     assert not clashes, f"configuration keys that a row already uses: {clashes}"
     row |= config
@@ -149,7 +147,7 @@ def value_of(row: Row, key: str) -> Any:
         case "alpha/rank":
             return _alpha_over_rank(row, 1)
         case _:
-            return None
+            return BEFORE.get(key) if "lora.rank" in row else None
 
 
 def _alpha_over_rank(row: Row, times: int | None) -> float | None:
@@ -179,5 +177,7 @@ def parsed_choice(text: str) -> Any:
 
 _PATTERNS = ("lora.rank_pattern", "lora.alpha_pattern")
 """Keys whose value is a mapping of its own, which is one leaf."""
+BEFORE = by_default()
+"""What runs have, from before the keys came that their records lack."""
 _OF_BLOCKS = ("quant.block_size", "quant.double_quant")
 _WORDS = {"true": True, "false": False, "null": None}

@@ -142,7 +142,7 @@ def _check_patterns(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:
         ("rank_pattern", lora.rank_pattern),
         ("alpha_pattern", lora.alpha_pattern),
     ):
-        for pattern in patterns:
+        for pattern in patterns or {}:
             matched = [spec for spec in adapted if ends_in(pattern, spec.name)]
             if not matched:
                 known = {spec.name.rsplit(".", 1)[-1] for spec in adapted}
@@ -180,7 +180,7 @@ def _check_ranks(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:
         return
     spec = min(too_small, key=room)
     shape, limit, rank = spec.adapted, room(spec), rank_of(lora, spec.name)
-    key = "rank_pattern" if any(ends_in(p, spec.name) for p in lora.rank_pattern) else "rank"
+    key = "rank_pattern" if any(ends_in(p, spec.name) for p in lora.rank_pattern or {}) else "rank"
     raise RequestError(
         f"lora.{key}={rank} is above the smallest target dimension {limit} "
         f"({spec.name}, {shape.inputs} -> {shape.outputs}); "

@@ -54,10 +54,9 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
     lora["target_modules"] = sorted(lora["target_modules"])
     lora["train_also"] = sorted(lora["train_also"])
-    if patterns := alpha_patterns(config.lora):  # the first that matches counts
-        lora["alpha_pattern"] = list(patterns.items())
-    if config.lora.rank_pattern:
-        lora["rank_pattern"] = list(config.lora.rank_pattern.items())
+    # In their order: the first that matches counts.
+    lora["rank_pattern"] = list((config.lora.rank_pattern or {}).items()) or None
+    lora["alpha_pattern"] = list(alpha_patterns(config.lora).items()) or None
     if (answered := tree["data"].pop("answers")) is not None:
         content = home_path(answered).read_bytes()
         tree["data"]["answers"] = hashlib.sha256(content).hexdigest()

@@ -32,8 +32,6 @@ def by_default() -> dict[str, Any]:
             match value:
                 case Enum():
                     found[f"{section}.{key}"] = value.name
-                case dict():  # of patterns, a text where there are some
-                    found[f"{section}.{key}"] = None
                 case list():
                     found[f"{section}.{key}"] = tuple(value)
                 case _:

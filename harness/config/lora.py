@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from harness.config.schema import LoraConfig
@@ -43,10 +43,22 @@ def scaling_of(lora: LoraConfig, name: str) -> float:
 def alpha_patterns(lora: LoraConfig) -> dict[str, float]:
     """Return PEFT's `alpha_pattern`: the given one and, where alpha goes with the rank, one for each
     pattern of ranks."""
+    given = lora.alpha_pattern or {}
     if lora.alpha is not None or lora.alpha_over_rank is None:
-        return dict(lora.alpha_pattern)
-    by_rank = {key: lora.alpha_over_rank * rank for key, rank in lora.rank_pattern.items()}
-    return lora.alpha_pattern | {k: v for k, v in by_rank.items() if k not in lora.alpha_pattern}
+        return dict(given)
+    by_rank = {key: lora.alpha_over_rank * r for key, r in (lora.rank_pattern or {}).items()}
+    return given | {key: alpha for key, alpha in by_rank.items() if key not in given}
+
+
+def patterns_for(patterns: Mapping[str, _Number], names: Sequence[str]) -> dict[str, _Number]:
+    """Return patterns that mean the same for these layers in any order: PEFT's files have them sorted.
+
+    Where several match one layer, each layer has a pattern of its own.
+    """
+    if all(sum(ends_in(key, name) for key in patterns) <= 1 for name in names):
+        return dict(patterns)
+    own = {name: _matching(patterns, name) for name in names}
+    return {re.escape(name): value for name, value in own.items() if value is not None}
 
 
 def start_of(lora: LoraConfig) -> str:
@@ -54,15 +66,16 @@ def start_of(lora: LoraConfig) -> str:
     it, whatever their seeds, rates and dropouts are."""
     parts = (
         *(lora.init, lora.loftq_iterations, lora.rank, own_alpha(lora), lora.rslora),
-        *(sorted(lora.target_modules), list(lora.rank_pattern.items())),
+        *(sorted(lora.target_modules), list((lora.rank_pattern or {}).items())),
         list(alpha_patterns(lora).items()),
     )
     return repr(parts)
 
 
-def _matching(patterns: Mapping[str, _Number], name: str) -> _Number | None:
+def _matching(patterns: Mapping[str, _Number] | None, name: str) -> _Number | None:
     """Return the value of the first pattern that a layer's name ends in (PEFT's `get_pattern_key`)."""
-    return next((value for key, value in patterns.items() if ends_in(key, name)), None)
+    given = patterns or {}
+    return next((value for key, value in given.items() if ends_in(key, name)), None)
 
 
 def ends_in(pattern: str, name: str) -> bool:

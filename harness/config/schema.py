@@ -194,10 +194,10 @@ class LoraConfig:
     alpha_over_rank: float | None = None
     """alpha as a multiple of the rank (of a layer's own, with `rank_pattern`), so that a sweep over ranks
     keeps the scale."""
-    rank_pattern: dict[str, int] = field(default_factory=dict)
+    rank_pattern: dict[str, int] | None = None
     """Ranks of some layers instead of `rank`, by PEFT's regular expressions for the end of a layer's name;
     the first that matches counts."""
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] | None = None
     """alpha of some layers instead of the adapter's, likewise."""
     dropout: float = 0.0
     """Probability in [0, 1) of dropping an input of the adapter while training."""

@@ -126,7 +126,7 @@ def _method_problems(lora: LoraConfig) -> Iterator[str]:
         ("rank_pattern", lora.rank_pattern),
         ("alpha_pattern", lora.alpha_pattern),
     ):
-        for pattern, value in patterns.items():
+        for pattern, value in (patterns or {}).items():
             if not (math.isfinite(value) and value > 0):
                 least = "at least 1" if name == "rank_pattern" else "a positive finite number"
                 yield f"lora.{name}: {pattern!r} must be {least}, got {value}"

@@ -81,7 +81,7 @@ def folded(batch: Batch) -> Batch:
 def useful_lengths(batch: Batch) -> torch.Tensor:
     """Return, for each row int64 [B], the positions up to the last that carries loss; at least 1."""
     carries_BT = batch.targets_BT != NO_LOSS
-    place_T = torch.arange(1, carries_BT.shape[1] + 1)
+    place_T = torch.arange(1, carries_BT.shape[1] + 1, device=carries_BT.device)
     return (carries_BT * place_T).amax(dim=1).clamp_(min=1)
 
 

@@ -23,7 +23,7 @@ from harness.base.targets import (
     adapter_shapes,
     shortest_names,
 )
-from harness.config.lora import alpha_patterns, own_alpha, scaling_of, start_of
+from harness.config.lora import alpha_patterns, own_alpha, patterns_for, scaling_of, start_of
 from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit, LoraMethod
 from harness.engine.adapter import Adapter, ParameterLayout
@@ -134,14 +134,15 @@ class SharedBase:
         name = f"run{next(self._count)}"
         adapted = adapted_layers(lora, self.base.linears)
         plain = [spec for spec in adapted if spec.experts == 1]
+        names = [spec.name for spec in plain]
         from_dense = lora.init.from_dense
         config = PeftLoraConfig(
             r=lora.rank,
             lora_alpha=own_alpha(lora),  # pyright: ignore[reportArgumentType]  PEFT takes floats
             lora_dropout=lora.dropout,
             target_modules=shortest_names(plain, self.base.linears),
-            rank_pattern=dict(lora.rank_pattern),
-            alpha_pattern=alpha_patterns(lora),  # pyright: ignore[reportArgumentType]  floats, as above
+            rank_pattern=patterns_for(lora.rank_pattern or {}, names),
+            alpha_pattern=patterns_for(alpha_patterns(lora), names),  # pyright: ignore[reportArgumentType]  floats
             use_rslora=lora.rslora,
             init_lora_weights=True if from_dense else _PEFT_INIT[lora.init],  # pyright: ignore[reportArgumentType]
             task_type="CAUSAL_LM",

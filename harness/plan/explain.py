@@ -123,13 +123,16 @@ def _adapter(
     for name, shape in adapter_shapes(config.lora, linears).items():
         key = name.rsplit(".", 1)[-1], shape
         groups[key] = groups.get(key, 0) + shape.experts
-    width = max(len(name) for name, _ in groups)
+    width, remaining = max(len(name) for name, _ in groups), prediction.trainable_params
     for (name, shape), count in groups.items():
         each = f"{shape.rank} x ({shape.inputs} + {shape.outputs})"
         total = count * shape.rank * (shape.inputs + shape.outputs)
         if shape.has_magnitudes:
             each, total = f"({each} + {shape.outputs})", total + count * shape.outputs
+        remaining -= total
         yield f"  {name:<{width}}  {count} x {each} = {total:,}"
+    if config.lora.train_also:
+        yield f"  trained whole: {', '.join(config.lora.train_also)} = {remaining:,}"
     size = format_bytes(prediction.parts["adapter"])
     yield f"  {prediction.trainable_params:,} parameters x 4 bytes = {size}, gradients as much (float32)"
 
