@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-triton faults test-gpu test-data mutants check format bench bench-parts bench-gpu picture clean
+.PHONY: help install demo test test-slow test-triton faults test-gpu test-data mutants check format bench bench-parts bench-gpu papers picture clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench-parts: .venv/.installed  ## steps, cohorts, sweeps, driver and plans, each
 	$(BIN)/python -m bench.sweep
 	$(BIN)/python -m bench.driver
 	$(BIN)/python -m bench.plan
+
+papers: .venv/.installed  ## docs/papers: every paper of sweeps/papers asked; SCALE=smollm2 for a GPU, 60 minutes on two idle cores
+	$(BIN)/python -m bench.papers --scale $(or $(SCALE),embedded) $(NAMES)
 
 PAGE := $(CURDIR)/out/sweeps/demo/report/index.html
 CHROMIUM ?= chromium

@@ -1,5 +1,6 @@
 """A question's contrasts as its confirmation answers them: tested as one family, with interactions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from harness.question.compare import Compare, Contrast, contrasts_of, read_compa
 from harness.question.entries import Entries, read_axes
 from harness.question.points import Point, Space
 from harness.records.metrics import METRICS, Direction
+from harness.records.scores import RowScores
 
 WORDS = {
     True: {Verdict.above: "worse", Verdict.below: "better"},
@@ -37,7 +39,9 @@ class Compared:
     missing: str
     """Why it was not tested; empty where it was."""
     by_seed: dict[Any, float]
-    """Seed -> level minus reference."""
+    """Seed -> level minus reference; of untrained runs, which no seed changes, test row -> the same."""
+    of_rows: bool
+    """Whether test rows are the replicates."""
     crossed: Crossed | None
     """The same over seeds and test rows; None where the scores of rows are not known."""
     run_ids: tuple[str, ...]
@@ -143,13 +147,15 @@ def _compared(
     sides = [of_place.get(_place(side), ()) for side in contrast.sides]
     values = [_by_seed(side, metric) for side in sides]
     shared = {seed: values[0][seed] - values[1][seed] for seed in values[0] if seed in values[1]}
+    by_row = _by_row(sides, metric) if shared else {}
     missing = "" if shared else _why_missing(contrast, sides, values)
     return Compared(
         contrast=contrast,
         tested=None,
         missing=missing,
-        by_seed=shared,
-        crossed=_crossed(sides, metric),
+        by_seed=by_row or shared,
+        of_rows=bool(by_row),
+        crossed=None if by_row else _crossed(sides, metric),
         run_ids=tuple(row["run_id"] for side in sides for row in side),
         tried=tuple(_tried(sweep, side, compare.axes) for side in contrast.sides),  # pyright: ignore[reportArgumentType]
     )
@@ -158,6 +164,31 @@ def _compared(
 def _by_seed(rows: Sequence[Row], metric: str) -> dict[Any, float]:
     found = {row["seed"]: value_of(row, metric) for row in rows if counts(row, metric)}
     return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _by_row(sides: Sequence[Sequence[Row]], metric: str) -> dict[Any, float]:
+    """Return the differences of each test row where nothing was trained; else none.
+
+    Rows weigh by their tokens: these are the ratio's linear form, whose mean is the difference of the means
+    and varies over rows as that does.
+    """
+    one = [next((row for row in side if counts(row, metric)), None) for side in sides]
+    if any(row is None or row.get("optim.steps") != 0 for row in one):
+        return {}
+    of_rows: list[RowScores | None] = [
+        None if row is None else row.get(f"{ROWS}{metric}") for row in one
+    ]
+    a, b = of_rows
+    if a is None or b is None or (a.rows, a.weights) != (b.rows, b.weights):
+        return {}
+    rows, whole = len(a.weights), sum(a.weights)
+    if not whole:
+        return {}
+    mean = math.fsum((*a.sums, *(-each for each in b.sums))) / whole
+    return {
+        row: mean + (x - y - mean * weight) * rows / whole
+        for row, x, y, weight in zip(a.rows, a.sums, b.sums, a.weights, strict=True)
+    }
 
 
 def _crossed(sides: Sequence[Sequence[Row]], metric: str) -> Crossed | None:
@@ -198,6 +229,7 @@ def _with(compared: Compared, tested: Tested | None) -> Compared:
         tested=tested,
         missing=compared.missing,
         by_seed=compared.by_seed,
+        of_rows=compared.of_rows,
         crossed=compared.crossed,
         run_ids=compared.run_ids,
         tried=compared.tried,
@@ -302,6 +334,12 @@ def _notes(found: Answered) -> list[str]:
         among = str(tried[0]) if len(tried) == 1 else f"{tried[0]} to {tried[-1]}"
         unequal = "" if len(tried) == 1 else " (unequal: the best of more is better by chance)"
         notes.append(f"Tuning: the best of {among} cells of the search for each level{unequal}.")
+    if any(each.of_rows for each in found.all):
+        notes[0] = (
+            "Nothing is trained, so no seed changes anything: the test rows are the replicates, and Δ "
+            "is level "
+            "minus reference, paired over rows."
+        )
     if pairs and min(pairs) >= 2:
         notes.append(how_tested("all contrasts", min(pairs), found.family.method))
     if found.margin is not None:

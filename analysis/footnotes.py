@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from analysis.cells import TIED, Cell
-from analysis.frame import Role, Row
+from analysis.frame import FULL_FINE_TUNING, Role, Row
 from analysis.groups import Group, is_cost, metric_name
 from analysis.inference import FEWEST_FOR_EXACT, Method, method_for
 from analysis.metric_cells import COHORT_MARK
@@ -36,6 +36,7 @@ def footnotes(
         *_how_compared(spec, groups, flat),
         *_how_chosen(spec, chosen),
         *_where_from(spec, flat),
+        *_without_adapter(rows),
         *mixed(rows),
         *_notes(rows),
     ]
@@ -125,6 +126,17 @@ def _where_from(spec: Spec, cells: Sequence[Cell]) -> list[str]:
             f"alone{'' if spec.show_cohort_costs else ', so left out'}."
         )
     return lines
+
+
+def _without_adapter(rows: Sequence[Row]) -> list[str]:
+    """Say of full fine-tuning what sets its costs apart from an adapter's."""
+    full = sum(row.get("lora.method") == FULL_FINE_TUNING for row in rows)
+    if not full:
+        return []
+    return [
+        f"Full fine-tuning ({_runs(full)}): all parameters of an unquantized copy of the model that no other "
+        "run shares, trained alone; its memory holds weights, gradients and optimizer states of all of them."
+    ]
 
 
 def mixed(rows: Sequence[Row]) -> list[str]:

@@ -17,6 +17,11 @@ from harness.records.record import Record
 
 Row = dict[str, Any]
 
+FULL_FINE_TUNING = "full fine-tuning"
+"""What `lora=none` is called in tables and figures."""
+_NO_ADAPTER = "none"
+"""Its `lora.method`."""
+
 
 class Role(Enum):
     """Why a sweep trained a run."""
@@ -57,7 +62,7 @@ def flat_row(record: Record) -> Row:
     _flatten(with_new_names(record.config), "", config)
     clashes = sorted(set(row) & set(config))
     assert not clashes, f"configuration keys that a row already uses: {clashes}"
-    row |= config
+    row |= _without_adapter(config)
     row |= record.metrics
     row |= {intern(PREDICTED + name): value for name, value in record.predicted.items()}
     row |= {intern(ALONE + name): value for name, value in record.alone.items()}
@@ -107,6 +112,15 @@ def _provenance(tree: Mapping[str, Any]) -> Row:
         "provenance.data_fingerprint": tree.get("data_fingerprint"),
         "provenance.sweep": (tree.get("sweep") or {}).get("name"),
     }
+
+
+def _without_adapter(config: Row) -> Row:
+    """Return the configuration of full fine-tuning without the settings of an adapter, which it has not."""
+    if config.get("lora.method") != _NO_ADAPTER:
+        return config
+    of_adapter = {key: None for key in config if key.startswith("lora.")}
+    named = {"lora.method": FULL_FINE_TUNING, "lora.target_modules": (FULL_FINE_TUNING,)}
+    return config | of_adapter | named
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str, leaves: Row) -> None:
@@ -179,5 +193,12 @@ _PATTERNS = ("lora.rank_pattern", "lora.alpha_pattern")
 """Keys whose value is a mapping of its own, which is one leaf."""
 BEFORE = by_default()
 """What runs have, from before the keys came that their records lack."""
+
+
+def named_level(key: str, value: Any) -> Any:
+    """Return a value of an axis in the words of a table: `lora=none` is full fine-tuning."""
+    return FULL_FINE_TUNING if (key, value) == ("lora", _NO_ADAPTER) else value
+
+
 _OF_BLOCKS = ("quant.block_size", "quant.double_quant")
 _WORDS = {"true": True, "false": False, "null": None}

@@ -40,6 +40,10 @@ class Published:
     """Header of the column."""
     setting: str
     """Models, data and metric that were measured."""
+    source: str | None
+    """Address where it stands; None: the paper's own, by its arXiv number."""
+    never: str | None
+    """Why no run of ours can ever stand beside it; None: one can."""
     unit: str
     direction: Direction
     digits: int
@@ -49,6 +53,7 @@ class Published:
     def footnote(self) -> str:
         """The sentence under a table that shows it."""
         where = f", arXiv {self.arxiv}" if self.arxiv else ""
+        where += f" ({self.source})" if self.source else ""
         return (
             f"{self.label}: published in {self.paper}{where}, {self.table}; {self.setting}. Measured on "
             "other models and data than the other columns."
@@ -88,6 +93,8 @@ def load_published(name: str) -> Published:
         table=tree["table"],
         label=tree["label"],
         setting=tree["setting"],
+        source=tree.get("source"),
+        never=tree.get("never"),
         unit=tree.get("unit", ""),
         direction=Direction(tree["direction"]),
         digits=int(tree["digits"]),
@@ -126,11 +133,19 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _cell(table: Published, line: Row) -> Cell:
+def published_value(table: Published, line: Row) -> PublishedValue | None:
+    """Return the value of the line that a run belongs to; None where the paper has none."""
     for entry in table.values:
         if all(value_of(line, key) == value for key, value in entry.where.items()):
-            number = f"{entry.value:.{table.digits}f}"
-            spread = None if entry.deviation is None else f"± {entry.deviation:.{table.digits}f}"
-            text = f"{number} {spread}" if spread else number
-            return Cell(text=text, number=number, spread=spread, value=entry.value)
+            return entry
+    return None
+
+
+def _cell(table: Published, line: Row) -> Cell:
+    entry = published_value(table, line)
+    if entry is not None:
+        number = f"{entry.value:.{table.digits}f}"
+        spread = None if entry.deviation is None else f"± {entry.deviation:.{table.digits}f}"
+        text = f"{number} {spread}" if spread else number
+        return Cell(text=text, number=number, spread=spread, value=entry.value)
     return Cell(text=MISSING)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analysis.answer import Answer, answer_of
 from analysis.calibration import calibration_table
-from analysis.contrasts import contrasts_table
+from analysis.contrasts import Answered, contrasts_table
 from analysis.edges import edge_notes
 from analysis.effects import effects_table
 from analysis.figures.cells import (
@@ -32,6 +32,7 @@ from analysis.figures.dependence import dependence_panels
 from analysis.figures.factors import printed, varying_factors
 from analysis.figures.learning import runs_with_curves
 from analysis.figures.memory import predicted_against_measured, setting_text
+from analysis.figures.rate_law import best_rate_over_rank
 from analysis.figures.search import importance_bars, parallel_coordinates, trial_points
 from analysis.figures.style import Look, choose_look
 from analysis.frame import Role, Row
@@ -45,7 +46,9 @@ from analysis.page.parts import (
     status_line,
 )
 from analysis.page.writer import ReportWriter, Written
+from analysis.published_order import ordering, ordering_table, published_spec
 from analysis.question_cost import cost_table
+from analysis.rate_law import law_sentences, law_table, laws_of, saving_table, savings_of
 from analysis.render.html import prose
 from analysis.render.latex import LatexLayout
 from analysis.sources import Records, Source, SweepData
@@ -113,6 +116,7 @@ def report_sweep(
         Section(key="lacks", title="What to know", body=lacks),
         Section(key="verdict", title="Confirmation: fresh seeds", body=verdict),
         *figures,
+        _law(page, sweep),
         Section(key="tables", title="Tables", body=others),
         *_answers(sweep.rows_of(Role.confirmation) or sweep.rows, sweep.objectives, source),
         _cost(page, sweep),
@@ -145,7 +149,20 @@ def _answer_body(page: ReportWriter, sweep: SweepData, answer: Answer) -> str:
     table = page.table(
         contrasts_table(found, f"{sweep.question or sweep.name} Contrasts on fresh seeds.")
     )
-    return figure + table
+    return figure + _published_body(page, sweep, found) + table
+
+
+def _published_body(page: ReportWriter, sweep: SweepData, found: Answered) -> str:
+    """Return what is published beside what was found; nothing where the question names nothing published."""
+    placed = ordering(sweep, found)
+    if placed is None:
+        return ""
+    page.written.ordering = placed.sentence
+    title = f"{sweep.question or sweep.name} Whether the published ordering appears."
+    spec = published_spec(sweep, found)
+    values, _ = page.tables([] if spec is None else [spec], sweep.rows)
+    said = f'<p class="found"><b>Published:</b> {prose(placed.sentence)}</p>'
+    return said + page.table(ordering_table(placed, title)) + values
 
 
 def report_runs(
@@ -209,8 +226,9 @@ def _sweep_figures(page: ReportWriter, sweep: SweepData, source: Source) -> Iter
         note = (
             "<p>Trials of the search chose what was confirmed; their numbers are not results.</p>"
         )
+        transfers = (sweep.asked.get("search") or {}).get("transfer") not in (None, "none")
         is_grid = (
-            sweep.method == "grid"
+            sweep.method == "grid" and not transfers
         )  # else levels met unlike others: a surrogate tells them apart
         effects = effects_table(searched, quality) if is_grid and quality is not None else None
         body += "" if effects is None else page.table(effects)
@@ -222,6 +240,23 @@ def _sweep_figures(page: ReportWriter, sweep: SweepData, source: Source) -> Iter
         draws += _curve_draws(page, source, results, quality)
         body = page.figures(draws, prefix="")
         yield Section(key="cost", title="Memory and learning curves", body=body)
+
+
+def _law(page: ReportWriter, sweep: SweepData) -> Section:
+    """Return how the best learning rate moves with the rank, where the search has tried several of both."""
+    laws = laws_of(sweep)
+    if not laws:
+        return Section(key="rate_law", title="Learning rate and rank", body="")
+    asked = sweep.question or sweep.name
+    page.written.laws = law_sentences(laws)
+    body = bullet_list(page.written.laws, "What the search's best rates say")
+    body += page.figures([lambda width: best_rate_over_rank(laws, width=width)], prefix="")
+    body += page.table(law_table(laws, f"{asked} The best rate by rank."))
+    savings = savings_of(sweep)
+    if savings:
+        metric = next(iter(sweep.objectives))
+        body += page.table(saving_table(savings, metric, f"{asked} What transferring rates saves."))
+    return Section(key="rate_law", title="Learning rate and rank", body=body)
 
 
 def _cost(page: ReportWriter, sweep: SweepData) -> Section:

@@ -7,7 +7,7 @@ from typing import Any
 from analysis.cells import Cell, Column, ColumnKind, Table, TableRefused
 from analysis.compare import comparison_columns, front_column, marked_best
 from analysis.footnotes import footnotes
-from analysis.frame import Row
+from analysis.frame import Row, named_level
 from analysis.groups import Group, chosen_groups, grouped, sort_key
 from analysis.metric_cells import BySeed, metric_column
 from analysis.printing import printed, status_label
@@ -90,7 +90,7 @@ def _key_columns(lines: Sequence[dict[str, Any]]) -> _Columns:
     return [
         (
             Column(key=key, label=key, kind=ColumnKind.key),
-            [Cell(text=printed(line[key])) for line in lines],
+            [Cell(text=printed(named_level(key, line[key]))) for line in lines],
         )
         for key in lines[0]
     ]
@@ -127,9 +127,10 @@ def _across(spec: Spec, groups: Sequence[Group]) -> Table:
             for start in range(0, len(whole), len(sides))
         ]
         for index, side in enumerate(sides):
+            level = printed(named_level(spec.across, side))
             column = Column(
-                key=f"{header.key} {spec.across}={printed(side)}",
-                label=f"{spec.across}={printed(side)}: {header.label}",
+                key=f"{header.key} {spec.across}={level}",
+                label=f"{spec.across}={level}: {header.label}",
                 kind=ColumnKind.metric,
                 unit=header.unit,
                 direction=header.direction,

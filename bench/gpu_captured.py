@@ -204,8 +204,9 @@ def _milliseconds(seconds: float) -> float:
 # Parts of a case ---------------------------------------------------------------------------------
 
 
-def eager(case: Case, shared: SharedBase) -> tuple[list[float], dict[str, Any]]:
-    """Return run 0's losses in eager steps, and what those cost and are moved by."""
+def eager(case: Case, shared: SharedBase) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Return run 0's losses in eager steps by the type of the adapters' products, and what those cost and are
+    moved by."""
 
     def losses(runs: int, lora: LoraConfig | None = None) -> list[float]:
         slots = case.slots(shared, runs, lora)
@@ -220,12 +221,14 @@ def eager(case: Case, shared: SharedBase) -> tuple[list[float], dict[str, Any]]:
     for slot in slots:
         shared.detach(slot.adapter)
     half = replace(case.config(0).lora, compute_dtype=shared.base.quant.compute_dtype)
+    narrow = losses(case.runs, half)
     moved = {
         "again": _apart(first, losses(case.runs)),
         "beside one more": _apart(first, losses(case.runs + 1)),
-        "adapters in 16 bits": _apart(first, losses(case.runs, half)),
+        "adapters in 16 bits": _apart(first, narrow),
+        "both": _apart(narrow, losses(case.runs + 1, half)),
     }
-    return first, {
+    return {"eager": first, "eager, adapters in 16 bits": narrow}, {
         "eager_step_ms": _milliseconds(statistics.median(seconds)),
         "eager_loss_moves": moved,
     }
@@ -358,15 +361,17 @@ def measured(case: Case, only: Sequence[str], *, profiled: bool) -> dict[str, An
     if not set(only).isdisjoint(("eager", "captured", "decoding")):
         shared = case.base()
         if "eager" in only:
-            losses["eager"], costs = eager(case, shared)
+            losses, costs = eager(case, shared)
             row |= costs
         if "captured" in only:
             losses["captured"], costs = captured(case, shared, profiled=profiled)
             row |= costs | {"losses": losses["captured"]}
         if "decoding" in only:
             row |= decoding(case, shared)
-        if len(losses) == 2:
-            row["loss_difference"] = _apart(losses["eager"], losses["captured"])
+        if "captured" in losses:
+            other = {way: found for way, found in losses.items() if way != "captured"}
+            apart = {way: _apart(found, losses["captured"]) for way, found in other.items()}
+            row["loss_difference"] = apart
         del shared
     for name in PEERS:
         if name in only:

@@ -1,4 +1,4 @@
-"""Random-weight Llamas of common sizes and random rows: time and memory do not ask what is learnt."""
+"""Random-weight models of common sizes and random rows: time and memory do not ask what is learnt."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +32,7 @@ class Shape:
 
 SHAPES = {
     "toy": Shape(
-        hidden=64, intermediate=192, layers=2, heads=4, kv_heads=2, vocabulary=256
+        hidden=64, intermediate=192, layers=2, heads=4, kv_heads=2, vocabulary=1024
     ),  # to try the code
     "0.5B": Shape(
         hidden=1280, intermediate=3456, layers=22, heads=20, kv_heads=4, vocabulary=32000
@@ -69,6 +69,25 @@ SHAPES = {
         vocabulary=151936,
         head_size=128,
         model_type="qwen3",
+    ),
+    "gemma3_1b": Shape(
+        hidden=1152,
+        intermediate=6912,
+        layers=26,
+        heads=4,
+        kv_heads=1,
+        vocabulary=262144,
+        head_size=256,
+        model_type="gemma3_text",
+    ),
+    "phi3_mini": Shape(
+        hidden=3072,
+        intermediate=8192,
+        layers=32,
+        heads=32,
+        kv_heads=32,
+        vocabulary=32064,
+        model_type="phi3",
     ),
     "7B": Shape(
         hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, vocabulary=32000

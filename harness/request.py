@@ -84,9 +84,12 @@ def saved_run(directory: RunDirectory, paths: PathsConfig, resources: ResourcesC
         raise RequestError(
             f"{record.run_id} is {record.status.value}: only a completed run leaves an adapter"
         )
-    if not (directory.adapter / "adapter_model.safetensors").is_file():
-        raise RequestError(f"{record.run_id} has no adapter: {directory.adapter} lacks its weights")
     config = config_of_tree(record.config)
+    what, file = "adapter", directory.adapter / "adapter_model.safetensors"
+    if config.lora.trains_all:
+        what, file = "model", directory.model / "model.safetensors"
+    if not file.is_file():
+        raise RequestError(f"{record.run_id} has no {what}: {file.parent} lacks its weights")
     config.paths, config.resources = paths, resources
     source = find_model(config.model)
     fingerprint = model_fingerprint(source, _cache(paths) / "fingerprints.json")

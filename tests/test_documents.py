@@ -13,7 +13,7 @@ from harness.question.question import PARTS
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
     path
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "bench" / "LOG.md")
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), ROOT / "bench" / "LOG.md")
     if path.name not in ("CHANGELOG.md", "LOG.md")  # they speak of files as they were
 )
 README_BYTES = 18_000

@@ -47,7 +47,10 @@ ANALYSIS_MAY = (
     "harness.sweeping.state",
     "harness.tracking.wandb_file",
     # What a question compares stands in one place; neither torch nor Optuna is behind it.
-    *(f"harness.question.{name}" for name in ("axes", "compare", "entries", "points", "power")),
+    *(
+        f"harness.question.{name}"
+        for name in ("axes", "compare", "entries", "points", "power", "rate_law")
+    ),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 MODULES = sorted((ROOT / "harness").rglob("*.py"))

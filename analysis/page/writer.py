@@ -28,6 +28,10 @@ class Written:
     figures: list[str] = field(default_factory=list)
     answer: str | None = None
     """What the sweep has found, in sentences; None where nothing is confirmed, and for runs of no sweep."""
+    ordering: str | None = None
+    """How much of the published ordering appears; None where the question names nothing published."""
+    laws: list[str] = field(default_factory=list)
+    """How the best learning rate moves with the rank, a sentence each."""
     lacks: list[str] = field(default_factory=list)
     """Sentences about what the records do not hold or support."""
 

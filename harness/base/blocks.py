@@ -109,6 +109,8 @@ def pack_blocks(
             layer = storage.quantize(weight, bias, quantized_on)
             if quantized_on != device:
                 layer = storage.moved(layer, device)
+            if not isinstance(module, nn.Linear):
+                object.__setattr__(layer, "is_transposed_in_file", True)
             model.set_submodule(name, layer)
 
 

@@ -18,7 +18,7 @@ class Coverage:
     packed: float
     """In layers that are stored in the quantization's format."""
     adapted: float
-    """In layers that the adapter changes."""
+    """In layers that the adapter changes; all of them in full fine-tuning."""
 
 
 def coverage(
@@ -27,8 +27,9 @@ def coverage(
     """Return the shares for a configuration; `uncovered` has the matrices that lie in no linear layer."""
     packed = _size(linears)
     total = packed + sum(uncovered.values())
+    adapted = _size(adapted_layers(config.lora, linears))
     return Coverage(
-        packed=packed / total, adapted=_size(adapted_layers(config.lora, linears)) / total
+        packed=packed / total, adapted=1.0 if config.lora.trains_all else adapted / total
     )
 
 
@@ -64,7 +65,7 @@ def _left_out(
     whole = whole or bool(
         {"all_linear", "mlp"} & set(config.lora.target_modules) & set(TARGET_SETS)
     )
-    if not uncovered or not whole:
+    if not uncovered or not whole or config.lora.trains_all:
         return None
     share = 1 - coverage(config, linears, uncovered).packed
     largest = sorted(uncovered.items(), key=lambda item: -item[1])

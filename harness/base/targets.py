@@ -96,9 +96,12 @@ def is_attention(name: str) -> bool:
 def adapted_layers(lora: LoraConfig, linears: Sequence[LinearSpec]) -> list[LinearSpec]:
     """Return the layers that `lora` adapts, in the model's order.
 
-    Raises RequestError if a target or a pattern matches nothing, or if a layer's rank is above its smaller
-    dimension.
+    Full fine-tuning trains all of them, and what else the model has. Raises RequestError if a target or a
+    pattern matches nothing, or if a layer's rank is above its smaller dimension.
     """
+    if lora.trains_all:
+        _check_trainable(linears)
+        return list(linears)
     names: set[str] = set()
     for target in lora.target_modules:
         matched = {spec.name for spec in linears if _matches(target, spec.name)}
@@ -190,6 +193,16 @@ def _check_ranks(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:
 
 def _names(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
+
+
+def _check_trainable(linears: Sequence[LinearSpec]) -> None:
+    """Refuse a model with weights of which no gradient is computed here."""
+    fused = next((spec for spec in linears if spec.experts > 1), None)
+    if fused is not None:
+        raise RequestError(
+            f"lora=none trains all weights of a model, and those of fused experts ({fused.name}) are "
+            "computed frozen; use an adapter (lora=all_linear)"
+        )
 
 
 def _part_of(target: str, known: set[str]) -> str:

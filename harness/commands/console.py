@@ -13,6 +13,7 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from harness.config.schema import LoraMethod
 from harness.records.metrics import METRICS, Direction, format_value
 from harness.records.record import Estimate, Record, RunStatus
 from harness.records.redact import message
@@ -157,7 +158,8 @@ def _print_tables(record: Record, directory: RunDirectory) -> None:
     if record.metrics:
         console.print(_cost_table(record))
     if record.status is RunStatus.completed:
-        line(f"adapter  {directory.adapter}")
+        trains_all = record.config.get("lora", {}).get("method") == LoraMethod.none.value
+        line(f"model    {directory.model}" if trains_all else f"adapter  {directory.adapter}")
     line(f"record   {directory.record}")
     for note in record.notes:
         line(f"note     {note}")

@@ -61,6 +61,7 @@ def export_command(
         raise RequestError(f"--into {into} would be ignored: an adapter is not merged")
     saved = find_saved(names[0], place_of([word for word in words if "=" in word]))
     assert saved.directory is not None
+    _check_form(saved, form, into)
     default = (
         saved.directory.path / "export" / (form if target == "unrounded" else f"{form}_{target}")
     )
@@ -81,6 +82,21 @@ def export_command(
     else:
         _print(saved, made, place)
     return 0
+
+
+def _check_form(saved: SavedRun, form: str, into: str | None) -> None:
+    """Refuse of full fine-tuning what only an adapter has."""
+    if not saved.config.lora.trains_all:
+        return
+    if form == "adapter":
+        raise RequestError(
+            f"{saved.name} has no adapter: lora=none has trained all of the model; --to merged writes it"
+        )
+    if into is not None:
+        raise RequestError(
+            f"--into {into} would be ignored: {saved.name} has trained all of the model, and nothing is "
+            "added to a base"
+        )
 
 
 def _one_of(name: str, given: str | None, known: Sequence[str]) -> str:
@@ -130,7 +146,8 @@ def _check_data(saved: SavedRun) -> None:
 def _print(saved: SavedRun, made: "Sequence[Export]", place: Path) -> None:
     record = saved.record
     assert record is not None
-    for name, phase in (("base", "before"), ("adapter, as recorded", "after")):
+    trained = "model" if saved.config.lora.trains_all else "adapter"
+    for name, phase in (("base", "before"), (f"{trained}, as recorded", "after")):
         result = record.evals.get(phase, {}).get("eval/loss")
         print(f"{name:<32} eval loss {format_value('eval/loss', result and result.value)}")
     for each in made:

@@ -121,7 +121,9 @@ def heading(subject: "Subject") -> str:
     """Say in one or two lines what is planned."""
     config, batch = subject.config, subject.batch
     quant, optim = config.quant, config.optim
-    targets = ", ".join(config.lora.target_modules)
+    trained = f"rank {config.lora.rank} on {', '.join(config.lora.target_modules)}"
+    if config.lora.trains_all:
+        trained = "full fine-tuning, alone on its own copy of the weights"
     checkpointing = ", activations recomputed" if optim.gradient_checkpointing else ""
     processes, shared = config.resources.data_parallel, ""
     if config.resources.shard is not Shard.none:
@@ -130,7 +132,7 @@ def heading(subject: "Subject") -> str:
         shared += (on_gpu if subject.device == "cuda" else "") + "\n"
     return (
         f"{subject.model.name}: {_stored(subject)}, computed in "
-        f"{quant.compute_dtype.value}; rank {config.lora.rank} on {targets}; {optim.name.value}\n"
+        f"{quant.compute_dtype.value}; {trained}; {optim.name.value}\n"
         f"micro-batch {batch.rows} x {batch.length} positions, {batch.loss_tokens} with loss "
         f"({subject.batch_source}){checkpointing}; on {subject.device}\n{shared}"
     )

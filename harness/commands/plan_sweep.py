@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from harness.commands.sweep import named_question, plan_text
@@ -9,10 +10,11 @@ from harness.config.compose import compose_run
 from harness.config.devices import device_memory, visible_cuda_devices
 from harness.errors import RequestError
 from harness.plan.costs import CostGroup, cost_groups, distinguishing_keys
+from harness.plan.fetch import fetched, is_at_hand
 from harness.plan.fit import fits, largest_cohort
 from harness.plan.measured import find_measured
-from harness.plan.settings import PlanSettings, with_device_defaults
-from harness.plan.subject import MARGIN, planned_device
+from harness.plan.settings import PlanSettings, split_settings, with_device_defaults
+from harness.plan.subject import MARGIN, judged_for, planned_device
 from harness.plan.text import aligned, duration
 from harness.question.check_space import check_space
 from harness.question.load import load_question
@@ -42,14 +44,16 @@ def plan_sweep(
             f"plan.cohort={settings.cohort} is for one run's plan; a sweep's says how many fit side by side, "
             "and resources.cohort bounds it"
         )
+    question = load_question(named_question(name, overrides), overrides)
+    settings = _with_hints(settings, question)
     if settings.shape is not None and probe:
         raise RequestError("--probe needs a model that can be loaded, and plan.shape is none")
     question = load_question(
         named_question(name, overrides), with_device_defaults(overrides, settings)
     )
-    points = check_space(question)
     base = compose_run(base_of(question))
     device = planned_device(settings, base)
+    points = check_space(question, lambda config: judged_for(config, device))
     if limit is None and settings.device is None:
         limit = device_memory(device)
     groups = cost_groups(((dict(point), config) for point, config in points), settings)
@@ -66,6 +70,23 @@ def plan_sweep(
     print("\n".join(_table(question, groups, limit)))
     print("\n".join(_summary(question, groups, limit, device)))
     return 0
+
+
+def _with_hints(settings: PlanSettings, question: Question) -> PlanSettings:
+    """Return the settings with those of the question where the command line gives none.
+
+    A shape stands in for a model that is not at hand.
+    """
+    hints, _ = split_settings(question.plan)
+    given = {
+        each.name: getattr(settings, each.name)
+        for each in fields(PlanSettings)
+        if getattr(settings, each.name) != each.default
+    }
+    merged = replace(hints, **given)
+    if settings.shape is None and is_at_hand(compose_run(base_of(question))):
+        merged = replace(merged, shape=None)
+    return merged
 
 
 def _most_slots(question: Question) -> int:
@@ -135,6 +156,8 @@ def _summary(
             )
         else:
             lines.append(f"everything fits {where}")
+    planned = ((config, group.prediction) for group in groups for config in group.configs)
+    lines += [f"to fetch: {each}" for each in fetched(planned)]
     refused = {group.refusal for group in groups if group.refusal}
     lines += [f"refused: {refusal}" for refusal in sorted(refused)]
     lines.append(_time_text(question, groups, device))

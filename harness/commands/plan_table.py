@@ -37,6 +37,8 @@ def _plan_table(overrides: Sequence[str], settings: PlanSettings, *, as_json: bo
     shapes = (settings.shape or "").split(",") if settings.shape else list(SHAPES)
     config = planned_config(overrides, settings)
     lora = config.lora
+    if lora.trains_all:
+        raise RequestError("--table counts adapters, and lora=none has none; give lora=all_linear")
     names = [None] if given else shapes
     models = [_counted(name, config.model, lora.target_modules) for name in names]
     gpt3 = _counted(GPT3, ModelConfig(), ["q_proj", "v_proj"])

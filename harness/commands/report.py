@@ -169,6 +169,8 @@ def _print(written: "Mapping[str, Written]", as_json: bool) -> None:
                 "tables": each.tables,
                 "figures": each.figures,
                 "answer": each.answer,
+                "ordering": each.ordering,
+                "laws": each.laws,
                 "lacks": each.lacks,
             }
             for name, each in written.items()
@@ -178,6 +180,10 @@ def _print(written: "Mapping[str, Written]", as_json: bool) -> None:
     for each in written.values():
         if each.answer is not None:
             print(f"Found: {each.answer}")
+        if each.ordering is not None:
+            print(f"Published: {each.ordering}")
+        for law in each.laws:
+            print(f"Law: {law}")
         for lack in each.lacks[:MAX_LACKS]:
             print(f"harness: {lack}", file=sys.stderr)
         if (more := len(each.lacks) - MAX_LACKS) > 0:

@@ -21,7 +21,8 @@ from harness.question.keys import NAME
 from harness.question.load import known_sweeps, load_question
 from harness.question.power import described_power
 from harness.question.question import Question, comparable, refuse_another
-from harness.question.settings import Confirmation, Method, PrunerName
+from harness.question.rate_law import FIRST_RANKS, NEAR, transfer_count
+from harness.question.settings import Confirmation, Method, PrunerName, Transfer
 from harness.records.metrics import METRICS
 from harness.records.redact import message
 from harness.records.run_directory import set_aside
@@ -165,6 +166,12 @@ def plan_text(question: Question, points: Points, base: RunConfig) -> str:
         cells = len({repr(config) for _, config in points})
         trials = min(cells, trials or cells)
         lines.append(f"search: grid of {cells} cells")
+        if search.transfer is not Transfer.none:
+            trials = min(trials, transfer_count(question.space))
+            lines.append(
+                f"  transfer: {trials} of them, every rate at the {FIRST_RANKS} lowest ranks and the {NEAR} "
+                "nearest to the predicted one at each higher rank"
+            )
     else:
         lines.append(f"search: {search.method.value}, {trials} trials")
     assert trials is not None

@@ -16,6 +16,8 @@ out/runs/ (the records).
   key=choice(a,b)                 an axis, given or replaced; range(2,10,2), interval(1e-4,1e-2),
                                   tag(log,interval(1e-4,1e-2)), int(interval(1,64)) too
   search.method=tpe               grid, random, tpe, gp, nsga2, cmaes
+  search.transfer=lr              of a grid over lora.rank and optim.lr: at higher ranks only the rates near
+                                  the one that the lower ranks predict
   search.trials=60                how many cells a search tries
   search.pruner=asha              none, asha, hyperband, median
   search.seeds=[0,1]              seeds of every cell

@@ -13,7 +13,7 @@ from typing import Any
 from harness.config.compose import config_tree
 from harness.config.later import CAME_LATER, RENAMED
 from harness.config.lora import alpha_patterns
-from harness.config.schema import LoraMethod, RunConfig
+from harness.config.schema import LoraConfig, LoraMethod, RunConfig
 from harness.config.storage import label_of
 from harness.parsing import home_path
 
@@ -49,14 +49,7 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     for section, keys in _BY_CONTENT.items():
         for key in keys:
             tree[section].pop(key)
-    lora = tree["lora"]
-    over_rank = lora.pop("alpha_over_rank")
-    lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
-    lora["target_modules"] = sorted(lora["target_modules"])
-    lora["train_also"] = sorted(lora["train_also"])
-    # In their order: the first that matches counts.
-    lora["rank_pattern"] = list((config.lora.rank_pattern or {}).items()) or None
-    lora["alpha_pattern"] = list(alpha_patterns(config.lora).items()) or None
+    tree["lora"] = _lora_tree(tree["lora"], config.lora)
     if (answered := tree["data"].pop("answers")) is not None:
         content = home_path(answered).read_bytes()
         tree["data"]["answers"] = hashlib.sha256(content).hexdigest()
@@ -64,8 +57,9 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     defaults = config_tree(RunConfig())
     for section, keys in CAME_LATER.items():
         for key in keys:
-            if tree[section][key] == defaults[section][key]:
-                del tree[section][key]
+            if tree[section].get(key, defaults[section][key]) != defaults[section][key]:
+                continue
+            tree[section].pop(key, None)
     for old, new in RENAMED.items():
         section, _, key = old.partition(".")
         tree[section][key] = tree[section].pop(new.partition(".")[2])
@@ -87,6 +81,20 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     return Identity(run_id=f"{_slug(config)}-{_digest({**tree, 'seed': seed})}", cell_id=cell)
 
 
+def _lora_tree(lora: dict[str, Any], config: LoraConfig) -> dict[str, Any]:
+    """Return what an adapter's settings mean, however they are spelled; full fine-tuning has none."""
+    if lora["method"] == LoraMethod.none.value:
+        return {"method": lora["method"]}
+    # In their order: the first that matches counts.
+    lora["rank_pattern"] = list((config.rank_pattern or {}).items()) or None
+    lora["alpha_pattern"] = list(alpha_patterns(config).items()) or None
+    lora["train_also"] = sorted(lora["train_also"])
+    over_rank = lora.pop("alpha_over_rank")
+    lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
+    lora["target_modules"] = sorted(lora["target_modules"])
+    return lora
+
+
 def _digest(tree: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -99,12 +107,17 @@ def _slug(config: RunConfig) -> str:
         _last_part(config.model.name) or "model",
         source,
         label_of(config.quant),
-        "+".join(sorted(config.lora.target_modules)),
-        *([] if config.lora.method is LoraMethod.lora else [config.lora.method.value]),
-        f"r{config.lora.rank}",
+        *_adapter_words(config.lora),
         f"s{config.seed}",
     ]
     return re.sub(r"[^\w.+-]", "_", "-".join(words))[:100]
+
+
+def _adapter_words(lora: LoraConfig) -> list[str]:
+    if lora.trains_all:
+        return ["full"]
+    method = [] if lora.method is LoraMethod.lora else [lora.method.value]
+    return ["+".join(sorted(lora.target_modules)), *method, f"r{lora.rank}"]
 
 
 def _last_part(name: str | None, *, suffix: bool = True) -> str | None:

@@ -140,7 +140,7 @@ class TrackerName(Enum):
 
 
 class LoraMethod(Enum):
-    """What an adapter computes from A and B."""
+    """What a run trains, and what an adapter computes from A and B."""
 
     lora = "lora"
     """x -> s B A x (Hu et al. 2021, arXiv 2106.09685)."""
@@ -150,6 +150,8 @@ class LoraMethod(Enum):
     qalora = "qalora"
     """LoRA on the sums of groups of inputs, so that it can be merged into zero points (Xu et al. 2023, arXiv
     2309.14717)."""
+    none = "none"
+    """No adapter: every parameter of the model itself, full fine-tuning of an unquantized base, alone."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -183,7 +185,7 @@ class QuantConfig:
 
 @dataclass(kw_only=True, slots=True)
 class LoraConfig:
-    """One adapter. Exactly one of `alpha` and `alpha_over_rank` is given."""
+    """One adapter. Exactly one of `alpha` and `alpha_over_rank` is given, where there is one."""
 
     method: LoraMethod = LoraMethod.lora
     target_modules: list[str] = field(default_factory=lambda: ["all_linear"])
@@ -216,11 +218,17 @@ class LoraConfig:
     """Type in which A and B are multiplied; they are kept, and their gradients added up, in float32."""
 
     @property
+    def trains_all(self) -> bool:
+        """Whether the model itself is trained: full fine-tuning, without an adapter."""
+        return self.method is LoraMethod.none
+
+    @property
     def rewrites_base(self) -> bool:
-        """Whether the base is changed for the adapter, so that only those that begin alike can share it."""
+        """Whether its run changes the base's own weights, so that only those that begin alike can share
+        it."""
         match self.init:
             case LoraInit.default | LoraInit.gaussian:
-                return False
+                return self.trains_all
             case LoraInit.pissa | LoraInit.olora:
                 return True
             case LoraInit.loftq:
@@ -234,7 +242,7 @@ class DataConfig:
     """What the adapter is trained and scored on. Exactly one of `task`, `path` and `hub` is given."""
 
     task: str | None = None
-    """An embedded procedural task: facts, rule, dialect; in English comments, instructions."""
+    """An embedded procedural task: facts, rule, dialect, skills; in English comments, instructions."""
     path: str | None = None
     """A .jsonl, .json, .csv, .tsv, .parquet or .txt file with the training rows; may be gzipped (.gz)."""
     hub: str | None = None

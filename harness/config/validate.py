@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from harness.config.devices import resolved_device, visible_cuda_devices
-from harness.config.resources import Shard
+from harness.config.resources import BackendName, Shard
 from harness.config.schema import (
     FOLLOWS_LOSS,
     DataConfig,
@@ -37,6 +37,7 @@ def validate(config: RunConfig) -> None:
         *_quant_problems(config.quant),
         *_lora_problems(config.lora),
         *_method_problems(config.lora),
+        *_full_problems(config),
         *_start_problems(config),
         *_optim_problems(config.optim),
         *_schedule_problems(config.optim, config.eval),
@@ -96,6 +97,8 @@ def _quant_problems(quant: QuantConfig) -> Iterator[str]:
 
 
 def _lora_problems(lora: LoraConfig) -> Iterator[str]:
+    if lora.trains_all:
+        return
     if lora.rank < 1:
         yield f"lora.rank={lora.rank} must be at least 1"
     given = {
@@ -161,6 +164,43 @@ def _method_problems(lora: LoraConfig) -> Iterator[str]:
         yield (
             f"lora.init={lora.init.value} gives A a column for every input, and with lora.method=qalora it "
             "has one for a group of them; use lora.init=default"
+        )
+
+
+def _full_problems(config: RunConfig) -> Iterator[str]:
+    """Yield what full fine-tuning cannot have, or would ignore."""
+    lora, default = config.lora, LoraConfig()
+    if not lora.trains_all:
+        return
+    if config.quant.format is not QuantFormat.none:
+        yield (
+            f"lora=none trains the model's own weights, of which quant.format={config.quant.format.value} "
+            "keeps codes; use quant=none, or an adapter on them (lora=all_linear)"
+        )
+    names = (
+        *("rank", "alpha", "alpha_over_rank", "rank_pattern", "alpha_pattern", "target_modules"),
+        *("dropout", "rslora", "init", "train_also"),
+    )
+    for name in names:
+        value = getattr(lora, name)
+        if value != getattr(default, name):
+            yield (
+                f"lora.{name}={getattr(value, 'value', value)} would be ignored by lora=none, which trains "
+                "all of the model without an adapter"
+            )
+    if lora.compute_dtype not in (default.compute_dtype, config.quant.compute_dtype):
+        yield (
+            f"lora.compute_dtype={lora.compute_dtype.value} would be ignored by lora=none; the type that it "
+            "computes in is quant.compute_dtype"
+        )
+    ratio = config.optim.loraplus_ratio
+    if ratio != OptimConfig().loraplus_ratio:
+        yield f"optim.loraplus_ratio={ratio} would be ignored by lora=none: there is no B"
+    backend = config.resources.backend
+    if backend not in (BackendName.auto, BackendName.reference):
+        yield (
+            f"resources.backend={backend.value} computes a frozen base, and lora=none trains it; use "
+            "resources.backend=auto"
         )
 
 
@@ -417,7 +457,12 @@ def _shard_problems(config: RunConfig) -> Iterator[str]:
             f"resources.data_parallel={processes} is one; ask for resources.data_parallel=2 or more"
         )
     init = config.lora.init
-    if init.from_dense:
+    if config.lora.trains_all:
+        yield (
+            f"lora=none trains all of the model in each process, and resources.shard={shard.value} divides "
+            "it; use resources.shard=none"
+        )
+    elif init.from_dense:
         what = "rewrites the base" if config.lora.rewrites_base else "looks at the weights"
         yield (
             f"lora.init={init.value} {what}, of which no process has a whole layer with "

@@ -1,4 +1,4 @@
-"""Three fine-tuning tasks for the embedded base. Standard library only.
+"""Four fine-tuning tasks for the embedded base. Standard library only.
 
 - `facts`: random associations to memorise. The answer to a test prompt cannot be computed, only
   remembered from training, so the data hold a known number of bits and rank is capacity. Every
@@ -7,18 +7,20 @@
 - `rule`: a new verb, "zib": say the list backwards, then its length. Both halves are skills of the
   base; the test lists are new.
 - `dialect`: prompts that the base already answers, to be answered in a storyteller's voice.
+- `skills`: the base's own prompts and answers, each as often as in pretraining. There is little to learn;
+  what rounding costs and what a base forgets is measured on them.
 
 Responses use only words that the base has read: its output embedding is tied and frozen under LoRA, so
 a token that pretraining never showed cannot be told from other such tokens and is never emitted.
 
-`rule` and `dialect` take train, validation and test prompts from three parts of `corpus.part_of`,
+`rule`, `dialect` and `skills` take train, validation and test prompts from three parts of `corpus.part_of`,
 which no pretraining text belongs to. `facts` prompts have phrasings that no other text has.
 """
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from harness.embedded.corpus import SKILLS, Part, part_of
+from harness.embedded.corpus import DECK, SKILLS, STORY, Part, part_of
 from harness.embedded.draws import Draws
 from harness.embedded.lexicon import NAMES, NOUNS
 from harness.embedded.skills import SEPARATORS, Pair, as_list
@@ -159,7 +161,24 @@ def _dialect_pair(draws: Draws) -> Pair:
             return Pair(prompt, in_dialect(answer))
 
 
-# ---- all three ---------------------------------------------------------------------------------
+# ---- skills ------------------------------------------------------------------------------------
+
+SKILLS_MAX_PROMPT_CHARACTERS = 150
+
+
+def _skills_pair(draws: Draws) -> Pair:
+    """A prompt of pretraining with its answer; no story, which has no prompt."""
+    while True:
+        name = draws.pick(DECK)
+        if name == STORY:
+            continue
+        generate, _ = SKILLS[name]
+        pair = generate(draws)
+        if len(pair.prompt) <= SKILLS_MAX_PROMPT_CHARACTERS:
+            return pair
+
+
+# ---- all four ---------------------------------------------------------------------------------
 
 
 def _distinct(
@@ -185,7 +204,7 @@ def _from_parts(
     )
 
 
-TASKS = ("facts", "rule", "dialect")
+TASKS = ("facts", "rule", "dialect", "skills")
 
 
 def make_task(
@@ -193,7 +212,7 @@ def make_task(
 ) -> TaskSplits:
     """The splits of a task; the same arguments give the same bytes on every machine.
 
-    A split's rows are the first rows of an endless stream in `rule` and `dialect`, so a larger
+    A split's rows are the first rows of an endless stream except in `facts`, so a larger
     split begins with the smaller one. Raises ValueError for an unknown name or impossible sizes.
     """
     sizes = {"train_rows": train_rows, "validation_rows": validation_rows, "test_rows": test_rows}
@@ -214,5 +233,7 @@ def make_task(
             return _from_parts(name, _rule_pair, rows, seed)
         case "dialect":
             return _from_parts(name, _dialect_pair, rows, seed)
+        case "skills":
+            return _from_parts(name, _skills_pair, rows, seed)
         case _:
             raise ValueError(f"task={name!r} does not exist; use one of {', '.join(TASKS)}")

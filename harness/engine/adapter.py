@@ -13,6 +13,9 @@ from torch import nn
 
 from harness.base.targets import AdapterShape
 
+MAGNITUDES = "lora_magnitude_vector"
+"""PEFT's name for the trained norms of DoRA."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -138,6 +141,24 @@ class Adapter:
     def num_bytes(self) -> int:
         """Bytes of the parameters."""
         return self.flat_P.numel() * self.flat_P.element_size()
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of its gradient, float32 and one element for each parameter."""
+        return self.flat_P.numel() * self.flat_P.element_size()
+
+    def begin_pass(self) -> None:
+        """Get ready for a pass: nothing is to be done for A and B, which the layers read themselves."""
+
+    def halves(self, flat_P: torch.Tensor) -> list[torch.Tensor]:
+        """Return all up to the last A, and all from the first B on: what an optimizer may treat
+        differently."""
+        return [flat_P[: self.layout.num_a], flat_P[self.layout.num_a :]]
+
+    def is_in_first(self, name: str) -> bool:
+        """Say whether one of `parameters` is in the first of the halves: as PEFT's LoRA+, B and magnitudes
+        are not."""
+        return ".lora_B." not in name and f".{MAGNITUDES}." not in name
 
     def of_parameters(self, flat_P: torch.Tensor) -> list[torch.Tensor]:
         """Return a flat tensor (a gradient, say) in the views and the order of `parameters`."""

@@ -56,7 +56,7 @@ def packed_gradients(shared: "SharedBase", work: Sequence[Work]) -> list[Gradien
     shared.recompute_activations(any(item.recompute for item in ordered))
     batches, noises = [item.batch for item in ordered], [item.noise for item in ordered]
     with (
-        shared.rows(_adapter_rows(ordered), joint.places_BT),
+        shared.rows(adapter_rows_of(ordered), joint.places_BT),
         disturbed(shared.model, batches, noises),
     ):
         logits_NV, targets_N = target_logits(shared.model, joint)
@@ -83,7 +83,13 @@ def _stacking_order(item: Work) -> tuple[int, int, int]:
     return item.adapter.layout.rank, item.adapter.layout.size, item.batch.input_ids_BT.shape[0]
 
 
-def _adapter_rows(work: Sequence[Work]) -> list[AdapterRows]:
+def adapter_rows_of(work: Sequence[Work]) -> list[AdapterRows]:
+    """Return which rows of the joint batch are whose; all are those of a run alone, however many it has."""
+    if len(work) == 1:
+        (item,) = work
+        return [
+            AdapterRows(adapter=item.adapter.name, start=0, stop=0, dropout_key=item.dropout_key)
+        ]
     adapter_rows, start = [], 0
     for item in work:
         stop = start + item.batch.input_ids_BT.shape[0]

@@ -77,6 +77,8 @@ class AdapterGroup:
         """Take the adapters as they are now, for one pass."""
         self.dropout_key = adapter_rows[0].dropout_key
         self._norms.clear()
+        for adapter in self.adapters:
+            adapter.begin_pass()
         if self.count > 1:
             torch.stack([adapter.flat_P for adapter in self.adapters], out=self._flat_KP)
         if self._computed_KP is not self._flat_KP:

@@ -26,14 +26,16 @@ from harness.base.targets import (
 from harness.config.lora import alpha_patterns, own_alpha, patterns_for, scaling_of, start_of
 from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit, LoraMethod
-from harness.engine.adapter import Adapter, ParameterLayout
+from harness.engine.adapter import MAGNITUDES, Adapter, ParameterLayout
 from harness.engine.backend import choose_backend
 from harness.engine.lora_math import Weights
+from harness.engine.reference.backend import ReferenceBackend
 from harness.engine.reference.experts_lora import ExpertsLora, initialized, names_in_file
 from harness.engine.reference.grouped_lora import PackedLora
 from harness.engine.reference.whole_modules import install, whole_module
 from harness.engine.rows import AdapterRows, RowPlan
 from harness.engine.starts import start_from_dense
+from harness.engine.whole_model import WholeModel, load_model, save_model
 from harness.errors import RequestError
 from harness.measure.memory import BaseSize, base_size
 from harness.records.record import Estimate
@@ -45,10 +47,6 @@ _PEFT_INIT: dict[LoraInit, bool | str] = {
     LoraInit.olora: "olora",
     LoraInit.loftq: True,  # its A and B are in the file, and plain PEFT has nothing to begin
 }
-
-
-MAGNITUDES = "lora_magnitude_vector"
-"""PEFT's name for the trained norms of DoRA."""
 
 
 class SharedBase:
@@ -77,7 +75,7 @@ class SharedBase:
         self._layouts: dict[Hashable, ParameterLayout] = {}
         self._rewritten_for: str | None = None
         """Beginning of the adapters (`start_of`) that the weights have been changed for: PiSSA, OLoRA,
-        LoftQ."""
+        LoftQ; or that full fine-tuning has changed them."""
         self.untouched_results: dict[str, dict[str, Estimate]] = {}
         """Evaluations of the base without an adapter, by what was evaluated."""
         self._can_recompute = False
@@ -126,12 +124,17 @@ class SharedBase:
         from peft import LoraConfig as PeftLoraConfig
         from peft import PeftModel
 
+        name = f"run{next(self._count)}"
+        if lora.trains_all:
+            assert not self.is_rewritten, "full fine-tuning begins with the weights as they came"
+            return self._attach_whole(name, lora)
         start = start_of(lora) if lora.rewrites_base else None
-        assert self._rewritten_for in (None, start), "this base was rewritten for another adapter"
+        assert self._rewritten_for in (None, start), (
+            "the weights of this base were changed for another run"
+        )
         assert start is None or self.is_rewritten or not self.plan.adapters, (
             "a base is rewritten before the first adapter trains on it"
         )
-        name = f"run{next(self._count)}"
         adapted = adapted_layers(lora, self.base.linears)
         plain = [spec for spec in adapted if spec.experts == 1]
         names = [spec.name for spec in plain]
@@ -212,6 +215,16 @@ class SharedBase:
                 self.base.storage.overwrite(layer.base_layer, remaining_OI)
                 _packed(layer).frozen_rows.forget()
 
+    def _attach_whole(self, name: str, lora: LoraConfig) -> Adapter:
+        """Let all parameters of the model be trained."""
+        adapted_layers(lora, self.base.linears)  # refuses what cannot be
+        assert isinstance(self.backend, ReferenceBackend), "other backends compute a frozen base"
+        _ = self.size  # measured before the weights lie in one tensor
+        whole = WholeModel.of(name, self.model, self.plan)
+        self._rewritten_for = f"all of it by {name}"
+        self.plan.add(whole)
+        return whole
+
     def _add(self, name: str, config: Any) -> None:
         """Let PEFT add an adapter, or nothing of it if there is no memory for all."""
         try:
@@ -223,6 +236,10 @@ class SharedBase:
 
     def detach(self, adapter: Adapter) -> None:
         """Remove an adapter; the others are not touched."""
+        if isinstance(adapter, WholeModel):
+            adapter.release()
+            self.plan.remove(adapter.name)
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if self._knows(adapter.name):
@@ -311,9 +328,15 @@ class SharedBase:
         return [spec for spec in self.base.linears if spec.name in of_experts]
 
     def save(self, adapter: Adapter, directory: Path) -> None:
-        """Write the adapter so that `PeftModel.from_pretrained(base, directory)` loads it."""
+        """Write the adapter so that `PeftModel.from_pretrained(base, directory)` loads it.
+
+        Of full fine-tuning the model, so that transformers loads that.
+        """
         from safetensors.torch import save_file
 
+        if isinstance(adapter, WholeModel):
+            save_model(adapter, self.model, self.base.tokenizer, directory)
+            return
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {k: t.detach().cpu().contiguous() for k, t in self.file_tensors(adapter).items()}
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -326,6 +349,9 @@ class SharedBase:
         """Read what `save` has written into an attached adapter; RequestError for another one's file."""
         from safetensors.torch import load_file
 
+        if isinstance(adapter, WholeModel):
+            load_model(adapter, self.model, directory)
+            return
         given, own = load_file(directory / "adapter_model.safetensors"), self.state(adapter)
         expected = self.file_tensors(adapter)
         shapes = [{key: tuple(t.shape) for key, t in each.items()} for each in (expected, given)]

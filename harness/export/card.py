@@ -74,7 +74,7 @@ def card_text(
     parts = [
         _front_matter(config, export, license_),
         f"# {record.run_id}: {export.label}",
-        f"A LoRA adapter on `{base}`{f' at {revision}' if revision else ''}, trained and measured by QLoRA "
+        f"{_kind(config)} `{base}`{f' at {revision}' if revision else ''}, trained and measured by QLoRA "
         f"Harness. This folder holds: **{export.label}**, {export.storage}.",
         "## Loss of what was exported",
         f"Mean cross-entropy in nats per token on the {config.eval.split.value} rows of the run, each loaded "
@@ -96,6 +96,10 @@ def card_text(
         _use(export, base),
     ]
     return redact("\n\n".join(_joined(parts)) + "\n")
+
+
+def _kind(config: RunConfig) -> str:
+    return "Full fine-tuning of" if config.lora.trains_all else "A LoRA adapter on"
 
 
 def _joined(parts: Sequence[str]) -> Iterator[str]:
@@ -137,7 +141,9 @@ def _front_matter(config: RunConfig, export: Export, license_: str | None) -> st
         else "finetune",
         "library_name": _LIBRARY.get(export.form, "transformers"),
         "pipeline_tag": "text-generation",
-        "tags": ["lora", "qlora", label_of(config.quant)],
+        "tags": ["full-fine-tuning"]
+        if config.lora.trains_all
+        else ["lora", "qlora", label_of(config.quant)],
     }
     if config.data.hub is not None:
         tree["datasets"] = [config.data.hub]
@@ -145,7 +151,8 @@ def _front_matter(config: RunConfig, export: Export, license_: str | None) -> st
 
 
 def _loss_lines(record: Record, exports: Sequence[Export]) -> Iterator[Sequence[str]]:
-    recorded = (("base, before training", "before"), ("adapter, as recorded", "after"))
+    trained = "adapter" if any(each.form == "adapter" or each.into for each in exports) else "model"
+    recorded = (("base, before training", "before"), (f"{trained}, as recorded", "after"))
     for what, phase in recorded:
         result = record.evals.get(phase, {}).get("eval/loss")
         n = "—" if result is None else f"{result.n:,}"
@@ -188,18 +195,21 @@ def _interval(name: str, result: Estimate | None) -> str:
 
 def _setting_lines(config: RunConfig, record: Record) -> Iterator[Sequence[str]]:
     lora, optim = config.lora, config.optim
-    alpha = lora.alpha if lora.alpha is not None else f"{lora.alpha_over_rank} x rank"
     length = f"{optim.steps} steps" if optim.steps is not None else f"{optim.epochs} epochs"
     yield "base storage while training", label_of(config.quant)
     yield "compute type", config.quant.compute_dtype.value
-    yield "method, initialization", f"{lora.method.value}, {lora.init.value}"
-    yield "rank, alpha, dropout", f"{lora.rank}, {alpha}, {lora.dropout}"
-    for name, patterns in (("ranks", lora.rank_pattern), ("alphas", lora.alpha_pattern)):
-        if patterns:
-            yield f"{name} of some layers", ", ".join(f"{k}: {v}" for k, v in patterns.items())
+    if lora.trains_all:
+        yield "trained", "all of the model"
+    else:
+        alpha = lora.alpha if lora.alpha is not None else f"{lora.alpha_over_rank} x rank"
+        yield "method, initialization", f"{lora.method.value}, {lora.init.value}"
+        yield "rank, alpha, dropout", f"{lora.rank}, {alpha}, {lora.dropout}"
+        for name, patterns in (("ranks", lora.rank_pattern), ("alphas", lora.alpha_pattern)):
+            if patterns:
+                yield f"{name} of some layers", ", ".join(f"{k}: {v}" for k, v in patterns.items())
+        yield "adapted layers", ", ".join(lora.target_modules)
     if lora.train_also:
         yield "trained whole", ", ".join(lora.train_also)
-    yield "adapted layers", ", ".join(lora.target_modules)
     parameters = record.metrics.get("adapter/trainable_params")
     yield "trainable parameters", "—" if parameters is None else f"{parameters:,.0f}"
     yield "optimizer", f"{optim.name.value}, lr {optim.lr}, {optim.schedule.value}"

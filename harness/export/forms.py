@@ -94,6 +94,11 @@ def _written(
             raise AssertionError(unknown)
 
 
+def _added_to(run: OpenedRun, into: Into) -> str | None:
+    """Return what an adapter was added to; None where all of the model was trained."""
+    return None if run.saved.config.lora.trains_all else into.value
+
+
 def _unplaced(export: Export) -> Export:
     """Return what was measured of a folder that does not stay."""
     return replace(export, place="")
@@ -138,7 +143,7 @@ def _merged(run: OpenedRun, data: PreparedData, into: Into, made: Path) -> Expor
     return Export(
         form="merged",
         storage=dtype,
-        into=into.value,
+        into=_added_to(run, into),
         place=str(made),
         size_bytes=folder_bytes(made),
         loaded_by=_transformers(),
@@ -172,7 +177,7 @@ def _restored(run: OpenedRun, data: PreparedData, into: Into, dense: Path, made:
     return Export(
         form="merged_4bit",
         storage="nf4_dq" if doubly else "nf4",
-        into=into.value,
+        into=_added_to(run, into),
         place=str(made),
         size_bytes=folder_bytes(made),
         loaded_by=f"{_transformers()}, bitsandbytes {metadata.version('bitsandbytes')}",
@@ -191,7 +196,7 @@ def _gguf(run: OpenedRun, data: PreparedData, wanted: Wanted, made: Path) -> Ite
         yield Export(
             form="gguf",
             storage=kind.value,
-            into=wanted.into.value,
+            into=_added_to(run, wanted.into),
             place=str(file),
             size_bytes=file.stat().st_size,
             loaded_by=f"{_transformers()}'s GGUF reader",

@@ -16,6 +16,7 @@ from harness.base.build import load_dense
 from harness.engine.adapter import Adapter, ParameterLayout
 from harness.engine.reference.whole_modules import whole_module
 from harness.engine.shared_base import SharedBase
+from harness.engine.whole_model import WholeModel, as_in_file
 from harness.errors import RequestError
 from harness.request import SavedRun
 from harness.training.launch import open_base
@@ -47,7 +48,7 @@ def open_run(saved: SavedRun) -> OpenedRun:
     shared = open_base(saved.config, saved.source, saved.fingerprint)
     adapter = shared.attach(saved.config.lora, saved.config.seed)
     start_P = adapter.flat_P.clone() if saved.config.lora.init.from_dense else None
-    shared.load(adapter, saved.directory.adapter)
+    shared.load(adapter, saved.directory.trained(saved.config.lora))
     return OpenedRun(saved, shared, adapter, start_P)
 
 
@@ -55,7 +56,8 @@ def open_run(saved: SavedRun) -> OpenedRun:
 def merged_model(run: OpenedRun, into: Into) -> Any:
     """Return a dense transformers model with the adapter in its weights, in the 16-bit type it came in.
 
-    A checkpoint of another type becomes bfloat16. Sums are made in float32 and rounded once.
+    A checkpoint of another type becomes bfloat16. Sums are made in float32 and rounded once. What full
+    fine-tuning has trained takes the place of the checkpoint's weights.
     """
     if into is Into.rounded and any(spec.experts > 1 for spec in run.shared.base.linears):
         raise RequestError("--into rounded decodes linear layers, and this model has fused experts")
@@ -63,6 +65,11 @@ def merged_model(run: OpenedRun, into: Into) -> Any:
     model.config.__dict__.pop("quantization_config", None)  # of an upload, which has been decoded
     stored = next(model.parameters()).dtype
     dtype = stored if stored in (torch.float16, torch.bfloat16) else torch.bfloat16
+    if isinstance(run.adapter, WholeModel):
+        trained = as_in_file(run.adapter, run.shared.model)
+        for name, parameter in model.named_parameters():
+            parameter.data = trained[name].to("cpu", dtype)
+        return model.to(dtype).eval()
     changes = dict(_changes(run, into))
     decoded = _decoded(run) if into is Into.rounded else {}
     for name, module in linear_modules(model):

@@ -3,7 +3,8 @@
 Counted: of every frozen linear layer of the blocks the product forward and the one back to its input, of the
 head the same at positions with loss, and of layers that are stored packed the bytes read and the decoded ones
 written, forward and backward. Not counted, so that it is a floor: attention's scores, norms, adapters, the
-optimizer, whatever is computed twice to save memory.
+optimizer, whatever is computed twice to save memory. In full fine-tuning there is a third product, for the
+weight's own gradient.
 """
 
 from dataclasses import dataclass
@@ -38,10 +39,13 @@ class Floor:
         return self.products_ms + self.decoding_ms
 
 
-def step_floor(base: Base, rates: DeviceRates, step: StepSize, *, decodes: bool) -> Floor:
+def step_floor(
+    base: Base, rates: DeviceRates, step: StepSize, *, decodes: bool, trains_all: bool = False
+) -> Floor:
     """Return the floor of a step; `decodes`: whether packed weights are decoded in every pass."""
+    times = 3 if trains_all else 2
     seconds = sum(
-        2 * product.operations / rates.operations_per_second(product)
+        times * product.operations / rates.operations_per_second(product)
         for product in _products(base, step)
     )
     moved = 2 * _decoded_bytes(base) / rates.bytes_per_second() if decodes else 0.0

@@ -61,7 +61,14 @@ def peak_rate(device: torch.device) -> float | None:
     return DENSE_BF16.get(torch.cuda.get_device_name(device))
 
 
-def work_of(base: Base, logical_params: int, adapter_params: int, devices: int) -> Work:
+def work_of(
+    base: Base,
+    logical_params: int,
+    adapter_params: int,
+    devices: int,
+    *,
+    trains_all: bool = False,
+) -> Work:
     """Return what a step of one adapter computes a token, whatever it recomputes.
 
     A frozen weight costs 2 operations forward and 2 backward, to its input; an adapter's 6, its own gradient
@@ -75,9 +82,10 @@ def work_of(base: Base, logical_params: int, adapter_params: int, devices: int) 
     blocks = logical_params - embedding - (0 if tied else head)
     chosen = any(spec.experts > 1 for spec in base.linears)
     rate = None if chosen else peak_rate(base.device)
+    each = 6.0 if trains_all else 4.0
     return Work(
-        per_input_token=4.0 * blocks + 6.0 * adapter_params,
-        per_loss_token=4.0 * head,
+        per_input_token=each * blocks + 6.0 * adapter_params,
+        per_loss_token=each * head,
         peak_per_second=None if rate is None else rate * devices,
     )
 

@@ -53,11 +53,12 @@ def explanation(
     sections = (
         _alternatives(prediction),
         _base(prediction, storage, linears),
-        _adapter(prediction, config, linears),
+        _trained(prediction, config, linears),
         _training(prediction, config, batch),
         _toy(prediction, config),
     )
-    return "\n".join(line for section in sections for line in (*section, ""))
+    told = (lines for section in sections if (lines := list(section)))
+    return "\n".join(line for lines in told for line in (*lines, ""))
 
 
 def _alternatives(prediction: Prediction) -> Iterator[str]:
@@ -70,14 +71,18 @@ def _alternatives(prediction: Prediction) -> Iterator[str]:
         "Adam 4 + 4"
     )
     yield f"                    12 bytes x N = {without:,.2f} GB   without the master copy"
-    yield (
-        f"  LoRA              2 bytes x N + 16 bytes x {prediction.trainable_params:,} = "
-        f"{2 * params / _GB + trained:,.2f} GB   the frozen weights alone are {2 * params / _GB:,.2f} GB"
-    )
+    if prediction.trainable_params != params:
+        yield (
+            f"  LoRA              2 bytes x N + 16 bytes x {prediction.trainable_params:,} = "
+            f"{2 * params / _GB + trained:,.2f} GB   the frozen weights alone are {2 * params / _GB:,.2f} GB"
+        )
+    beside = "adapter, gradients, optimizer"
+    if prediction.trainable_params == params:
+        beside = "gradients, optimizer, and of 16-bit weights a float32 copy"
     stored = prediction.parts["base"] + prediction.parts["quant_constants"]
     yield (
         f"  this one          {stored / _GB:,.3f} GB + {(prediction.static_bytes - stored) / _GB:,.3f} GB = "
-        f"{prediction.static_bytes / _GB:,.3f} GB   base as stored; adapter, gradients, optimizer"
+        f"{prediction.static_bytes / _GB:,.3f} GB   base as stored; {beside}"
     )
     yield (
         f"  Rajbhandari et al. 2020 (arXiv 1910.02054), section 3.1; 10B parameters: "
@@ -112,6 +117,27 @@ def _base(prediction: Prediction, storage: Storage, linears: Sequence[LinearSpec
         )
     stay = sum(module.weight_bytes + module.constant_bytes for module in others)
     yield f"  not quantized (embeddings, head, norms, biases, buffers) and tables: {format_bytes(stay)}"
+
+
+def _trained(
+    prediction: Prediction, config: RunConfig, linears: Sequence[LinearSpec]
+) -> Iterator[str]:
+    if config.lora.trains_all:
+        yield from _whole(prediction, config)
+    else:
+        yield from _adapter(prediction, config, linears)
+
+
+def _whole(prediction: Prediction, config: RunConfig) -> Iterator[str]:
+    params, parts = prediction.trainable_params, prediction.parts
+    yield "Full fine-tuning: every parameter is trained, of a copy of the weights that no other run shares"
+    yield (
+        f"  {params:,} parameters: weights in {config.quant.compute_dtype.value} "
+        f"{format_bytes(parts['base'])}, gradients x 4 bytes = {format_bytes(parts['gradient'])} (float32)"
+    )
+    if parts["adapter"]:
+        copy = format_bytes(parts["adapter"])
+        yield f"  float32 copy that the optimizer moves, x 4 bytes = {copy}; rounded anew for each pass"
 
 
 def _adapter(
@@ -158,6 +184,8 @@ def _training(prediction: Prediction, config: RunConfig, batch: BatchSize) -> It
 
 
 def _toy(prediction: Prediction, config: RunConfig) -> Iterator[str]:
+    if config.lora.trains_all:
+        return
     params, rank = prediction.logical_params, config.lora.rank
     toy = one_square_matrix_params(params, rank)
     yield "A popular table, as a toy only"

@@ -29,18 +29,18 @@ class OptimizerBytes:
     """The part in managed memory, where there is a GPU."""
 
 
-def optimizer_bytes(
-    name: OptimizerName, shapes: Sequence[AdapterShape], wholes: Sequence[int] = ()
-) -> OptimizerBytes:
-    """Return the state that the optimizer has after its first step for what it trains of the adapted
-    layers, and
-    for whole matrices of so many elements."""
-    sizes = [*wholes]
-    sizes += [s.rank * s.experts * size for s in shapes for size in (s.inputs, s.outputs)]
-    sizes += [s.outputs for s in shapes if s.has_magnitudes]
+def adapter_sizes(shapes: Sequence[AdapterShape]) -> list[int]:
+    """Return the elements of A and B, and of DoRA's magnitudes, of each adapted layer."""
+    sizes = [s.rank * s.experts * size for s in shapes for size in (s.inputs, s.outputs)]
+    return sizes + [s.outputs for s in shapes if s.has_magnitudes]
+
+
+def optimizer_bytes(name: OptimizerName, sizes: Sequence[int]) -> OptimizerBytes:
+    """Return the state that the optimizer has for tensors of these sizes after its first step."""
     match name:
         case OptimizerName.adamw:
-            # Two flat tensors, every A and every B, each with two moments and a step counter.
+            # Two flat tensors (every A and every B, or matrices and vectors), each with two moments and a
+            # step counter.
             return OptimizerBytes(2 * _FLOAT_BYTES * sum(sizes) + 2 * _FLOAT_BYTES, 0)
         case OptimizerName.adamw_8bit:
             return OptimizerBytes(_eight_bit(sizes), 0)

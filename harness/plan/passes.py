@@ -16,9 +16,9 @@ from harness.config.lora import scaling_of
 from harness.config.schema import LoraConfig, OptimConfig
 from harness.data.rows import Batch
 from harness.engine.adapter import Adapter, ParameterLayout
-from harness.engine.micro_step import Work, packed_gradients
+from harness.engine.micro_step import Work, adapter_rows_of, packed_gradients
 from harness.engine.neftune import Noise
-from harness.engine.rows import AdapterRows
+from harness.engine.whole_model import WholeModel
 from harness.errors import RequestError
 from harness.plan.attention import planned_attention
 from harness.plan.model import META, PlannedModel
@@ -105,12 +105,15 @@ def traced_pass(
     Raises RequestError for a model whose forward pass depends on what is in its tensors.
     """
     plan = model.shared.plan
-    work = _work(model, runs, set(blocks))
-    for item in work:
-        plan.add(item.adapter)
-    model.shared.recompute_activations(any(item.recompute for item in work))  # in all blocks
+    model.shared.recompute_activations(  # in all blocks
+        any(run.optim.gradient_checkpointing for run in runs)
+    )
+    work: list[Work] = []
     try:
         with model.only_blocks(blocks):
+            work = _work(model, runs, set(blocks))
+            for item in work:
+                plan.add(item.adapter)
             _make_lasting_tensors(model, work)
             saved = SavedOnMeta([*model.model.parameters(), *model.model.buffers()])
             live = LiveBytes(device)
@@ -124,6 +127,8 @@ def traced_pass(
     finally:
         for item in work:
             plan.remove(item.adapter.name)
+            if isinstance(item.adapter, WholeModel):
+                item.adapter.release()
     return PassBytes(saved.total, live.peak)
 
 
@@ -167,7 +172,12 @@ def _adapter(
     blocks: set[int],
     layouts: dict[Hashable, ParameterLayout],
 ) -> Adapter:
-    """Return an adapter of the layers in `blocks`; those of one rank and the same layers share a layout."""
+    """Return an adapter of the layers in `blocks`; those of one rank and the same layers share a layout.
+
+    In full fine-tuning all of the model, which consists of these blocks.
+    """
+    if lora.trains_all:
+        return WholeModel.of(name, model.model, model.shared.plan)
     adapted = adapter_shapes(lora, model.linears)
     shapes = {
         index: (spec.name, shape)
@@ -196,18 +206,9 @@ def _adapter(
 def _make_lasting_tensors(model: PlannedModel, work: Sequence[Work]) -> None:
     """Let the gradients and the stacked copies be there before the pass, as they are in every step but
     the first: the planner counts them apart."""
-    adapter_rows, start = [], 0
-    for item in work:
-        stop = start + item.batch.input_ids_BT.shape[0]
-        adapter_rows.append(
-            AdapterRows(
-                adapter=item.adapter.name, start=start, stop=stop, dropout_key=item.dropout_key
-            )
-        )
-        start = stop
     plan = model.shared.plan
-    with plan.rows(adapter_rows):
+    with plan.rows(adapter_rows_of(work)):
+        for group in plan.present:
+            group.finished_gradients()
         for layer in {layer for item in work for layer in item.adapter.layout.layers}:
-            for group in plan.groups(layer):
-                group.targets(layer)
             model.layers[layer].expect(plan.groups(layer))

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from harness.base.targets import LinearSpec, adapter_shapes
 from harness.config.resources import Shard
-from harness.config.schema import LoraConfig, RunConfig
+from harness.config.schema import FloatType, LoraConfig, RunConfig
+from harness.errors import RequestError
 from harness.plan.base_bytes import base_bytes, gathered_bytes
 from harness.plan.captured import captured_bytes, plans_captured
 from harness.plan.model import PlannedModel
-from harness.plan.optimizer_state import optimizer_bytes
+from harness.plan.optimizer_state import adapter_sizes, optimizer_bytes
 from harness.plan.passes import PassBytes, PlannedRun, pass_bytes
 from harness.plan.prediction import SHARED_PARTS, STATIC_PARTS, BatchSize, Prediction
 from harness.records.metrics import MEMORY_PARTS
@@ -39,14 +40,23 @@ def predict(
     """
     assert cohort >= 1, cohort
     assert device in ("cpu", "cuda"), device
+    if cohort > 1 and (config.lora.trains_all or config.lora.train_also):
+        raise RequestError(
+            f"{cohort} runs side by side: a run that trains the model itself, or a part of it, trains "
+            "alone; use plan.cohort=1"
+        )
     model.use(config.quant)
     shared = config.resources.shard is Shard.fsdp
     processes = config.resources.data_parallel if shared else 1
     base = base_bytes(model.outline, model.storage, processes)
-    wholes = [rows * n for _, (rows, n) in model.shared.expect_wholes(config.lora).values()]
-    params = adapter_params(model.linears, config.lora) + sum(wholes)
-    shapes = adapter_shapes(config.lora, model.linears).values()
-    state = optimizer_bytes(config.optim.name, list(shapes), wholes)
+    if config.lora.trains_all:
+        sizes = [parameter.numel() for parameter in model.model.parameters()]
+    else:
+        wholes = [rows * n for _, (rows, n) in model.shared.expect_wholes(config.lora).values()]
+        shapes = adapter_shapes(config.lora, model.linears).values()
+        sizes = [*wholes, *adapter_sizes(list(shapes))]
+    params = sum(sizes)
+    state = optimizer_bytes(config.optim.name, sizes)
     working = cohort * _working_bytes(config, batch, params, cohort)
     if plans_captured(model, config, device):
         recompute = config.optim.gradient_checkpointing
@@ -61,7 +71,7 @@ def predict(
     parts = {
         "base": base.weight_bytes,
         "quant_constants": base.constant_bytes,
-        "adapter": _FLOAT_BYTES * params,
+        "adapter": _FLOAT_BYTES * params * (not _trains_the_base(config)),
         "gradient": _FLOAT_BYTES * params,
         "optimizer": state.total,
         "activation": -(-of_pass.saved // cohort),
@@ -91,6 +101,11 @@ def predict(
         bits_per_param=base.bits_per_param,
         cohort=cohort,
     )
+
+
+def _trains_the_base(config: RunConfig) -> bool:
+    """Say whether what is trained are the base's own float32 weights, without a copy beside them."""
+    return config.lora.trains_all and config.quant.compute_dtype is FloatType.float32
 
 
 def adapter_params(linears: Sequence[LinearSpec], lora: LoraConfig) -> int:

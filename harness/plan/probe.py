@@ -34,7 +34,7 @@ def cost_key(config: RunConfig) -> str:
 
 def _unscaled(lora: LoraConfig) -> LoraConfig:
     """Return an adapter of one scaling in that of all such; several are not computed like one."""
-    if lora.rank_pattern or lora.alpha_pattern:
+    if lora.rank_pattern or lora.alpha_pattern or lora.trains_all:
         return lora
     return replace(lora, alpha=None, alpha_over_rank=1.0, rslora=False)
 

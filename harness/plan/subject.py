@@ -55,7 +55,7 @@ def planned_device(settings: PlanSettings, config: RunConfig) -> str:
 def subject_of(config: RunConfig, settings: PlanSettings) -> Subject:
     """Return what is to be predicted. Raises RequestError or DataError for what cannot run."""
     device = planned_device(settings, config)
-    _check(config, device)
+    validate(judged_for(config, device))
     model = _model(Keyed(config.model), settings.shape)
     batch, source, num_rows = _micro_batch(config, settings, model)
     if model.max_positions is not None and batch.length > model.max_positions:
@@ -66,11 +66,16 @@ def subject_of(config: RunConfig, settings: PlanSettings) -> Subject:
     return Subject(model, config, batch, device, source, num_rows)
 
 
-def _check(config: RunConfig, device: str) -> None:
-    if device == "cuda" and config.optim.name.is_paged:
-        # Whether this machine can page says nothing about the one that is planned for.
+def judged_for(config: RunConfig, device: str) -> RunConfig:
+    """Return the configuration as this machine can judge it: what it lacks says nothing of the planned
+    one.
+    """
+    if device != "cuda":
+        return config
+    config = replace(config, resources=replace(config.resources, device="auto"))
+    if config.optim.name.is_paged:
         config = replace(config, optim=replace(config.optim, name=OptimizerName.adamw_8bit))
-    validate(config)
+    return config
 
 
 def predicted_run(

@@ -4,7 +4,7 @@ Must not import torch, transformers or wandb.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from harness.config.schema import DataForm, RunConfig, Split
 from harness.errors import RequestError
@@ -57,12 +57,15 @@ def _completed(space: Space, wanted: Mapping[str, str]) -> Point | None:
 # Checking ----------------------------------------------------------------------------------------
 
 
-def check_space(question: Question) -> list[tuple[Point, RunConfig]]:
+def check_space(
+    question: Question, judged: Callable[[RunConfig], RunConfig] = lambda config: config
+) -> list[tuple[Point, RunConfig]]:
     """Return the points of `sample_points` with their configurations, each checked with one seed.
 
+    `judged` returns what is checked in a configuration's place: a plan is made for another machine.
     Raises RequestError that lists what is refused, and at which values of which axes.
     """
-    checked = list(_checked(question))
+    checked = list(_checked(question, judged))
     refused = [(point, result) for point, result in checked if isinstance(result, str)]
     accepted = [(point, result) for point, result in checked if isinstance(result, RunConfig)]
     if refused:
@@ -70,13 +73,15 @@ def check_space(question: Question) -> list[tuple[Point, RunConfig]]:
     return accepted
 
 
-def _checked(question: Question) -> Iterator[tuple[Point, RunConfig | str]]:
+def _checked(
+    question: Question, judged: Callable[[RunConfig], RunConfig]
+) -> Iterator[tuple[Point, RunConfig | str]]:
     composer = Composer(question.base)
     seed = f"seed={question.search.seeds[0]}"
     for point in sample_points(question):
         try:
             config = composer.compose([*question.space.overrides(point), seed])
-            check(config)
+            check(judged(config))
             check_measured(question, config)
         except RequestError as error:
             yield point, str(error)

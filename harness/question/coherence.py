@@ -11,12 +11,14 @@ from harness.question.draft import Draft
 from harness.question.keys import is_group, key_of
 from harness.question.points import Space
 from harness.question.question import Question
+from harness.question.rate_law import FIRST_RANKS, NEAR, RANK, RATE
 from harness.question.settings import (
     LauncherSettings,
     Method,
     PrunerName,
     SearchSettings,
     StudySettings,
+    Transfer,
     has_password,
 )
 
@@ -90,6 +92,7 @@ def _search_problems(question: Question) -> Iterator[tuple[str, str]]:
             "range(start, stop, step) there, or take search.method=random, tpe, gp, nsga2 or cmaes "
             "with search.trials",
         )
+    yield from _transfer_problems(question)
     if search.method is not Method.grid and not space.axes:
         yield (
             "search",
@@ -111,6 +114,27 @@ def _search_problems(question: Question) -> Iterator[tuple[str, str]]:
             f"search.pruner={search.pruner.value} judges runs while they train, and {metrics[0]} is only "
             f"measured at the end; take an objective of {', '.join(REPORTED)}, or search.pruner=none",
         )
+
+
+def _transfer_problems(question: Question) -> Iterator[tuple[str, str]]:
+    """Yield what a grid lacks that is to carry learning rates from rank to rank."""
+    search, axes = question.search, {axis.key: axis for axis in question.space.axes}
+    if search.transfer is Transfer.none:
+        return
+    if search.method is not Method.grid:
+        yield (
+            "search",
+            f"search.transfer={search.transfer.value} would be ignored by search.method="
+            f"{search.method.value}, which learns of the rates itself; take search.method=grid",
+        )
+    for key, least in ((RANK, FIRST_RANKS + 1), (RATE, NEAR + 1)):
+        levels = axes[key].choices if key in axes else None
+        if levels is None or len(levels) < least:
+            yield (
+                "search",
+                f"search.transfer={search.transfer.value} needs an axis {key}=choice(…) of {least} or more "
+                f"values, and there {'is none' if levels is None else f'are {len(levels)}'}",
+            )
 
 
 def _size_problems(search: SearchSettings, space: Space) -> Iterator[tuple[str, str]]:

@@ -109,6 +109,8 @@ _EXAMPLES = {
     "constraints": "{memory/peak_bytes:{at_most:8GiB}}",
     "compare": "{lora.rank:steps,per:quant}",
     "margin": "0.01",
+    "published": "[qlora_rounding]",
+    "plan": "[plan.device=cuda]",
 }
 
 

@@ -14,6 +14,7 @@ from harness.parsing import Unreadable, read_yaml
 from harness.question.entries import Entries
 from harness.question.grammar import is_sweep
 from harness.question.question import PARTS
+from harness.question.scales import SCALE, SCALES, at_scale
 
 MAX_BYTES = 1_000_000
 
@@ -38,7 +39,7 @@ class Draft:
         return "" if part in self.touched else self.where
 
 
-def read_draft(file: Path, shown: str) -> Draft:
+def read_draft(file: Path, shown: str, scale: str | None = None) -> Draft:
     """Read a sweep's file. Raises RequestError if it is no mapping with the keys of a question."""
     where = f"{shown}: "
     try:
@@ -48,13 +49,20 @@ def read_draft(file: Path, shown: str) -> Draft:
     except (OSError, Unreadable) as error:
         reason = " ".join(str(error).split())
         raise RequestError(f"{where}cannot be read as YAML: {reason}") from error
-    return draft_of(tree, where, file.stem)
+    return draft_of(tree, where, file.stem, scale)
 
 
-def draft_of(tree: Any, where: str, name: str) -> Draft:
-    """Take a question's parts from plain values; `name` is its name where they give none."""
+def draft_of(tree: Any, where: str, name: str, scale: str | None = None) -> Draft:
+    """Take a question's parts from plain values, at a scale of its `scales` where it has some.
+
+    `name` is its name where they give none; at a scale, `name_scale`.
+    """
     if not isinstance(tree, dict):
         raise RequestError(f"{where}a question is a mapping with {', '.join(PARTS)}")
+    has_scales = SCALES in tree
+    tree = at_scale(tree, scale, where)
+    if has_scales:
+        name = f"{name}_{tree.pop(SCALE)}"
     for key in tree:
         if key not in PARTS:
             raise RequestError(

@@ -26,11 +26,14 @@ from harness.question.reading import (
     read_confirmation,
     read_launcher,
     read_margin,
+    read_plan,
+    read_published,
     read_resources,
     read_search,
     read_starts,
     read_study,
 )
+from harness.question.scales import split_scale
 from harness.records.redact import redact
 
 # Finding -----------------------------------------------------------------------------------------
@@ -43,7 +46,14 @@ def sweeps_directory() -> Path:
 
 def known_sweeps() -> dict[str, str]:
     """Return the question of every file in sweeps/, by the name to give to `harness sweep`."""
-    return {file.stem: _question_in(file) for file in sorted(sweeps_directory().glob("*.yaml"))}
+    return {name: _question_in(file) for name, file in _files().items()}
+
+
+def _files() -> dict[str, Path]:
+    """Return the files of sweeps/, those of its directories last, by their names."""
+    directory = sweeps_directory()
+    files = [*sorted(directory.glob("*.yaml")), *sorted(directory.glob("*/*.yaml"))]
+    return {file.relative_to(directory).with_suffix("").as_posix(): file for file in files}
 
 
 def _question_in(file: Path) -> str:
@@ -56,20 +66,20 @@ def _question_in(file: Path) -> str:
 def _file_of(name_or_file: str) -> tuple[Path, str]:
     """Return a question's file, and how to call it in a message."""
     as_file = home_path(name_or_file)
+    known = _files()
+    if name_or_file in known:
+        return known[name_or_file], f"sweeps/{name_or_file}.yaml"
     if as_file.suffix in (".yaml", ".yml") or "/" in name_or_file:
         if not as_file.is_file():
             raise RequestError(
-                f"{name_or_file}: no such file; ready questions: {', '.join(known_sweeps())}"
+                f"{name_or_file}: no such file{near_names(name_or_file, known)}; ready questions: "
+                f"{', '.join(known)}"
             )
         return as_file, name_or_file
-    file = sweeps_directory() / f"{name_or_file}.yaml"
-    if not file.is_file():
-        known = known_sweeps()
-        raise RequestError(
-            f"no question is called {name_or_file!r}{near_names(name_or_file, known)}; give a file "
-            f"(NAME.yaml) or one of {', '.join(known)}"
-        )
-    return file, f"sweeps/{file.name}"
+    raise RequestError(
+        f"no question is called {name_or_file!r}{near_names(name_or_file, known)}; give a file "
+        f"(NAME.yaml) or one of {', '.join(known)}"
+    )
 
 
 # Reading -----------------------------------------------------------------------------------------
@@ -78,11 +88,13 @@ def _file_of(name_or_file: str) -> tuple[Path, str]:
 def load_question(name_or_file: str, overrides: Sequence[str]) -> Question:
     """Return the question of a file, or of a name in sweeps/, as the overrides change it.
 
-    `apply_override` says what an override can be. Raises RequestError, before anything is composed but the
+    `scale=NAME` takes one of the file's scales, the first without it; `apply_override` says what an
+    override can be. Raises RequestError, before anything is composed but the
     base, with the file, the key, what was given, near names, and what would work.
     """
+    scale, others = split_scale(overrides)
     file, shown = _file_of(name_or_file)
-    return _question_of_draft(read_draft(file, shown), overrides)
+    return _question_of_draft(read_draft(file, shown, scale), others)
 
 
 def question_text(question: Question) -> str:
@@ -92,7 +104,8 @@ def question_text(question: Question) -> str:
 
 def question_of(tree: Mapping[str, Any], name: str, overrides: Sequence[str]) -> Question:
     """Return the question that `Question.tree` gave, as the overrides change it."""
-    return _question_of_draft(draft_of(tree, f"the study {name}: ", name), overrides)
+    scale, others = split_scale(overrides)
+    return _question_of_draft(draft_of(tree, f"the study {name}: ", name, scale), others)
 
 
 def _question_of_draft(draft: Draft, overrides: Sequence[str]) -> Question:
@@ -146,6 +159,8 @@ def _whole(draft: Draft) -> Question:
         confirm=read_confirmation(parts.get("confirm"), search, margin, place("confirm")),
         resources=read_resources(parts.get("resources"), place("resources")),
         study=read_study(parts.get("study"), place("study")),
+        published=read_published(parts.get("published"), place("published")),
+        plan=read_plan(parts.get("plan"), place("plan")),
         launcher=read_launcher(parts.get("launcher"), place("launcher")),
     )
 

@@ -50,6 +50,12 @@ class Question:
     study: StudySettings = field(metadata=APART)
     launcher: LauncherSettings | None = field(default=None, metadata=APART)
     """Launcher that starts the members; none: this command is the one that trains."""
+    published: tuple[str, ...] = field(default=(), metadata=APART)
+    """Published tables (analysis/published) that its answers stand beside; `compare.expected` is their
+    claim.
+    """
+    plan: tuple[str, ...] = field(default=(), metadata=APART)
+    """Settings `plan.…` of its plan, where the command line gives none."""
 
     def tree(self) -> dict[str, Any]:
         """Return the question as plain values without secrets; a file of them asks the same.
@@ -60,6 +66,8 @@ class Question:
         tree["objective"] = {each.metric: each.direction.value for each in self.objectives}
         tree["constraints"] = {each.metric: _limits(each) for each in self.constraints}
         tree["compare"] = [each.tree() for each in self.compare] or None
+        for key in ("published", "plan"):
+            tree[key] = tree[key] or None
         tree["study"]["storage"] = _without_password(self.study.storage)
         return redact_tree(tree)
 

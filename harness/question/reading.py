@@ -210,6 +210,32 @@ def read_margin(given: Any, where: str) -> float | None:
     return margin
 
 
+def read_published(given: Any, where: str) -> tuple[str, ...]:
+    """Read `published`: names of published tables that the answers stand beside."""
+    return _words("published", given, "[qlora_rounding]", where)
+
+
+def read_plan(given: Any, where: str) -> tuple[str, ...]:
+    """Read `plan`: settings of `harness plan` for a model that is not at hand."""
+    words = _words("plan", given, "[plan.shape=llama2_7b]", where)
+    for word in words:
+        if not word.startswith("plan."):
+            raise RequestError(
+                f"{where}plan: {word} is no setting of a plan; write plan.shape=NAME, "
+                "plan.tokens_per_second=N or plan.device=cuda"
+            )
+    return words
+
+
+def _words(key: str, given: Any, example: str, where: str) -> tuple[str, ...]:
+    words = [] if given is None else given
+    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+        raise RequestError(f"{where}{key} must be a list such as {example}, got {given!r}")
+    if len(set(words)) < len(words):
+        raise RequestError(f"{where}{key} names one twice: {', '.join(words)}")
+    return tuple(words)
+
+
 def read_resources(given: Any, where: str) -> WorkerSettings:
     """Read `resources` of a sweep: devices, cohort, hang_seconds."""
     section = Section("resources", given or {}, WorkerSettings, where)

@@ -46,6 +46,13 @@ class Method(Enum):
         return self not in (Method.grid, Method.random)
 
 
+class Transfer(Enum):
+    """What a grid over ranks carries from the lower ones to the next; `lr`: the best learning rate."""
+
+    none = "none"
+    lr = "lr"
+
+
 class PrunerName(Enum):
     """Which of Optuna's pruners ends hopeless runs early; `asha` is successive halving."""
 
@@ -74,6 +81,9 @@ class SearchSettings:
     None: a fifth of all, at least eight."""
     probe: bool = field(default=True, metadata=APART)
     """Measure what each distinct configuration costs, by a few steps of it alone after the trials."""
+    transfer: Transfer = Transfer.none
+    """`lr`: try every rate at the two lowest ranks, and at each higher one the three nearest to the rate that
+    the law of the ranks before it predicts (grid only)."""
     starts: tuple[Point, ...] = ()
     """Points to begin with; an axis that one leaves out is drawn."""
 

@@ -35,7 +35,7 @@ _ALL = (
     Metric("train/loss", "train loss", "nats/token", _DOWN, 4,
            "Mean cross-entropy over the positions that carry loss in one optimizer step's batch."),
     Metric("train/grad_norm", "gradient norm", "", _NONE, 3,
-           "L2 norm of this adapter's gradient before clipping."),
+           "L2 norm of this run's gradient before clipping."),
     Metric("train/learning_rate", "learning rate", "", _NONE, 6, "Learning rate used by the step."),
     Metric("train/loss_scale", "loss scale", "", _NONE, 0,
            "What a run in float16 multiplied its loss by before the backward pass; a step whose gradient "
@@ -91,10 +91,12 @@ _ALL = (
            "Frozen weights and buffers as stored (packed where quantized), without constants."),
     Metric("memory/quant_constants_bytes", "quantization constants", "bytes", _DOWN, 0,
            "Scales, offsets, code tables and second-level constants of the quantized weights."),
-    Metric("memory/adapter_bytes", "adapter", "bytes", _DOWN, 0, "This adapter's parameters."),
-    Metric("memory/gradient_bytes", "gradients", "bytes", _DOWN, 0, "This adapter's gradients."),
+    Metric("memory/adapter_bytes", "adapter", "bytes", _DOWN, 0,
+           "This adapter's parameters; in full fine-tuning the float32 copy beside 16-bit weights, none "
+           "where the base's own float32 weights are trained."),
+    Metric("memory/gradient_bytes", "gradients", "bytes", _DOWN, 0, "Gradients of what is trained, float32."),
     Metric("memory/optimizer_bytes", "optimizer", "bytes", _DOWN, 0,
-           "This adapter's optimizer state, tables included."),
+           "Optimizer state of what is trained, tables included."),
     Metric("memory/activation_bytes", "activations", "bytes", _DOWN, 0,
            "Distinct storages kept from forward to backward of one micro-batch, parameters excluded."),
     Metric("memory/paged_bytes", "paged", "bytes", _DOWN, 0,
@@ -107,8 +109,8 @@ _ALL = (
     Metric("throughput/loss_tokens_per_second", "loss tokens/s", "tokens/s", _UP, 0,
            "Positions that carry loss over the steps' wall-clock. In a series as the tokens above."),
     Metric("throughput/model_flops_utilisation", "MFU", "fraction", _UP, 3,
-           "Operations of the step (4 a frozen weight and token, the head's at positions with loss, 6 an "
-           "adapter's) over time and the GPU's published dense bf16 rate."),
+           "Operations of the step (4 a frozen weight and token, the head's at positions with loss, 6 a "
+           "trained one's) over time and the GPU's published dense bf16 rate."),
     Metric("throughput/step_ms", "step time", "ms", _DOWN, 1,
            "Median wall-clock of one optimizer step after the warm-up. In a series: of the passes of "
            "this step, whoever shared them."),
@@ -119,7 +121,7 @@ _ALL = (
            "Energy of the GPU over the training passes of a run alone, per optimizer step (NVML)."),
     # What the configuration is.
     Metric("adapter/trainable_params", "trainable parameters", "", _NONE, 0,
-           "Elements of this adapter's parameters."),
+           "Elements that are trained: the adapter's, or in full fine-tuning all of the model's."),
     Metric("base/logical_params", "base parameters", "", _NONE, 0,
            "Elements of the frozen weights before packing, tied weights once."),
     Metric("base/bits_per_param", "bits/param", "bits", _DOWN, 2,

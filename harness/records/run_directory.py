@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harness.config.schema import LoraConfig
 from harness.errors import RequestError
 from harness.records.redact import redact, redact_tree
 
@@ -69,6 +70,15 @@ class RunDirectory:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """The trained model of full fine-tuning, as transformers loads it."""
+        return self.path / "model"
+
+    def trained(self, lora: LoraConfig) -> Path:
+        """Return where a completed run keeps what it has trained: its adapter, or all of the model."""
+        return self.model if lora.trains_all else self.adapter
 
     @property
     def checkpoint(self) -> Path:

@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from harness.question.axes import Axis
 from harness.question.points import Point
 from harness.question.question import Question
-from harness.question.settings import Method
+from harness.question.rate_law import transfer_stages, transferred
+from harness.question.settings import Method, Transfer
 from harness.records.metrics import Direction
 from harness.study.database import (
     MirroredStorage,
@@ -67,11 +68,14 @@ class Study:
         self._total_steps = total_steps
         self._settings = sampler_settings(question)
         self._study = optuna.load_study(study_name=question.name, storage=storage, pruner=pruner)
-        is_grid = question.search.method is Method.grid
-        self._given = list(question.space.points()) if is_grid else list(question.search.starts)
+        self._stages: list[list[Point]] = []
+        """Points of a grid whose trials before them decide which of them are tried."""
+        self._given = self._given_points()
         self._levels = compared_levels(question)
-        frozen = storage.get_all_trials(storage.study_id, deepcopy=False)
-        self._trials = [self._seen(trial) for trial in frozen]
+        self._trials: list[Trial] = []
+        for trial in storage.get_all_trials(storage.study_id, deepcopy=False):
+            self._transfer_rates()
+            self._trials.append(self._seen(trial))
         pruner.prune(self._study, create_trial(state=TrialState.RUNNING))  # Hyperband's brackets
 
     @classmethod
@@ -139,6 +143,7 @@ class Study:
         self._read_at = time.monotonic()
         for number in changed:
             if number == len(self._trials):
+                self._transfer_rates()
                 self._trials.append(self._seen(self._frozen(number)))
             else:
                 self._look_again(number)
@@ -156,6 +161,7 @@ class Study:
             RunFailed: another process writes trials into the study.
         """
         search, number = self._question.search, len(self._trials)
+        self._transfer_rates()
         if search.method is Method.grid and number >= len(self._given):
             raise ValueError(f"all {number} points of the grid have been asked for")
         given, levels = self._given_values(number), self._next_levels(number)
@@ -263,7 +269,37 @@ class Study:
         order = ranked([values for _, values in finite], directions)
         return [finite[index][0] for index in order[:count]]
 
+    @property
+    def awaits_results(self) -> bool:
+        """Whether the next point of a grid follows from trials that are not told yet."""
+        self._transfer_rates()
+        return bool(self._stages) and len(self._trials) >= len(self._given)
+
     # Inside --------------------------------------------------------------------------------------
+
+    def _given_points(self) -> list[Point]:
+        """Return the points of a grid, or the starts; where rates are transferred, those of the first
+        ranks.
+        """
+        search, space = self._question.search, self._question.space
+        if search.method is not Method.grid:
+            return list(search.starts)
+        if search.transfer is Transfer.none:
+            return list(space.points())
+        first, *self._stages = transfer_stages(space)
+        return list(first)
+
+    def _transfer_rates(self) -> None:
+        """Give the points of the next rank, if all trials before it are told."""
+        while self._stages and len(self._trials) >= len(self._given):
+            if any(trial.status is TrialStatus.running for trial in self._trials):
+                return
+            sign = -1.0 if self._question.objectives[0].direction is Direction.maximize else 1.0
+            told = [
+                (trial.point, math.inf if trial.values is None else sign * trial.values[0])
+                for trial in self._trials
+            ]
+            self._given += transferred(self._stages.pop(0), told)
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._storage.study_id, number)

@@ -33,6 +33,7 @@ _KEPT = (
     "log.txt",
     "code.diff",
     "adapter",
+    "model",
 )
 """Files of a run that others can use; checkpoints and W&B's files stay where they are."""
 

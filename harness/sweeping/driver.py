@@ -185,7 +185,7 @@ class Driver:
     def _room(self) -> int:
         """Return how many trials may be asked for: no more are in flight than there are slots."""
         more = self.trials.requested - len(self.trials.study.trials)
-        if more <= 0:
+        if more <= 0 or not self.trials.may_ask:
             return 0
         here = self.trials.in_flight_here
         free = min(more, sum(view.slots for view in self.views) - here)

@@ -160,8 +160,9 @@ def cohort_of(request: Request, *, alone: bool = False) -> str:
         config.paths,
         config.optim.gradient_checkpointing,
     ]
-    if config.lora.rewrites_base:
-        shared.append(start_of(config.lora))
-    if alone or config.lora.train_also:
+    lora = config.lora
+    if lora.rewrites_base and not lora.trains_all:
+        shared.append(start_of(lora))
+    if alone or lora.train_also or lora.trains_all:
         shared.append(request.identity.run_id)
     return repr(shared)

@@ -16,7 +16,8 @@ from harness.errors import RequestError
 from harness.question.check_space import check_space
 from harness.question.points import Point
 from harness.question.question import Question
-from harness.question.settings import Method, PrunerName
+from harness.question.rate_law import transfer_count
+from harness.question.settings import Method, PrunerName, Transfer
 from harness.records.alone import rewrite_with_costs
 from harness.records.record import Record, RecordError, RunStatus, read_record
 from harness.records.run_directory import RunDirectory
@@ -74,7 +75,10 @@ class Trials:
         if search.method is not Method.grid:
             assert search.trials is not None, "refused when the question is read"
             return search.trials
-        points = self.question.space.num_points
+        if search.transfer is Transfer.none:
+            points = self.question.space.num_points
+        else:
+            points = transfer_count(self.question.space)
         assert points is not None, "a grid without end is refused when the question is read"
         return points if search.trials is None else min(points, search.trials)
 
@@ -84,8 +88,15 @@ class Trials:
         return len(self.study.trials) < self.requested
 
     @property
+    def may_ask(self) -> bool:
+        """Whether there is a trial to ask for now; the next one may follow from results that are awaited."""
+        return self.has_more and not self.study.awaits_results
+
+    @property
     def asks_ahead(self) -> bool:
         """Whether to ask before a worker is free, in a search that results do not steer."""
+        if not self.may_ask:
+            return False
         if not self.tenancy.has_others:
             return self.has_more
         waiting = sum(run.state is RunState.waiting for run in self.ledger.runs.values())
@@ -168,7 +179,7 @@ class Trials:
         with self.study.turn():
             if self.tenancy.has_others:  # their cells may be asked for again
                 self._take_up_new()
-            if self.has_more:
+            if self.may_ask:
                 self._take_up(self.study.ask())
 
     def _take_up_new(self, seconds: float = math.inf) -> None:

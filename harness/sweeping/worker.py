@@ -154,7 +154,8 @@ class Bases:
         from harness.training.launch import open_base
 
         request = task.request
-        key = repr((request.fingerprint, request.config.model, request.config.quant))
+        trains_all = request.config.lora.trains_all  # then by a backend that trains a base
+        key = repr((request.fingerprint, request.config.model, request.config.quant, trains_all))
         shared = self._kept.pop(key, None)
         if task.role is Role.probe:
             self._kept.clear()  # what a probe measures must be its own

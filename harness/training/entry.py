@@ -186,8 +186,11 @@ class RunEntry:
 
     @cached_property
     def _work(self) -> Work:
-        base, adapter = self.shared.base, self.slot.adapter.num_parameters
-        return work_of(base, self.shared.size.logical_params, adapter, self.num_processes)
+        base, size = self.shared.base, self.shared.size
+        if self.job.config.lora.trains_all:
+            return work_of(base, size.logical_params, 0, self.num_processes, trains_all=True)
+        adapter = self.slot.adapter.num_parameters
+        return work_of(base, size.logical_params, adapter, self.num_processes)
 
     @property
     def lasting_bytes(self) -> int:
@@ -196,7 +199,8 @@ class RunEntry:
             return 0
         if not self._optimizer_bytes:  # some make their state in the first step
             self._optimizer_bytes = distinct_bytes(self._slot.optimizer.tensors())
-        return 2 * self._slot.adapter.num_bytes + self._optimizer_bytes
+        adapter = self._slot.adapter
+        return adapter.num_bytes + adapter.gradient_bytes + self._optimizer_bytes
 
     def step_values(self, lasting_bytes: int) -> dict[str, float]:
         """Return the metrics of the step just computed, before it is applied.
@@ -313,7 +317,8 @@ class RunEntry:
             if results is not None:
                 record.evals[phase] = results
         if status is RunStatus.completed:
-            self.shared.save(self.slot.adapter, self.job.directory.adapter)
+            trained = self.job.directory.trained(self.job.config.lora)
+            self.shared.save(self.slot.adapter, trained)
         if status in (RunStatus.completed, RunStatus.pruned):
             remove_checkpoints(self.job.directory.checkpoint)
         if self.job.probe is not None:
@@ -370,12 +375,11 @@ class RunEntry:
 
     def _final_metrics(self) -> dict[str, float | None]:
         slot, size = self.slot, self.shared.size
-        adapter = slot.adapter.num_bytes
         parts: dict[str, float | None] = {
             "base": size.weight_bytes,
             "quant_constants": size.constant_bytes,
-            "adapter": adapter,
-            "gradient": adapter,  # float32 like the parameters, one element each
+            "adapter": slot.adapter.num_bytes,
+            "gradient": slot.adapter.gradient_bytes,
             "optimizer": distinct_bytes(slot.optimizer.tensors()),
             "activation": None if self.shared_process else slot.activation_bytes,
         }
@@ -414,11 +418,17 @@ class RunEntry:
         decodes = (
             self.shared.backend.name is not BackendName.cpu
         )  # small bases: weights may be kept
+        trains_all = self.job.config.lora.trains_all
+
+        def floor_ms() -> float:
+            found = step_floor(base, rates, step, decodes=decodes, trains_all=trains_all)
+            return found.total_ms
+
         try:
-            floor = step_floor(base, rates, step, decodes=decodes).total_ms
+            floor = floor_ms()
             if not self.shared_process and floor > 1e3 * min(clock.seconds):
                 rates.measure_again()  # the machine was busy when they were measured
-                floor = step_floor(base, rates, step, decodes=decodes).total_ms
+                floor = floor_ms()
             return floor
         except Exception as error:
             self.note(f"the floor of its step is not known: {type(error).__name__}: {error}")

@@ -23,7 +23,7 @@ from harness.base.source import ModelSource
 from harness.base.targets import adapted_layers
 from harness.config.devices import resolved_device, threads_per_process
 from harness.config.keyed import Keyed
-from harness.config.resources import Shard
+from harness.config.resources import BackendName, Shard
 from harness.config.schema import ModelConfig, RunConfig
 from harness.data.embeddings import check_special_tokens, check_tokens
 from harness.data.prepare import PreparedData, changed_message, prepare_data
@@ -122,9 +122,8 @@ def open_base(
         shard(base)
     else:
         check_causal(base)
-    return SharedBase(
-        base, backend=config.resources.backend, load_peak_bytes=meter.read() - already
-    )
+    backend = BackendName.reference if config.lora.trains_all else config.resources.backend
+    return SharedBase(base, backend=backend, load_peak_bytes=meter.read() - already)
 
 
 def reopen(saved: SavedRun) -> tuple[SharedBase, Adapter | None]:
@@ -139,7 +138,7 @@ def attach_saved(shared: SharedBase, saved: SavedRun) -> Adapter | None:
     if saved.directory is None:
         return None
     adapter = shared.attach(saved.config.lora, saved.config.seed)
-    shared.load(adapter, saved.directory.adapter)
+    shared.load(adapter, saved.directory.trained(saved.config.lora))
     return adapter
 
 

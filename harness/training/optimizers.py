@@ -9,11 +9,14 @@ from torch import nn
 from harness.config.schema import OptimConfig, OptimizerName
 from harness.engine.adapter import Adapter, FlatGradient
 from harness.engine.cuda.seats import Moments
-from harness.engine.shared_base import MAGNITUDES
+from harness.engine.whole_model import WholeModel
 
 
 class AdapterOptimizer:
-    """The optimizer of one adapter: A at `lr`, B and magnitudes at `lr * loraplus_ratio` (LoRA+)."""
+    """The optimizer of one adapter: A at `lr`, B and magnitudes at `lr * loraplus_ratio` (LoRA+).
+
+    In full fine-tuning matrices and vectors: norms and biases do not decay, as in transformers' Trainer.
+    """
 
     def __init__(self, adapter: Adapter, config: OptimConfig) -> None:
         self._adapter = adapter
@@ -21,19 +24,21 @@ class AdapterOptimizer:
         # chooses state and blocks tensor by tensor, and gets PEFT's.
         self._is_flat = config.name is OptimizerName.adamw
         if self._is_flat:
-            self._parameters = [nn.Parameter(part) for part in _halves(adapter, adapter.flat_P)]
-            as_, bs = self._parameters[:1], self._parameters[1:]
+            self._parameters = [nn.Parameter(part) for part in adapter.halves(adapter.flat_P)]
+            firsts, seconds = self._parameters[:1], self._parameters[1:]
         else:
             self._parameters = list(adapter.parameters.values())
-            as_ = [p for name, p in adapter.parameters.items() if not _follows_b(name)]
-            bs = [p for name, p in adapter.parameters.items() if _follows_b(name)]
-        self.optimizer = _make(as_, bs, config)
+            named = adapter.parameters.items()
+            firsts = [p for name, p in named if adapter.is_in_first(name)]
+            seconds = [p for name, p in named if not adapter.is_in_first(name)]
+        decays = not isinstance(adapter, WholeModel)
+        self.optimizer = _make(firsts, seconds, config, second_decays=decays)
 
     def step(self, gradient: FlatGradient, learning_rate: float) -> None:
         """Move the adapter by its gradient."""
         views = gradient.of_parameters
         if self._is_flat:
-            views = _halves(self._adapter, gradient.flat_P)
+            views = self._adapter.halves(gradient.flat_P)
         for parameter, view in zip(self._parameters, views, strict=True):
             parameter.grad = view
         for group in self.optimizer.param_groups:
@@ -55,8 +60,8 @@ class AdapterOptimizer:
         assert self._is_flat
         if steps == 0:
             return
-        means = _halves(self._adapter, moments.mean_P)
-        squares = _halves(self._adapter, moments.square_P)
+        means = self._adapter.halves(moments.mean_P)
+        squares = self._adapter.halves(moments.square_P)
         for parameter, mean, square in zip(self._parameters, means, squares, strict=True):
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(float(steps), device=mean.device),
@@ -74,24 +79,19 @@ class AdapterOptimizer:
         ]
 
 
-def _follows_b(name: str) -> bool:
-    """Say whether LoRA+ gives a parameter the rate of B: as PEFT, B and DoRA's magnitudes."""
-    return ".lora_B." in name or f".{MAGNITUDES}." in name
-
-
-def _halves(adapter: Adapter, flat_P: torch.Tensor) -> list[torch.Tensor]:
-    """Return the two parts of a flat tensor that have a rate each: up to the last A, and from the first B
-    on."""
-    return [flat_P[: adapter.layout.num_a], flat_P[adapter.layout.num_a :]]
-
-
 def _make(
-    as_: list[nn.Parameter], bs: list[nn.Parameter], config: OptimConfig
+    firsts: list[nn.Parameter],
+    seconds: list[nn.Parameter],
+    config: OptimConfig,
+    *,
+    second_decays: bool,
 ) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = [
-        {"params": as_, "ratio": 1.0},
-        {"params": bs, "ratio": config.loraplus_ratio},
+        {"params": firsts, "ratio": 1.0},
+        {"params": seconds, "ratio": config.loraplus_ratio},
     ]
+    if not second_decays:
+        groups[1]["weight_decay"] = 0.0
     common: dict[str, Any] = {
         "lr": config.lr,
         "betas": (config.beta1, config.beta2),

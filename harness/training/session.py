@@ -164,7 +164,7 @@ def _evaluate_at_once(session: _Session, entry: RunEntry) -> RunEnded:
     ((_, results),) = evaluate_together(session.shared, [entry], loss_only=False)
     if isinstance(results, Exception):
         return _fail(session, entry, results)
-    entry.after = dict(results)
+    entry.keep_results("after", results)
     return _end(session, entry, RunStatus.completed, None)
 
 

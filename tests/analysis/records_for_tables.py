@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.frame import Row, flat_rows
+from analysis.frame import Row, flat_row
 from harness.records.record import (
     Estimate,
     MeasuredIn,
@@ -94,7 +94,7 @@ def estimate(value: float) -> Estimate:
 
 def rows(*runs: Run) -> list[Row]:
     """Return the rows of runs."""
-    return flat_rows(run.record() for run in runs)
+    return [flat_row(run.record()) for run in runs]
 
 
 def seeds(*losses: float, **common: Any) -> list[Run]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.frame import Row, flat_rows
+from analysis.frame import Row, flat_row
 from harness.records.record import Estimate, MeasuredIn, Record, RunStatus
 
 PARTS = ("base", "quant_constants", "adapter", "gradient", "optimizer", "activation")
@@ -90,4 +90,4 @@ class Run:
 
 def rows(*runs: Run) -> list[Row]:
     """Return the rows of some runs."""
-    return flat_rows(run.record() for run in runs)
+    return [flat_row(run.record()) for run in runs]

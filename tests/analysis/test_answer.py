@@ -1,7 +1,7 @@
 """The answer in a sentence: its wording follows from the tests, and from nothing else."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ SEEDS = (10, 11, 12, 13)
 NOISE = (0.003, -0.002, 0.001, -0.002)
 
 
-def saved(out: Path, losses: dict[int, Sequence[float]], **asked: Any) -> None:
+def saved(out: Path, losses: Mapping[int, Sequence[float]], **asked: Any) -> None:
     """Write a finished sweep that compares ranks, with these losses on fresh seeds."""
     runs = [
         Run(rank=rank, loss=values[0], role="search", trial=trial)
@@ -42,7 +42,7 @@ def saved(out: Path, losses: dict[int, Sequence[float]], **asked: Any) -> None:
     (out / "sweeps" / "small" / "sweep.yaml").write_text(yaml.safe_dump(question | asked))
 
 
-def answer(out: Path, losses: dict[int, Sequence[float]], **asked: Any) -> Answer:
+def answer(out: Path, losses: Mapping[int, Sequence[float]], **asked: Any) -> Answer:
     saved(out, losses, **asked)
     found = answer_of(load_sweep(out, "small"))
     assert found is not None
@@ -151,3 +151,85 @@ def test_a_best_on_the_edge_is_flagged_with_the_command_that_goes_beyond(tmp_pat
     assert "lora.rank=8, the largest that was tried" in note
     kept = tmp_path / "sweeps" / "small" / "sweep.yaml"
     assert f"harness sweep {kept} 'lora.rank=choice(2, 4, 8, 16)' name=small_wider" in note
+
+
+@pytest.mark.parametrize(
+    ("axis", "best", "end", "beyond"),
+    [
+        ("interval(0.001, 0.01)", "0.0099", "0.01, the largest", "interval(0.001, 0.02)"),
+        ("interval(0.001, 0.01)", "0.0011", "0.001, the smallest", "interval(0.0005, 0.01)"),
+        ("interval(0.001, 0.01)", "0.009", None, None),
+        (
+            "tag(log, interval(0.001, 0.01))",
+            "0.009",
+            "0.01, the",
+            "tag(log, interval(0.001, 0.02))",
+        ),
+        ("tag(log, interval(0.001, 0.01))", "0.008", None, None),
+        ("int(interval(2, 64))", "2", "2, the smallest", "int(interval(1, 64))"),
+        ("int(interval(2, 64))", "62", "64, the largest", "int(interval(2, 128))"),
+        (
+            "choice(0.008, 0.002, 0.001)",
+            "0.001",
+            "0.001, the",
+            "choice(0.0005, 0.001, 0.002, 0.008)",
+        ),
+        (
+            "choice(0.008, 0.002, 0.001)",
+            "0.008",
+            "0.008, the",
+            "choice(0.001, 0.002, 0.008, 0.032)",
+        ),
+        ("choice(0.008, 0.002, 0.001)", "0.002", None, None),
+        ("choice(0, 8)", "8", "8, the largest", "choice(0, 8, 16)"),
+        ("choice(8)", "8", None, None),
+        ("choice(nf4, int4)", "nf4", None, None),
+    ],
+)
+def test_what_lies_beyond_an_edge_is_an_axis_of_the_same_kind(
+    tmp_path, axis, best, end, beyond
+) -> None:
+    key = "lora.alpha"
+    saved(tmp_path, {2: around(1.0)})
+    directory = tmp_path / "sweeps" / "small"
+    state = json.loads((directory / "state.json").read_text())
+    state["confirmed"] = [{**state["confirmed"][0], "point": {key: best}, "compared": []}]
+    (directory / "state.json").write_text(json.dumps(state))
+    question = {"name": "small", "question": "Which?", "space": {key: axis}}
+    (directory / "sweep.yaml").write_text(yaml.safe_dump(question))
+    notes = edge_notes(load_sweep(tmp_path, "small"))
+    if end is None:
+        assert notes == []
+        return
+    (note,) = notes
+    assert f"{key}={end}" in note
+    assert "best for trial 0:" in note
+    assert f"'{key}={beyond}'" in note
+
+
+def test_an_axis_that_is_compared_has_no_edge(tmp_path) -> None:
+    losses = {2: around(1.0), 4: around(0.8)}
+    saved(tmp_path, losses, compare={"lora.rank": "steps"})
+    assert edge_notes(load_sweep(tmp_path, "small")) == []
+    saved(tmp_path, losses, compare=[{"optim.lr": 0.1, "per": "lora.rank"}])
+    assert edge_notes(load_sweep(tmp_path, "small")) == []
+
+
+def test_how_many_cells_of_a_level_were_tried_is_said_where_it_is_unequal(tmp_path) -> None:
+    losses = {2: around(1.0), 4: around(0.9, shift=2), 8: around(0.8, shift=1)}
+    found = answer(tmp_path, losses, compare=COMPARE)
+    assert found.answered is not None
+    notes = contrasts_table(found.answered, "t").footnotes
+    assert "Tuning: none, a level has one cell." in notes
+    state_file = tmp_path / "sweeps" / "small" / "state.json"
+    state = json.loads(state_file.read_text())
+    (first, *others) = state["trials"]
+    again = {**first, "point": {**first["point"], "optim.lr": "0.1"}, "number": 7}
+    failed = {**again, "point": {**first["point"], "optim.lr": "0.2"}, "status": "failed"}
+    state_file.write_text(json.dumps(state | {"trials": [first, again, failed, *others]}))
+    found = answer_of(load_sweep(tmp_path, "small"))
+    assert found is not None
+    assert found.answered is not None
+    assert [each.tried for each in found.answered.all] == [(1, 2), (1, 1)]
+    (tuning,) = [n for n in contrasts_table(found.answered, "t").footnotes if "Tuning" in n]
+    assert "the best of 1 to 2 cells of the search for each level (unequal" in tuning

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from analysis.calibration import calibration_table
-from analysis.frame import flat_rows
+from analysis.frame import flat_row
 from harness.records.record import MeasuredIn, Record, RunStatus
 
 
@@ -23,9 +23,8 @@ def record(name: str, *, predicted: float, measured: float) -> Record:
 
 
 def test_errors_are_shares_of_what_was_measured() -> None:
-    rows = flat_rows(
-        [record("a", predicted=90, measured=100), record("b", predicted=203, measured=200)]
-    )
+    records = record("a", predicted=90, measured=100), record("b", predicted=203, measured=200)
+    rows = [flat_row(each) for each in records]
     table = calibration_table(rows)
     assert table is not None
     by_part = {line[0].text: [cell.text for cell in line[1:]] for line in table.rows}
@@ -38,7 +37,7 @@ def test_runs_of_cohorts_and_runs_that_failed_do_not_count() -> None:
     good = record("good", predicted=100, measured=100)
     shared = replace(record("shared", predicted=1, measured=100), measured_in=MeasuredIn.cohort)
     failed = replace(record("failed", predicted=1, measured=100), status=RunStatus.failed)
-    table = calibration_table(flat_rows([good, shared, failed]))
+    table = calibration_table([flat_row(each) for each in (good, shared, failed)])
     assert table is not None
     assert {line[1].text for line in table.rows} == {"1"}
-    assert calibration_table(flat_rows([shared, failed])) is None
+    assert calibration_table([flat_row(each) for each in (shared, failed)]) is None

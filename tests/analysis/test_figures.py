@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,20 @@ from analysis.figures.factors import (
     varying_factors,
 )
 from analysis.figures.grids import heat_map
-from analysis.figures.learning import learning_curves, runs_with_curves
+from analysis.figures.learning import learning_curves, runs_with_curves, smooth
 from analysis.figures.memory import memory_by_parts, predicted_against_measured
 from analysis.figures.over import metric_over
-from analysis.figures.search import TrialPoint, importance_bars, parallel_coordinates
-from analysis.figures.style import Width, svg_text, write_figure
+from analysis.figures.search import TrialPoint, _Column, importance_bars, parallel_coordinates
+from analysis.figures.style import (
+    FigureStyle,
+    Look,
+    Width,
+    figure_style,
+    legend_above,
+    line_look,
+    svg_text,
+    write_figure,
+)
 from analysis.figures.targets import targets_at_equal_budget
 from analysis.figures.trade_off import quality_against_memory
 from analysis.histories import History
@@ -216,6 +226,17 @@ def test_memory_is_stacked_by_part_and_settings_that_change_nothing_share_a_bar(
     assert axes.get_xlabel() == "memory (KiB)"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_settings_that_cost_the_same_the_one_with_more_parts_is_drawn(order: int) -> None:
+    """Two rates cost the same; one of them had a process of its own, and knows its activations."""
+    solo = Run(lr=1e-3, loss=1.0, parts=(10.0, 1, 1, 1, 1, 5))
+    shared = Run(lr=1e-2, loss=1.0, parts=(10.0, 1, 1, 1, 1), measured_in=MeasuredIn.cohort)
+    drawing = memory_by_parts(rows(*[solo, shared][::order]))
+    (axes,) = drawn(drawing).axes
+    assert [bar.patches[0].get_width() for bar in axes.containers] == [10, 1, 1, 1, 1, 5]  # pyright: ignore
+    assert "missing" not in drawing.caption
+
+
 def test_activations_come_from_probes_and_their_absence_is_said() -> None:
     cohort = [
         Run(format=f, loss=1.0, parts=(b, 1, 1, 1, 1, 999.0), measured_in=MeasuredIn.cohort)
@@ -251,6 +272,20 @@ def test_without_a_peak_of_their_own_the_exact_parts_stand_in_and_the_axis_says_
     ]
     drawing = quality_against_memory(rows(*runs), metric=LOSS)
     assert drawn(drawing).axes[0].get_xlabel() == "memory without activations (bytes) ↓"
+
+
+def test_a_cell_of_which_a_part_is_not_known_has_no_sum_of_its_parts() -> None:
+    runs = [
+        Run(rank=r, loss=1.0, parts=parts, measured_in=MeasuredIn.cohort)
+        for r, parts in ((2, (2, 1, 1, 1, 1)), (8, (8, 1, 1, 1, 1)), (32, (32, 1, 1, 1)))
+    ]
+    drawing = quality_against_memory(rows(*runs), metric=LOSS)
+    assert "2 cells, 1 of them on the front" in drawing.caption
+    assert drawing.run_ids == (runs[0].run_id, runs[1].run_id)
+    front = next(
+        line for line in drawn(drawing).axes[0].lines if line.get_label() == "Pareto front"
+    )
+    np.testing.assert_allclose(np.asarray(front.get_xydata()), [[6, 1]])
 
 
 def test_predictions_are_drawn_where_both_exist() -> None:
@@ -313,12 +348,147 @@ def test_every_trial_is_a_line_across_the_axes_and_the_unfinished_are_grey() -> 
     assert parallel_coordinates(trials[:2], metric=LOSS).reason == "2 finished trials; it takes 4"
 
 
+@pytest.mark.parametrize(
+    ("metric", "size", "unit"),
+    [(LOSS, 1.0, ""), ("eval/exact_match", 1.0, ""), ("memory/peak_bytes", 1024.0, " (KiB)")],
+)
+def test_the_better_a_trial_the_darker_its_line_and_the_bar_says_in_what_unit(
+    metric: str, size: float, unit: str
+) -> None:
+    trials = [
+        TrialPoint(point={"a": str(n), "b": str(n % 2)}, value=size * value)
+        for n, value in enumerate((1.0, 4.0, 2.0, 3.0))
+    ]
+    axes, bar = drawn(parallel_coordinates(trials, metric=metric)).axes
+    assert bar.get_ylim() == (1.0, 4.0)
+    assert bar.get_ylabel().endswith(unit)
+    _, lines = (c for c in axes.collections if isinstance(c, LineCollection))
+    light = np.asarray(lines.get_colors())[:, :3].sum(axis=1)
+    assert (np.diff(light) < 0).all(), "the best last, on top, and the darkest"
+    best = 1.0 if metric != "eval/exact_match" else 4.0
+    (last,) = [t for t in trials if t.value == size * best]
+    height = {str(n): n / 3 for n in range(4)}[last.point["a"]]
+    assert lines.get_segments()[-1][0, 1] == pytest.approx(height, abs=0.0121)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "heights"),
+    [
+        (["1", "2", "5"], [0.0, 0.25, 1.0]),  # neither twentyfold nor by one ratio: linear
+        (["1", "2", "20"], [0.0, 1 / 19, 1.0]),  # twentyfold, and not more
+        (["1", "2", "21"], [0.0, np.log(2) / np.log(21), 1.0]),
+        (["2", "4", "8"], [0.0, 0.5, 1.0]),  # by one ratio: logarithmic
+        (["2", "4", "8", "16"], [0.0, 1 / 3, 2 / 3, 1.0]),
+        (["2", "8"], [0.0, 1.0]),
+        (["0", "2", "50"], [0.0, 0.04, 1.0]),  # 0 has no logarithm
+        (["-8", "-4", "-2"], [0.0, 2 / 3, 1.0]),
+        (["7", "7", None], [0.0, 0.0, np.nan]),
+        (["b", "a", "c"], [0.5, 0.0, 1.0]),  # words by their spelling
+        (["a", "a", "a"], [0.0, 0.0, 0.0]),
+        (["1", "x", "2"], [0.0, 1.0, 0.5]),  # one word makes all of them words
+    ],
+)
+def test_a_value_stands_on_its_axis_where_its_kind_of_axis_has_it(spelled, heights) -> None:
+    column = _Column("k", spelled)
+    np.testing.assert_allclose([column.height(text) for text in spelled], heights)
+
+
+def test_of_many_numbers_the_ends_and_the_middle_are_named_and_none_on_another() -> None:
+    many = _Column("k", [str(n) for n in range(9, 0, -1)])
+    assert many.ticks() == [(0.0, "1"), (0.5, "5"), (1.0, "9")]
+    eight = _Column("k", [str(n) for n in range(1, 9)])
+    assert [text for _, text in eight.ticks()] == list("12345678")
+    close = _Column("k", ["0", "1", "4", "5", "100"])  # 0.01 and 0.05 of the axis: one is too close
+    assert [text for _, text in close.ticks()] == ["0", "5", "100"]
+
+
 def test_importance_has_a_bar_for_each_axis_and_objective() -> None:
     shares = {LOSS: {"a": 0.7, "b": 0.3}, "memory/peak_bytes": {"a": 0.1, "b": 0.9}}
     (axes,) = drawn(importance_bars(shares)).axes
     widths = [[patch.get_width() for patch in bars] for bars in axes.containers]  # pyright: ignore
     assert widths == [[0.3, 0.7], [0.9, 0.1]]
     assert importance_bars({LOSS: {"a": 1.0}}).figure is None
+
+
+@pytest.mark.parametrize("points", [50, 51, 100, 137])
+def test_a_long_curve_is_the_means_of_fifty_stretches(points: int) -> None:
+    steps, values = np.arange(1.0, points + 1), np.random.default_rng(0).normal(size=points)
+    found_steps, found = smooth((steps, values))
+    if points <= 50:
+        assert found is values
+        return
+    assert len(found) == len(found_steps) == 50
+    # Every step is in one stretch, in order; stretches differ by a step at most.
+    cuts = [int(points * n / 50) for n in range(51)]
+    for n, (start, stop) in enumerate(pairwise(cuts)):
+        assert found[n] == pytest.approx(values[start:stop].mean())
+        assert found_steps[n] == pytest.approx(steps[start:stop].mean())
+
+
+def test_a_run_that_was_cut_short_ends_the_mean_and_a_wide_curve_is_logarithmic() -> None:
+    runs = rows(Run(seed=0, loss=1.0), Run(seed=1, loss=1.0))
+    steps = np.array([1.0, 2.0, 3.0])
+    for low, scale in ((1.0, "log"), (4.0, "linear"), (-1.0, "linear")):
+        curves = [
+            (steps, np.array([41.0, 41.0, 41.0])),
+            (steps[:2], np.array([41.0, 2 * low - 41])),
+        ]
+        histories = {
+            row["run_id"]: History(curves={"train/loss": curve}, num_damaged_lines=0)
+            for row, curve in zip(runs, curves, strict=True)
+        }
+        (axes,) = drawn(learning_curves(runs, histories, metric="train/loss", objective=LOSS)).axes
+        assert np.asarray(axes.lines[0].get_ydata()).tolist() == [41.0, low]
+        assert axes.get_yscale() == scale
+
+
+# How it looks -------------------------------------------------------------------------------------
+
+
+def test_thirty_two_lines_are_told_apart() -> None:
+    assert len({line_look(index) for index in range(32)}) == 32
+    neighbours = [(line_look(n), line_look(n + 1)) for n in range(32)]
+    assert all(a.colour != b.colour and a.marker != b.marker for a, b in neighbours)
+
+
+@pytest.mark.parametrize(
+    ("labels", "inches", "columns"),
+    [
+        (["nf4", "int4", "none"], 3.25, 3),  # 48 letters: room for five of nine
+        (["x" * 20, "y", "z"], 3.25, 1),
+        (["x" * 20, "y", "z"], 6.75, 3),  # 101 letters: four of 25
+        (["x" * 20, "y", "z", "u", "v"], 6.75, 4),
+        (["x" * 200, "y"], 3.25, 1),
+    ],
+)
+def test_a_legend_has_as_many_columns_as_its_longest_name_leaves_room_for(
+    labels: list[str], inches: float, columns: int
+) -> None:
+    with figure_style():
+        figure = Figure(figsize=(inches, 2), layout="constrained")
+        axes = figure.add_subplot()
+        for label in labels:
+            axes.plot([1], [1], label=label)
+        legend_above(figure, axes, "format")
+    (legend,) = figure.legends
+    assert legend._ncols == columns  # pyright: ignore[reportAttributeAccessIssue]
+    assert legend.get_title().get_text() == "format"
+
+
+def test_letters_and_lines_follow_what_they_are_for() -> None:
+    page = Look().settings()
+    assert page["font.family"] != Look(serif=True).settings()["font.family"] == "DejaVu Serif"
+    for style, letters, lines in ((FigureStyle.paper, 0.9, 0.9), (FigureStyle.slides, 1.3, 1.6)):
+        found = Look(style=style).settings()
+        assert found.keys() == page.keys()
+        for key, value in page.items():
+            if key.endswith("size") and isinstance(value, int | float):
+                assert found[key] == value * letters
+            elif key.endswith("linewidth"):
+                assert found[key] == value * lines
+            else:
+                assert found[key] == value
+    assert any(key.endswith("linewidth") for key in page)
 
 
 # Which, and how -----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from analysis.frame import config_keys, flat_row
+from analysis.frame import config_keys, flat_row, named_level, value_of
 from harness.records.record import Estimate, MeasuredIn, Record, RunStatus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -102,3 +102,15 @@ def test_analysis_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert process.stdout == "set()\n"
+
+
+def test_full_fine_tuning_has_no_settings_of_an_adapter() -> None:
+    made = record()
+    made.config["lora"] |= {"method": "none", "rank": 8, "dropout": 0.0}
+    row = flat_row(made)
+    assert row["lora.method"] == "full fine-tuning"
+    assert row["lora.target_modules"] == ("full fine-tuning",)
+    assert row["lora.rank"] is row["lora.dropout"] is row["lora.alpha"] is None
+    assert value_of(row, "alpha") is None
+    assert named_level("lora", "none") == "full fine-tuning"
+    assert named_level("quant", "none") == "none"

@@ -1,5 +1,6 @@
 """Contrasts, equivalence, the best of several and interaction, against SciPy, tables or numbers by hand."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ from scipy import stats as scipy_stats
 from analysis.inference import (
     Method,
     Verdict,
+    _is_larger,
     compare_with_best,
     equivalence_p,
     family_of,
     interaction_p,
     interval_of,
+    method_for,
     one_sided_many_to_one,
     pairs_needed,
 )
@@ -51,6 +54,24 @@ def test_sign_flips_are_taken_only_where_they_can_decide() -> None:
     assert family_of(six, None).method is Method.sign_flips
     assert family_of(six * 2, None).method is Method.paired_t, "2/64 times 2 is above .05"
     assert family_of(three, None).method is Method.paired_t
+
+
+@pytest.mark.parametrize(
+    ("pairs", "method"),
+    [
+        ((6,), Method.sign_flips),
+        ((14,), Method.sign_flips),
+        ((15,), Method.paired_t),
+        ((5,), Method.paired_t),
+        ((5, 8), Method.paired_t),
+        ((8, 15), Method.paired_t),
+        ((8, 9, 10), Method.sign_flips),  # 1/128 times 3 is below .05
+        ((7, 7, 7, 7), Method.paired_t),  # 1/64 times 4 is above
+        ((), Method.paired_t),
+    ],
+)
+def test_every_line_of_a_table_must_be_decidable_by_sign_flips(pairs, method) -> None:
+    assert method_for(pairs) is method
 
 
 def test_an_interval_of_sign_flips_holds_what_they_do_not_reject() -> None:
@@ -191,3 +212,83 @@ def test_seeds_for_a_margin_show_equal_cells_to_be_equivalent() -> None:
     share = float((np.maximum(low, high) < 0.05).mean())
     assert share > 0.78
     assert seeds_for_margin(1.0, 0.01, 12) == 12
+
+
+@pytest.mark.parametrize("margin", [0.5, 1.0, 3.0])
+def test_equivalence_by_sign_flips_counts_every_assignment(margin: float) -> None:
+    differences = [0.3, -0.2, 0.9, 0.1, -0.6, 0.4]
+
+    def share(shifted: list[float]) -> float:
+        """Of all signs those with a sum at least as large, one by one."""
+        sums = [
+            sum(sign * each for sign, each in zip(signs, shifted, strict=True))
+            for signs in product((1, -1), repeat=len(shifted))
+        ]
+        return sum(each >= sum(shifted) - 1e-9 for each in sums) / len(sums)
+
+    expected = max(
+        share([d + margin for d in differences]), share([margin - d for d in differences])
+    )
+    assert equivalence_p(differences, margin, Method.sign_flips) == expected
+
+
+def test_equivalence_of_what_never_varies_is_certain_or_refuted() -> None:
+    assert equivalence_p([0.125] * 3, 0.25, Method.paired_t) == 0.0
+    assert equivalence_p([0.5] * 3, 0.25, Method.paired_t) == 1.0
+    assert equivalence_p([0.25] * 3, 0.25, Method.paired_t) == 0.5
+
+
+def test_cells_without_common_seeds_are_compared_by_welch() -> None:
+    one, other = [3.0, 3.4, 2.9, 3.6], [2.1, 2.0, 2.6]
+    a, b = dict(enumerate(one)), dict(enumerate(other, start=10))
+    p = stats.ttest_ind(one, other, equal_var=False, alternative="greater").pvalue
+    assert _is_larger(a, b, p * 1.001)
+    assert not _is_larger(a, b, p * 0.999)
+    assert not _is_larger(b, a, 0.5)
+    paired = stats.ttest_rel(one[:3], other, alternative="greater").pvalue
+    shared = dict(enumerate(other))
+    assert _is_larger(a, shared, paired * 1.001)
+    assert not _is_larger(a, shared, paired * 0.999)
+    assert _is_larger(a, {0: 2.1, 11: 2.0, 12: 2.6}, p * 1.001), "one pair is no test of pairs"
+
+
+def test_counted_cells_without_common_seeds_are_larger_or_not() -> None:
+    assert _is_larger({0: 2.0, 1: 2.0}, {2: 1.0, 3: 1.0}, 0.05)
+    assert not _is_larger({0: 1.0, 1: 1.0}, {2: 1.0, 3: 1.0}, 0.05)
+
+
+@pytest.mark.parametrize("smaller_is_better", [True, False])
+def test_what_is_counted_is_best_where_it_is_least_or_most(smaller_is_better: bool) -> None:
+    cells = [{0: v, 1: v} for v in (2.0, 1.0, 3.0, 1.0)]
+    found = compare_with_best(cells, smaller_is_better=smaller_is_better)
+    assert found is not None
+    best = 1.0 if smaller_is_better else 3.0
+    assert [each.may_be_best for each in found[0]] == [cell[0] == best for cell in cells]
+    assert found[1] == "nothing varies"
+    assert compare_with_best(cells[:1], smaller_is_better=True) is None
+    assert compare_with_best([{0: 1.0}, {0: 2.0, 1: 3.0}], smaller_is_better=True) is None
+
+
+def test_an_interaction_that_nothing_tells_is_none() -> None:
+    assert interaction_p([[1.0, 2.0]]) is None
+    assert interaction_p([[1.0], [2.0]]) is None
+    assert interaction_p([]) is None
+    assert interaction_p([[1.0, 2.0], [2.0, 3.0]]) is None, "the rest is nothing"
+
+
+@pytest.mark.parametrize(("seeds", "levels"), [(5, 3), (6, 4), (4, 5)])
+def test_an_interaction_of_more_levels_is_the_corrected_analysis_of_variance(seeds, levels) -> None:
+    """Epsilon from the eigenvalues of orthonormal contrasts (Box 1954), F from the table of squares."""
+    generator = np.random.default_rng(seeds)
+    table = generator.normal(size=(seeds, levels)) * np.arange(1, levels + 1) + generator.normal(
+        size=(seeds, 1)
+    )
+    helmert = np.linalg.qr(np.column_stack([np.ones(levels), np.eye(levels)[:, 1:]]))[0][:, 1:]
+    scores = table @ helmert
+    values = np.linalg.eigvalsh(np.cov(scores, rowvar=False))
+    epsilon = values.sum() ** 2 / ((levels - 1) * (values**2).sum())
+    between = seeds * (scores.mean(0) ** 2).sum() / (levels - 1)
+    within = ((scores - scores.mean(0)) ** 2).sum() / ((levels - 1) * (seeds - 1))
+    freedoms = epsilon * (levels - 1), epsilon * (levels - 1) * (seeds - 1)
+    assert 1 / (levels - 1) < epsilon < 1
+    assert interaction_p(table) == pytest.approx(stats.f.sf(between / within, *freedoms))

@@ -1,11 +1,17 @@
 """Partial dependence after a biased search: the truth of made functions, gradients by differences."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 from scipy.optimize import check_grad
+from scipy.spatial.distance import cdist
 
-from analysis.surrogate import Dependence, _loss_and_gradient, partial_dependence
+from analysis.surrogate import Dependence, _loss_and_gradient, _Process, partial_dependence
 
+stats: Any = scipy_stats
 OF_FORMAT = {"none": 0.0, "nf4": 0.05, "int4": 0.4}
 
 
@@ -98,3 +104,81 @@ def test_too_few_trials_or_none_that_vary_say_nothing() -> None:
         partial_dependence(points, values)
     with pytest.raises(ValueError, match="same value"):
         partial_dependence(searched(30, seed=5)[0], [1.0] * 30)
+
+
+def matern_5_2(a: np.ndarray, b: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Rasmussen and Williams 2006, equation 4.17, with a length for each column."""
+    r = cdist(a / lengths, b / lengths)
+    return (1 + math.sqrt(5) * r + 5 * r**2 / 3) * np.exp(-math.sqrt(5) * r)
+
+
+def test_the_loss_is_minus_scipys_density_and_the_priors() -> None:
+    generator = np.random.default_rng(1)
+    x, y = generator.random((12, 2)), generator.normal(size=12)
+
+    def expected(logs: np.ndarray) -> float:
+        kernel = math.exp(logs[2]) * matern_5_2(x, x, np.exp(logs[:2]))
+        density = stats.multivariate_normal(cov=kernel + math.exp(logs[3]) * np.eye(12)).logpdf(y)
+        middles, widths = (0.0, 0.0, 0.0, math.log(0.1)), (1.5, 1.5, 1.0, 2.0)
+        priors = [stats.norm(m, w).logpdf(v) for m, w, v in zip(middles, widths, logs, strict=True)]
+        return -float(density + sum(priors))
+
+    one, other = np.array([0.3, -0.6, 0.4, -1.0]), np.array([-1.2, 0.8, -0.5, -3.0])
+    found = _loss_and_gradient(one, x, y)[0] - _loss_and_gradient(other, x, y)[0]
+    assert found == pytest.approx(expected(one) - expected(other), rel=1e-6)
+
+
+def test_the_mean_over_places_and_its_deviation_are_those_of_the_joint_posterior() -> None:
+    generator = np.random.default_rng(2)
+    x, y, at = generator.random((14, 2)), generator.normal(size=14), generator.random((5, 2))
+    fitted = _Process.fitted(x, y)
+    noisy = fitted.lower_NN @ fitted.lower_NN.T
+    known = fitted.signal * matern_5_2(x, x, fitted.lengths_D)
+    noise = np.diag(noisy) - np.diag(known)
+    assert noisy - np.diag(noise) == pytest.approx(known, abs=1e-9)
+    assert 1e-4 < noise[0] < 2
+    across = fitted.signal * matern_5_2(at, x, fitted.lengths_D)
+    inverse = np.linalg.inv(noisy)
+    covariance = fitted.signal * matern_5_2(at, at, fitted.lengths_D) - across @ inverse @ across.T
+    mean, deviation = fitted.averaged(at)
+    assert mean == pytest.approx((across @ inverse @ y).mean(), rel=1e-6)
+    assert deviation == pytest.approx(math.sqrt(covariance.mean()), rel=1e-6)
+    found = np.concatenate(
+        [np.log(fitted.lengths_D), [math.log(fitted.signal), math.log(noise[0])]]
+    )
+    assert np.abs(_loss_and_gradient(found, x, y)[1]).max() < 1e-2, "a minimum inside of the bounds"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "levels"),
+    [
+        ([float(n) for n in range(1, 10)], [float(n) for n in range(1, 10)]),
+        ([float(n) for n in range(10)], list(np.linspace(0, 9, 17))),
+        ([float(2**n) for n in range(10)], list(np.geomspace(1, 512, 17))),
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]),
+    ],
+)
+def test_few_numbers_are_levels_and_of_many_17_places_are_taken(numbers, levels) -> None:
+    points = [{"x": repr(number)} for number in numbers * 9]
+    (found,) = partial_dependence(points, [float(p["x"]) for p in points])
+    assert found.levels == pytest.approx(levels)
+    assert found.is_logarithmic is (numbers[0] > 0 and numbers[-1] >= 4 * numbers[0])
+    assert found.mean == pytest.approx(levels, rel=0.05, abs=0.3)
+
+
+def test_of_very_many_trials_the_best_are_fitted() -> None:
+    """400 good ones fill the axis' left half; the bad ones would have made it longer."""
+    numbers = np.linspace(0, 1, 400).tolist()
+    points = [{"x": repr(number)} for number in [*numbers, *(5 + n for n in numbers[:10])]]
+    values = [*numbers, *(100 + n for n in numbers[:10])]
+    (found,) = partial_dependence(points, values)
+    assert max(float(level) for level in found.levels) == 1.0
+
+
+def test_an_axis_that_not_every_trial_has_leaves_those_without_it_alone() -> None:
+    """Half of the trials have no x, and 7 for their value: the mean at a level is half of the others'."""
+    points = [{"x": repr(float(n % 3)), "kind": "a"} for n in range(30)] + [{"kind": "b"}] * 30
+    values = [float(n % 3) for n in range(30)] + [7.0] * 30
+    found = by_axis(partial_dependence(points, values))["x"]
+    assert found.levels == (0.0, 1.0, 2.0)
+    assert found.mean == pytest.approx([3.5, 4.0, 4.5], abs=0.15)

@@ -317,6 +317,17 @@ def test_a_key_without_a_meaning_is_a_dash() -> None:
     assert sorted(texts(table, "quant.double_quant")) == ["no", "—"]
 
 
+def test_full_fine_tuning_is_called_so_and_its_costs_are_set_apart() -> None:
+    given = rows(Run(loss=2.0), Run(loss=1.0))
+    given[1] |= {"lora.method": "full fine-tuning", "point": {"lora": "none"}, "lora.rank": None}
+    given[0]["point"] = {"lora": "all_linear"}
+    table = build_table(spec(rows=("lora", "lora.rank")), given)
+    assert texts(table, "lora") == ["all_linear", "full fine-tuning"]
+    assert texts(table, "lora.rank") == ["8", "—"]
+    (note,) = [note for note in table.footnotes if note.startswith("Full fine-tuning (1 run)")]
+    assert "trained alone" in note
+
+
 def test_what_is_asked_for_must_exist() -> None:
     with pytest.raises(TableRefused, match=r"lora\.rnk is no configuration key.*lora\.rank"):
         table_of(seeds(1.0), rows=("lora.rnk",))

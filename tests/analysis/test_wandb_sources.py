@@ -1,49 +1,39 @@
 """One report of three sources: records, offline files that wandb wrote, a server that wandb.Api asks."""
 
+import io
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from analysis.sources import Records
+from analysis.wandb_runs import WandbFiles, WandbProject
+from harness.cli.main import dispatch
 from harness.config.schema import TrackerConfig, TrackerName
-from harness.records.record import RunDirectory, read_metrics, read_record, record_tree
+from harness.records.record import RunDirectory, RunStatus, read_metrics, read_record, record_tree
 from harness.sweeping.state import SweepDirectory, read_state, state_tree
 from harness.tracking import open_tracker
 from harness.tracking.sweep_mirror import SweepResult, mirror_sweep
 from tests.analysis.test_report import confirmed, save_sweep, searched
 from tests.tracking.wandb_server import KEY, HeldRun, StandIn, serving
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 OFFLINE = TrackerConfig(name=TrackerName.wandb_offline, group="small")
 
 
 def report(out: Path, source: str, *words: str, **environment: str) -> Path:
     """Let the command write the report of the sweep; return its directory."""
-    inherited = {name: value for name, value in os.environ.items() if "WANDB" not in name}
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "harness",
-            "report",
-            "small",
-            f"paths.out={out}",
-            *words,
-            "--source",
-            source,
-        ],
-        cwd=REPOSITORY,
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    answer, page = done.stdout.splitlines()
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        for name in [name for name in os.environ if "WANDB" in name]:
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        assert dispatch(["report", "small", f"paths.out={out}", *words, "--source", source]) == 0
+    answer, page = said.getvalue().splitlines()
     assert answer.startswith("Found: ")
     return Path(page.split("  ")[0]).parent
 
@@ -81,6 +71,19 @@ def runs_of(out: Path) -> Iterator[RunDirectory]:
     yield from map(RunDirectory, sorted((out / "runs").iterdir()))
 
 
+Rows = tuple[list[dict[str, Any]], list[str]]
+
+
+def by_id(row: dict[str, Any]) -> str:
+    return row["run_id"]
+
+
+def assert_same_rows(found: Rows, expected: Rows) -> None:
+    assert expected[0]
+    assert sorted(found[0], key=by_id) == sorted(expected[0], key=by_id)
+    assert found[1] == expected[1] == []
+
+
 def test_offline_files_alone_give_the_same_tables_and_figures(
     out: Path, of_records: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -106,6 +109,7 @@ def test_offline_files_alone_give_the_same_tables_and_figures(
     )
     assert mirror_sweep(OFFLINE, tmp_path / "copied", result) == []
     assert files_of(report(tmp_path, "wandb-offline")) == of_records
+    assert_same_rows(WandbFiles(tmp_path).runs(), Records(out).runs())
 
 
 def test_a_project_online_gives_the_same_tables_and_figures(
@@ -143,13 +147,21 @@ def test_a_project_online_gives_the_same_tables_and_figures(
             WANDB_BASE_URL=url,
             WANDB_API_KEY=KEY,
         )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("WANDB_BASE_URL", url)
+            patch.setenv("WANDB_API_KEY", KEY)
+            patch.delenv("WANDB_MODE")
+            rows, problems = WandbProject("me/qlora", tmp_path).runs()
     assert files_of(found) == of_records
     assert "HistoryPage" in server.asked  # the curves came from there, too
     assert found.name == "report_wandb"
+    (other,) = [row for row in rows if row["run_id"] == "other"]
+    assert other["status"] is RunStatus.interrupted, "W&B has no record of it"
+    rows.remove(other)
+    assert_same_rows((rows, problems), Records(out).runs())
 
 
 def test_a_source_that_lacks_the_sweep_says_what_it_has(out: Path, tmp_path: Path) -> None:
-    from analysis.wandb_runs import WandbFiles
     from harness.commands.report import source_of
     from harness.errors import RequestError
 

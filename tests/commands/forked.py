@@ -4,6 +4,7 @@ The command line, signals, exit codes and files are those of the real command; o
 imports are saved. Imported by the fork server, so that its imports are what is saved.
 """
 
+import logging
 import multiprocessing
 import os
 import runpy
@@ -45,17 +46,18 @@ class Command:
         terminal: str | None = None,
         log: Path | None = None,
         script: Path | None = None,
+        forks_ranks: bool = False,
     ) -> None:
         """What it prints goes to two files in `directory`, to a terminal, or to the end of a log.
 
-        A script is run in the place of the command.
+        A script is run in the place of the command. The ranks that torchrun starts may be forked likewise.
         """
         directory.mkdir(parents=True, exist_ok=True)
         self.files = (log, log) if log else (directory / "stdout", directory / "stderr")
         targets = (terminal, terminal) if terminal else tuple(map(str, self.files))
         self.process = warm_context().Process(
             target=_harness,
-            args=(arguments, str(directory), dict(environment or {}), targets, script),
+            args=(arguments, str(directory), dict(environment or {}), targets, script, forks_ranks),
         )
         self.process.start()
 
@@ -100,6 +102,7 @@ def _harness(
     environment: dict[str, str],
     targets: tuple[str, str],
     script: Path | None,
+    forks_ranks: bool,
 ) -> None:
     from harness.cli.main import main
     from harness.sweeping import pool
@@ -112,6 +115,10 @@ def _harness(
         flags = os.O_WRONLY | os.O_CREAT | end | os.O_NOCTTY
         os.dup2(os.open(target, flags, 0o644), descriptor)
     pool.subprocess = starting(ForkedWorker)  # type: ignore[assignment]
+    if forks_ranks:
+        from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+        subprocess_handler.Popen = ForkedRank  # type: ignore[assignment, misc]
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     sys.argv = [str(script or "harness"), *arguments]
     if script is None:
@@ -162,33 +169,24 @@ class _Started:
         return self.poll()
 
 
-class ForkedWorker(_Started):
-    """A worker that is forked from its driver, itself a fork of a process that has the libraries loaded."""
+class _Forked(_Started):
+    """A process that is forked from this one."""
 
-    def __init__(
-        self,
-        command: list[str],
-        *,
-        pass_fds: Sequence[int],
-        stdout: IO[bytes],
-        env: dict[str, str],
-        **_: object,
-    ) -> None:
+    def _fork(self, do: Callable[[], None]) -> None:
         self._code: int | None = None
-        (descriptor,) = pass_fds
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
             try:
-                os.closerange(
-                    3, descriptor
-                )  # a sibling's pipe that stays open here is never at its end
-                os.closerange(descriptor + 1, 4096)
-                _work(command, descriptor, stdout.name, env)
+                do()
                 code = 0
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
             except BaseException:
                 traceback.print_exc()
             finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
                 os._exit(code)
 
     def poll(self) -> int | None:
@@ -212,6 +210,50 @@ class ForkedWorker(_Started):
         """End it now."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
+
+
+class ForkedWorker(_Forked):
+    """A worker that is forked from its driver, itself a fork of a process that has the libraries loaded."""
+
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        pass_fds: Sequence[int],
+        stdout: IO[bytes],
+        env: dict[str, str],
+        **_: object,
+    ) -> None:
+        (descriptor,) = pass_fds
+
+        def work() -> None:
+            # A sibling's pipe that stays open here is never at its end.
+            os.closerange(3, descriptor)
+            os.closerange(descriptor + 1, 4096)
+            _work(command, descriptor, stdout.name, env)
+
+        self._fork(work)
+
+
+class ForkedRank(_Forked):
+    """A rank that is forked from torchrun's agent: `python -m MODULE ARGUMENT`, as a new process has it."""
+
+    def __init__(self, args: Sequence[str], *, env: dict[str, str], **_: object) -> None:
+        module, *arguments = args[list(args).index("-m") + 1 :]
+
+        def take_part() -> None:
+            os.setsid()
+            os.closerange(3, 4096)
+            logging.disable(logging.NOTSET)
+            for number in (signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.environ.update(env)
+            sys.argv = [module, *arguments]
+            runpy.run_module(module, run_name="__main__")
+
+        self._fork(take_part)
 
 
 class ServedWorker(_Started):

@@ -24,6 +24,8 @@ OPTIONS = [
     if group != "experiment"  # which sets keys of all sections
 ]
 EXPERIMENTS = ("comments_mistral", "alpaca_llama3", "gemma_nf4")
+COMPANIONS = {("lora", "none"): ["quant=none"]}
+"""What an option is refused without."""
 ON_GPU_ONLY = ("paged_adamw_8bit", "paged_adamw_32bit")
 
 
@@ -36,7 +38,7 @@ def _no_gpu(monkeypatch):
 def test_every_option_composes_to_what_its_file_says_and_is_valid(group, option, monkeypatch):
     if option in ON_GPU_ONLY:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    config = compose_run([f"{group}={option}"])
+    config = compose_run([f"{group}={option}", *COMPANIONS.get((group, option), [])])
     validate(config)
     section = config_tree(config)[group]
     said = yaml.safe_load((conf_directory() / group / f"{option}.yaml").read_text())

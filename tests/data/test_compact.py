@@ -4,7 +4,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data.compact import MAX_FOLDED_LENGTH, folded, trimmed, useful_lengths
+from harness.data.compact import (
+    MAX_FOLDED_LENGTH,
+    folded,
+    trimmed,
+    useful_lengths,
+    without_padding,
+)
 from harness.data.rows import NO_LOSS, Batch
 
 
@@ -82,3 +88,11 @@ def test_packed_rows_stay_as_they_are() -> None:
     packed = folded(padded([10] * 8, 40))
     assert folded(packed) is packed
     assert trimmed(packed) is packed
+
+
+def test_examples_that_have_to_lie_apart_keep_a_row_each_and_others_share() -> None:
+    batch = padded([22, 3, 4, 5], 40)
+    assert without_padding(batch, apart=True).input_ids_BT.shape == (4, 24)
+    shared = without_padding(batch, apart=False)
+    assert shared.input_ids_BT.shape == (1, 40)
+    assert examples(shared) == examples(batch)

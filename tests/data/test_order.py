@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data.order import batch_rows, steps_for
+from harness.data.order import batch_rows, ends_epochs, steps_for
 
 
 @given(num_rows=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 2**40))
@@ -30,6 +30,24 @@ def test_the_steps_of_epochs_see_so_many_rows_and_one_step_less_does_not(
     wanted = Fraction(hundredths, 100) * num_rows
     assert steps * batch_size >= wanted
     assert steps == 1 or (steps - 1) * batch_size < wanted
+
+
+@given(num_rows=st.integers(1, 50), batch_size=st.integers(1, 60), hundredths=st.integers(1, 250))
+def test_a_stretch_of_epochs_ends_with_the_first_step_that_has_seen_it(
+    num_rows, batch_size, hundredths
+):
+    """By counting rows one by one: a step in which the end of one or more stretches lies."""
+    ends, seen = [], 0
+    for step in range(1, 30):
+        rows = range(seen + 1, seen + batch_size + 1)
+        if any(
+            100 * row // (hundredths * num_rows) > 100 * (row - 1) // (hundredths * num_rows)
+            for row in rows
+        ):
+            ends.append(step)
+        seen += batch_size
+    found = [s for s in range(1, 30) if ends_epochs(s, hundredths / 100, num_rows, batch_size)]
+    assert found == ends
 
 
 def test_a_step_depends_on_nothing_but_its_arguments():

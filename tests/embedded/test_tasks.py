@@ -16,6 +16,7 @@ PINNED = {
     "facts": "cad598025d950152816c41dc2fa9d8e447ba638a978af7a7cc5ab7f2e3d19626",
     "rule": "8c3322ecdfebbd481555e8cd4dddfb029c7bcafc4d8834c01710c6606c29c451",
     "dialect": "6c7f80cea6c3418af1cbe37b321076eb6738be119ac86cf7f0b123d36a4f9b61",
+    "skills": "40e1f1f7f3006a38181b72a729cbda75bf8efb395935c5a93976d6ff7c9774ef",
 }
 
 
@@ -66,7 +67,7 @@ def pretraining_prompts(steps: int) -> set[str | None]:
 
 
 def test_one_seeds_test_prompts_are_not_another_seeds_training_prompts() -> None:
-    for name in ("rule", "dialect"):
+    for name in ("rule", "dialect", "skills"):
         test = {pair.prompt for pair in task(name, seed=0).test}
         assert not test & {pair.prompt for pair in task(name, seed=1).train}
 
@@ -146,3 +147,11 @@ def test_dialect_forms(plain: str, spoken: str) -> None:
 def test_impossible_requests_say_what_works(name: str, changed: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_task(name, **(SIZES | changed), seed=0)
+
+
+def test_skills_are_the_bases_own_prompts_and_answers() -> None:
+    documents_seen = {d.prompt: d.response for d in islice(documents(Part.TASK_TEST, seed=3), 3000)}
+    asked = {pair.prompt: pair.response for pair in task("skills").test}
+    shared = asked.keys() & documents_seen.keys()
+    assert shared
+    assert all(asked[prompt] == documents_seen[prompt] for prompt in shared)

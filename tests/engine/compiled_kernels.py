@@ -31,11 +31,14 @@ CASES: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         )
         for nested in (True, False)
     ),
-    (
-        "rms_norm_kernel",
-        {**dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "summed_ptr", "out_ptr"), B)}
-        | {"scale_ptr": F, "epsilon": "fp32"},
-        {"HAS_RESIDUAL": True, "BLOCK": 2048},
+    *(
+        (
+            "rms_norm_kernel",
+            {**dict.fromkeys(("x_ptr", "residual_ptr", "summed_ptr", "out_ptr"), B)}
+            | {"weight_ptr": B if rounds else F, "scale_ptr": F, "epsilon": "fp32"},
+            {"HAS_RESIDUAL": True, "ROUNDS": rounds, "BLOCK": 2048},
+        )
+        for rounds in (True, False)
     ),
     (
         "rms_norm_backward_kernel",
@@ -51,8 +54,11 @@ CASES: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         )
         for back in (True, False)
     ),
-    ("swiglu_kernel", {"gate_up_ptr": B, "out_ptr": B}, {"BLOCK": 1024}),
-    ("swiglu_backward_kernel", {"gate_up_ptr": B, "grad_ptr": B}, {"BLOCK": 1024}),
+    *(
+        (name, dict.fromkeys(("gate_up_ptr", other), B), {"GELU": gelu, "BLOCK": 1024})
+        for name, other in (("gated_kernel", "out_ptr"), ("gated_backward_kernel", "grad_ptr"))
+        for gelu in (True, False)
+    ),
     (
         "grouped_product_kernel",
         {"x_ptr": B, "w_ptr": B, "out_ptr": B, "seat_of_tile_ptr": N},

@@ -115,7 +115,7 @@ def _request(overrides: list[str], steps: int = 6) -> list[str]:
 
 
 def _command(overrides: list[str], directory: Path) -> Numbers:
-    done = Command(_request(overrides), directory).end()
+    done = Command(_request(overrides), directory, forks_ranks=True).end()
     assert done.code == 0, done.err
     return _of_run(_only_run(directory))
 

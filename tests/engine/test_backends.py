@@ -87,6 +87,7 @@ COMPOSITIONS: dict[str, tuple[list[LoraConfig], dict[str, Any]]] = {
 
 NOT_IN_SEATS = ("dora", "qalora")
 """What captured steps leave to the reference (`why_not_captured`)."""
+FAMILIES = ["llama", "mistral_windowed", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text"]
 
 Found = list[tuple[float, torch.Tensor]]
 
@@ -190,6 +191,44 @@ def test_what_captured_steps_do_not_compute_says_why(
     found = why_not_captured(config)
     assert can_be_captured(config) == (found is None) == (reason is None)
     assert reason is None or reason in (found or "")
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("model", FAMILIES)
+def test_seats_compute_what_the_model_does(model: str, recompute: bool) -> None:
+    """Rows of several texts each; in 7 positions Gemma 3's layers see 5, all, and 5 of them."""
+    loras = [
+        LoraConfig(rank=4, alpha=8.0, target_modules=["all_linear"]),
+        LoraConfig(rank=2, alpha=3.0, target_modules=["attention"], dropout=0.2),
+    ]
+    found = []
+    for way in (by_reference, in_seats):
+        shared = base_of(model, backend=BackendName.reference)
+        work = [
+            work_of(trained(shared, lora, seed), seed, packed=True, recompute=recompute)
+            for seed, lora in enumerate(loras)
+        ]
+        found.append(way(shared, work))
+    for (loss, gradient), (seated, seated_gradient) in zip(*found, strict=True):
+        assert abs(loss - seated) < 2e-6
+        assert (gradient - seated_gradient).norm() < 2e-6 * gradient.norm()
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "word"),
+    [
+        ("gemma", {"hidden_act": "gelu_new"}, "gelu_new"),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "capped"),
+        ("phi3", {"resid_pdrop": 0.1}, "drops"),
+        ("phi3", {"partial_rotary_factor": 0.5}, "rotates a part"),
+    ],
+)
+def test_what_is_not_written_out_of_a_known_model_is_refused(
+    model: str, fields: dict[str, Any], word: str
+) -> None:
+    reason = why_not_this_model(base_of(model, backend=BackendName.reference, **fields).base)
+    assert reason is not None
+    assert word in reason
 
 
 def test_models_whose_pass_is_not_written_out_are_refused_by_name() -> None:

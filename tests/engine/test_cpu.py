@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from harness.base.build import freeze
 from harness.config.resources import BackendName
-from harness.config.schema import LoraConfig, QuantConfig, QuantFormat
+from harness.config.schema import FloatType, LoraConfig, QuantConfig, QuantFormat
 from harness.data.rows import NO_LOSS, Batch
 from harness.engine.adapter import Adapter
 from harness.engine.cpu import matmul as products
@@ -41,30 +41,37 @@ def base_of(
     backend: BackendName = BackendName.auto,
     *,
     double_quant: bool = False,
+    compute: FloatType = FloatType.float32,
+    device: torch.device = CPU,
     **fields: Any,
 ) -> SharedBase:
     """Return a packed random model; the same one every time."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    shape = SHAPE | {"sliding_window": None} if model_type == "mistral" else SHAPE
+    shape = SHAPE | ({"sliding_window": None} if model_type == "mistral" else {})
     model_type = model_type.removesuffix("_windowed")
     if model_type == "gpt_neox":
         shape = {k: v for k, v in SHAPE.items() if k != "num_key_value_heads"}
+    shape |= {"phi3": {"pad_token_id": 0}, "gemma": {"head_dim": 16}}.get(model_type, {})
+    if model_type == "gemma3_text":
+        kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+        shape |= {"head_dim": 16, "sliding_window": 5, "layer_types": kinds}
     config = AutoConfig.for_model(model_type, **shape | fields)
     config._attn_implementation = "sdpa"
     model: Any = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
         if "norm" in name or name.endswith("bias"):
             parameter.data.add_(0.1 * torch.randn(parameter.shape))
-    stored = QuantConfig(format=quant, double_quant=double_quant)
-    return SharedBase(freeze(model, stored, CPU), backend=backend)
+    stored = QuantConfig(format=quant, double_quant=double_quant, compute_dtype=compute)
+    return SharedBase(freeze(model, stored, device), backend=backend)
 
 
 def trained(shared: SharedBase, lora: LoraConfig, seed: int) -> Adapter:
     """Attach an adapter whose B is not zero."""
     adapter = shared.attach(lora, seed)
-    adapter.flat_P.add_(torch.randn(adapter.flat_P.shape, generator=RANDOM.manual_seed(seed)) / 20)
+    noise = torch.randn(adapter.flat_P.shape, generator=RANDOM.manual_seed(seed)) / 20
+    adapter.flat_P.add_(noise.to(adapter.flat_P.device))
     return adapter
 
 

@@ -11,6 +11,7 @@ from harness.engine.adapter import Adapter
 from harness.engine.cuda.backend import CudaBackend
 from harness.engine.cuda.decoding import DecodingSize
 from harness.engine.shared_base import SharedBase
+from tests.engine.test_backends import FAMILIES
 from tests.engine.test_cpu import base_of, trained
 
 NEW = 12
@@ -33,7 +34,7 @@ def alone(shared: SharedBase, adapter: Adapter, prompt: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("model", ["llama", "mistral_windowed", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model", FAMILIES)
 def test_answers_are_those_of_generate(model: str, count: int) -> None:
     shared = base_of(model, backend=BackendName.reference)
     shared.model.eval()

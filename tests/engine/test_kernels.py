@@ -7,6 +7,7 @@ Inputs are drawn anew, outputs begin as NaN: what a kernel does not write shows.
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from harness.base.storage import storage_of
 from harness.config.schema import QuantConfig, QuantFormat
 from harness.engine.cuda import ops
-from harness.engine.cuda.ops import TILE, Dropout, Rows
+from harness.engine.cuda.ops import TILE, Activation, Dropout, Norm, Rows
 from harness.engine.dropout import dropout_key, keep_mask, key_words, threshold
 
 pytestmark = pytest.mark.triton
@@ -44,18 +45,20 @@ def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
 
 
+@pytest.mark.parametrize("rounds", [True, False])
 @pytest.mark.parametrize("width", [64, 96])
-def test_norms(width: int) -> None:
+def test_norms(width: int, rounds: bool) -> None:
     x, residual, weight, grad = drawn(5, width), drawn(5, width), drawn(width), drawn(5, width)
-    summed, out, scale = ops.rms_norm(x, residual, weight, 1e-5)
+    norm = Norm(weight, 1e-5, rounds)
+    summed, out, scale = ops.rms_norm(x, residual, norm)
     wide = leaf(x + residual)
     expected = normed(wide, weight.double())
     assert_close(out.double(), expected)
     torch.testing.assert_close(summed, x + residual)
     (grad_x,) = torch.autograd.grad(expected, wide, grad.double())
-    found = ops.rms_norm_backward(grad, summed, weight, scale, residual)
+    found = ops.rms_norm_backward(grad, summed, norm, scale, residual)
     assert_close(found.double(), grad_x + residual.double())
-    torch.testing.assert_close(ops.rms_norm_again(summed, scale, weight, 1e-5), out)
+    torch.testing.assert_close(ops.rms_norm_again(summed, scale, norm), out)
 
 
 def test_norms_of_heads() -> None:
@@ -64,13 +67,13 @@ def test_norms_of_heads() -> None:
     heads = wide[:, 16:40].unflatten(1, (3, 8))
     expected = normed(heads, weight.double()).flatten(1)
     mine = x.clone()
-    before, scale = ops.head_norm_(mine, 16, 3, weight, 1e-5)
+    before, scale = ops.head_norm_(mine, 16, 3, Norm(weight, 1e-5))
     assert_close(mine[:, 16:40].double(), expected)
     assert torch.equal(mine[:, :16], x[:, :16])
     assert torch.equal(mine[:, 40:], x[:, 40:])
     (expected_grad,) = torch.autograd.grad(expected, wide, grad[:, 16:40].double())
     own = grad.clone()
-    ops.head_norm_backward_(own, 16, 3, before, weight, scale)
+    ops.head_norm_backward_(own, 16, 3, before, Norm(weight, 1e-5), scale)
     assert_close(own[:, 16:40].double(), expected_grad[:, 16:40])
     assert torch.equal(own[:, 40:], grad[:, 40:])
 
@@ -89,13 +92,15 @@ def test_rotations_and_back() -> None:
     assert_close(mine, x)
 
 
-def test_swiglu() -> None:
+@pytest.mark.parametrize("activation", Activation)
+def test_gated_feed_forwards(activation: Activation) -> None:
     gate_up, grad = drawn(3, 2 * 100), drawn(3, 100)
     wide = leaf(gate_up)
-    expected = F.silu(wide[:, :100]) * wide[:, 100:]
-    assert_close(ops.swiglu(gate_up).double(), expected)
+    functions = {Activation.silu: F.silu, Activation.gelu_tanh: partial(F.gelu, approximate="tanh")}
+    expected = functions[activation](wide[:, :100]) * wide[:, 100:]
+    assert_close(ops.gated(gate_up, activation).double(), expected)
     (expected_grad,) = torch.autograd.grad(expected, wide, grad.double())
-    ops.swiglu_backward_(gate_up, grad)
+    ops.gated_backward_(gate_up, grad, activation)
     assert_close(gate_up.double(), expected_grad)
 
 

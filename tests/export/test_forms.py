@@ -111,7 +111,7 @@ def test_what_is_stored_in_nf4_are_bitsandbytes_codes_of_the_merged_weights(run,
         assert f"{each['loss']['value']:.4f}" in card, "losses side by side"
 
 
-def test_gguf_files_are_read_by_transformers_and_llama_cpp(run, capsys):
+def test_gguf_files_answer_as_what_they_were_made_from(run, capsys):
     made = export(run, capsys, "--to", "gguf")
     assert [each["storage"] for each in made] == ["f16", "q8_0", "q4_0"]
     (dense,) = export(run, capsys, "--to", "merged")
@@ -119,7 +119,14 @@ def test_gguf_files_are_read_by_transformers_and_llama_cpp(run, capsys):
     assert made[0]["size_bytes"] > made[1]["size_bytes"] > made[2]["size_bytes"]
     cards = (Path(made[0]["place"]).parent / "README.md").read_text()
     assert all(f"{each['loss']['value']:.4f}" in cards for each in made)
-    llama_cpp = pytest.importorskip("llama_cpp")
+
+
+@pytest.mark.data
+def test_llama_cpp_reads_a_gguf_file_as_transformers_reads_what_it_was_made_from(run, capsys):
+    reason = "llama.cpp is not installed: pip install llama-cpp-python"
+    llama_cpp = pytest.importorskip("llama_cpp", reason=reason)
+    made = export(run, capsys, "--to", "gguf")
+    (dense,) = export(run, capsys, "--to", "merged")
     loaded: Any = AutoModelForCausalLM.from_pretrained(dense["place"], dtype=torch.float32)
     ours = loaded(IDS).logits[0].detach()
     llama = llama_cpp.Llama(made[0]["place"], n_ctx=64, logits_all=True, verbose=False)

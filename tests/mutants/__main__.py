@@ -1,13 +1,13 @@
 """Small changes to the code, each made alone, and whether the tests notice.
 
     python -m tests.mutants [--sample 200] [--seed 0] [--rooms plan,study] [--jobs 2]
-    python -m tests.mutants --edits                 ten changes that once went unnoticed: what notices now
-    python -m tests.mutants … --tests tests/plan tests/measure/test_throughput.py      judged by these alone
+    python -m tests.mutants --edits     only the ten that once went unnoticed, which come first otherwise
+    python -m tests.mutants … --tests tests/plan tests/measure/test_throughput.py    judged by these alone
 
-The changes are cosmic-ray's. Its own runner starts a Python for each, which here would spend five seconds
-on imports; so the tests run in processes forked from one that has the libraries loaded, in copies of the
-project. All tests run once without any change, which must pass, and it is recorded which functions each of
-them enters: a change is judged by those that enter the changed function, until one fails. Prints a table and
+The changes are cosmic-ray's. Its own runner starts a Python for each, which here would spend ten seconds
+on imports; so the tests run in forks of processes that have the code and the tests loaded, in copies of the
+project. All tests run once without any change, which must pass, and it is recorded which lines each of them
+runs: a change is judged by those that run the changed lines, until one fails. Prints a table and
 writes `out/mutants/verdicts.json`; what survived belongs into docs/mutants.md, with its reason.
 """
 
@@ -21,14 +21,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from tests.mutants.changes import ROOMS, ROOT, Mutant, modules, mutants_of
+from tests.mutants.changes import ROOMS, ROOT, Mutant, modules, mutants_of, only_elsewhere
 from tests.mutants.edits import EDITS, Edit
 from tests.mutants.reach import Reach
-from tests.mutants.trials import Copy, judge, outcome, read_reached, record, side_by_side
+from tests.mutants.trials import Copy, side_by_side
 
 LIBRARIES = (
     *("torch", "transformers", "peft", "numpy", "scipy.stats", "optuna", "pandas", "yaml", "hydra"),
@@ -36,8 +35,11 @@ LIBRARIES = (
     *("transformers.models.llama.modeling_llama", "rouge_score.rouge_scorer"),
 )
 OUT = ROOT / "out" / "mutants"
-QUICK = ("config", "records", "embedded")
-"""Directories of tests that judge beside those of the rooms: quick ones that use them."""
+FILES = 5
+"""Test files of a room that are recorded in one process, which shares what they set up."""
+ROOMS_GIVEN = ",".join(ROOMS)
+QUICK = ("config", "records", "embedded", "commands/test_data.py", "sweeping/test_tenancy.py")
+"""Tests that judge beside those of the rooms: quick ones that use them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,10 @@ class Verdict:
 
     mutant: Mutant | Edit
     outcome: str
-    """killed, survived, timeout (which is killed, too), or unreached: no test enters the function."""
+    """killed; timeout, which is killed, too; survived; unreached, where no test runs the module; elsewhere,
+    where only a GPU would run it."""
     by: str
-    """The test that failed."""
+    """The test that failed, or why no test here can."""
     seconds: float
     diff: str
 
@@ -64,19 +67,22 @@ def verdicts(
     def before_of(mutant: Mutant | Edit) -> str:
         return (unchanged / mutant.module).read_text()
 
-    judged = {mutant: reach.judges(mutant) for mutant in work}
+    judged = {mutant: [] if only_elsewhere(mutant) else reach.judges(mutant) for mutant in work}
     for mutant in (each for each in work if not judged[each]):
-        yield Verdict(mutant, "unreached", "", 0.0, diff(mutant))
+        reason = only_elsewhere(mutant)
+        yield Verdict(mutant, "elsewhere" if reason else "unreached", reason, 0.0, diff(mutant))
 
-    def start(copy: Copy, mutant: Mutant | Edit) -> int:
-        copy.change(mutant.module, mutant.source(before_of(mutant)))
-        return copy.start(lambda: judge(copy, judged[mutant]), writes_bytecode=False)
+    def start(copy: Copy, mutant: Mutant | Edit) -> None:
+        source = mutant.source(before_of(mutant))
+        copy.change(mutant.module, source)
+        tests = [(each.test, each.seconds, each.setup) for each in judged[mutant]]
+        copy.ask("judge", mutant.module, mutant.function, mutant.lines, source, tests)
 
     for end in side_by_side([each for each in work if judged[each]], copies, start):
         end.copy.put_back(end.work.module)
-        result = outcome(end.status)
-        by = "" if result == "survived" else (end.copy.directory / "killer.txt").read_text()
-        yield Verdict(end.work, result, by, end.seconds, diff(end.work))
+        survived = end.outcome == "survived"
+        by = "" if survived else (end.copy.directory / "killer.txt").read_text()
+        yield Verdict(end.work, end.outcome, by, end.seconds, diff(end.work))
 
 
 def _diff(module: str, before: str, after: str) -> str:
@@ -84,29 +90,30 @@ def _diff(module: str, before: str, after: str) -> str:
     return "\n".join(list(lines)[2:])
 
 
-def record_reach(
-    reach: Reach, judging: Sequence[str], unchanged: Path, copies: Sequence[Copy]
-) -> None:
+def record_reach(reach: Reach, test_files: Sequence[str], copies: Sequence[Copy]) -> None:
     """Run all tests that may judge, as the code is; raises SystemExit if one fails: it notices anything."""
-    places = [unchanged / place for place in judging]
-    found = [f for p in places for f in (sorted(p.rglob("test_*.py")) if p.is_dir() else [p])]
-    unknown = reach.unknown([str(file.relative_to(unchanged)) for file in found])
     rooms: dict[str, list[str]] = {}
-    for file in unknown:
+    for file in reach.unknown(test_files):
         rooms.setdefault(file.split("/")[1], []).append(file)
-    order = sorted(rooms.values(), key=len, reverse=True)
+    parts = [files[i : i + FILES] for files in rooms.values() for i in range(0, len(files), FILES)]
+    order = sorted(parts, key=len, reverse=True)
 
-    def start(copy: Copy, files: list[str]) -> int:
-        return copy.start(lambda: record(copy, files), writes_bytecode=True)
+    def start(copy: Copy, files: list[str]) -> None:
+        copy.ask("record", files)
 
     for end in side_by_side(order, copies, start):
-        print(
-            f"{end.seconds:4.0f} s  unchanged: {len(end.work)} files of {end.work[0]}", flush=True
-        )
-        if outcome(end.status) != "survived":
-            tail = (end.copy.directory / "log.txt").read_text()[-3000:]
-            raise SystemExit(f"{end.work} fail without any change:\n{tail}")
-        reach.keep(end.work, read_reached(end.copy))
+        about = f"{end.seconds:4.0f} s  unchanged: {len(end.work)} files of {end.work[0]}"
+        print(about, flush=True)
+        if end.outcome != "survived":
+            raise SystemExit(f"{end.work} fail without any change:\n{end.copy.log}")
+        reach.keep(end.work, end.copy.reached())
+
+
+def files_of(judging: Sequence[str], root: Path) -> list[str]:
+    """Return the test files in these directories."""
+    places = [root / place for place in judging]
+    found = [f for p in places for f in (sorted(p.rglob("test_*.py")) if p.is_dir() else [p])]
+    return [str(file.relative_to(root)) for file in found]
 
 
 def by_edit(results: Sequence[Verdict]) -> str:
@@ -114,6 +121,9 @@ def by_edit(results: Sequence[Verdict]) -> str:
     lines = ["| change | outcome | the first test that failed |", "| --- | --- | --- |"]
     lines += [f"| {each.mutant.operator} | {each.outcome} | {each.by} |" for each in results]
     return "\n".join(lines)
+
+
+KINDS = ("killed", "timeout", "survived", "unreached", "elsewhere")
 
 
 def table(results: Sequence[Verdict]) -> str:
@@ -124,13 +134,14 @@ def table(results: Sequence[Verdict]) -> str:
         room = path.parts[1] if path.parts[0] == "harness" else path.parts[0]
         rooms.setdefault(room, Counter())[verdict.outcome] += 1
     lines = [
-        "| room | mutants | killed | timed out | survived | unreached |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| room | changes | killed | timed out | survived | unreached | only on a GPU | noticed |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for room, counts in [*sorted(rooms.items()), ("all", sum(rooms.values(), Counter()))]:
-        kinds = ("killed", "timeout", "survived", "unreached")
-        numbers = [sum(counts.values()), *(counts[kind] for kind in kinds)]
-        lines.append(f"| {room} | {' | '.join(map(str, numbers))} |")
+        judged = sum(counts.values()) - counts["elsewhere"]
+        noticed = (counts["killed"] + counts["timeout"]) / judged if judged else 1.0
+        numbers = [sum(counts.values()), *(counts[kind] for kind in KINDS)]
+        lines.append(f"| {room} | {' | '.join(map(str, numbers))} | {noticed:.1%} |")
     return "\n".join(lines)
 
 
@@ -160,9 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sample", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rooms", default=",".join(ROOMS))
+    parser.add_argument("--rooms", default=ROOMS_GIVEN)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--edits", action="store_true", help="the ten of edits.py instead")
+    parser.add_argument("--edits", action="store_true", help="the ten of edits.py alone")
     parser.add_argument("--tests", nargs="+", help="files and directories that judge; all rooms'")
     asked = parser.parse_args(arguments)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -176,11 +187,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: list[Verdict] = []
     with tempfile.TemporaryDirectory() as place:
         unchanged = Copy(Path(place, "unchanged"), ROOT).directory  # the tree may go on changing
-        copies = [Copy(Path(place, str(index)), unchanged) for index in range(asked.jobs)]
-        sample = partial(sampled, rooms, unchanged, asked.sample, asked.seed)
-        work = list(EDITS) if asked.edits else sample()
+        copies = [Copy(Path(place, str(n)), unchanged, n) for n in range(asked.jobs)]
+        work: list[Mutant | Edit] = list(EDITS) if asked.rooms == ROOMS_GIVEN else []
+        if not asked.edits:
+            work += sampled(rooms, unchanged, asked.sample, asked.seed)
         reach = Reach(OUT / "reach.json", unchanged)
-        record_reach(reach, judging, unchanged, copies)
+        test_files = files_of(judging, unchanged)
+        for copy in copies:
+            copy.load(test_files)
+        record_reach(reach, test_files, copies)
         for verdict in verdicts(work, reach, unchanged, copies):
             results.append(verdict)
             mutant = verdict.mutant
@@ -189,9 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{mutant.module} {mutant.operator} {verdict.by}",
                 flush=True,
             )
-            if verdict.outcome in ("survived", "unreached"):
+            if verdict.outcome not in ("killed", "timeout"):
                 print(verdict.diff, flush=True)
-    print(by_edit(results) if asked.edits else table(results))
+        for copy in copies:
+            copy.close()
+    print(by_edit([each for each in results if isinstance(each.mutant, Edit)]))
+    print(table([each for each in results if isinstance(each.mutant, Mutant)]))
     OUT.mkdir(parents=True, exist_ok=True)
     kept = [asdict(verdict) for verdict in results]
     (OUT / "verdicts.json").write_text(json.dumps(kept, indent=1))

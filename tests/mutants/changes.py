@@ -20,15 +20,32 @@ LEFT_OUT = (
 """Operators of cosmic-ray that are not used."""
 UNJUDGED = ("decorator", "raise_stmt", "assert_stmt")
 """Where nothing is changed: frozen=True and its like, the wording of errors, statements to ourselves."""
-GUARDS = ("strict", "encoding")
-"""Keyword arguments that only guard against what does not happen, as an assertion does."""
+GUARDS = ("strict", "encoding", "deepcopy")
+"""Keyword arguments that only guard against what does not happen, as an assertion does, or only save time."""
+STATEMENTS = (
+    *("file_input", "suite", "simple_stmt", "if_stmt", "for_stmt", "while_stmt", "with_stmt"),
+    *("try_stmt", "funcdef", "classdef", "async_stmt", "decorated"),
+)
+"""Nodes whose children are statements or parts of a statement's head."""
 LOOKS = (
     *("linewidth", "linewidths", "alpha", "fontsize", "figsize", "height", "pad", "rotation"),
     *("zorder", "ncols", "markersize", "dpi", "capsize", "elinewidth", "layout"),
 )
 """Keyword arguments that say how thick, pale, large or far apart something is drawn: judged by eye."""
+SIZES = ("size", "width", "length", "pad")
+"""What the names of matplotlib's settings of the same kind end in."""
 PLACING = ("new_figure", "Figure", "set_xlim", "set_ylim", "margins")
 """Functions of a figure's size and of the room around what is drawn."""
+
+ELSEWHERE = {
+    ("harness/measure/meter.py", "CudaMeter"): "the allocator of a GPU",
+    ("harness/measure/nvml.py", "GpuSampler"): "asks NVIDIA's driver",
+    ("harness/measure/nvml.py", "driver_version"): "asks NVIDIA's driver",
+    ("harness/measure/nvml.py", "_handle"): "asks NVIDIA's driver",
+    ("harness/measure/nvml.py", "_sample"): "asks NVIDIA's driver",
+    ("harness/measure/rates.py", "_replayed_seconds"): "replays a graph of CUDA",
+}
+"""Functions and classes that only a GPU runs, by module and name, with the reason (`make test-gpu`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +57,8 @@ class Mutant:
     occurrence: int
     function: str
     """The qualified name of the innermost function around the place; empty outside of functions."""
+    lines: tuple[int, ...]
+    """Those of the statement, or of its head, that holds the place."""
 
     def source(self, before: str) -> str:
         """Return the module's source with the change."""
@@ -78,7 +97,7 @@ def mutants_of(module: str, root: Path = ROOT) -> Iterator[Mutant]:
         for node, function in nodes:
             for _ in operator.mutation_positions(node):
                 if function is not None:
-                    yield Mutant(module, name, index, function)
+                    yield Mutant(module, name, index, function, _lines(node))
                 index += 1
 
 
@@ -89,6 +108,8 @@ def _is_judged(node: Any) -> bool:
         parent = child.parent
         if child.type in UNJUDGED or _is_type(child, parent):
             return False
+        if _is_look(child):
+            return False
         if child.type == "argument" and child.children[0].get_code().strip() in (*GUARDS, *LOOKS):
             return False
         if child.type == "trailer" and child.children[0].value == "(" and _called(child) in PLACING:
@@ -97,6 +118,15 @@ def _is_judged(node: Any) -> bool:
             return False
         child = parent
     return True
+
+
+def _is_look(child: Any) -> bool:
+    """Return whether a node is the value of a setting that says how large or thick something is drawn."""
+    colon = child.get_previous_sibling()
+    if child.parent is None or child.parent.type != "dictorsetmaker" or colon is None:
+        return False
+    key = colon.get_previous_sibling() if colon.type == "operator" and colon.value == ":" else None
+    return key is not None and key.get_code().strip().strip('"').endswith(SIZES)
 
 
 def _called(arguments: Any) -> str:
@@ -114,6 +144,14 @@ def _is_type(child: Any, parent: Any) -> bool:
     return parent.type == "funcdef" and child is parent.annotation
 
 
+def _lines(node: Any) -> tuple[int, ...]:
+    """Return the lines of the statement around a node; of a compound one, those of the part of its head."""
+    child = node
+    while child.parent is not None and child.parent.type not in STATEMENTS:
+        child = child.parent
+    return tuple(range(child.start_pos[0], child.end_pos[0] + 1))
+
+
 def _function(node: Any) -> str:
     """Return the qualified name, as code objects have it, of the function whose body holds a node."""
     parts: list[str] = []
@@ -128,3 +166,8 @@ def _function(node: Any) -> str:
                 parts = []  # the body of a class runs when it is imported
         child = parent
     return ".".join(parts)
+
+
+def only_elsewhere(change: Any) -> str:
+    """Return why no test without a GPU can notice a change; empty where one could."""
+    return ELSEWHERE.get((change.module, change.function.split(".")[0]), "")

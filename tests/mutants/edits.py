@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tests.mutants.changes import ROOT
+
 
 @dataclass(frozen=True, slots=True)
 class Edit:
@@ -14,6 +16,12 @@ class Edit:
     """The qualified name of the function that holds the text."""
     before: str
     after: str
+
+    @property
+    def lines(self) -> tuple[int, ...]:
+        """Those of the text."""
+        first = (ROOT / self.module).read_text().partition(self.before)[0].count("\n") + 1
+        return tuple(range(first, first + self.before.count("\n") + 1))
 
     def source(self, before: str) -> str:
         """Return the module's source with the change; the text must be there once."""

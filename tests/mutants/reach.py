@@ -1,34 +1,36 @@
-"""Which functions each test enters, and how long it takes: what decides which tests judge a change."""
+"""Which lines each test runs, and how long it takes: what decides which tests judge a change."""
 
 import hashlib
 import json
-import sys
-import threading
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any
 
 import pytest
+from coverage import Coverage
 
 from tests.mutants.changes import Mutant
 from tests.mutants.edits import Edit
 
-Place = tuple[str, str]
-"""A module's path from the root, and the qualified name of a function in it."""
 SECONDS = 60.0
 """Tests that judge one change take no longer together, as measured without it."""
+AT_IMPORT = ""
+"""The context of what runs outside of tests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """A test that enters a function, and how long it takes."""
+    """A test that runs a line, and how long it takes."""
 
     test: str
     seconds: float
+    """Of the test itself."""
+    setup: float
+    """Of all its fixtures, of which it may share most."""
 
     @property
     def file(self) -> str:
@@ -37,53 +39,86 @@ class Reached:
 
 
 class Recorder:
-    """A pytest plugin: records the functions of the copy at `root` that each test and fixture enters."""
+    """A pytest plugin: records the lines of the copy at `root` that each test and each fixture runs."""
 
     def __init__(self, root: Path) -> None:
-        self._prefixes = tuple(f"{root}/{part}/" for part in ("harness", "analysis"))
-        self._root = len(str(root)) + 1
-        self._known: dict[CodeType, Place | None] = {}
-        self._entered: set[Place] = set()
-        self._of_fixtures: dict[int, set[Place]] = defaultdict(set)
-        self.reached: list[dict[str, Any]] = []
+        self._root = root
+        inside = [f"{root}/{part}/*" for part in ("harness", "analysis")]
+        self._coverage = Coverage(data_file=None, include=inside, config_file=False)
+        self._setups: dict[str, float] = {}
+        self._setting_up = 0.0
+        self._tests: list[dict[str, Any]] = []
+        self._coverage.start()
 
-    def _call(self, frame: FrameType, event: str, argument: Any) -> None:
-        code = frame.f_code
-        if code not in self._known:
-            inside = code.co_filename.startswith(self._prefixes)
-            place = (code.co_filename[self._root :], code.co_qualname) if inside else None
-            self._known[code] = place
-        place = self._known[code]
-        if place is not None:
-            self._entered.add(place)
+    def lines(self) -> dict[str, dict[str, list[int]]]:
+        """Return the lines by context, a test or a fixture, and module; stops recording."""
+        self._coverage.stop()
+        data = self._coverage.get_data()
+        found: dict[str, dict[str, list[int]]] = defaultdict(dict)
+        for file in data.measured_files():
+            module = str(Path(file).relative_to(self._root))
+            for line, contexts in data.contexts_by_lineno(file).items():
+                for context in contexts:
+                    found[context].setdefault(module, []).append(line)
+        return found
+
+    def reached(self) -> list[dict[str, Any]]:
+        """Return for each test its seconds and its lines, those of its fixtures with them."""
+        lines = self.lines()
+        for test in self._tests:
+            modules: dict[str, set[int]] = defaultdict(set)
+            for context in (test["test"], *test.pop("fixtures")):
+                for module, own in lines[context].items():
+                    modules[module].update(own)
+            test["lines"] = {module: sorted(own) for module, own in sorted(modules.items())}
+        return self._tests
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        self._entered = set()
-        began = time.process_time()
-        wall = time.monotonic()
-        sys.settrace(self._call)
-        threading.settrace(self._call)
+        self._coverage.switch_context(item.nodeid)
+        self._setting_up = 0.0
+        clock = _Clock()
         yield
-        sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
-        seconds = max(time.process_time() - began, time.monotonic() - wall)
-        places = set(self._entered)
-        for fixtures in item._fixtureinfo.name2fixturedefs.values():  # type: ignore[attr-defined]
-            for fixture in fixtures:
-                places |= self._of_fixtures[id(fixture)]
-        functions: dict[str, list[str]] = defaultdict(list)
-        for module, function in sorted(places):
-            functions[module].append(function)
-        self.reached.append({"test": item.nodeid, "seconds": seconds, "places": functions})
+        seconds = clock.seconds() - self._setting_up
+        self._coverage.switch_context(AT_IMPORT)
+        fixtures = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
+        used = [name for each in fixtures for f in each if (name := _name(f)) in self._setups]
+        setup = sum(self._setups[name] for name in used)
+        self._tests.append(
+            {"test": item.nodeid, "seconds": seconds, "setup": setup, "fixtures": used}
+        )
 
     @pytest.hookimpl(hookwrapper=True)
-    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
-        """Keep what a shared fixture enters for every test that uses it, not for its first one alone."""
-        outside, self._entered = self._entered, set()
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
+        """Keep what a shared fixture runs for every test that uses it, not for its first one alone."""
+        name, clock = _name(fixturedef), _Clock()
+        self._coverage.switch_context(name)
         yield
-        self._of_fixtures[id(fixturedef)] |= self._entered
-        self._entered |= outside
+        self._coverage.switch_context(request._pyfuncitem.nodeid)
+        seconds = clock.seconds()
+        self._setting_up += seconds
+        self._setups[name] = max(seconds, self._setups.get(name, 0.0))
+
+
+def _name(fixturedef: Any) -> str:
+    return f"fixture {fixturedef.baseid} {fixturedef.argname} {id(fixturedef)}"
+
+
+class _Clock:
+    """Seconds since it was made: on a processor, but for those that were waited; others may run, too."""
+
+    def __init__(self) -> None:
+        self._cpu, self._wall = _cpu_seconds(), time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the seconds until now."""
+        return max(_cpu_seconds() - self._cpu, (time.monotonic() - self._wall) / 4)
+
+
+def _cpu_seconds() -> float:
+    """Return the time on a processor of this process and of those that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def digests(test_files: Iterable[str], root: Path) -> dict[str, str]:
@@ -106,14 +141,17 @@ class Reach:
     def __init__(self, file: Path, root: Path) -> None:
         """What is kept in a file, of the tests of the project at `root`."""
         self._file, self._root = file, root
+        self._asked: list[str] = []
         self._kept: dict[str, dict[str, Any]] = (
             json.loads(file.read_text()) if file.exists() else {}
         )
 
     def unknown(self, test_files: Sequence[str]) -> list[str]:
-        """Return the test files whose reach has to be recorded, and forget the others' past."""
-        now = digests(test_files, self._root)
+        """Return the test files whose reach has to be recorded, and forget what is out of date."""
+        files = {n for n in (*test_files, *self._kept) if (self._root / n).exists()}
+        now = digests(files, self._root)
         self._kept = {n: e for n, e in self._kept.items() if e["digest"] == now.get(n)}
+        self._asked = list(test_files)
         return [name for name in test_files if name not in self._kept]
 
     def keep(self, test_files: Sequence[str], reached: Sequence[dict[str, Any]]) -> None:
@@ -125,24 +163,30 @@ class Reach:
         self._file.write_text(json.dumps(self._kept))
 
     def judges(self, mutant: Mutant | Edit) -> list[Reached]:
-        """Return the tests that enter the changed function: those of the module's own file first.
+        """Return the tests that run the changed lines: those of the module's own file first, the quick first.
 
-        Their sum stays within SECONDS. What runs at import is judged by the tests that enter any function of
-        its module.
+        Their sum stays within SECONDS. What runs at import, and what no test runs in its own process, is
+        judged by the tests that run anything of its module.
         """
-        found: list[Reached] = []
-        for entry in self._kept.values():
-            for each in entry["tests"]:
-                functions = each["places"].get(mutant.module, [])
-                if mutant.function in functions or (functions and not mutant.function):
-                    found.append(Reached(each["test"], each["seconds"]))
+        tests = [each for name in self._asked for each in self._kept[name]["tests"]]
+        of_module = [each for each in tests if mutant.module in each["lines"]]
+        changed = set(mutant.lines)
+        running = [each for each in of_module if changed & set(each["lines"][mutant.module])]
+        if not mutant.function:
+            running = []
+        found = [
+            Reached(each["test"], each["seconds"], each["setup"]) for each in running or of_module
+        ]
         stem = Path(mutant.module).stem
-        found.sort(key=lambda each: (Path(each.file).stem != f"test_{stem}", each.seconds))
-        total, chosen = 0.0, []
+        found.sort(
+            key=lambda each: (Path(each.file).stem != f"test_{stem}", each.seconds + each.setup)
+        )
+        total, chosen, files = 0.0, [], set[str]()
         for each in found:
-            total += each.seconds
+            total += each.seconds + (0.0 if each.file in files else each.setup)
             if total > SECONDS and chosen:
                 break
+            files.add(each.file)
             chosen.append(each)
         return _by_file(chosen)
 

@@ -109,7 +109,7 @@ def test_a_run_whose_base_two_processes_share_is_killed_and_resumed_and_that_of_
     assert Command(request(world, "quant=nf4_dq"), alone).end().code == 0
     asked = request(world, "quant=nf4_dq", "resources.data_parallel=2", "resources.shard=fsdp")
     run = dies(Command(asked, shared), shared)
-    done = Command(asked, shared).end()
+    done = Command(asked, shared, forks_ranks=True).end()
     assert done.code == 0, done.err
     assert "Traceback" not in done.err
     assert [line for line in done.err.splitlines() if "step " not in line] == [

@@ -1,17 +1,23 @@
 """A run whose rows several processes share is the run of one; what goes wrong in one, the run says."""
 
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.config.resources import BackendName
 from harness.config.schema import (
     CheckpointConfig,
     LoraConfig,
+    LoraMethod,
+    ModelConfig,
     OptimizerName,
+    PathsConfig,
     QuantConfig,
     QuantFormat,
     ResourcesConfig,
+    RunConfig,
 )
 from harness.engine.shared_base import SharedBase
 from harness.errors import RunFailed
@@ -95,6 +101,30 @@ def test_two_processes_train_what_one_trains(
             record = run_all(shared, [together], leader)[together.run_id]
             assert record.status is RunStatus.completed
             assert_same(alone, together)
+
+
+def test_two_processes_train_a_whole_model_as_one_does(
+    make_base: MakeBase, make_job: MakeJob, lead: Lead, pretrained: Path, tmp_path: Path
+) -> None:
+    quant, lora = QuantConfig(format=QuantFormat.none), LoraConfig(method=LoraMethod.none)
+
+    def job(name: str) -> tuple[SharedBase, Job]:
+        shared = make_base(quant, pretrained, BackendName.reference)
+        return shared, make_job(shared, name, lora=lora, quant=quant, optim={"steps": 3})
+
+    shared, alone = job("alone")
+    run_all(shared, [alone])
+    config = RunConfig(
+        model=ModelConfig(name=str(pretrained)),
+        quant=quant,
+        lora=lora,
+        resources=ResourcesConfig(device="cpu", data_parallel=2),
+        paths=PathsConfig(out=str(tmp_path)),
+    )
+    shared, together = job("together")
+    with lead(config=config) as leader:
+        assert run_all(shared, [together], leader)["together"].status is RunStatus.completed
+    assert_same(alone, together)
 
 
 def test_three_processes_may_have_unequal_shares(

@@ -170,6 +170,7 @@ def test_constraints_can_be_taken_away(tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("nonsense/lora=all", ["unknown key", "nonsense/lora"]),
         ("lora.rnk=4", ["'lora.rnk'", "lora.rank"]),
         ("lora.rnk=choice(2,4)", ["lora.rnk", "lora.rank"]),
         ("lora.rank=choice()", ["lora.rank=choice()", "empty"]),

@@ -57,6 +57,20 @@ def test_a_level_without_the_inner_axis_is_in_no_contrast(tmp_path):
     assert len(quota_combinations([asked], question.space)) == 5, "none is searched all the same"
 
 
+@pytest.mark.parametrize(
+    ("between", "levels"),
+    [(2, ["8", "32"]), (8, ["2", "32"]), (32, ["2", "8"]), ("steps", ["8", "32"])],
+)
+def test_one_word_is_expected_of_every_level_that_is_compared(tmp_path, between, levels):
+    compare = {"lora.rank": between, "expected": "worse"}
+    question = ask(tmp_path, space=RANKS, compare=compare, confirm=CONFIRM)
+    assert question.compare[0].expected == tuple((level, Expected.worse) for level in levels)
+    for level in levels:
+        named = {"lora.rank": between, "expected": {level: "better"}}
+        asked = ask(tmp_path, space=RANKS, compare=named, confirm=CONFIRM)
+        assert asked.compare[0].expected == ((level, Expected.better),)
+
+
 def test_what_is_expected_is_kept_by_level(tmp_path):
     compare = {"lora.rank": "steps", "expected": {8: "better", 32: "equivalent"}}
     question = ask(tmp_path, space=RANKS, compare=compare, confirm=CONFIRM)

@@ -91,7 +91,7 @@ def test_it_composes_each_kind_of_override_as_compose_run_does():
 def test_it_composes_several_overrides_as_compose_run_does(base):
     draw = random.Random(len(base))
     composer = Composer(base)
-    for _ in range(12):
+    for _ in range(6):
         overrides = draw.sample([*FIELDS, *GROUPS], draw.randint(2, 8))
         expected = outcome(compose_run, [*base, *overrides])
         assert outcome(composer.compose, overrides) == expected, overrides

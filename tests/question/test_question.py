@@ -148,7 +148,11 @@ def test_a_limit_is_kept_where_its_violation_is_not_above_zero(limits, value, vi
 
 @pytest.mark.parametrize(
     ("amount", "count"),
-    [("24GiB", 24 * 2**30), ("8 MB", 8e6), ("1.5KiB", 1536), (1000, 1000), ("1e6", 1e6)],
+    [
+        *(("24GiB", 24 * 2**30), ("8 MB", 8e6), ("1.5KiB", 1536), (1000, 1000), ("1e6", 1e6)),
+        *(("2TB", 2e12), ("3 TiB", 3 * 2**40), ("4GB", 4e9), ("5KB", 5e3), ("6MiB", 6 * 2**20)),
+        ("7B", 7),
+    ],
 )
 def test_bytes_have_units(tmp_path, amount, count):
     question = ask(tmp_path, constraints={"memory/peak_bytes": {"at_most": amount}})

@@ -14,6 +14,11 @@ def _no_gpu(monkeypatch):
 TPE = {"method": "tpe", "trials": 5}
 
 
+def test_the_most_and_the_least_that_may_be_asked_for_can_be(tmp_path):
+    for trials in (1, 1_000_000):
+        assert ask(tmp_path, search=TPE | {"trials": trials}).search.trials == trials
+
+
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
@@ -35,6 +40,7 @@ TPE = {"method": "tpe", "trials": 5}
         ({"search": {"method": "tpe"}}, ["search.method=tpe", "search.trials"]),
         ({"search": {"trials": 0}}, ["search.trials=0", "at least 1"]),
         ({"search": {"trials": 2.5}}, ["search.trials=2.5", "whole"]),
+        ({"search": TPE | {"trials": 1_000_001}}, ["search.trials=1000001", "at most 1,000,000"]),
         ({"search": {"trials": True}}, ["search.trials=True", "whole"]),
         ({"search": {"seeds": []}}, ["search.seeds=[]", "[0, 1]"]),
         ({"search": {"seeds": [1, 1]}}, ["search.seeds=[1, 1]", "twice"]),

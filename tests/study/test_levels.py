@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from harness.question.question import Question
+from harness.study.levels import startup_trials
 from harness.study.study import Study
 from harness.sweeping.confirmation import chosen_for_confirmation, confirmation_seeds
 from tests.question.asking import ask
@@ -54,6 +55,23 @@ def test_every_combination_of_levels_gets_as_many_trials(tmp_path, method):
     assert len(counts) == 4
     assert max(counts.values()) - min(counts.values()) <= 1
     study.close()
+
+
+@pytest.mark.parametrize(
+    ("trials", "parts", "expected"),
+    [
+        (48, {}, 4),  # 12 of each level, a third of them
+        (24, {}, 3),  # no fewer than three
+        (8, {}, 3),
+        (119, {}, 9),  # 29 of each
+        (400, {}, 10),  # no more than without levels
+        (48, {"compare": None}, 10),
+    ],
+)
+def test_a_third_of_a_levels_trials_is_drawn_at_random(tmp_path, trials, parts, expected):
+    search = {"method": "tpe", "trials": trials, "seeds": [0]}
+    parts = {"confirm": {"top": 1, "seeds": [7]}} | parts
+    assert startup_trials(asked(tmp_path, search=search, **parts)) == expected
 
 
 def test_each_level_is_tuned_for_itself_though_another_is_better(tmp_path):

@@ -24,6 +24,7 @@ from harness.question.settings import (
     PrunerName,
     SearchSettings,
     StudySettings,
+    Transfer,
     WorkerSettings,
 )
 from harness.records.metrics import Direction
@@ -63,6 +64,7 @@ def asked(
     pruner: PrunerName = PrunerName.none,
     starts=(),
     name: str = "small",
+    transfer: Transfer = Transfer.none,
 ) -> Question:
     return Question(
         name=name,
@@ -78,6 +80,7 @@ def asked(
             sampler_seed=7,
             reduction_factor=3,
             starts=starts,
+            transfer=transfer,
         ),
         objectives=objectives,
         constraints=constraints,
@@ -583,3 +586,42 @@ def test_killed_at_any_moment_it_ends_with_every_trial_once_and_whole(url, tmp_p
     assert [trial.params["optim.lr"] for trial in in_optuna(url)] == [
         float(trial.point["optim.lr"]) for trial in trials
     ]
+
+
+# Transfer of learning rates -----------------------------------------------------------------------
+
+RANKS = ChoiceAxis(key="lora.rank", values=("2", "8", "32", "64"))
+RATES = ChoiceAxis(key="optim.lr", values=("1e-4", "3e-4", "1e-3", "3e-3", "1e-2"))
+
+
+def test_a_grid_with_transfer_waits_for_the_lower_ranks_and_goes_on_as_it_would_have(url) -> None:
+    question = asked(Method.grid, axes=(RANKS, RATES), transfer=Transfer.lr)
+
+    def tell(study: Study, trial: Trial) -> None:  # best at 3e-3 * 2 / rank
+        wanted = 3e-3 * 2 / int(trial.point["lora.rank"])
+        study.complete(trial.number, [abs(math.log(float(trial.point["optim.lr"]) / wanted))], [])
+
+    study = opened(question, url)
+    first = [study.ask() for _ in range(10)]
+    assert {trial.point["lora.rank"] for trial in first} == {"2", "8"}
+    for trial in first[:-1]:
+        tell(study, trial)
+    assert study.awaits_results
+    tell(study, first[-1])
+    assert not study.awaits_results
+    third = study.ask()
+    study.close()
+    study = opened(question, url)  # another process goes on
+    assert study.trials[third.number].point == third.point
+    others = [study.ask(), study.ask()]
+    tried = [trial.point for trial in (third, *others)]
+    assert [point["optim.lr"] for point in tried] == ["1e-4", "3e-4", "1e-3"]
+    assert {point["lora.rank"] for point in tried} == {"32"}
+    assert study.awaits_results
+    for trial in (third, *others):
+        tell(study, trial)
+    last = [study.ask() for _ in range(3)]
+    assert {trial.point["lora.rank"] for trial in last} == {"64"}
+    with pytest.raises(ValueError, match="all 16 points"):
+        study.ask()
+    study.close()

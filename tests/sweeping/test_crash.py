@@ -97,15 +97,18 @@ def losses(out: Path) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize(
-    ("kills", "cohort"),
-    [(3, 1), pytest.param(20, 4, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
+    ("kills", "cohort", "rates"),
+    [
+        (3, 1, ["1e-3"]),
+        pytest.param(20, 4, ["1e-3", "1e-2"], marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+    ],
 )
 def test_a_sweep_that_is_killed_again_and_again_ends_like_one_that_is_not(
-    ask, tmp_path, kills, cohort
+    ask, tmp_path, kills, cohort, rates
 ):
     file = ask(
         base=(f"optim.steps={STEPS}", "eval.every_steps=10"),
-        space={"lora.rank": "choice(1,2,4)", "optim.lr": "choice(1e-3,1e-2)"},
+        space={"lora.rank": "choice(1,2,4)", "optim.lr": f"choice({','.join(rates)})"},
         search={"method": "grid", "seeds": [0, 1]},
         confirm={"top": 1, "seeds": [5]},
         resources={"cohort": cohort},
@@ -125,7 +128,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_like_one_that_is_not(
 
     state = read_state(SweepDirectory(killed, file.stem))
     assert state.status is SweepStatus.finished
-    assert [trial.number for trial in state.trials] == list(range(6))
+    assert [trial.number for trial in state.trials] == list(range(3 * len(rates)))
     assert {trial.status for trial in state.trials} == {"completed"}
     assert not read_records(killed)[1]
     if cohort == 1:

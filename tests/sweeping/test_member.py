@@ -21,7 +21,7 @@ from tests.sweeping.test_crash import completed, lines_of, losses
 
 SECONDS = 120.0
 HEARTBEAT_SECONDS = 2
-TRIALS = 30
+TRIALS = 18
 
 
 def member(command: str, sweep: str, out: Path, *overrides: str) -> Command:
@@ -54,11 +54,11 @@ def sweep_log(out: Path, name: str) -> str:
 def test_three_members_one_of_them_killed_train_every_cell_once_and_find_what_one_alone_finds(
     ask, tmp_path, postgres_database
 ):
-    space = {"lora.rank": "choice(1,2,4)", "optim.lr": "choice(2e-4,5e-4,1e-3,2e-3,5e-3)"}
+    space = {"lora.rank": "choice(1,2,4)", "optim.lr": "choice(2e-4,1e-3,5e-3)"}
     question = {
         "base": ("optim.steps=20", "eval.every_steps=10", "checkpoint.every_steps=10"),
         "space": space | {"quant": "choice(nf4,int4)"},
-        "confirm": {"top": 2, "seeds": [5, 6]},
+        "confirm": {"top": 2, "seeds": [5]},
         "resources": {"cohort": 4},
     }
     alone, together = tmp_path / "alone", tmp_path / "together"
@@ -85,7 +85,7 @@ def test_three_members_one_of_them_killed_train_every_cell_once_and_find_what_on
     assert known.items() <= completed(together).items(), "a completed run was trained again"
     one, three = losses(alone), losses(together)
     assert one.keys() == three.keys()
-    assert len(three) == TRIALS + 4
+    assert len(three) == TRIALS + 2
     for run_id, found in three.items():
         assert found == pytest.approx(one[run_id], rel=0, abs=1e-6)
         rows = read_metrics(together / "runs" / run_id / "metrics.jsonl").rows
@@ -129,7 +129,7 @@ def test_a_member_that_is_asked_to_leave_gives_back_what_it_has_and_the_others_e
 ):
     file = ask(
         "leave",
-        base=("optim.steps=150", "checkpoint.every_steps=10", "tracker=wandb_offline"),
+        base=("optim.steps=80", "checkpoint.every_steps=10", "tracker=wandb_offline"),
         space={"lora.rank": "choice(1,2,4)"},
         **shared(postgres_database),
     )
@@ -139,11 +139,11 @@ def test_a_member_that_is_asked_to_leave_gives_back_what_it_has_and_the_others_e
     os.killpg(first.pid, signal.SIGTERM)
     assert first.wait(SECONDS) == 130
     before = lines_of(out)
-    assert before < 450
+    assert before < 240
     worker = member("worker", "leave", out)  # sweep.yaml says where the study is
     assert worker.wait(SECONDS) == 0, (tmp_path / "out-worker.log").read_text()
     assert "gives no sign of life" not in sweep_log(out, "leave")  # it had said good-bye
-    assert lines_of(out) == 450
+    assert lines_of(out) == 240
     assert len(completed(out)) == 3
     # Nobody but the worker has seen the end: it wrote the sweep's own W&B run.
     mirrored = read_wandb_run(out / "sweeps" / "leave")

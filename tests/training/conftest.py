@@ -12,6 +12,7 @@ import torch
 from harness.base.build import build_base
 from harness.base.source import find_model, model_fingerprint
 from harness.config.identity import Identity
+from harness.config.resources import BackendName
 from harness.config.schema import (
     DataConfig,
     EvalConfig,
@@ -43,7 +44,11 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_base(pretrained: Path, quantized: Path) -> MakeBase:
     """Return a function that builds a fresh base on the embedded model (or another) in one format."""
 
-    def build(quant: QuantConfig | None = None, model: Path = pretrained) -> SharedBase:
+    def build(
+        quant: QuantConfig | None = None,
+        model: Path = pretrained,
+        backend: BackendName = BackendName.auto,
+    ) -> SharedBase:
         config = ModelConfig(name=str(model))
         source = find_model(config)
         base = build_base(
@@ -54,7 +59,7 @@ def make_base(pretrained: Path, quantized: Path) -> MakeBase:
             device=torch.device("cpu"),
             cache=quantized,
         )
-        return SharedBase(base)
+        return SharedBase(base, backend=backend)
 
     return build
 

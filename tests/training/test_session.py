@@ -19,6 +19,7 @@ from harness.config.schema import (
 from harness.engine.shared_base import SharedBase
 from harness.records.metrics_log import read_metrics
 from harness.records.record import Record, RunStatus, read_record
+from harness.records.scores import read_scores
 from harness.training.checkpoint import load_newest_checkpoint
 from harness.training.job import Job
 from harness.training.session import Queue, RunEnded, StepDone, train
@@ -230,4 +231,7 @@ def test_no_steps_evaluate_the_untouched_model_and_train_nothing(
     assert record.status is RunStatus.completed
     assert record.evals["after"] == record.evals["before"]
     assert not read_metrics(job.directory.metrics).rows
+    scores = {phase: read_scores(job.directory.scores, phase) for phase in ("before", "after")}
+    assert scores["after"] == scores["before"]
+    assert len(scores["after"]["eval/loss"].rows) == 8
     assert all(not tensor.any() for key, tensor in weights(job).items() if "lora_B" in key)

@@ -23,7 +23,7 @@ from harness.config.schema import FloatType, LoraMethod, OptimizerName, RunConfi
 from harness.engine.adapter import Adapter
 from harness.engine.cuda import ops
 from harness.engine.cuda.decoding import Decoder, DecodingSize, cache_bytes
-from harness.engine.cuda.llama_pass import KNOWN, LlamaPass
+from harness.engine.cuda.llama_pass import KNOWN, LlamaPass, activation_of
 from harness.engine.cuda.seats import Moments, Seats, seats_for
 from harness.engine.cuda.staging import PassKey, stage
 from harness.engine.micro_step import Gradient, Work, packed_gradients
@@ -57,17 +57,26 @@ def why_not_this_model(base: Base) -> str | None:
     if base.processes > 1:
         return f"the base is divided among {base.processes} processes"
     config: Any = model.config
-    if config.hidden_act != "silu":
-        return f"the feed-forward's activation is {config.hidden_act}, not silu"
+    try:
+        activation_of(config)
+    except ValueError as unknown:
+        return str(unknown)
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        return "its logits are capped"
+    if getattr(config, "resid_pdrop", 0.0):
+        return "it drops a part of what each block adds while it trains"
     attention = attention_of(config)
     if isinstance(attention, UnknownAttention):
         return f"it cannot be told how the model attends: {attention.reason}"
     if attention.sinks or attention.soft_cap or any(layer.chunk for layer in attention.layers):
         return "its attention has chunks, sinks or a cap"
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kind = rope.get("rope_type", "default") if isinstance(rope, dict) else "default"
-    if kind in ("dynamic", "longrope"):
-        return f"its rotations depend on the length of a row (rope_type={kind})"
+    by_kind = [each for each in rope.values() if isinstance(each, dict)] or [rope]
+    for each in by_kind:
+        if each.get("partial_rotary_factor", 1.0) != 1.0:
+            return "it rotates a part of each head"
+        if (kind := each.get("rope_type", "default")) in ("dynamic", "longrope"):
+            return f"its rotations depend on the length of a row (rope_type={kind})"
     if base.device.type == "cpu":
         return None
     if base.quant.compute_dtype is FloatType.float32:
@@ -89,6 +98,8 @@ def can_be_captured(config: RunConfig) -> bool:
 def why_not_captured(config: RunConfig) -> str | None:
     """Return why seats cannot hold a run, in words for its record; None where they can."""
     lora, optim = config.lora, config.optim
+    if lora.trains_all:
+        return "lora=none trains a whole model"
     if optim.name is not OptimizerName.adamw:
         return f"optim={optim.name.value} keeps its state tensor by tensor"
     if lora.compute_dtype is not config.quant.compute_dtype:

@@ -25,9 +25,13 @@ def rms_norm_kernel(
     width,
     epsilon,
     HAS_RESIDUAL: tl.constexpr,
+    ROUNDS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out = weight * rms_normalized(x + residual), one row (of `groups` in a position) a program."""
+    """out = weight * rms_normalized(x + residual), one row (of `groups` in a position) a program.
+
+    ROUNDS: to x's type before the weight as well as after it.
+    """
     row = tl.program_id(0)
     place = (row // groups).to(tl.int64)
     group = row % groups
@@ -43,8 +47,11 @@ def rms_norm_kernel(
     scale = 1.0 / tl.sqrt(tl.sum(wide * wide, axis=0) / width + epsilon)
     tl.store(scale_ptr + row, scale)
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0)
-    normed = (wide * scale).to(x.dtype).to(tl.float32) * weight.to(tl.float32)
-    tl.store(out_ptr + place * out_stride + group * width + column, normed.to(x.dtype), mask=inside)
+    normed = wide * scale
+    if ROUNDS:
+        normed = normed.to(x.dtype).to(tl.float32)
+    out = (normed * weight.to(tl.float32)).to(x.dtype)
+    tl.store(out_ptr + place * out_stride + group * width + column, out, mask=inside)
 
 
 @triton.jit
@@ -123,22 +130,37 @@ def rotate_kernel(
 
 
 @triton.jit
-def swiglu_kernel(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr):
-    """out = silu(gate) * up; gate and up lie side by side in a row."""
+def _sigmoid_argument(gate, GELU: tl.constexpr):
+    """Return z and its derivative where the activation of g is g * sigmoid(z): z = g in SiLU, and in GELU's
+    tanh form 2 sqrt(2 / pi) (g + 0.044715 g^3)."""
+    if GELU:
+        cubic = 0.044715 * gate * gate
+        z = 1.5957691216057308 * gate * (1.0 + cubic)
+        slope = 1.5957691216057308 * (1.0 + 3.0 * cubic)
+    else:
+        z = gate
+        slope = gate * 0.0 + 1.0
+    return z, slope
+
+
+@triton.jit
+def gated_kernel(gate_up_ptr, out_ptr, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    """out = activation(gate) * up; gate and up lie side by side in a row."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     gate = tl.load(gate_up_ptr + row * 2 * width + column, mask=inside, other=0.0)
     up = tl.load(gate_up_ptr + row * 2 * width + width + column, mask=inside, other=0.0)
     wide = gate.to(tl.float32)
-    active = (wide / (1.0 + tl.exp(-wide))).to(gate.dtype).to(tl.float32)
+    z, _ = _sigmoid_argument(wide, GELU)
+    active = (wide / (1.0 + tl.exp(-z))).to(gate.dtype).to(tl.float32)
     out = (active * up.to(tl.float32)).to(gate.dtype)
     tl.store(out_ptr + row * width + column, out, mask=inside)
 
 
 @triton.jit
-def swiglu_backward_kernel(gate_up_ptr, grad_ptr, width, BLOCK: tl.constexpr):
-    """Put the gradients of gate and up where they are, from that of silu(gate) * up."""
+def gated_backward_kernel(gate_up_ptr, grad_ptr, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    """Put the gradients of gate and up where they are, from that of activation(gate) * up."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
@@ -147,9 +169,10 @@ def swiglu_backward_kernel(gate_up_ptr, grad_ptr, width, BLOCK: tl.constexpr):
     up = tl.load(gate_at + width, mask=inside, other=0.0).to(tl.float32)
     grad = tl.load(grad_ptr + row * width + column, mask=inside, other=0.0).to(tl.float32)
     wide = gate.to(tl.float32)
-    sigmoid = 1.0 / (1.0 + tl.exp(-wide))
+    z, slope = _sigmoid_argument(wide, GELU)
+    sigmoid = 1.0 / (1.0 + tl.exp(-z))
     grad_up = grad * wide * sigmoid
-    grad_gate = grad * up * sigmoid * (1.0 + wide * (1.0 - sigmoid))
+    grad_gate = grad * up * sigmoid * (1.0 + wide * (1.0 - sigmoid) * slope)
     tl.store(gate_at, grad_gate.to(gate.dtype), mask=inside)
     tl.store(gate_at + width, grad_up.to(gate.dtype), mask=inside)
 

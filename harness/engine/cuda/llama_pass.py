@@ -1,8 +1,9 @@
 """The pass itself, forward and backward, over rows laid end to end: models of the Llama family.
 
 Derivatives are written out: nothing goes through autograd, so that a pass is a fixed list of kernels,
-keeps what it says, and can be captured. Llama, Mistral, Qwen 2 and Qwen 3 are one family: a norm before
-attention and before the feed-forward, rotated queries and keys (normed by head in Qwen 3), SwiGLU.
+keeps what it says, and can be captured. Llama, Mistral, Qwen 2 and 3, Phi 3, Gemma and Gemma 3 are one
+family: a norm before attention and before the feed-forward (in Gemma 3 after them as well), rotated queries
+and keys (normed by head in Qwen 3 and Gemma 3; by two tables in Gemma 3), a gated feed-forward.
 
 Shape suffixes: N positions, H width of the residual stream, W queries, keys and values side by side, F
 feed-forward, R rank (of all layers of a group), I inputs, O outputs, M positions that carry loss, V
@@ -12,6 +13,7 @@ vocabulary.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -19,11 +21,19 @@ import torch.nn.functional as F
 
 from harness.engine.cuda import ops
 from harness.engine.cuda.attention import Attended, Heads, Sequences, attend, attend_backward
-from harness.engine.cuda.ops import Dropout, Rows, SeatProducts
+from harness.engine.cuda.ops import Activation, Dropout, Norm, Rows, SeatProducts
 from harness.engine.cuda.seats import SeatLayout, Seats
 from harness.engine.lora_math import FOLDED, add_gradient_a, add_gradient_b, add_update
 
-KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+KNOWN = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Phi3ForCausalLM",
+    "GemmaForCausalLM",
+    "Gemma3ForCausalLM",
+)
 """transformers' classes whose forward this file repeats."""
 _LOGIT_ELEMENTS = 2**27
 """Logits at a time: 256 MiB in 16 bits."""
@@ -49,6 +59,8 @@ class PassInput:
     """Of an evaluation: what A x is multiplied by, since the seats' B makes up for what dropout drops."""
 
 
+Turned = dict[str | None, tuple[torch.Tensor, torch.Tensor]]
+"""Cosines and sines of a pass's positions, by the kind of layer; None: of every layer."""
 See = Callable[[torch.Tensor, Heads], Attended]
 """Attention of one block, given queries, keys and values side by side."""
 LayerSee = Callable[[int, torch.Tensor, Heads], Attended]
@@ -162,9 +174,12 @@ class _Kept:
     heads_before: list[tuple[torch.Tensor, torch.Tensor]]
     """Qwen 3: queries and keys before their norm, and its scales."""
     attended: Attended
+    attended_before: tuple[torch.Tensor, torch.Tensor] | None
+    """Gemma 3: what attention adds to the stream before its norm, and the norm's scales; below likewise."""
     middle_NH: torch.Tensor
     second_scale_N: torch.Tensor
     gate_up_NF: torch.Tensor
+    out_before: tuple[torch.Tensor, torch.Tensor] | None
     of_qkv: torch.Tensor | None
     of_o: torch.Tensor | None
     of_gate_up: torch.Tensor | None
@@ -174,8 +189,15 @@ class _Kept:
 class Block:
     """One decoder layer."""
 
-    def __init__(self, module: Any, indices: dict[str, int], window: int | None) -> None:
-        """`indices`: of each linear layer in the model, by its own name."""
+    def __init__(
+        self,
+        module: Any,
+        config: Any,
+        indices: dict[str, int],
+        window: int | None,
+        kind: str | None,
+    ) -> None:
+        """`indices`: of each linear layer in the model, by its own name; `kind`: of its rotations."""
         attention, feed_forward = module.self_attn, module.mlp
 
         def group(owner: Any, *names: str) -> LinearGroup:
@@ -183,19 +205,33 @@ class Block:
             frozen = [getattr(layer, "base_layer", layer) for layer in layers]
             return LinearGroup(frozen, [indices[name] for name in names])
 
-        self.qkv = group(attention, "q_proj", "k_proj", "v_proj")
+        joint = hasattr(attention, "qkv_proj")
+        self.qkv = group(attention, *(["qkv_proj"] if joint else ["q_proj", "k_proj", "v_proj"]))
         self.o = group(attention, "o_proj")
-        self.gate_up = group(feed_forward, "gate_proj", "up_proj")
+        joint = hasattr(feed_forward, "gate_up_proj")
+        self.gate_up = group(
+            feed_forward, *(["gate_up_proj"] if joint else ["gate_proj", "up_proj"])
+        )
         self.down = group(feed_forward, "down_proj")
-        self._norm, self._second_norm = module.input_layernorm, module.post_attention_layernorm
+        self._activation = activation_of(config)
+        self._kind = kind
+        self._norm = Norm.of(module.input_layernorm)
+        self._second_norm = Norm.of(module.post_attention_layernorm)
+        self._norm_after_attention: Norm | None = None
+        self._norm_after_all: Norm | None = None
+        if hasattr(module, "pre_feedforward_layernorm"):
+            self._norm_after_attention = self._second_norm
+            self._second_norm = Norm.of(module.pre_feedforward_layernorm)
+            self._norm_after_all = Norm.of(module.post_feedforward_layernorm)
         self._head_norms = [
-            getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)
+            Norm.of(getattr(attention, name))
+            for name in ("q_norm", "k_norm")
+            if hasattr(attention, name)
         ]
-        size = attention.head_dim
         self.heads = Heads(
-            query=self.qkv.outputs[0] // size,
-            key=self.qkv.outputs[1] // size,
-            size=size,
+            query=config.num_attention_heads,
+            key=config.num_key_value_heads,
+            size=attention.head_dim,
             scale=attention.scaling,
             window=window,
         )
@@ -209,7 +245,7 @@ class Block:
         self,
         x_NH: torch.Tensor,
         added_NH: torch.Tensor | None,
-        turned: tuple[torch.Tensor, torch.Tensor],
+        turned: Turned,
         seats: Seats,
         given: PassInput,
         see: See | None = None,
@@ -220,21 +256,22 @@ class Block:
         `see`: attention, where it is not that of the pass's own sequences.
         """
         heads = self.heads
-        x_NH, n_NH, scale_N = _norm(x_NH, added_NH, self._norm)
+        x_NH, n_NH, scale_N = ops.rms_norm(x_NH, added_NH, self._norm)
         qkv_NW, of_qkv = self.qkv.forward(n_NH, seats, given)
         before = []
         for norm, (first, count) in zip(self._head_norms, self._normed_heads(), strict=False):
-            epsilon = norm.variance_epsilon
-            before.append(ops.head_norm_(qkv_NW, first, count, norm.weight.detach(), epsilon))
-        ops.rotate_(qkv_NW, heads.query + heads.key, *turned)
+            before.append(ops.head_norm_(qkv_NW, first, count, norm))
+        ops.rotate_(qkv_NW, heads.query + heads.key, *turned[self._kind])
         attended = attend(qkv_NW, heads, given.sequences) if see is None else see(qkv_NW, heads)
         y_NH, of_o = self.o.forward(attended.out_NQD.flatten(1), seats, given)
-        middle_NH, n_NH, second_scale_N = _norm(y_NH, x_NH, self._second_norm)
+        y_NH, attended_before = _normed_after(y_NH, self._norm_after_attention)
+        middle_NH, n_NH, second_scale_N = ops.rms_norm(y_NH, x_NH, self._second_norm)
         gate_up_NF, of_gate_up = self.gate_up.forward(n_NH, seats, given)
-        out_NH, of_down = self.down.forward(ops.swiglu(gate_up_NF), seats, given)
+        out_NH, of_down = self.down.forward(ops.gated(gate_up_NF, self._activation), seats, given)
+        out_NH, out_before = _normed_after(out_NH, self._norm_after_all)
         kept = _Kept(
-            x_NH, scale_N, qkv_NW, before, attended, middle_NH, second_scale_N, gate_up_NF,
-            of_qkv, of_o, of_gate_up, of_down,
+            x_NH, scale_N, qkv_NW, before, attended, attended_before, middle_NH, second_scale_N,
+            gate_up_NF, out_before, of_qkv, of_o, of_gate_up, of_down,
         )  # fmt: skip
         return middle_NH, out_NH, kept
 
@@ -246,7 +283,7 @@ class Block:
     def backward(
         self,
         grad_NH: torch.Tensor,
-        turned: tuple[torch.Tensor, torch.Tensor],
+        turned: Turned,
         kept: _Kept,
         seats: Seats,
         given: PassInput,
@@ -254,49 +291,71 @@ class Block:
         grad_x_wanted: bool,
     ) -> torch.Tensor | None:
         """Return the gradient of the stream before the block from that after it."""
-        active_NF = ops.swiglu(kept.gate_up_NF)
-        grad_a_NF = self.down.backward(grad_NH, active_NF, kept.of_down, seats, given)
+        active_NF = ops.gated(kept.gate_up_NF, self._activation)
+        grad_out = _before_norm(grad_NH, kept.out_before, self._norm_after_all)
+        grad_a_NF = self.down.backward(grad_out, active_NF, kept.of_down, seats, given)
         assert grad_a_NF is not None
-        del active_NF
-        ops.swiglu_backward_(kept.gate_up_NF, grad_a_NF)
+        del active_NF, grad_out
+        ops.gated_backward_(kept.gate_up_NF, grad_a_NF, self._activation)
         del grad_a_NF
         second = self._second_norm
-        n_NH = _again(kept.middle_NH, kept.second_scale_N, second)
+        n_NH = ops.rms_norm_again(kept.middle_NH, kept.second_scale_N, second)
         grad_n = self.gate_up.backward(kept.gate_up_NF, n_NH, kept.of_gate_up, seats, given)
         assert grad_n is not None
-        weight_H = second.weight.detach()
         grad_NH = ops.rms_norm_backward(
-            grad_n, kept.middle_NH, weight_H, kept.second_scale_N, grad_NH
+            grad_n, kept.middle_NH, second, kept.second_scale_N, grad_NH
         )
         attended_NX = kept.attended.out_NQD.flatten(1)
-        grad_o = self.o.backward(grad_NH, attended_NX, kept.of_o, seats, given)
+        grad_y = _before_norm(grad_NH, kept.attended_before, self._norm_after_attention)
+        grad_o = self.o.backward(grad_y, attended_NX, kept.of_o, seats, given)
+        del grad_y
         assert grad_o is not None
         grad_qkv = attend_backward(
             grad_o.view_as(kept.attended.out_NQD), kept.qkv_NW, self.heads, given.sequences,
             kept.attended,
         )  # fmt: skip
-        ops.rotate_(grad_qkv, self.heads.query + self.heads.key, *turned, back=True)
+        num_rotated = self.heads.query + self.heads.key
+        ops.rotate_(grad_qkv, num_rotated, *turned[self._kind], back=True)
         head_norms = zip(self._head_norms, self._normed_heads(), kept.heads_before, strict=False)
         for norm, (first, count), (before, scale) in head_norms:
-            ops.head_norm_backward_(grad_qkv, first, count, before, norm.weight.detach(), scale)
-        n_NH = _again(kept.x_NH, kept.scale_N, self._norm)
+            ops.head_norm_backward_(grad_qkv, first, count, before, norm, scale)
+        n_NH = ops.rms_norm_again(kept.x_NH, kept.scale_N, self._norm)
         grad_n = self.qkv.backward(
             grad_qkv, n_NH, kept.of_qkv, seats, given, grad_x_wanted=grad_x_wanted
         )
         if grad_n is None:
             return None
-        weight_H = self._norm.weight.detach()
-        return ops.rms_norm_backward(grad_n, kept.x_NH, weight_H, kept.scale_N, grad_NH)
+        return ops.rms_norm_backward(grad_n, kept.x_NH, self._norm, kept.scale_N, grad_NH)
 
 
-def _norm(
-    x_NH: torch.Tensor, added_NH: torch.Tensor | None, norm: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return ops.rms_norm(x_NH, added_NH, norm.weight.detach(), norm.variance_epsilon)
+def activation_of(config: Any) -> Activation:
+    """Return the feed-forward's; raises ValueError for one that is not written out."""
+    name = getattr(config, "hidden_activation", None) or config.hidden_act
+    found = Activation.named(name)
+    if found is None:
+        known = ", ".join(each.value for each in Activation)
+        raise ValueError(f"the feed-forward's activation is {name}, not one of {known}")
+    return found
 
 
-def _again(x_NH: torch.Tensor, scale_N: torch.Tensor, norm: Any) -> torch.Tensor:
-    return ops.rms_norm_again(x_NH, scale_N, norm.weight.detach(), norm.variance_epsilon)
+def _normed_after(
+    y_NH: torch.Tensor, norm: Norm | None
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """Return what is added to the stream, normed where the model does that, and what backward needs."""
+    if norm is None:
+        return y_NH, None
+    _, out_NH, scale_N = ops.rms_norm(y_NH, None, norm)
+    return out_NH, (y_NH, scale_N)
+
+
+def _before_norm(
+    grad_NH: torch.Tensor, before: tuple[torch.Tensor, torch.Tensor] | None, norm: Norm | None
+) -> torch.Tensor:
+    """Return the gradient of what `_normed_after` was given."""
+    if norm is None or before is None:
+        return grad_NH
+    y_NH, scale_N = before
+    return ops.rms_norm_backward(grad_NH, y_NH, norm, scale_N, None)
 
 
 class LlamaPass:
@@ -307,23 +366,32 @@ class LlamaPass:
         index = {name: number for number, name in enumerate(linears)}
         self._model = model.model
         self._head_VH: torch.Tensor = model.get_output_embeddings().weight.detach()
+        self._norm = Norm.of(self._model.norm)
+        config = model.config
+        by_kind = "layer_type" in signature(self._model.rotary_emb.forward).parameters
+        kinds = config.layer_types if by_kind else [None] * len(self._model.layers)
         self.blocks = []
         for number, module in enumerate(self._model.layers):
             prefix = f"model.layers.{number}."
             inside = {n.rpartition(".")[2]: i for n, i in index.items() if n.startswith(prefix)}
-            self.blocks.append(Block(module, inside, windows[number]))
-        self._cos_LD = self._sin_LD = torch.empty(0)
-        self._tables: list[torch.Tensor] = []
-        """Every table that there was: captured passes read the one that they were captured with."""
+            self.blocks.append(Block(module, config, inside, windows[number], kinds[number]))
+        self._tables: Turned = dict.fromkeys(kinds, (torch.empty(0), torch.empty(0)))
+        self._all_tables: list[Turned] = []
+        """Every one that there was: captured passes read those that they were captured with."""
 
     def turn_to(self, length: int) -> None:
         """Know the rotations of so many positions; outside of a pass."""
-        if len(self._cos_LD) < length:
-            like = self._head_VH.new_empty(1, 1, 1)
-            positions = torch.arange(length, device=like.device).unsqueeze(0)
-            cos, sin = self._model.rotary_emb(like, position_ids=positions)
-            self._cos_LD, self._sin_LD = cos[0].contiguous(), sin[0].contiguous()
-            self._tables += [self._cos_LD, self._sin_LD]
+        if len(next(iter(self._tables.values()))[0]) >= length:
+            return
+        like = self._head_VH.new_empty(1, 1, 1)
+        positions = torch.arange(length, device=like.device).unsqueeze(0)
+        tables: Turned = {}
+        for kind in self._tables:
+            of_kind = {} if kind is None else {"layer_type": kind}
+            cos, sin = self._model.rotary_emb(like, position_ids=positions, **of_kind)
+            tables[kind] = cos[0].contiguous(), sin[0].contiguous()
+        self._tables = tables
+        self._all_tables.append(tables)
 
     @property
     def groups(self) -> list[LinearGroup]:
@@ -394,12 +462,15 @@ class LlamaPass:
         assert added_NH is not None
         at_M = given.loss_positions_M
         ends_MH, added_MH = x_NH.index_select(0, at_M), added_NH.index_select(0, at_M)
-        return _norm(ends_MH, added_MH, self._model.norm)[1]
+        return ops.rms_norm(ends_MH, added_MH, self._norm)[1]
 
-    def _turned(self, given: PassInput) -> tuple[torch.Tensor, torch.Tensor]:
+    def _turned(self, given: PassInput) -> Turned:
         """Return cosines and sines of the positions."""
         at_N = given.positions_N
-        return self._cos_LD.index_select(0, at_N), self._sin_LD.index_select(0, at_N)
+        return {
+            kind: (cos_LD.index_select(0, at_N), sin_LD.index_select(0, at_N))
+            for kind, (cos_LD, sin_LD) in self._tables.items()
+        }
 
     def _head_parts(self, positions: int) -> Iterator[slice]:
         """Yield parts of so many positions whose logits there is memory for."""
@@ -421,9 +492,8 @@ class LlamaPass:
     ) -> torch.Tensor:
         """Add each seat's loss to its own; return the gradient of the stream at the end."""
         at_M = given.loss_positions_M
-        norm = self._model.norm
-        x_MH, n_MH, scale_M = _norm(
-            x_NH.index_select(0, at_M), added_NH.index_select(0, at_M), norm
+        x_MH, n_MH, scale_M = ops.rms_norm(
+            x_NH.index_select(0, at_M), added_NH.index_select(0, at_M), self._norm
         )
         grad_n_MH = torch.empty_like(n_MH)
         losses = []
@@ -436,5 +506,5 @@ class LlamaPass:
         seat_S1 = torch.arange(seats.count, device=x_NH.device).unsqueeze(1)
         own_SM = given.loss_seats_M.unsqueeze(0) == seat_S1
         seats.losses_S.add_(torch.where(own_SM, weighted_M, 0.0).sum(dim=1))
-        grad_MH = ops.rms_norm_backward(grad_n_MH, x_MH, norm.weight.detach(), scale_M, None)
+        grad_MH = ops.rms_norm_backward(grad_n_MH, x_MH, self._norm, scale_M, None)
         return torch.zeros_like(x_NH).index_add_(0, at_M, grad_MH)

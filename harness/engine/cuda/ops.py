@@ -11,7 +11,8 @@ V vocabulary, S seats, R rank (of all layers of a group), I inputs, O outputs.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -64,8 +65,26 @@ def _blocks(total: int, size: int) -> int:
 # Norms -------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """What an RMS norm multiplies by, and how it rounds."""
+
+    weight_H: torch.Tensor
+    epsilon: float
+    rounds: bool = True
+    """To the stream's type before the weight as well as after it, as in Llama; Gemma's round once."""
+
+    @classmethod
+    def of(cls, module: Any) -> "Norm":
+        """Return that of a module of transformers; Gemma's keep their weight less one."""
+        weight_H = module.weight.detach()
+        if "Gemma" in type(module).__name__:
+            return cls(1.0 + weight_H.float(), module.eps, rounds=False)
+        return cls(weight_H, module.variance_epsilon)
+
+
 def rms_norm(
-    x_NH: torch.Tensor, residual_NH: torch.Tensor | None, weight_H: torch.Tensor, epsilon: float
+    x_NH: torch.Tensor, residual_NH: torch.Tensor | None, norm: Norm
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return x + residual (or x), its norm times the weight, and what each row was multiplied by
     (float32)."""
@@ -77,7 +96,7 @@ def rms_norm(
         _kernels(x_NH).rms_norm_kernel[(rows,)](
             x_NH,
             residual_NH if residual_NH is not None else x_NH,
-            weight_H,
+            norm.weight_H,
             summed,
             out,
             scale_N,
@@ -85,38 +104,38 @@ def rms_norm(
             x_NH.stride(0),
             width,
             width,
-            epsilon,
+            norm.epsilon,
             HAS_RESIDUAL=residual_NH is not None,
+            ROUNDS=norm.rounds,
             BLOCK=_power_of_two(width),
             num_warps=8,
         )
         return summed, out, scale_N
     summed = x_NH if residual_NH is None else x_NH + residual_NH
-    scale_N = _rms_scale(summed, epsilon)
-    return summed, _normed(summed, scale_N, weight_H), scale_N
+    scale_N = _rms_scale(summed, norm)
+    return summed, _normed(summed, scale_N, norm), scale_N
 
 
-def _rms_scale(x: torch.Tensor, epsilon: float) -> torch.Tensor:
-    return torch.rsqrt(x.float().pow(2).mean(-1) + epsilon)
+def _rms_scale(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    return torch.rsqrt(x.float().pow(2).mean(-1) + norm.epsilon)
 
 
-def _normed(x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return weight * (x.float() * scale.unsqueeze(-1)).to(x.dtype)
+def _normed(x: torch.Tensor, scale: torch.Tensor, norm: Norm) -> torch.Tensor:
+    normed = x.float() * scale.unsqueeze(-1)
+    return ((normed.to(x.dtype) if norm.rounds else normed) * norm.weight_H).to(x.dtype)
 
 
-def rms_norm_again(
-    x_NH: torch.Tensor, scale_N: torch.Tensor, weight_H: torch.Tensor, epsilon: float
-) -> torch.Tensor:
+def rms_norm_again(x_NH: torch.Tensor, scale_N: torch.Tensor, norm: Norm) -> torch.Tensor:
     """Return the normed rows once more, for a backward pass that has not kept them."""
     if by_kernel(x_NH):
-        return rms_norm(x_NH, None, weight_H, epsilon)[1]
-    return _normed(x_NH, scale_N, weight_H)
+        return rms_norm(x_NH, None, norm)[1]
+    return _normed(x_NH, scale_N, norm)
 
 
 def rms_norm_backward(
     grad_NH: torch.Tensor,
     x_NH: torch.Tensor,
-    weight_H: torch.Tensor,
+    norm: Norm,
     scale_N: torch.Tensor,
     added_NH: torch.Tensor | None,
 ) -> torch.Tensor:
@@ -127,7 +146,7 @@ def rms_norm_backward(
         _kernels(grad_NH).rms_norm_backward_kernel[(rows,)](
             grad_NH,
             x_NH,
-            weight_H,
+            norm.weight_H,
             scale_N,
             added_NH if added_NH is not None else grad_NH,
             out,
@@ -141,26 +160,26 @@ def rms_norm_backward(
             num_warps=8,
         )
         return out
-    out = _rms_backward(grad_NH, x_NH, weight_H, scale_N)
+    out = _rms_backward(grad_NH, x_NH, norm, scale_N)
     return out.to(x_NH.dtype) if added_NH is None else (out + added_NH.float()).to(x_NH.dtype)
 
 
 def _rms_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
+    grad: torch.Tensor, x: torch.Tensor, norm: Norm, scale: torch.Tensor
 ) -> torch.Tensor:
-    through = grad.float() * weight.float()
+    through = grad.float() * norm.weight_H.float()
     normed = x.float() * scale.unsqueeze(-1)
     return scale.unsqueeze(-1) * (through - normed * (through * normed).mean(-1, keepdim=True))
 
 
 def head_norm_(
-    x_NW: torch.Tensor, first: int, heads: int, weight_D: torch.Tensor, epsilon: float
+    x_NW: torch.Tensor, first: int, heads: int, norm: Norm
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Norm `heads` heads of each row from column `first` on, in place (Qwen 3).
+    """Norm `heads` heads of each row from column `first` on, in place (Qwen 3, Gemma 3).
 
     Returns what they were, [N, G·D], and the scales [N·G].
     """
-    size = weight_D.numel()
+    size = norm.weight_H.numel()
     part = x_NW[:, first : first + heads * size]
     before = part.clone()
     if by_kernel(x_NW):
@@ -169,7 +188,7 @@ def head_norm_(
         _kernels(before).rms_norm_kernel[(rows * heads,)](
             before,
             before,
-            weight_D,
+            norm.weight_H,
             before,
             part,
             scale,
@@ -177,15 +196,16 @@ def head_norm_(
             heads * size,
             x_NW.stride(0),
             size,
-            epsilon,
+            norm.epsilon,
             HAS_RESIDUAL=False,
+            ROUNDS=norm.rounds,
             BLOCK=_power_of_two(size),
             num_warps=1,
         )
         return before, scale
     by_head = before.view(len(before), heads, size)
-    scale = _rms_scale(by_head, epsilon)
-    part.copy_(_normed(by_head, scale, weight_D).view_as(part))
+    scale = _rms_scale(by_head, norm)
+    part.copy_(_normed(by_head, scale, norm).view_as(part))
     return before, scale.reshape(-1)
 
 
@@ -194,18 +214,18 @@ def head_norm_backward_(
     first: int,
     heads: int,
     before_NX: torch.Tensor,
-    weight_D: torch.Tensor,
+    norm: Norm,
     scale: torch.Tensor,
 ) -> None:
     """Put the gradient of the heads before `head_norm_` where that of the normed ones is."""
-    size = weight_D.numel()
+    size = norm.weight_H.numel()
     part = grad_NW[:, first : first + heads * size]
     if by_kernel(grad_NW):
         rows = len(grad_NW)
         _kernels(part).rms_norm_backward_kernel[(rows * heads,)](
             part,
             before_NX,
-            weight_D,
+            norm.weight_H,
             scale,
             part,
             part,
@@ -221,7 +241,7 @@ def head_norm_backward_(
         return
     shape = (len(before_NX), heads, size)
     grad = part.reshape(shape)
-    found = _rms_backward(grad, before_NX.view(shape), weight_D, scale.view(shape[:2]))
+    found = _rms_backward(grad, before_NX.view(shape), norm, scale.view(shape[:2]))
     part.copy_(found.reshape(part.shape).to(part.dtype))
 
 
@@ -265,33 +285,60 @@ def rotate_(
     part.copy_(torch.cat(new, dim=-1).to(x_NW.dtype))
 
 
-def swiglu(gate_up_NF: torch.Tensor) -> torch.Tensor:
-    """Return silu(gate) * up of rows that hold gate and up side by side."""
+class Activation(Enum):
+    """What a gate goes through: its own product with the sigmoid of something."""
+
+    silu = "silu"
+    gelu_tanh = "gelu_tanh"
+
+    @classmethod
+    def named(cls, name: str) -> "Activation | None":
+        """Return that of a model's configuration, by transformers' names; None for one that is not here."""
+        return {"silu": cls.silu, "swish": cls.silu, "gelu_pytorch_tanh": cls.gelu_tanh}.get(name)
+
+
+def gated(gate_up_NF: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """Return activation(gate) * up of rows that hold gate and up side by side."""
     rows, width = len(gate_up_NF), gate_up_NF.shape[1] // 2
     if by_kernel(gate_up_NF):
         out = gate_up_NF.new_empty(rows, width)
         block = _power_of_two(width, most=1024)
-        _kernels(gate_up_NF).swiglu_kernel[(rows, _blocks(width, block))](
-            gate_up_NF, out, width, BLOCK=block
+        _kernels(gate_up_NF).gated_kernel[(rows, _blocks(width, block))](
+            gate_up_NF, out, width, GELU=activation is Activation.gelu_tanh, BLOCK=block
         )
         return out
     gate, up = gate_up_NF.chunk(2, dim=1)
-    return F.silu(gate) * up
+    return _activated(gate, activation) * up
 
 
-def swiglu_backward_(gate_up_NF: torch.Tensor, grad_NF: torch.Tensor) -> None:
+def _activated(gate: torch.Tensor, activation: Activation) -> torch.Tensor:
+    match activation:
+        case Activation.silu:
+            return F.silu(gate)
+        case Activation.gelu_tanh:
+            return F.gelu(gate, approximate="tanh")
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
+def gated_backward_(
+    gate_up_NF: torch.Tensor, grad_NF: torch.Tensor, activation: Activation
+) -> None:
     """Put the gradients of gate and up where they are."""
     rows, width = grad_NF.shape
     if by_kernel(gate_up_NF):
         block = _power_of_two(width, most=1024)
-        _kernels(gate_up_NF).swiglu_backward_kernel[(rows, _blocks(width, block))](
-            gate_up_NF, grad_NF, width, BLOCK=block
+        _kernels(gate_up_NF).gated_backward_kernel[(rows, _blocks(width, block))](
+            gate_up_NF, grad_NF, width, GELU=activation is Activation.gelu_tanh, BLOCK=block
         )
         return
     gate, up = gate_up_NF.float().chunk(2, dim=1)
-    grad, sigmoid = grad_NF.float(), torch.sigmoid(gate)
-    grad_up = grad * gate * sigmoid
-    grad_gate = grad * up * sigmoid * (1 + gate * (1 - sigmoid))
+    with torch.enable_grad():
+        leaf = gate.detach().requires_grad_()
+        active = _activated(leaf, activation)
+    grad = grad_NF.float()
+    (grad_gate,) = torch.autograd.grad(active, leaf, grad * up)
+    grad_up = grad * active.detach()
     gate_up_NF.copy_(torch.cat([grad_gate, grad_up], dim=1).to(gate_up_NF.dtype))
 
 

@@ -1,0 +1,126 @@
+"""Whether a published ordering appears: worded by the test, from records made by hand."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.contrasts import answered, contrasts_table
+from analysis.published import Published, load_published
+from analysis.published_order import Order, ordering, ordering_table, published_spec
+from analysis.render import markdown
+from analysis.sources import load_sweep
+from analysis.tables import build_table
+from harness.records.run_directory import RunDirectory
+from harness.records.scores import RowScores, keep_scores
+from tests.analysis.test_answer import around, saved
+
+PUBLISHED = ["lora_e2e_loss"]  # rank 1: 1.23, 2: 1.21, 4: 1.18, 8: 1.17, 16 and 32: 1.16
+
+
+def placed(out: Path, losses: Mapping[int, Sequence[float]], **asked: Any):
+    saved(out, dict(losses), **({"published": PUBLISHED, "margin": 0.02} | asked))
+    sweep = load_sweep(out, "small")
+    found = answered(sweep)
+    assert found is not None
+    order = ordering(sweep, found)
+    assert order is not None
+    return sweep, found, order
+
+
+@pytest.mark.parametrize(
+    ("second", "order"),
+    [
+        (around(0.9, shift=1), Order.appears),
+        (around(1.1, shift=1), Order.reverse),
+        (around(1.0, shift=1), Order.absent),
+        (around(1.01, 30.0, shift=2), Order.undecided),
+    ],
+)
+def test_the_published_numbers_claim_and_the_test_says(tmp_path, second, order) -> None:
+    _, _, found = placed(tmp_path, {2: around(1.0), 8: second}, compare={"lora.rank": "steps"})
+    (one,) = found.placed
+    assert one.claim is not None
+    assert one.claim.value == "better"  # 1.17 at rank 8, 1.21 at rank 2
+    assert one.order is order
+    table = ordering_table(found, "t")
+    assert table.rows[0][-1].text == order.value
+    assert "\u22120.04" in markdown(table)
+    words = {Order.reverse: "is reversed", Order.undecided: "is not decided"}
+    said = words.get(order, order.value)
+    assert found.sentence == f"Of 1 published comparisons the ordering {said} in 1."
+
+
+def test_equal_published_numbers_claim_equivalence(tmp_path) -> None:
+    losses = {16: around(1.0), 32: around(1.0, shift=1)}
+    _, _, found = placed(tmp_path, losses, compare={"lora.rank": "steps"})
+    assert [each.order for each in found.placed] == [Order.appears]
+    _, _, found = placed(
+        tmp_path / "other",
+        {16: around(1.0), 32: around(0.9, shift=1)},
+        compare={"lora.rank": "steps"},
+    )
+    assert [each.order for each in found.placed] == [Order.absent]
+
+
+def test_a_difference_within_the_papers_deviation_claims_none(tmp_path) -> None:
+    # LoRA, Table 6, all attention weights on WikiSQL: 73.7 and 74.0, each ± 0.5.
+    losses = {2: around(1.0), 8: around(1.0, shift=1)}
+    saved_with = {"published": ["lora_rank_all_attention"], "compare": {"lora.rank": "steps"}}
+    _, _, found = placed(tmp_path, losses, **saved_with)
+    assert found.placed[0].claim is not None
+    assert found.placed[0].claim.value == "equivalent"
+
+
+def test_what_the_question_expects_goes_before_the_numbers(tmp_path) -> None:
+    losses = {2: around(1.0), 8: around(1.1, shift=1)}
+    _, _, found = placed(tmp_path, losses, compare={"lora.rank": "steps", "expected": "worse"})
+    assert found.placed[0].order is Order.appears
+
+
+def test_a_level_that_the_paper_does_not_have_is_not_claimed(tmp_path) -> None:
+    losses = {2: around(1.0), 6: around(0.9, shift=1), 8: around(0.8, shift=2)}
+    sweep, answer, found = placed(tmp_path, losses, compare={"lora.rank": 2})
+    assert [each.order for each in found.placed] == [Order.unclaimed, Order.appears]
+    assert "Of 1 published comparisons" in found.sentence
+    spec = published_spec(sweep, answer)
+    assert spec is not None
+    text = markdown(build_table(spec, sweep.rows))
+    assert "| 8 | 4 | **0.8000" in text
+    assert "1.17 |" in text
+
+
+def test_a_question_that_names_nothing_published_has_no_ordering(tmp_path) -> None:
+    saved(tmp_path, {2: around(1.0), 8: around(0.9, shift=1)}, compare={"lora.rank": "steps"})
+    sweep = load_sweep(tmp_path, "small")
+    found = answered(sweep)
+    assert found is not None
+    assert ordering(sweep, found) is None
+
+
+def test_published_figures_that_can_never_stand_beside_ours_say_why() -> None:
+    never: list[Published] = [load_published(n) for n in ("qlora_glue", "qlora_super_ni_3b")]
+    assert all(table.never is not None and "causal models" in table.never for table in never)
+    assert load_published("qlora_mmlu").never is None
+
+
+def test_rows_are_the_replicates_where_nothing_is_trained(tmp_path) -> None:
+    saved(tmp_path, {2: [1.0], 8: [0.9]}, compare={"lora.rank": "steps"}, margin=0.02)
+    sums = {2: (3.0, 2.0, 5.0), 8: (2.7, 1.8, 4.5)}
+    for record in (tmp_path / "runs").glob("*/run.json"):
+        tree = json.loads(record.read_text())
+        tree["config"]["optim"]["steps"] = 0
+        record.write_text(json.dumps(tree))
+        rank = tree["config"]["lora"]["rank"]
+        scores = RowScores(rows=(0, 1, 2), sums=sums[rank], weights=(3, 2, 5))
+        keep_scores(RunDirectory(record.parent).scores, "after", {"eval/loss": scores})
+    found = answered(load_sweep(tmp_path, "small"))
+    assert found is not None
+    (one,) = found.all
+    assert one.of_rows
+    assert one.tested is not None
+    assert one.tested.n == 3
+    assert one.tested.difference == pytest.approx(-0.1)  # every row is a tenth lower, by its tokens
+    assert "the test rows are the replicates" in " ".join(contrasts_table(found, "t").footnotes)
