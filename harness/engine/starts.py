@@ -46,18 +46,22 @@ def _loftq(
     it: with alpha = 2 r PEFT would begin as far beyond the weight as rounding is short of it.
     """
     rank, scaling = layer.r[adapter], layer.scaling[adapter]
-    to_store_OI = weight_OI
-    for iteration in range(iterations):
-        lost_OI = weight_OI - _rounded(to_store_OI, storage)
-        u_OM, values_M, v_MI = torch.linalg.svd(lost_OI, full_matrices=False)
-        root_R = torch.sqrt(values_M[:rank])
-        left_OR, right_RI = u_OM[:, :rank] * root_R, root_R.unsqueeze(1) * v_MI[:rank]
-        if iteration + 1 < iterations:
-            to_store_OI = weight_OI - left_OR @ right_RI
+    stored_OI = weight_OI
+    left_OR, right_RI = _best(weight_OI - _rounded(stored_OI, storage), rank)
+    for _ in range(iterations - 1):
+        stored_OI = weight_OI - left_OR @ right_RI
+        left_OR, right_RI = _best(weight_OI - _rounded(stored_OI, storage), rank)
     narrow = scaling**-0.5
     layer.lora_A[adapter].weight.data = narrow * right_RI
     layer.lora_B[adapter].weight.data = narrow * left_OR
-    return None if iterations == 1 else to_store_OI
+    return None if iterations == 1 else stored_OI
+
+
+def _best(matrix_OI: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the factors [O, R] and [R, I] of the nearest matrix of a rank, of equal size."""
+    u_OM, values_M, v_MI = torch.linalg.svd(matrix_OI, full_matrices=False)
+    root_R = torch.sqrt(values_M[:rank])
+    return u_OM[:, :rank] * root_R, root_R.unsqueeze(1) * v_MI[:rank]
 
 
 def _rounded(weight_OI: torch.Tensor, storage: Storage) -> torch.Tensor:

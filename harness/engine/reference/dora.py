@@ -79,12 +79,13 @@ class FrozenRows:
             return self.norm(weights, self._product(weights.a), scaling)
 
     def _squares(self) -> torch.Tensor:
-        if self._squares_O is None:
+        squares_O = self._squares_O
+        if squares_O is None:
             frozen = self._layer.base_layer
             weight_OI = dense_weight(frozen, _compute_dtype(frozen))
             norm_O = torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float64)
-            self._squares_O = norm_O.square_()
-        return self._squares_O
+            squares_O = self._squares_O = norm_O.square_()
+        return squares_O
 
     def _product(self, a_RI: torch.Tensor) -> torch.Tensor:
         """Return A W^T."""
