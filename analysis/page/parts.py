@@ -150,7 +150,7 @@ def provenance_list(rows: Sequence[Row]) -> str:
     items = []
     for label, key in PROVENANCE:
         counted = Counter(_provenance_text(row, key) for row in rows)
-        if set(counted) == {MISSING}:
+        if set(counted) <= {MISSING}:
             continue
         shown = [
             escape(value) + (f" ({n} runs)" if len(counted) > 1 else "")

@@ -32,7 +32,7 @@ from harness.sweeping.state import (
     write_state,
 )
 
-MAX_TRIALS = 24
+MAX_TRIALS = 12
 
 
 def made_sweep(name: str, out: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.base.build import build_base, inspect_model, load_tokenizer
-from harness.base.gguf_header import read_gguf_header
+from harness.base.gguf_header import _TYPES, read_gguf_header
 from harness.base.source import PACKAGED, find_model, model_fingerprint
 from harness.config.schema import ModelConfig, QuantConfig, QuantFormat
 from harness.errors import RequestError
@@ -71,6 +71,32 @@ def test_what_rounded_the_weights_is_known_before_they_are_read(tmp_path, storag
     save_gguf(tmp_path / "m.gguf", storage)
     config = ModelConfig(name=str(tmp_path / "m.gguf"))
     assert inspect_model(find_model(config), config).came_rounded == rounded
+
+
+def test_values_of_every_kind_are_passed_over_whatever_they_hold(tmp_path):
+    """The architecture stands last: whoever took another's length for a value's would not find it."""
+    gguf = pytest.importorskip("gguf")
+    kinds = gguf.GGUFValueType
+    numbers = [kind for kind in kinds if kind.name not in ("STRING", "ARRAY", "BOOL")]
+    scalars = [(kind, 1) for kind in numbers] + [(kinds.BOOL, True), (kinds.STRING, "text")]
+    writer = gguf.GGUFWriter(None, "ignored")
+    writer.kv_data[0].clear()
+    for kind, value in scalars:
+        writer.add_key_value(f"one.{kind.name}", value, kind)
+        writer.add_key_value(f"many.{kind.name}", [value] * 3, kinds.ARRAY, sub_type=kind)
+    writer.add_key_value("tokenizer.ggml.model", "gpt2", kinds.STRING)
+    writer.add_key_value("general.architecture", "llama", kinds.STRING)
+    writer.write_header_to_file(tmp_path / "all.gguf")
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert read_gguf_header(tmp_path / "all.gguf").architecture == "llama"
+
+
+def test_types_have_the_names_that_ggml_gives_them():
+    theirs = pytest.importorskip("gguf").GGMLQuantizationType
+    assert {number: theirs(number).name for number in _TYPES} == _TYPES
+    floats = [each for each in theirs if each.name.startswith(("F", "BF")) or "_K" in each.name]
+    assert {each.name for each in floats} <= {*_TYPES.values()}
 
 
 def test_a_file_is_its_contents(q4_1, tmp_path):

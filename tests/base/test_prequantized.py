@@ -407,6 +407,17 @@ def test_what_an_upload_says_is_understood(what: str):
     assert stored.label == label
 
 
+@pytest.mark.parametrize("backend", ["autoawq", None, "marlin", "qbits"])
+def test_whoever_has_packed_awq_for_products_as_autoawq_does_is_read(backend: str | None):
+    fields = {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"}
+    fields |= {} if backend is None else {"backend": backend}
+    stored = stored_weights("m", fields)
+    assert isinstance(stored, GroupedWeights)
+    assert (stored.group_size, stored.reordered) == (64, False)
+    with pytest.raises(RequestError, match=r"AWQ, laid out for llm-awq"):
+        stored_weights("m", fields | {"backend": "llm-awq"})
+
+
 @pytest.mark.parametrize("what", REFUSED)
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_anything_else_is_refused_in_a_sentence_before_weights_are_read(

@@ -1,92 +1,84 @@
-"""What FSDP2 is given: a layer of parameters alone that decodes as the layer it replaces, to the bit."""
+"""What is gathered of a shared base, in one process: which parts, in which order, and the same outputs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
-from harness.base.quick_imports import quiet_libraries
-from harness.base.sharding import shareable
-from harness.base.storage import storage_of
-from harness.base.targets import block_name
-from harness.config.schema import FloatType, QuantConfig, QuantFormat
-from harness.config.storage import ROUNDING, has_blocks, label_of
+from harness.base.build import Base, build_base
+from harness.base.layers import FrozenLinear
+from harness.base.sharding import held_here, shard_model, shareable
+from harness.base.source import find_model, model_fingerprint
+from harness.config.schema import ModelConfig, QuantConfig, QuantFormat
+from tests.random_models import LLAMA, save_random_model
 
 CPU = torch.device("cpu")
-FORMATS = [
-    QuantConfig(format=quant_format, double_quant=double, compute_dtype=dtype)
-    for quant_format in ROUNDING
-    for double in (False, True)
-    for dtype in FloatType
-    if not double or has_blocks(quant_format)
-]
+IDS = torch.arange(3, 19).view(2, 8)
 
 
-def name_of(quant: QuantConfig) -> str:
-    return f"{label_of(quant)}-{quant.compute_dtype.value}"
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A group of one process."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
-def layer_of(quant: QuantConfig, in_features: int) -> nn.Linear:
-    quiet_libraries()
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(48, in_features, generator=generator)
-    return storage_of(quant).quantize(weight, torch.randn(48, generator=generator), CPU)
+def base_of(directory: Path, format: QuantFormat, **changes: Any) -> Base:
+    model = save_random_model(directory / "model", "llama", **{**LLAMA, **changes})
+    config = ModelConfig(name=str(model))
+    source = find_model(config)
+    fingerprint = model_fingerprint(source, directory / "memo.json")
+    return build_base(
+        source,
+        config,
+        QuantConfig(format=format),
+        fingerprint=fingerprint,
+        device=CPU,
+        cache=directory / "cache",
+    )
 
 
-def products(layer: nn.Linear, quant: QuantConfig, in_features: int) -> list[torch.Tensor]:
-    """Return y and the gradient of x for some x and some gradient of y."""
-    dtype = getattr(torch, quant.compute_dtype.value)
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, 5, in_features, generator=generator).to(dtype).requires_grad_()
-    y = layer(x)
-    y.backward(torch.randn(2, 5, 48, generator=generator).to(dtype))
-    assert x.grad is not None
-    return [y.detach(), x.grad]
+@pytest.mark.parametrize("format", [QuantFormat.none, QuantFormat.nf4])
+@pytest.mark.parametrize("tied", [False, True])
+def test_blocks_are_gathered_one_by_one_ends_only_where_they_are_two_and_outputs_stay(
+    tmp_path: Path, alone: None, format: QuantFormat, tied: bool
+) -> None:
+    base = base_of(tmp_path, format, tie_word_embeddings=tied)
+    model: Any = base.model
+    with torch.no_grad():
+        before = model(IDS).logits
+    parts = shard_model(model, base.linears, base.storage, CPU)
+    ends = [] if tied else [model.model.embed_tokens, model.lm_head]
+    expected = [*model.model.layers, *ends, model]
+    assert len(parts) == len(expected)
+    assert all(one is other for one, other in zip(parts, expected, strict=True))
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    for spec in base.linears:
+        assert isinstance(model.get_submodule(spec.name), FrozenLinear)
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, before)
 
 
-@pytest.mark.parametrize("in_features", [128, 96])
-@pytest.mark.parametrize("quant", FORMATS, ids=name_of)
-def test_products_are_those_of_the_layer_it_replaces(quant: QuantConfig, in_features: int) -> None:
-    """Of 96 inputs blocks of 64 weights run from one row into the next."""
-    layer = layer_of(quant, in_features)
-    expected = products(layer, quant, in_features)
-    ours = products(shareable(layer, storage_of(quant)), quant, in_features)
-    for one, other in zip(expected, ours, strict=True):
-        if quant.format is QuantFormat.none:  # another order of the same sums, in backward
-            torch.testing.assert_close(other, one)
-        else:
-            assert torch.equal(other, one)
+def test_a_layer_of_torch_becomes_one_that_reads_its_weight_anew_and_a_packed_one_stays(
+    tmp_path: Path,
+) -> None:
+    storage = base_of(tmp_path, QuantFormat.none).storage
+    for bias in (False, True):
+        layer = torch.nn.Linear(6, 4, bias=bias)
+        shared = shareable(layer, storage)
+        assert isinstance(shared, FrozenLinear)
+        x = torch.randn(3, 6)
+        assert torch.equal(shared(x), layer(x))
+        assert (shared.bias is None) is not bias
+        assert shareable(shared, storage) is shared
 
 
-@pytest.mark.parametrize("quant", FORMATS, ids=name_of)
-def test_all_but_single_numbers_are_frozen_parameters(quant: QuantConfig) -> None:
-    layer = shareable(layer_of(quant, 128), storage_of(quant))
-    assert not any(parameter.requires_grad for parameter in layer.parameters())
-    assert all(buffer.ndim == 0 for buffer in layer.buffers())
-    held = {id(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
-    assert {id(t) for t in (*layer.tensors.values(), layer.bias)} == held
-
-
-@pytest.mark.parametrize("quant", FORMATS, ids=name_of)
-def test_parameters_stand_in_one_order_however_their_tensors_come(quant: QuantConfig) -> None:
-    """One process makes a layer, another reads it from a file that sorts: both gather by the order."""
-    storage, layer = storage_of(quant), layer_of(quant, 128)
-    backwards = dict(reversed(storage.tensors(layer).items()))
-    again = storage.restore(backwards, 128, 48, layer.bias.data)
-    assert [name for name, _ in again.named_parameters()] == [
-        name for name, _ in layer.named_parameters()
-    ]
-
-
-@pytest.mark.parametrize("quant", FORMATS, ids=name_of)
-def test_a_layer_that_is_moved_is_the_same(quant: QuantConfig) -> None:
-    layer = layer_of(quant, 128)
-    expected = products(layer, quant, 128)
-    for one, other in zip(
-        expected, products(storage_of(quant).moved(layer, CPU), quant, 128), strict=True
-    ):
-        assert torch.equal(other, one)
-
-
-def test_a_block_ends_at_the_first_index_of_a_path() -> None:
-    assert block_name("model.layers.11.self_attn.q_proj") == "model.layers.11"
-    assert block_name("transformer.h.0.mlp.experts.3.up") == "transformer.h.0"
+def test_of_a_tensor_that_is_not_shared_all_is_held_here() -> None:
+    tensor = torch.zeros(3)
+    assert held_here(tensor) is tensor

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.plan.attention import Kernel, _on_cpu, _on_cuda, planned_attention
+from harness.plan.attention import Kernel, _backward_work, _on_cpu, _on_cuda, planned_attention
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -117,3 +117,22 @@ def test_a_call_on_cuda_keeps_what_its_kernel_keeps(
         assert not scores
         assert [shape for shape in shapes if len(shape) == 3] == [(1, 4, sums)]
         assert ((1, 1, 40, 40) in shapes) is has_mask
+
+
+@pytest.mark.parametrize(
+    ("length", "padded"), [(1, 128), (127, 128), (128, 128), (129, 256), (1000, 1024)]
+)
+@pytest.mark.parametrize("heads_of_keys", [4, 2])
+def test_flash_attention_sums_over_rows_of_whole_tiles_in_backward(
+    length: int, padded: int, heads_of_keys: int
+) -> None:
+    """mha_bwd: 128 rows a tile, heads of whole 32s in float32, and grouped keys once for every head."""
+    query = torch.empty(3, 4, length, 40, dtype=torch.bfloat16, device="meta")
+    key = torch.empty(3, heads_of_keys, length, 40, dtype=torch.bfloat16, device="meta")
+    found = [(t.dtype, tuple(t.shape)) for t in _backward_work(query, key, Kernel.cuda_flash)]
+    expected = [(torch.float32, (3, 4, padded)), (torch.float32, (3, padded, 4, 64))]
+    if heads_of_keys == 2:
+        expected += [(torch.bfloat16, (3, length, 4, 40))] * 2
+    assert found == expected
+    others = [kernel for kernel in Kernel if kernel is not Kernel.cuda_flash]
+    assert [_backward_work(query, key, kernel) for kernel in others] == [[]] * len(others)

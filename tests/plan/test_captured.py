@@ -19,7 +19,7 @@ from harness.config.schema import (
     RunConfig,
 )
 from harness.engine.cuda.backend import CudaBackend
-from harness.plan.captured import captured_bytes, plans_captured
+from harness.plan.captured import TILE, _key, captured_bytes, plans_captured
 from harness.plan.model import PlannedModel
 from harness.plan.prediction import BatchSize
 from tests.engine.test_cpu import base_of, trained
@@ -111,3 +111,22 @@ def test_recomputing_keeps_less(bases: Bases) -> None:
         for recompute in (False, True)
     )
     assert recomputed < kept
+
+
+@pytest.mark.parametrize(
+    ("length", "longest"),
+    [(9, 64), (63, 64), (64, 64), (65, 128), (129, 256), (256, 256), (257, 512)],
+)
+def test_the_longest_example_is_the_next_power_of_two_and_at_least_a_tile(length, longest) -> None:
+    assert TILE == 64
+    key = _key(BatchSize(2, length, 9), 4, 3, has_dropout=True, recompute=False)
+    assert key.longest == longest
+    assert (key.seats, key.has_dropout, key.recompute) == (4, True, False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cohort", "sequences"), [(1, 1, 8), (2, 3, 8), (7, 1, 16), (15, 1, 32), (4, 4, 32)]
+)
+def test_sequences_are_a_power_of_two_above_all_examples_and_what_is_left(rows, cohort, sequences):
+    key = _key(BatchSize(rows, 10, 9), 1, cohort, has_dropout=False, recompute=True)
+    assert key.sequences == sequences > rows * cohort + 1

@@ -9,7 +9,7 @@ from harness.cli.main import dispatch
 from harness.commands.plan_table import _counted
 from harness.config.schema import ModelConfig
 from harness.errors import RequestError
-from harness.plan.parameter_table import toy_rows, worked_example
+from harness.plan.parameter_table import _short, toy_rows, worked_example
 from tests.random_models import SHAPES, save_random_model
 
 QV = ["q_proj", "v_proj"]
@@ -110,3 +110,13 @@ def test_the_command_prints_each_table_and_says_which_is_the_toy(capsys):
 def test_what_makes_no_table_is_refused(words, message, capsys):
     assert dispatch(["plan", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(1500, "2K"), (167_000, "167K"), (999_499, "999K"), (1_000_000, "1.0M"), (1_150_000, "1.1M"),
+     (86_000_000, "86.0M"), (1_050_000, "1.1M"), (11_850_000, "11.8M")],
+)  # fmt: skip
+def test_counts_are_thousands_or_millions(count: float, text: str) -> None:
+    """As the nearest numbers in binary round: 1.15 lies below, and 1.05 above."""
+    assert _short(count) == text
