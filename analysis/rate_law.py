@@ -277,10 +277,12 @@ def law_sentences(laws: Sequence[LawOfPlace]) -> list[str]:
         if ends is not None and not ends[0] <= 0 <= ends[1]:
             moves = "falls" if each.law.slope < 0 else "rises"
         interval = "" if ends is None else f" {_ends(ends, '+.2f')}"
+        ranks = sorted({rank for rank, _, _ in each.best})
+        factor = each.law.predicted(ranks[-1]) / each.law.predicted(ranks[0])
         sentences.append(
-            f"{each.scaling}{where}: the best rate {moves} with the rank, slope "
-            f"{each.law.slope:+.2f}{interval}; "
-            f"rank {each.next_rank} would want {each.law.predicted(each.next_rank):.2g}."
+            f"{each.scaling}{where}: the best rate {moves} with the rank, slope {each.law.slope:+.2f}"
+            f"{interval}, {factor:.2g} times from rank {ranks[0]} to {ranks[-1]}; rank {each.next_rank} "
+            f"would want {each.law.predicted(each.next_rank):.2g}."
         )
     return sentences
 

@@ -4,7 +4,6 @@ A run's summary has its whole record, without the configuration, which W&B has o
 of its own with its question and its state. wandb is imported only by the functions that read what it wrote.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +15,7 @@ from analysis.frame import Row, flat_row
 from analysis.histories import History, curves_of
 from analysis.sources import SweepData, assembled, unique_rows
 from harness.errors import RequestError, near_names
+from harness.parsing import Unreadable, read_json, shaped
 from harness.records.record import Record, RecordError, RunStatus, record_of_tree
 from harness.tracking.wandb_file import WandbHistory, read_wandb_files
 
@@ -87,7 +87,17 @@ class WandbFiles:
         """Return the answers of the table that the newest of the run's files has beside it."""
         places = [file.parent / "files/media/table" for file in self._files.get(run_id, ())]
         tables = sorted(table for place in places for table in place.glob("samples_*.table.json"))
-        return [] if not tables else json.loads(tables[-1].read_text(encoding="utf-8"))["data"]
+        return [] if not tables else _table_rows(tables[-1])
+
+
+def _table_rows(file: Path) -> list[Sequence[str]]:
+    """Return the rows of a table of texts as W&B keeps it; none of a file that is damaged."""
+    try:
+        tree = read_json(file.read_bytes())
+        rows = shaped(list[list[str]], tree.get("data") if isinstance(tree, dict) else None)
+    except (OSError, Unreadable):
+        return []
+    return [*rows]
 
 
 @dataclass(frozen=True)
@@ -175,7 +185,7 @@ class WandbProject:
             if newest is None:
                 return []
             with TemporaryDirectory() as place, newest.download(root=place) as table:
-                return json.load(table)["data"]
+                return _table_rows(Path(table.name))
         except Exception as error:
             raise RequestError(
                 f"the answers of W&B run {run_id} cannot be read: {error}"

@@ -5,9 +5,10 @@
 
 A case is shape:tokens of a run and step:runs side by side[:micro-batches of a step]. Each prints and
 writes one line of JSON as it ends: milliseconds of a step, tokens a second, how far its losses are from the
-eager ones beside what moves those themselves (computed again, beside a neighbour, adapters in 16 bits), peak
-memory beside the planner's, the host's share, and with --profile where the device's time goes. A part of
-the table that takes longer than its limit is ended, and what it has written stays. Results are appended to
+eager ones beside what moves those themselves (computed again, beside a neighbour, adapters in 16 bits) and,
+with `truth`, how far both are from the same steps in float32, peak memory beside the planner's, the host's
+share, and with --profile where the device's time goes. A part of the table that takes longer than its limit
+is ended, and what it has written stays. Results are appended to
 bench/.work/gpu_captured.jsonl (`--out`); bench/results/gpu_captured.json is what was measured.
 """
 
@@ -57,7 +58,9 @@ NEW_TOKENS = 48
 """Of an answer."""
 PEERS = ("plain", "trainer", "unsloth")
 TABLE: tuple[tuple[int, str], ...] = (
-    (75, "--cases 1.5B:512:1 1.5B:2048:1 1.5B:512:16 --only eager captured --profile"),
+    (75, "--cases 1.5B:512:1 1.5B:2048:1 --only eager captured truth --profile"),
+    (40, "--cases 1.5B:512:16 --only eager captured"),
+    (40, "--cases gemma3_1b:512:1 phi3_mini:512:1 --only eager captured truth"),
     (25, "--cases 1.5B:512:1 1.5B:2048:1 --only captured --format int4"),
     (40, "--cases qwen3_1.7b:16384:1:4 qwen3_0.6b:16384:1:4 --only captured"),
     (60, "--cases qwen3_8b:16384:1:4 --only captured"),
@@ -105,9 +108,9 @@ class Case:
         config.optim.micro_batch_size = config.optim.batch_size // self.micro
         return config
 
-    def base(self) -> SharedBase:
+    def base(self, compute: FloatType | None = None) -> SharedBase:
         """Return the base, computed by the reference until a backend is made for it."""
-        base = random_base(SHAPES[self.shape], FORMATS[self.format], self.device)
+        base = random_base(SHAPES[self.shape], FORMATS[self.format], self.device, compute)
         return SharedBase(base, backend=BackendName.reference)
 
     def slots(self, shared: SharedBase, runs: int, lora: LoraConfig | None = None) -> list[Slot]:
@@ -232,6 +235,13 @@ def eager(case: Case, shared: SharedBase) -> tuple[dict[str, list[float]], dict[
         "eager_step_ms": _milliseconds(statistics.median(seconds)),
         "eager_loss_moves": moved,
     }
+
+
+def truth(case: Case) -> list[float]:
+    """Return run 0's losses in eager steps that compute everything in float32, of the same packed weights."""
+    shared = case.base(FloatType.float32)
+    slots = case.slots(shared, case.runs)
+    return [eager_step(shared, slots)[0] for _ in range(COMPARED)]
 
 
 def _apart(one: Sequence[float], other: Sequence[float]) -> float:
@@ -373,6 +383,10 @@ def measured(case: Case, only: Sequence[str], *, profiled: bool) -> dict[str, An
             apart = {way: _apart(found, losses["captured"]) for way, found in other.items()}
             row["loss_difference"] = apart
         del shared
+        if "truth" in only:
+            case.forget()
+            true = truth(case)
+            row["from_float32"] = {way: _apart(found, true) for way, found in losses.items()}
     for name in PEERS:
         if name in only:
             row[f"{name}_ms"] = peer(name, case)

@@ -119,12 +119,14 @@ def shape_config(shape: Shape) -> Any:
     return config
 
 
-def random_base(shape: Shape, quant: QuantConfig, device: torch.device) -> Base:
-    """Return a frozen base with weights drawn on its device."""
+def random_base(
+    shape: Shape, quant: QuantConfig, device: torch.device, compute: FloatType | None = None
+) -> Base:
+    """Return a frozen base with weights drawn on its device; `compute`: none for what the device likes."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    quant = replace(quant, compute_dtype=compute_type(device))
+    quant = replace(quant, compute_dtype=compute or compute_type(device))
     config = shape_config(shape)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)

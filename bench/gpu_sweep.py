@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from harness.base.source import find_model
 from harness.config.schema import ModelConfig
 from harness.data.order import batch_rows
 from harness.records.provenance import collect_provenance
+from harness.records.record import read_records
 
 TOKENS = 512
 RUNS = len(RANKS) * len(RATES)
@@ -59,21 +61,35 @@ def write_rows(file: Path) -> None:
 
 
 def by_sweep(directory: Path, steps: int) -> dict[str, Any]:
-    """Return the seconds of the sweep, and what its worker says of the runs side by side."""
+    """Return the seconds of the sweep, where they went, and what its worker says of the runs side by side."""
     base = [
         f"model.name={directory / 'model'}", "data=pairs", f"data.path={directory / 'rows.jsonl'}",
         f"data.max_length={TOKENS}", "data.validation_rows=32", "data.test_rows=8",
         "optim.batch_size=1", f"optim.steps={steps}", "quant=nf4_dq", "lora=all_linear",
         "eval=loss", "eval.before=false", f"paths.out={directory / 'out'}",
     ]  # fmt: skip
-    seconds = harness(["sweep", str(question(directory, "sixteen", *base))])
+    file, began = question(directory, "sixteen", *base), time.time()
+    seconds = harness(["sweep", str(file)])
     state = json.loads((directory / "out" / "sweeps" / "sixteen" / "state.json").read_text())
     assert [run["status"] for run in state["runs"]].count("completed") >= RUNS, state["runs"]
     return {
         "sweep_s": round(seconds, 1),
         "warm_s": round(max(device["seconds"] for device in state["devices"]), 1),
         "packing": "; ".join(device["packing"] for device in state["devices"]),
+        "first_and_last_s": spans(directory / "out", began),
     }
+
+
+def spans(out: Path, began: float) -> dict[str, tuple[float, float]]:
+    """Return when the first run of each role began and the last one ended, in seconds of the sweep."""
+    found: dict[str, tuple[float, float]] = {}
+    for record in read_records(out)[0]:
+        role = record.provenance["sweep"]["role"]
+        start = datetime.fromisoformat(record.started_at).timestamp() - began
+        end = start + (record.wall_seconds or 0.0)
+        first, last = found.get(role, (start, end))
+        found[role] = round(min(first, start), 1), round(max(last, end), 1)
+    return found
 
 
 def by_trainer(directory: Path, shape: str, steps: int, number: int) -> float:

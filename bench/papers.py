@@ -29,7 +29,7 @@ from harness.records.record import RunStatus
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ROOT / "docs" / "papers"
 FOLDER = "papers/"
-SCALES = ("embedded", "smollm2", "paper")
+SCALES = ("embedded", "smollm2_cpu", "smollm2", "paper")
 TABLES = ("ordering", "published", "contrasts", "rate_law", "rate_transfer")
 FIGURES = ("contrasts", "best_rate_over_rank")
 WITHOUT_NUMBERS = "no numbers"
@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> int:
     names = [name for name in given.names or known if given.scale in scales_of(name)]
     failed = [] if given.no_run else [n for n in names if not asked(n, given.scale)]
     out = Path(compose_run([]).paths.out)
-    for name in known:
+    for name in given.names or known:
         for scale in scales_of(name):
             if (out / "sweeps" / f"{name}_{scale}" / "state.json").exists():
                 write_page(out, name, scale)
@@ -106,7 +106,7 @@ def write_page(out: Path, name: str, scale: str) -> None:
     pictures = [figure for figure in FIGURES if figure in written.figures]
     (DOCUMENTS / "images").mkdir(parents=True, exist_ok=True)
     for figure in pictures:
-        source = report / "figures" / f"{figure}.png"
+        source = report / "figures" / f"{figure}_wide.png"
         shutil.copyfile(source, DOCUMENTS / "images" / f"{sweep.name}_{figure}.png")
     found = written.answer or "Nothing is confirmed: the search's own trials are the result."
     parts = [

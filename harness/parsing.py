@@ -5,6 +5,7 @@ Sizes are counted before anything is expanded. Must not import torch, transforme
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -43,9 +44,12 @@ def read_json(text: str | bytes) -> Any:
 
 
 def home_path(text: str) -> Path:
-    """Return a path with its `~` written out. Raises RequestError where that home is not known."""
+    """Return a path with its `~` written out. Raises RequestError for what is none, or an unknown home."""
     try:
+        os.fsencode(text)
         return Path(text).expanduser()
+    except UnicodeEncodeError:  # half of a character, which YAML and JSON can write
+        raise RequestError(f"{text!r} is no path: no file's name can hold it") from None
     except RuntimeError:  # no such user, or neither HOME nor an entry for this one
         raise RequestError(
             f"{text} begins with a home directory that is not known here; write the path out"

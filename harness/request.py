@@ -16,8 +16,9 @@ from harness.config.validate import validate
 from harness.data.check import check_data, data_fingerprint
 from harness.errors import RequestError
 from harness.evals.choices import check_choices
+from harness.evals.domain_text import check_base_domain
 from harness.records.record import Record, RecordError, RunStatus, read_record
-from harness.records.redact import redact
+from harness.records.redact import REDACTED, redact
 from harness.records.run_directory import RunDirectory
 from harness.tracking import check_tracker
 
@@ -38,12 +39,17 @@ class Request:
     directory: RunDirectory
 
 
-def make_request(config: RunConfig) -> Request:
-    """Refuse what is wrong with `config` as far as it shows without torch, and identify the run."""
+def make_request(config: RunConfig, *, writes: bool = True) -> Request:
+    """Refuse what is wrong with `config` as far as it shows without torch, and identify the run.
+
+    What only looks (`writes=False`) leaves the disk as it is, and may find one that cannot be written to.
+    """
     check(config)
     source = find_model(config.model)
-    check_writable(config.paths)
-    fingerprint = model_fingerprint(source, _cache(config.paths) / "fingerprints.json")
+    if writes:
+        check_writable(config.paths)
+    memo = _cache(config.paths) / "fingerprints.json"
+    fingerprint = model_fingerprint(source, memo, keep=writes)
     identity = identify(
         config, model_fingerprint=fingerprint, data_fingerprint=data_fingerprint(config.data)
     )
@@ -90,6 +96,11 @@ def saved_run(directory: RunDirectory, paths: PathsConfig, resources: ResourcesC
         what, file = "model", directory.model / "model.safetensors"
     if not file.is_file():
         raise RequestError(f"{record.run_id} has no {what}: {file.parent} lacks its weights")
+    if REDACTED in (config.data.system or ""):
+        raise RequestError(
+            f"data.system of {record.run_id} held what looks like a secret, which its record leaves out: it "
+            "cannot be asked or exported as it was trained"
+        )
     config.paths, config.resources = paths, resources
     source = find_model(config.model)
     fingerprint = model_fingerprint(source, _cache(paths) / "fingerprints.json")
@@ -136,6 +147,7 @@ def check(config: RunConfig) -> None:
     validate(config)
     check_data(config.data)
     check_choices(config.eval)
+    check_base_domain(config.eval)
     check_tracker(config.tracker)
     _refuse_secret_names(config)
 

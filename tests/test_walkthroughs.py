@@ -27,7 +27,7 @@ def test_all_thirty_eight_items_stand_there() -> None:
 
 def test_the_commands_have_options_keys_and_choices_that_exist() -> None:
     options = group_options()
-    known = {*known_keys(), *options, "plan.shape", "plan.ranks"}
+    known = {*known_keys(), *options, "plan.shape", "plan.ranks", "plan.device"}
     seen = 0
     for section in ITEMS:
         for line in rows(section):

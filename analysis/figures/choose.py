@@ -24,8 +24,12 @@ from analysis.figures.memory import memory_by_parts
 from analysis.figures.over import MAX_LINES, metric_over
 from analysis.figures.style import Width
 from analysis.figures.targets import targets_at_equal_budget
-from analysis.figures.trade_off import quality_against_memory
-from analysis.frame import Row
+from analysis.figures.trade_off import (
+    FORGETTING,
+    learning_against_forgetting,
+    quality_against_memory,
+)
+from analysis.frame import Row, metric_key
 from analysis.histories import History
 
 MAX_NUMERIC = 3
@@ -53,6 +57,8 @@ def cost_figures(rows: Sequence[Row], quality: str) -> Iterator[Draw]:
     """Yield what is drawn of memory, with one metric of quality beside it."""
     yield lambda width: memory_by_parts(rows, width=width)
     yield lambda width: quality_against_memory(rows, metric=quality, width=width)
+    if any(row.get(metric_key(FORGETTING)) is not None for row in rows):
+        yield lambda width: learning_against_forgetting(rows, metric=quality, width=width)
 
 
 def configuration_figures(rows: Sequence[Row]) -> Iterator[Draw]:

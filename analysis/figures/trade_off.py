@@ -1,19 +1,30 @@
-"""Quality against memory: what a better score costs, with the cells that no other one beats in both."""
+"""Quality against memory, or against forgetting: what a better score costs, and the cells that none beats in
+both."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from analysis.figures.cells import Cell, axis_label, cells_of, failures, lower_is_better
 from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.factors import FORMAT, Factor, levels, printed, varying_factors
 from analysis.figures.memory import bytes_unit
 from analysis.figures.over import stem_of
-from analysis.figures.style import COLOURS, MARKERS, Width, figure_style, legend_above, new_figure
+from analysis.figures.style import (
+    COLOURS,
+    GREY,
+    MARKERS,
+    Width,
+    figure_style,
+    legend_above,
+    new_figure,
+)
 from analysis.frame import Row
 from analysis.statistics import pareto_front
 from harness.records.metrics import MEMORY_PARTS, METRICS, memory_part_name
 
 MAX_GROUPS = 8
 PEAK = "memory/peak_bytes"
+FORGETTING = "eval/forgetting_bits_per_byte"
 EXACT_PARTS = tuple(part for part in MEMORY_PARTS if part != "activation")
 
 
@@ -36,33 +47,7 @@ def quality_against_memory(
     by = _colour_factor([cell for cell, _, _ in points])
     with figure_style():
         figure, axes = new_figure(width, 3.0)
-        first_rows = [cell.rows[0] for cell, _, _ in points]
-        for index, level in enumerate(levels(by, first_rows) if by else [None]):
-            group = [p for p in points if by is None or repr(p[0].setting(by)) == repr(level)]
-            spans = [cell.interval(metric) for cell, _, _ in group]
-            axes.errorbar(
-                [memory / scale for _, memory, _ in group],
-                [quality for _, _, quality in group],
-                yerr=[
-                    [0.0 if s is None or s.low is None else s.mean - s.low for s in spans],
-                    [0.0 if s is None or s.high is None else s.high - s.mean for s in spans],
-                ],
-                linestyle="none",
-                marker=MARKERS[index % len(MARKERS)],
-                color=COLOURS[index % len(COLOURS)],
-                elinewidth=0.6,
-                label=printed(level) if by else None,
-            )
-        front = _front(points, metric)
-        axes.step(
-            [memory / scale for _, memory, _ in front],
-            [quality for _, _, quality in front],
-            where="post",
-            color="black",
-            linewidth=0.8,
-            linestyle="--",
-            label="Pareto front",
-        )
+        front = _scatter(axes, points, metric, by, scale)
         if max(m for _, m, _ in points) > 4 * min(m for _, m, _ in points):
             axes.set_xscale("log")
         axes.set_xlabel(f"{label} ({unit}) ↓")
@@ -81,8 +66,82 @@ def quality_against_memory(
     )
 
 
+def learning_against_forgetting(
+    rows: Sequence[Row], *, metric: str, width: Width = Width.one_column
+) -> Drawing:
+    """Draw what each cell has learnt over what it has forgotten of its base's domain (figure 6 of LoRA Learns
+    Less and Forgets Less, Biderman et al. 2024), and the Pareto front through the best.
+
+    Not drawn with fewer than two cells that have measured both.
+    """
+    name = f"{stem_of(metric)}_against_forgetting"
+    title = f"{METRICS[metric].label} against forgetting"
+    points = [
+        (cell, forgotten, learnt)
+        for cell in cells_of(rows)
+        if (forgotten := cell.mean(FORGETTING)) is not None
+        and (learnt := cell.mean(metric)) is not None
+    ]
+    if len(points) < 2:
+        return not_drawn(name, title, f"fewer than two cells have measured {FORGETTING}")
+    by = _colour_factor([cell for cell, _, _ in points])
+    with figure_style():
+        figure, axes = new_figure(width, 3.0)
+        front = _scatter(axes, points, metric, by)
+        axes.axvline(0.0, color=GREY, linewidth=0.6)
+        axes.set_xlabel(axis_label(FORGETTING))
+        axes.set_ylabel(axis_label(metric))
+        legend_above(figure, axes, by.label if by else None)
+    return Drawing(
+        name=name,
+        title=title,
+        caption=sentences(
+            f"{len(points)} cells, {len(front)} of them on the front of the means; bars are 95 % t "
+            "intervals over seeds (none where n=1). Right of the line the base's domain is predicted "
+            "worse than before training.",
+            failures(rows),
+        ),
+        figure=figure,
+        run_ids=tuple(run_id for cell, _, _ in points for run_id in cell.run_ids()),
+    )
+
+
+def _scatter(
+    axes: Any, points: "Sequence[Point]", metric: str, by: Factor | None, scale: float = 1.0
+) -> "list[Point]":
+    """Draw cells with their intervals over seeds, coloured by a factor, and return the front through them."""
+    first_rows = [cell.rows[0] for cell, _, _ in points]
+    for index, level in enumerate(levels(by, first_rows) if by else [None]):
+        group = [p for p in points if by is None or repr(p[0].setting(by)) == repr(level)]
+        spans = [cell.interval(metric) for cell, _, _ in group]
+        axes.errorbar(
+            [cost / scale for _, cost, _ in group],
+            [quality for _, _, quality in group],
+            yerr=[
+                [0.0 if s is None or s.low is None else s.mean - s.low for s in spans],
+                [0.0 if s is None or s.high is None else s.high - s.mean for s in spans],
+            ],
+            linestyle="none",
+            marker=MARKERS[index % len(MARKERS)],
+            color=COLOURS[index % len(COLOURS)],
+            elinewidth=0.6,
+            label=printed(level) if by else None,
+        )
+    front = _front(points, metric)
+    axes.step(
+        [cost / scale for _, cost, _ in front],
+        [quality for _, _, quality in front],
+        where="post",
+        color="black",
+        linewidth=0.8,
+        linestyle="--",
+        label="Pareto front",
+    )
+    return front
+
+
 Point = tuple[Cell, float, float]
-"""A cell, its bytes, its quality."""
+"""A cell, what it costs (bytes, or what it has forgotten), its quality."""
 
 
 def _points(cells: Sequence[Cell], metric: str) -> tuple[list[Point], str]:

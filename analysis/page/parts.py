@@ -185,7 +185,7 @@ def _asked_text(sweep: SweepData) -> str:
     """Return the question as its file has it, or, where the file is elsewhere, as it was read."""
     try:
         return (sweep.directory / "sweep.yaml").read_text(encoding="utf-8")
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         import yaml
 
         return yaml.safe_dump(sweep.asked, sort_keys=False, allow_unicode=True)

@@ -18,6 +18,7 @@ _QUALITY = (
     "eval/rouge_l",
     "eval/choice_accuracy",
     "eval/token_accuracy",
+    "eval/forgetting_bits_per_byte",
 )
 _COST = (
     "memory/peak_bytes",

@@ -1,10 +1,12 @@
-"""4-bit code books: 16 values, how a block is normalized onto them, encoding and packed decoding.
+"""Code books of 2 to 4 bits: their values, how a block is normalized onto them, encoding and packed decoding.
 
 A further code book is one entry of `CODE_BOOKS`, one member of `QuantFormat` and one YAML file.
 
-Storage of a weight [O, I]: bytes [ceil(O/2), I]. Byte [o, i] holds weight [o, i] in its high nibble and
-weight [o + ceil(O/2), i] in its low one, so that each half decodes into contiguous rows by one table of 256
-values, and two rows of a product need one load. Blocks run over the flat weight, row after row.
+Storage of a weight [O, I] in 4 bits: bytes [ceil(O/2), I]. Byte [o, i] holds weight [o, i] in its high
+nibble and weight [o + ceil(O/2), i] in its low one, so that each half decodes into contiguous rows by one
+table of 256 values, and two rows of a product need one load. In 2 bits a byte holds weights of four rows in
+the same way; in 3 bits the lower two lie so, and below them, in bytes [ceil(O/8), I], the highest of eight
+rows. Blocks run over the flat weight, row after row.
 
 Shape suffixes: O outputs, I inputs.
 """
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 
+from harness.base.abnormal_float import abnormal_float
 from harness.config.schema import QuantFormat
 
 
@@ -38,6 +41,11 @@ class CodeBook:
     normalization: Normalization
     bitsandbytes: str | None = None
     """What bitsandbytes calls it, where its quantizer chooses the indices."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of an index."""
+        return (len(self.values) - 1).bit_length()
 
 
 _NF4 = (
@@ -75,16 +83,30 @@ CODE_BOOKS: dict[QuantFormat, CodeBook] = {
     QuantFormat.int4: CodeBook(
         values=tuple(k / 7 for k in range(-7, 8)), normalization=Normalization.absmax
     ),
-    # 16 levels between the block's minimum and maximum, as GPTQ- and HQQ-style quantizers use.
+    # Levels between the block's minimum and maximum, as GPTQ- and HQQ-style quantizers use: affine integers.
     QuantFormat.int4_asym: CodeBook(
         values=tuple(k / 15 for k in range(16)), normalization=Normalization.minmax
     ),
+    QuantFormat.int3_asym: CodeBook(
+        values=tuple(k / 7 for k in range(8)), normalization=Normalization.minmax
+    ),
+    QuantFormat.int2_asym: CodeBook(
+        values=tuple(k / 3 for k in range(4)), normalization=Normalization.minmax
+    ),
 }
+"""Those that are the same for every block size."""
+
+
+def code_book(quant_format: QuantFormat, block_size: int) -> CodeBook:
+    """Return the code book of a format; AF4's depends on the size of the blocks."""
+    if quant_format is QuantFormat.af4:
+        return CodeBook(values=abnormal_float(block_size), normalization=Normalization.absmax)
+    return CODE_BOOKS[quant_format]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """A weight in a code book: `packed` uint8 [ceil(O/2), I], float32 `scale` and `offset` [blocks]."""
+    """A weight in a code book: `packed` uint8 [rows, I], float32 `scale` and `offset` [blocks]."""
 
     packed: torch.Tensor
     scale: torch.Tensor
@@ -111,7 +133,7 @@ def encode(weight_OI: torch.Tensor, book: CodeBook, block_size: int) -> Encoded:
             shifted = by_block - offset.unsqueeze(1)
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
     codes = nearest(shifted / safe.unsqueeze(1), book).reshape(-1)[: flat.numel()]
-    return Encoded(packed=pack_halves(codes.view(weight_OI.shape)), scale=scale, offset=offset)
+    return Encoded(packed=pack(codes.view(weight_OI.shape), book.bits), scale=scale, offset=offset)
 
 
 def _encoded_by_bitsandbytes(weight_OI: torch.Tensor, name: str, block_size: int) -> Encoded:
@@ -139,10 +161,50 @@ def unpacked_pairs(packed: torch.Tensor) -> torch.Tensor:
 
 def pack_halves(codes_OI: torch.Tensor) -> torch.Tensor:
     """Pack 4-bit codes into bytes: the first half of the rows into high nibbles, the second into low."""
-    half = -(-codes_OI.shape[0] // 2)
-    packed = codes_OI[:half] << 4
-    packed[: codes_OI.shape[0] - half] |= codes_OI[half:]
-    return packed
+    return pack(codes_OI, 4)
+
+
+_FIELDS = {2: (2,), 3: (2, 1), 4: (4,)}
+"""Widths of the fields that the bits of an index are divided into, the lowest bits first."""
+
+
+def packed_rows(rows: int, bits: int) -> int:
+    """Return how many rows of bytes so many rows of indices are packed into."""
+    return sum(_field_rows(rows, width) for width in _FIELDS[bits])
+
+
+def _field_rows(rows: int, width: int) -> int:
+    """Return the rows of bytes that a field takes."""
+    return -(-rows // (8 // width))
+
+
+def pack(codes_OI: torch.Tensor, bits: int) -> torch.Tensor:
+    """Pack indices into bytes [packed rows, I]; of each field a byte has 8 / width rows, far apart."""
+    parts, shift = [], 0
+    for width in _FIELDS[bits]:
+        field_OI = (codes_OI >> shift) & ((1 << width) - 1)
+        rows = _field_rows(len(codes_OI), width)
+        packed = codes_OI.new_zeros(rows, codes_OI.shape[1])
+        for place, part in enumerate(field_OI.split(rows)):
+            packed[: len(part)] |= part << (8 - width * (place + 1))
+        parts.append(packed)
+        shift += width
+    return torch.cat(parts)
+
+
+def unpack(packed: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
+    """Return the indices [rows, I] of packed bytes."""
+    codes_OI: torch.Tensor | None = None
+    start = shift = 0
+    for width in _FIELDS[bits]:
+        stop = start + _field_rows(rows, width)
+        places = range(8 - width, -1, -width)
+        mask = (1 << width) - 1
+        field_OI = torch.cat([(packed[start:stop] >> place) & mask for place in places])[:rows]
+        codes_OI = field_OI if codes_OI is None else codes_OI | (field_OI << shift)
+        start, shift = stop, shift + width
+    assert codes_OI is not None
+    return codes_OI
 
 
 @lru_cache(maxsize=64)
@@ -168,16 +230,25 @@ def decode(
     # An offset is added in float32: two bfloat16 roundings would cost more than the grid is worth.
     dtype_of_sum = dtype if offset is None else torch.float32
     flat = torch.empty(count, dtype=dtype_of_sum, device=packed.device)
+    if book.bits < 4:
+        codes = unpack(packed, book.bits, shape[0]).reshape(-1)
+        blockwise(codes, scale, table(book, packed.device), block_size, flat)
+        return _shifted(flat, offset, block_size).to(dtype).view(shape)
     codes, half = packed.view(-1), packed.numel()
     for of_nibble, begin in zip(_nibble_tables(book, packed.device), (0, half), strict=True):
         for start, stop, block in _runs(begin, min(begin + half, count), block_size):
             run = codes[start - begin : stop - begin]
             blockwise(run, scale[block:], of_nibble, block_size, flat[start:stop])
+    return _shifted(flat, offset, block_size).to(dtype).view(shape)
+
+
+def _shifted(flat: torch.Tensor, offset: torch.Tensor | None, block_size: int) -> torch.Tensor:
+    """Add the offset of each block in place, where there are offsets."""
     if offset is not None:
-        whole = count // block_size
+        whole = flat.numel() // block_size
         flat[: whole * block_size].view(whole, block_size).add_(offset[:whole].unsqueeze(1))
         flat[whole * block_size :].add_(offset[-1])
-    return flat.to(dtype).view(shape)
+    return flat
 
 
 def _runs(start: int, stop: int, block_size: int) -> Iterator[tuple[int, int, int]]:

@@ -68,7 +68,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
     try:
         with path.open("rb") as file:
             return _header(_Reader(file, path.stat().st_size))
-    except (_Damaged, struct.error, UnicodeDecodeError, OSError) as error:
+    except (_Damaged, struct.error, UnicodeDecodeError, OSError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise RequestError(
             f"model={path} cannot be read as a GGUF file: {reason}; give a whole one of version 2 or 3"

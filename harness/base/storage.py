@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from harness.base.code_books import (
-    CODE_BOOKS,
     CodeBook,
     Normalization,
     blockwise,
+    code_book,
     decode,
     encode,
+    packed_rows,
     table,
 )
 from harness.base.layers import FrozenLinear
@@ -177,7 +178,7 @@ class Dense(Storage):
 
 
 class Blockwise(Storage):
-    """Indices into a code book of 16 values, two to a byte, with constants for each block."""
+    """Indices into a code book of at most 16 values, packed at its bits, with constants for each block."""
 
     def __init__(self, quant: QuantConfig, book: CodeBook) -> None:
         super().__init__(quant)
@@ -185,7 +186,7 @@ class Blockwise(Storage):
 
     @property
     def bits(self) -> int:
-        return 4
+        return self.book.bits
 
     @property
     def constants_per_block(self) -> int:
@@ -239,8 +240,8 @@ class Blockwise(Storage):
         return values.add_(tensors[f"{name}_mean"])
 
     def outline(self, spec: LinearSpec) -> Tensors:
-        half = -(-spec.out_features // 2)
-        tensors = {"packed": _on_meta(half, spec.in_features, dtype=torch.uint8)}
+        rows = packed_rows(spec.out_features, self.bits)
+        tensors = {"packed": _on_meta(rows, spec.in_features, dtype=torch.uint8)}
         blocks = -(-spec.in_features * spec.out_features // self.quant.block_size)
         for name in ("scale", "offset")[: self.constants_per_block]:
             tensors |= self._outline_of(name, blocks)
@@ -360,10 +361,12 @@ def storage_of(quant: QuantConfig, stored: StoredWeights | None = None) -> Stora
     match quant.format:
         case QuantFormat.none:
             return Dense(quant)
-        case QuantFormat.nf4 | QuantFormat.int4 | QuantFormat.int4_asym:
-            return Blockwise(quant, CODE_BOOKS[quant.format])
+        case QuantFormat.nf4 | QuantFormat.af4 | QuantFormat.int4:
+            return Blockwise(quant, code_book(quant.format, quant.block_size))
+        case QuantFormat.int4_asym | QuantFormat.int3_asym | QuantFormat.int2_asym:
+            return Blockwise(quant, code_book(quant.format, quant.block_size))
         case QuantFormat.fp4 | QuantFormat.fp4_e2m1 | QuantFormat.fp4_e3m0:
-            return Blockwise(quant, CODE_BOOKS[quant.format])
+            return Blockwise(quant, code_book(quant.format, quant.block_size))
         case QuantFormat.int8:
             return RowwiseInt8(quant)
         case QuantFormat.as_stored:

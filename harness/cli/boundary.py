@@ -5,16 +5,23 @@ Must import nothing heavy: `harness --help` answers in well under a second.
 
 import errno
 import os
+import re
+import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from harness.errors import DiskTrouble, RequestError, RunFailed
+from harness.errors import (
+    DiskTrouble,
+    RequestError,
+    RunFailed,
+    disk_refusal,
+    says_out_of_memory,
+)
 from harness.records.redact import message, redact
 
 FAULT = 70
@@ -42,6 +49,14 @@ _IN_THE_MIDDLE = {
     errno.EAGAIN: "too many processes; raise `ulimit -u`, or take fewer devices",
 }
 
+_NOT_MAPPED = (
+    "failed to map segment from shared object"  # with no word after it, as for a disk's refusal
+)
+_NO_THREAD = "can't start new thread"
+_NUMPY_SAYS = re.compile(r"\d+ requested and \d+ written")  # of a full disk, without its number
+_INSTALLED = f"{os.sep}site-packages{os.sep}"
+_OWN = str(Path(__file__).parents[1])
+
 
 def exit_code_of(action: Callable[[], int], words: Sequence[str] = ()) -> int:
     """Do `action`, say on standard error what went wrong, and return the documented exit code.
@@ -68,10 +83,11 @@ def exit_code_of(action: Callable[[], int], words: Sequence[str] = ()) -> int:
     except OSError as error:
         say(disk_sentence(error))
         return 2 if error.errno in _NOT_THERE else 1
-    except MemoryError:
-        say("out of memory; free some, or ask for less at once")
-        return 1
     except Exception as error:
+        elsewhere = lacking(error) or _of_disk(error) or _unloadable(error)
+        if elsewhere is not None:
+            say(elsewhere)
+            return 1
         say(_fault_sentence(error, words))
         return FAULT
 
@@ -87,7 +103,51 @@ def disk_sentence(error: OSError) -> str:
     said = error.strerror or " ".join(str(error).split()) or type(error).__name__
     where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
     advice = (_NOT_THERE | _IN_THE_MIDDLE).get(error.errno or 0)
+    if error.errno is None and _NUMPY_SAYS.search(said):
+        said, advice = f"the disk took a part of a file ({said})", _IN_THE_MIDDLE[errno.ENOSPC]
     return f"{said}{where}" + (f"; {advice}" if advice else "")
+
+
+def lacking(error: Exception) -> str | None:
+    """Say what the machine had too little of, or None for an error of another kind.
+
+    Libraries say it in errors of any type: an allocator's refusal is a RuntimeError, that of a library that
+    finds no room to be loaded an ImportError.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or says_out_of_memory(text):
+        return "out of memory; free some, or ask for less at once"
+    if isinstance(error, ImportError) and text.endswith(_NOT_MAPPED):
+        return f"out of memory: {text[:200]}; free some, or raise the limit (`ulimit -v`)"
+    if _NO_THREAD in text:
+        return (
+            f"{text[:200]}: too many processes or too little memory; raise `ulimit -u` or free some"
+        )
+    return None
+
+
+def _of_disk(error: Exception) -> str | None:
+    """Say what a library's own error tells of the disk, or None for one of another kind."""
+    refused = disk_refusal(error)
+    return None if refused is None else f"{refused}; once that is mended, the same command goes on"
+
+
+def _unloadable(error: Exception) -> str | None:
+    """Say which library failed while it was imported; None for what failed in any other way.
+
+    A file of it may be missing, or a variable of the environment that it reads be no number or address.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    imported = [f.filename for f in frames if f.name == "<module>" and _OWN not in f.filename]
+    imported = [each for each in imported if _INSTALLED in each]
+    if not imported or _OWN in frames[-1].filename:
+        return None
+    library = imported[0].partition(_INSTALLED)[2].partition(os.sep)[0].removesuffix(".py")
+    said = " ".join(str(error).split())
+    return (
+        f"{library} cannot be loaded here: {type(error).__name__}: {said}; a variable of the environment "
+        "that it reads may be wrong, or its installation damaged"
+    )
 
 
 def _fault_sentence(error: Exception, words: Sequence[str]) -> str:
@@ -112,13 +172,12 @@ def _log_directory(words: Sequence[str]) -> str:
 
 
 def end(code: int) -> NoReturn:
-    """End the process with `code`, whatever threads and libraries still hold on to."""
-    try:
-        last = threading.Timer(END_SECONDS, _end_now, [code])
-        last.daemon = True
-        last.start()
-    except RuntimeError:  # no memory for another thread
-        _end_now(code)
+    """End the process with `code`, whatever threads and libraries still hold on to.
+
+    An alarm, not a thread: where memory has run out, starting one may wait for ever for it to begin.
+    """
+    signal.signal(signal.SIGALRM, lambda *_: _end_now(code))
+    signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
     sys.exit(code)
 
 

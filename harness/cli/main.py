@@ -32,7 +32,7 @@ from harness.cli.options import (
     WORKER_FLAGS,
 )
 from harness.errors import RequestError, near_names
-from harness.records.redact import redact
+from harness.records.redact import printable, redact
 from harness.training.stop import leave_terminal
 
 USAGE = """\
@@ -45,7 +45,7 @@ usage: harness run    [-m [--dry-run]] [override…] [--json]
        harness report [NAME…] [--source records|wandb-offline|wandb] [--watch] [--json]
        harness ask    RUN|SWEEP|base ["PROMPT"] [override…] [--compare RUN|base] [--file FILE] [--json]
        harness export RUN|SWEEP --to adapter|merged|merged_4bit|gguf [--out DIR] [--json]
-       harness push   DIR OWNER/NAME [--public] [--json]
+       harness push   DIR OWNER/NAME [--data] [--public] [--json]
        harness wandb  [NAME] [--paths] [--json]
        harness doctor [override…] [--json]
 
@@ -257,6 +257,8 @@ def _data(rest: list[str]) -> int:
         rows=values.get("--rows"),
         split=values.get("--split"),
         as_json="--json" in values,
+        out=values.get("--out"),
+        license_=values.get("--license"),
     )
 
 
@@ -364,7 +366,8 @@ def _push(rest: list[str]) -> int:
     if "--help" in names or "-h" in names:
         print(PUSH_HELP, end="")
         return 0
-    return push_command(words, public="--public" in names, as_json="--json" in names)
+    kind = "dataset" if "--data" in names else "model"
+    return push_command(words, kind=kind, public="--public" in names, as_json="--json" in names)
 
 
 def _usage() -> str:
@@ -434,5 +437,5 @@ def _hydra_flags(command: str, flags: list[list[str]], overrides: list[str]) -> 
         with contextlib.redirect_stdout(said):
             run_hydra([f"harness {command}", *words, *prepare_overrides(overrides)])
     finally:  # Hydra ends the process where it has refused something
-        print(redact(said.getvalue()), end="")
+        print(printable(redact(said.getvalue())), end="")
     return 0

@@ -10,7 +10,7 @@ COMMANDS = {
     "report": "tables, figures and one html page from the records of sweeps",
     "ask": "answers of a run, a sweep's best or the base, streamed and side by side",
     "export": "an adapter as PEFT folder, merged, re-stored or as GGUF, each with its loss",
-    "push": "an export to the Hugging Face hub, on request only",
+    "push": "an export, or rows, to the Hugging Face hub, on request only",
     "wandb": "where the offline W&B files of a sweep lie, and how to see them online",
     "doctor": "devices, versions and measured rates; who computes which format, and what falls back",
 }
@@ -41,7 +41,7 @@ EXPORT_FLAGS = {
     "--help": 0,
     "-h": 0,
 }
-PUSH_FLAGS = {"--public": 0, "--json": 0, "--help": 0, "-h": 0}
+PUSH_FLAGS = {"--data": 0, "--public": 0, "--json": 0, "--help": 0, "-h": 0}
 WANDB_FLAGS = {"--paths": 0, "--json": 0, "--help": 0, "-h": 0}
 DOCTOR_FLAGS = {"--json": 0, "--help": 0, "-h": 0, **OWN_GROUPS}
 PLAN_FLAGS = {
@@ -54,7 +54,16 @@ PLAN_FLAGS = {
     "-h": 0,
     **OWN_GROUPS,
 }
-DATA_FLAGS = {"--rows": 1, "--split": 1, "--json": 0, "--help": 0, "-h": 0, **OWN_GROUPS}
+DATA_FLAGS = {
+    "--rows": 1,
+    "--split": 1,
+    "--out": 1,
+    "--license": 1,
+    "--json": 0,
+    "--help": 0,
+    "-h": 0,
+    **OWN_GROUPS,
+}
 STATUS_FLAGS = {"--json": 0, "--help": 0, "-h": 0}
 RUN_FLAGS = {
     "--json": 0,

@@ -202,7 +202,7 @@ def _number(text: str, name: str, kind: type, *, least: int) -> Any:
         value = kind(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and least <= value <= 1e9):
+    if not least <= value <= 1e9:
         wanted = "a whole number" if kind is int else "a number"
         raise RequestError(
             f"{name} {text or 'without a value'} must be {wanted} of at least {least}"

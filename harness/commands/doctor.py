@@ -157,7 +157,7 @@ def _backends(config: RunConfig, device: Any) -> Iterator[dict[str, Any]]:
     from harness.base.build import outline_base
     from harness.engine.backend import QUICKEST_FIRST, quickest_backend, why_not
 
-    request = make_request(config)
+    request = make_request(config, writes=False)
     source = request.source
     given = config.quant.compute_dtype
     for name in group_options()["quant"]:
@@ -181,7 +181,7 @@ def _captured(device: Any) -> str:
         return "nothing: a processor has no launches to save"
     return (
         "where the backend is cuda, passes and optimizer steps of runs in one process with optim=adamw and "
-        "lora.compute_dtype as quant.compute_dtype; the reference computes the others"
+        "lora.compute_dtype as quant.compute_dtype; the reference computes the others, lora=none among them"
     )
 
 

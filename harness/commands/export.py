@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.commands.saved import find_saved, place_of
 from harness.data.check import check_data, data_fingerprint
 from harness.errors import RequestError, near_names
-from harness.export.card import FORMS
+from harness.export.card import FORMS, is_export
 from harness.parsing import home_path
 from harness.records.metrics import format_value
 from harness.records.redact import message
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 EXPORT_HELP = """\
 usage: harness export RUN|SWEEP --to adapter|merged|merged_4bit|gguf [--out DIR] [--into unrounded|rounded]
-                      [--types f16,q8_0,q4_0] [--license NAME] [paths.out=DIRECTORY] [--json]
+                      [--types f16,q8_0,q4_0,q4_k_m] [--license NAME] [paths.out=DIRECTORY] [--json]
 
   adapter      PEFT's folder with tokenizer and chat template
   merged       the adapter added to the base's weights, in 16 bit; --into rounded adds it to the weights as
                they were decoded while it was trained, --into unrounded, the default, to the checkpoint's
   merged_4bit  merged, and stored in NF4 as bitsandbytes has it: transformers loads it as it is
-  gguf         merged, as GGUF for llama.cpp; --types says which of f16, q8_0 and q4_0, all by default
+  gguf         merged, as GGUF for llama.cpp; --types says which of f16, q8_0, q4_0 and q4_k_m, all by default
 
 Each is loaded again by who will use it and evaluated on the run's own validation rows. The model card
 (README.md) has the losses of all that was exported of the run side by side; they are kept in its
@@ -65,7 +65,7 @@ def export_command(
     default = (
         saved.directory.path / "export" / (form if target == "unrounded" else f"{form}_{target}")
     )
-    place = _place(home_path(out) if out else default)
+    place = free_place(home_path(out) if out else default)
     _check_data(saved)
     check_writable(saved.config.paths)
     import_libraries()
@@ -107,7 +107,7 @@ def _one_of(name: str, given: str | None, known: Sequence[str]) -> str:
 
 
 def _types(form: str, given: str | None) -> list[str]:
-    known = ("f16", "q8_0", "q4_0")
+    known = ("f16", "q8_0", "q4_0", "q4_k_m")
     if form != "gguf":
         if given is not None:
             raise RequestError(f"--types {given} would be ignored: it belongs to --to gguf")
@@ -117,11 +117,11 @@ def _types(form: str, given: str | None) -> list[str]:
     ]
 
 
-def _place(place: Path) -> Path:
-    """Refuse to replace what is no export of ours."""
+def free_place(place: Path) -> Path:
+    """Return a directory to write to. Refuses to replace what is no export of ours, with a RequestError."""
     if place.exists() and not place.is_dir():
         raise RequestError(f"--out {place} is a file; give a directory")
-    if place.is_dir() and any(place.iterdir()) and not (place / "README.md").is_file():
+    if place.is_dir() and any(place.iterdir()) and not is_export(place):
         raise RequestError(
             f"--out {place} has files in it that no export has made; give another directory"
         )
@@ -152,7 +152,8 @@ def _print(saved: SavedRun, made: "Sequence[Export]", place: Path) -> None:
         print(f"{name:<32} eval loss {format_value('eval/loss', result and result.value)}")
     for each in made:
         what = f"{each.label}, {each.storage}"
-        print(f"{what:<32} eval loss {format_value('eval/loss', each.loss.value)}  {each.place}")
+        loss = format_value("eval/loss", each.loss.value)
+        print(message(f"{what:<32} eval loss {loss}  {each.place}"))
         for remark in each.remarks:
             print(message(f"harness: {remark}"), file=sys.stderr)
-    print(place / "README.md")
+    print(message(str(place / "README.md")))

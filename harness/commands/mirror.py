@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from harness.config.schema import TrackerConfig, TrackerName
+from harness.parsing import Unreadable, read_yaml
 from harness.records.redact import message
 from harness.sweeping.state import SweepDirectory, SweepState, TrialLine, state_tree
 from harness.tracking.sweep_mirror import Sheet, SweepResult, mirror_sweep
@@ -37,7 +36,11 @@ def _mirror(
         page = report_sweep(out, state.name).index.parent
     except Exception as error:  # no report is worth a sweep
         problems.append(f"no report for W&B: {type(error).__name__}: {error}")
-    asked = yaml.safe_load(directory.question.read_text(encoding="utf-8"))
+    try:
+        asked = read_yaml(directory.question.read_bytes())
+    except (OSError, Unreadable) as error:
+        asked = {}
+        problems.append(f"no question for W&B: {directory.question}: {error}")
     result = SweepResult(
         name=state.name,
         asked=asked,

@@ -125,6 +125,7 @@ def heading(subject: "Subject") -> str:
     if config.lora.trains_all:
         trained = "full fine-tuning, alone on its own copy of the weights"
     checkpointing = ", activations recomputed" if optim.gradient_checkpointing else ""
+    checkpointing += " from inputs on the host" if optim.offload_activations else ""
     processes, shared = config.resources.data_parallel, ""
     if config.resources.shard is not Shard.none:
         on_gpu = " (gathered blocks: as FSDP2's code reads, not measured)"

@@ -1,10 +1,12 @@
 """`harness plan --table`: adapter sizes over ranks and models, by real counts and by the popular toy."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from harness.base.quick_imports import quick_imports
-from harness.config.schema import ModelConfig, QuantConfig, QuantFormat
+from harness.config.schema import LoraConfig, ModelConfig, QuantConfig, QuantFormat
 from harness.errors import RequestError
 from harness.plan.parameter_table import (
     GPT3,
@@ -21,6 +23,10 @@ from harness.plan.parameter_table import (
 )
 from harness.plan.settings import PlanSettings, split_settings
 
+if TYPE_CHECKING:
+    from harness.plan.method_table import MethodBytes
+    from harness.plan.model import PlannedModel
+
 
 def plan_table(words: Sequence[str], *, as_json: bool) -> int:
     """Print the tables of the shapes that `plan.shape` names, or of `model=`; returns the exit code."""
@@ -31,6 +37,7 @@ def plan_table(words: Sequence[str], *, as_json: bool) -> int:
 
 def _plan_table(overrides: Sequence[str], settings: PlanSettings, *, as_json: bool) -> int:
     from harness.commands.plan import planned_config
+    from harness.plan.method_table import TEN_BILLION, formulas, method_rows, text_of_ten_billion
 
     ranks = tuple(settings.ranks_of_table) or RANKS
     given = any(word.startswith(("model=", "model.name=")) for word in overrides)
@@ -40,10 +47,16 @@ def _plan_table(overrides: Sequence[str], settings: PlanSettings, *, as_json: bo
     if lora.trains_all:
         raise RequestError("--table counts adapters, and lora=none has none; give lora=all_linear")
     names = [None] if given else shapes
-    models = [_counted(name, config.model, lora.target_modules) for name in names]
+    planned = [_planned(name, config.model) for name in names]
+    models = [
+        _counted_in(each, name, config.model, lora.target_modules)
+        for each, name in zip(planned, names, strict=True)
+    ]
     gpt3 = _counted(GPT3, ModelConfig(), ["q_proj", "v_proj"])
+    costs = _costs(zip(planned, models, strict=True), lora)
     if as_json:
-        print(json.dumps(_tree(models, gpt3, ranks), indent=2))
+        tree = _tree(models, gpt3, ranks) | {"methods": [each.tree() for each in costs]}
+        print(json.dumps(tree, indent=2))
         return 0
     print("\n".join(worked_example()))
     print(
@@ -65,20 +78,53 @@ def _plan_table(overrides: Sequence[str], settings: PlanSettings, *, as_json: bo
         "no model is\none matrix, and the counts above are what an adapter has."
     )
     print(_aligned(toy_rows()))
+    print(
+        f"\nGB (10^9 bytes) that training takes before activations: rank {lora.rank} on "
+        f"{', '.join(lora.target_modules)}, QLoRA with nf4_dq"
+    )
+    print(_aligned(method_rows(costs)))
+    for each in costs:
+        if each.model == TEN_BILLION:
+            print("\n".join(f"  {line}" for line in formulas(each)))
+    print("\n".join(text_of_ten_billion()))
     return 0
 
 
-def _counted(shape: str | None, model: ModelConfig, targets: Sequence[str]) -> CountedModel:
+def _costs(
+    models: "Iterable[tuple[PlannedModel, CountedModel]]", lora: LoraConfig
+) -> "list[MethodBytes]":
+    """Return what the methods take of these models, and of one of 10B parameters."""
+    from harness.plan.method_table import TEN_BILLION, method_bytes
+
+    asked = list(models)
+    if all(counted.name != TEN_BILLION for _, counted in asked):
+        ten = _planned(TEN_BILLION, ModelConfig())
+        with suppress(RequestError):  # layers that only the asked models have
+            counted = _counted_in(ten, TEN_BILLION, ModelConfig(), lora.target_modules)
+            asked.append((ten, counted))
+    found = (method_bytes(*each, lora.rank) for each in asked)
+    return [each for each in found if each is not None]
+
+
+def _planned(shape: str | None, model: ModelConfig) -> "PlannedModel":
     from harness.base.source import find_model
-    from harness.base.storage import storage_of
-    from harness.plan.base_bytes import base_bytes
     from harness.plan.model import PlannedModel
 
-    planned = (
-        PlannedModel.from_source(find_model(model), model)
-        if shape is None
-        else PlannedModel.from_shape(shape, model)
-    )
+    if shape is None:
+        return PlannedModel.from_source(find_model(model), model)
+    return PlannedModel.from_shape(shape, model)
+
+
+def _counted(shape: str | None, model: ModelConfig, targets: Sequence[str]) -> CountedModel:
+    return _counted_in(_planned(shape, model), shape, model, targets)
+
+
+def _counted_in(
+    planned: "PlannedModel", shape: str | None, model: ModelConfig, targets: Sequence[str]
+) -> CountedModel:
+    from harness.base.storage import storage_of
+    from harness.plan.base_bytes import base_bytes
+
     dense = storage_of(QuantConfig(format=QuantFormat.none))
     params = base_bytes(planned.outline, dense).logical_params
     config = planned.model.config

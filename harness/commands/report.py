@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from harness.config.compose import compose_run
 from harness.config.schema import TrackerConfig
 from harness.errors import RequestError, near_names
+from harness.records.redact import message
 from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
 
 if TYPE_CHECKING:
@@ -179,13 +180,13 @@ def _print(written: "Mapping[str, Written]", as_json: bool) -> None:
         return
     for each in written.values():
         if each.answer is not None:
-            print(f"Found: {each.answer}")
+            print(message(f"Found: {each.answer}"))
         if each.ordering is not None:
-            print(f"Published: {each.ordering}")
+            print(message(f"Published: {each.ordering}"))
         for law in each.laws:
-            print(f"Law: {law}")
+            print(message(f"Law: {law}"))
         for lack in each.lacks[:MAX_LACKS]:
-            print(f"harness: {lack}", file=sys.stderr)
+            print(message(f"harness: {lack}"), file=sys.stderr)
         if (more := len(each.lacks) - MAX_LACKS) > 0:
             print(f"harness: and {more} more; the page lists them", file=sys.stderr)
         counts = f"({len(each.tables)} tables, {len(each.figures)} figures)"

@@ -15,6 +15,7 @@ out/runs/ (the records).
   key=value                       for every run; on an axis: fix it
   key=choice(a,b)                 an axis, given or replaced; range(2,10,2), interval(1e-4,1e-2),
                                   tag(log,interval(1e-4,1e-2)), int(interval(1,64)) too
+  scale=embedded                  of a file with scales, such as those of papers/: embedded, smollm2, paper
   search.method=tpe               grid, random, tpe, gp, nsga2, cmaes
   search.transfer=lr              of a grid over lora.rank and optim.lr: at higher ranks only the rates near
                                   the one that the lower ranks predict
@@ -48,9 +49,10 @@ Ready questions:
 
 def sweep_help() -> str:
     """Return the help text with the questions in sweeps/."""
-    lines = []
-    for name, question in known_sweeps().items():
+    lines, known = [], known_sweeps()
+    wide = max(map(len, known)) + 1
+    for name, question in known.items():
         lines += textwrap.wrap(
-            question, 100, initial_indent=f"  {name:<16}", subsequent_indent=" " * 18
+            question, 106, initial_indent=f"  {name:<{wide}}", subsequent_indent=" " * (wide + 2)
         )
     return _HELP + "\n".join(lines) + "\n"

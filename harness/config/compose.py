@@ -18,7 +18,7 @@ from harness.config.later import with_new_names
 from harness.config.overrides import read_override
 from harness.config.schema import FloatType, LoraConfig, PathsConfig, RunConfig
 from harness.errors import RequestError, near_names
-from harness.parsing import home_path
+from harness.parsing import Unreadable, home_path, read_yaml
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -94,7 +94,28 @@ def own_directory() -> Path | None:
             f"--config-dir {named} {what}; an option of yours is a file GROUP/OPTION.yaml in it, such as "
             f"{directory / 'quant' / 'mine.yaml'} (without --config-dir, {CONFIG_DIR_VARIABLE} names it)"
         )
+    for file in sorted([*directory.glob("*.yaml"), *directory.glob("*/*.yaml")]):
+        _check_own_file(file)
     return directory
+
+
+def _check_own_file(file: Path) -> None:
+    """Refuse a file that Hydra, which expands all that it reads, should not be given."""
+    if not file.is_file():  # reading what is neither file nor directory may wait for ever
+        raise RequestError(f"{file} is no file; an option of yours is a file GROUP/OPTION.yaml")
+    try:
+        status = file.stat()
+        _read_own_file(file, status.st_size, status.st_mtime_ns)
+    except (OSError, Unreadable) as error:
+        raise RequestError(f"{file} cannot be read as YAML: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _read_own_file(file: Path, size: int, modified_ns: int) -> None:
+    """Read a file as it is now; one that is sound is read once."""
+    tree = read_yaml(file.read_bytes())
+    if not isinstance(tree, dict | None):
+        raise Unreadable(f"it must hold keys with values, got a {type(tree).__name__}")
 
 
 def own_directory_words() -> list[str]:
@@ -471,10 +492,12 @@ def _dropped_defaults(given: set[str]) -> list[str]:
 
 def _first_lines(error: Exception) -> str:
     """Return the useful part of a Hydra or OmegaConf message on one line."""
+    while not str(error).strip() and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # Hydra hands on what OmegaConf has said
     lines = [line.strip() for line in str(error).splitlines()]
     useful = [line for line in lines if line and not line.startswith(("object_type=", "full_key:"))]
     cause = error.__cause__
     if cause is not None and str(cause) and len(useful) == 1:
         useful.append(str(cause).splitlines()[0])
-    keys = [line for line in lines if line.startswith("full_key:")]
+    keys = [line for line in lines if re.match(r"full_key:(?! hydra\.)", line)]
     return "; ".join([*useful[:3], *(f"key {key.split(':', 1)[1].strip()}" for key in keys[:1])])

@@ -13,7 +13,7 @@ from typing import Any
 from harness.config.compose import config_tree
 from harness.config.later import CAME_LATER, RENAMED
 from harness.config.lora import alpha_patterns
-from harness.config.schema import LoraConfig, LoraMethod, RunConfig
+from harness.config.schema import EMBEDDED_DOMAIN, LoraConfig, LoraMethod, RunConfig
 from harness.config.storage import label_of
 from harness.parsing import home_path
 
@@ -71,6 +71,12 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
         if (file := tree["eval"][key]) is not None:
             content = home_path(file).read_bytes()
             tree["eval"][key] = hashlib.sha256(content).hexdigest()
+    base_domain = tree["eval"].get("base_domain")
+    if base_domain is None:
+        del tree["eval"]["base_domain_rows"]
+    elif base_domain != EMBEDDED_DOMAIN:
+        content = home_path(base_domain).read_bytes()
+        tree["eval"]["base_domain"] = hashlib.sha256(content).hexdigest()
     seed = tree.pop("seed")
     tree |= {
         "numerics": NUMERICS_VERSION,

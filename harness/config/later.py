@@ -13,9 +13,9 @@ CAME_LATER = {
     ),
     "optim": (
         *("schedule_cycles", "schedule_power", "min_lr_ratio", "decay_steps", "patience"),
-        "neftune_alpha",
+        *("neftune_alpha", "offload_activations"),
     ),
-    "eval": ("every_epochs",),
+    "eval": ("every_epochs", "base_domain"),
 }
 """They say nothing where they are as by default: runs from before keep their ids."""
 RENAMED = {"optim.loraplus_lr_ratio": "optim.loraplus_ratio"}

@@ -19,8 +19,11 @@ class QuantFormat(Enum):
     fp4 = "fp4"
     fp4_e2m1 = "fp4_e2m1"
     fp4_e3m0 = "fp4_e3m0"
+    af4 = "af4"
     int4 = "int4"
     int4_asym = "int4_asym"
+    int3_asym = "int3_asym"
+    int2_asym = "int2_asym"
     int8 = "int8"
     as_stored = "as_stored"
     """As the checkpoint came: what bitsandbytes, GPTQ or AWQ has rounded is not rounded again."""
@@ -175,7 +178,7 @@ class QuantConfig:
     double_quant: bool = False
     """Quantize the per-block constants too, to 8 bits in blocks of 256 (QLoRA, section 3)."""
     block_size: int = 64
-    """Weights per block of one scale, 32 to 4096, a power of two; 4-bit formats only."""
+    """Weights per block of one scale, 32 to 4096, a power of two; formats of 2 to 4 bits only."""
     compute_dtype: FloatType = FloatType.float32
     """Type of activations and of everything that is not quantized; float16 trains with a loss scale."""
     skip_experts: bool = False
@@ -320,6 +323,12 @@ class OptimConfig:
     epochs: float | None = None
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
+    offload_activations: bool = False
+    """Keep the inputs of blocks, from which gradient checkpointing recomputes, in the host's memory."""
+
+
+EMBEDDED_DOMAIN = "embedded"
+"""The `eval.base_domain` that is no file: held-out documents of the embedded base's corpus."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -345,6 +354,11 @@ class EvalConfig:
     max_new_tokens: int = 64
     keep_best: bool = False
     """Keep the adapter of the evaluation with the lowest loss instead of the last."""
+    base_domain: str | None = None
+    """Text of what the base was trained on, to measure forgetting: a file (.txt, or .jsonl with `text`), or
+    `embedded`, documents of the embedded base's own corpus that it has not seen."""
+    base_domain_rows: int | None = 200
+    """Documents of it at most, evenly spaced; none: all of a file."""
     choice_path: str | None = None
     """A file of multiple-choice questions (MMLU or ARC form) to score by likelihood."""
     choice_shots_path: str | None = None

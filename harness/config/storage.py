@@ -23,7 +23,9 @@ def has_blocks(quant_format: QuantFormat) -> bool:
     match quant_format:
         case QuantFormat.none | QuantFormat.int8 | QuantFormat.as_stored:
             return False
-        case QuantFormat.nf4 | QuantFormat.int4 | QuantFormat.int4_asym:
+        case QuantFormat.nf4 | QuantFormat.af4 | QuantFormat.int4:
+            return True
+        case QuantFormat.int4_asym | QuantFormat.int3_asym | QuantFormat.int2_asym:
             return True
         case QuantFormat.fp4 | QuantFormat.fp4_e2m1 | QuantFormat.fp4_e3m0:
             return True

@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from harness.config.devices import resolved_device, visible_cuda_devices
 from harness.config.resources import BackendName, Shard
 from harness.config.schema import (
+    EMBEDDED_DOMAIN,
     FOLLOWS_LOSS,
     DataConfig,
     DataForm,
@@ -234,6 +235,11 @@ def _optim_problems(optim: OptimConfig) -> Iterator[str]:
     clip = optim.max_grad_norm
     if clip is not None and not (math.isfinite(clip) and clip > 0):
         yield f"optim.max_grad_norm={clip} must be a positive finite number, or null for no clipping"
+    if optim.offload_activations and not optim.gradient_checkpointing:
+        yield (
+            "optim.offload_activations=true would be ignored: it says where gradient checkpointing keeps the "
+            "blocks' inputs; add optim.gradient_checkpointing=true"
+        )
     if (optim.steps is None) == (optim.epochs is None):
         got = "neither" if optim.steps is None else f"steps={optim.steps} and epochs={optim.epochs}"
         yield f"exactly one of optim.steps and optim.epochs must be given, got {got}"
@@ -349,7 +355,13 @@ def _stride_problems(stride: int | None, data: DataConfig) -> Iterator[str]:
 
 def _eval_problems(config: EvalConfig, optim: OptimConfig, *, answers: bool) -> Iterator[str]:
     default = EvalConfig()
-    for name in ("every_steps", "batch_size", "generate_rows", "max_new_tokens"):
+    for name in (
+        "every_steps",
+        "batch_size",
+        "generate_rows",
+        "max_new_tokens",
+        "base_domain_rows",
+    ):
         value = getattr(config, name)
         if value is not None and value < 1:
             yield f"eval.{name}={value} must be at least 1"
@@ -357,6 +369,21 @@ def _eval_problems(config: EvalConfig, optim: OptimConfig, *, answers: bool) -> 
         for name in ("generate_rows",) if answers else ("generate_rows", "max_new_tokens"):
             if getattr(config, name) != getattr(default, name):
                 yield f"eval.{name} would be ignored: eval.generate=false"
+    if config.base_domain is not None and not config.before:
+        yield (
+            f"eval.base_domain={config.base_domain} measures what is forgotten since the base, and "
+            "eval.before=false leaves the base out; use eval.before=true"
+        )
+    if config.base_domain is None and config.base_domain_rows != default.base_domain_rows:
+        yield (
+            f"eval.base_domain_rows={config.base_domain_rows} would be ignored: eval.base_domain, the text, "
+            "is not given"
+        )
+    if config.base_domain == EMBEDDED_DOMAIN and config.base_domain_rows is None:
+        yield (
+            "eval.base_domain_rows=null asks for all documents, and eval.base_domain=embedded has no end; "
+            "give a number"
+        )
     if config.keep_best and not config.goes_on:
         yield (
             "eval.keep_best=true needs eval.every_steps or eval.every_epochs: with one evaluation the last "
@@ -401,6 +428,11 @@ def _machine_problems(config: RunConfig) -> Iterator[str]:
         yield (
             f"optim={config.optim.name.value} pages its state between GPU and host, and this run is on "
             f"the CPU, where it would silently be {unpaged}; ask for optim={unpaged}"
+        )
+    if config.optim.offload_activations and resolved_device(device) == "cpu":
+        yield (
+            "optim.offload_activations=true moves what a GPU would keep to the host, and this run is on the "
+            "CPU; optim.gradient_checkpointing=true alone is the same there"
         )
     threads = config.resources.threads
     if threads is not None and threads < 1:

@@ -28,6 +28,10 @@ class Prompt:
 
 def prompt_of(text: str, config: DataConfig, earlier: tuple[Turn, ...] = ()) -> Prompt:
     """Return a text as the rows of `config` would have it, after `earlier` turns of the same conversation."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"a prompt must be UTF-8 text, got {text!r:.80}") from None
     if config.form is DataForm.text:
         return Prompt(Example(text=text, complete=False))
     asked = pair(text, _OPEN)

@@ -7,11 +7,13 @@ Shape suffixes: K adapters side by side, P elements of one, R rank, I inputs and
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from harness.base.targets import AdapterShape
+from harness.errors import RequestError
 
 MAGNITUDES = "lora_magnitude_vector"
 """PEFT's name for the trained norms of DoRA."""
@@ -189,3 +191,17 @@ class FlatGradient:
 def is_power_of_two(value: float) -> bool:
     """Say whether a product by `value` is exact, so that it may stand before or after another product."""
     return math.frexp(value)[0] == 0.5
+
+
+def saved_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Return what a run has left of what it trained; RequestError for a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise RequestError(
+            f"{file} is damaged: {error}; put it back, or remove the run's directory, and the run's own "
+            "command trains it again"
+        ) from error

@@ -35,6 +35,8 @@ class Work:
     """Gradient checkpointing: if any run of a pass asks for it, all of it is recomputed (same numbers)."""
     noise: Noise | None = None
     """What the embeddings are disturbed by."""
+    offload: bool = False
+    """Recomputation from inputs in the host's memory, if any run of a pass asks for it (same numbers)."""
     loss_scale: float = 1.0
     """What the gradient is multiplied by, against rounding in float16."""
 
@@ -53,7 +55,9 @@ def packed_gradients(shared: "SharedBase", work: Sequence[Work]) -> list[Gradien
     """Run forward and backward for all of `work` in one pass; the result keeps its order."""
     ordered = sorted(work, key=_stacking_order)
     joint = _join(ordered, shared.base.device)
-    shared.recompute_activations(any(item.recompute for item in ordered))
+    shared.recompute_activations(
+        any(item.recompute for item in ordered), offload=any(item.offload for item in ordered)
+    )
     batches, noises = [item.batch for item in ordered], [item.noise for item in ordered]
     with (
         shared.rows(adapter_rows_of(ordered), joint.places_BT),

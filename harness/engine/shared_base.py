@@ -26,9 +26,10 @@ from harness.base.targets import (
 from harness.config.lora import alpha_patterns, own_alpha, patterns_for, scaling_of, start_of
 from harness.config.resources import BackendName
 from harness.config.schema import LoraConfig, LoraInit, LoraMethod
-from harness.engine.adapter import MAGNITUDES, Adapter, ParameterLayout
+from harness.engine.adapter import MAGNITUDES, Adapter, ParameterLayout, saved_tensors
 from harness.engine.backend import choose_backend
 from harness.engine.lora_math import Weights
+from harness.engine.offload import Offload
 from harness.engine.reference.backend import ReferenceBackend
 from harness.engine.reference.experts_lora import ExpertsLora, initialized, names_in_file
 from harness.engine.reference.grouped_lora import PackedLora
@@ -79,6 +80,7 @@ class SharedBase:
         self.untouched_results: dict[str, dict[str, Estimate]] = {}
         """Evaluations of the base without an adapter, by what was evaluated."""
         self._can_recompute = False
+        self._offload = Offload()
         self._adapt_experts()
         self.backend = choose_backend(self, backend)
 
@@ -276,15 +278,17 @@ class SharedBase:
         with self.plan.rows(adapter_rows):
             yield
 
-    def recompute_activations(self, wanted: bool) -> None:
-        """Switch gradient checkpointing for the forward passes to come.
+    def recompute_activations(self, wanted: bool, *, offload: bool = False) -> None:
+        """Switch gradient checkpointing for the passes to come; `offload`: blocks' inputs wait on the host.
 
         transformers' layers recompute only in training mode, in which nothing else differs: the base's
         dropouts are off and the adapters' are ours.
         """
         if wanted and not self._can_recompute:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self._offload.install(self.model)
             self._can_recompute = True
+        self._offload.is_used = offload
         if self.model.training != wanted:
             self.model.train(wanted)
 
@@ -347,12 +351,10 @@ class SharedBase:
 
     def load(self, adapter: Adapter, directory: Path) -> None:
         """Read what `save` has written into an attached adapter; RequestError for another one's file."""
-        from safetensors.torch import load_file
-
         if isinstance(adapter, WholeModel):
             load_model(adapter, self.model, directory)
             return
-        given, own = load_file(directory / "adapter_model.safetensors"), self.state(adapter)
+        given, own = saved_tensors(directory / "adapter_model.safetensors"), self.state(adapter)
         expected = self.file_tensors(adapter)
         shapes = [{key: tuple(t.shape) for key, t in each.items()} for each in (expected, given)]
         if shapes[0] != shapes[1]:

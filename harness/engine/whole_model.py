@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from harness.engine.adapter import Adapter, ParameterLayout
+from harness.engine.adapter import Adapter, ParameterLayout, saved_tensors
 from harness.engine.rows import RowPlan
 from harness.errors import RequestError
 
@@ -133,9 +133,7 @@ def as_in_file(whole: WholeModel, model: nn.Module) -> dict[str, torch.Tensor]:
 
 def load_model(whole: WholeModel, model: Any, directory: Path) -> None:
     """Read what `save_model` has written; RequestError for another model's file."""
-    from safetensors.torch import load_file
-
-    given, transposed = load_file(directory / "model.safetensors"), _transposed(model)
+    given, transposed = saved_tensors(directory / "model.safetensors"), _transposed(model)
     given = {key: each.T if key in transposed else each for key, each in given.items()}
     shapes = [{k: tuple(t.shape) for k, t in each.items()} for each in (whole.parameters, given)]
     if shapes[0] != shapes[1]:

@@ -10,6 +10,7 @@ import torch
 from harness.config.schema import DataConfig, EvalConfig
 from harness.data.prompts import read_prompts
 from harness.data.templates import prompt_ids, stop_ids, trained_answer, turn_end
+from harness.evals import base_domain
 from harness.evals.choices import evenly_spaced, load_questions
 from harness.evals.context import evaluating
 from harness.evals.copies import ALONE, Copies
@@ -37,8 +38,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-LOSS_METRICS = ("eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/token_accuracy")
-"""What every evaluation gives, and one with `loss_only` nothing else."""
+LOSS_METRICS = (
+    *("eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/token_accuracy"),
+    *(base_domain.LOSS, base_domain.BITS, base_domain.FORGETTING),
+)
+"""What an evaluation with `loss_only` gives: the first four always, the others where they are asked for."""
 
 
 class Results(dict[str, EvalResult]):
@@ -87,9 +91,9 @@ def evaluate_copies(
     """Return the results on `config.split` of every copy of a model.
 
     Loss, perplexity, bits per byte and token accuracy always; exact match and ROUGE-L where `config.generate`
-    and the data have prompts; choice accuracy where there is `choice_path`. With `loss_only` those that come
-    from the loss. The model is a transformers causal LM; it is called in evaluation mode and left in the mode
-    that it came in.
+    and the data have prompts; choice accuracy where there is `choice_path`; loss and bits per byte of text of
+    the base's own domain where there is `base_domain`. With `loss_only` the losses. The model
+    is a transformers causal LM; it is called in evaluation mode and left in the mode that it came in.
 
     Raises:
         DataError: the split has no rows.
@@ -104,6 +108,8 @@ def evaluate_copies(
         for of_copy, of_rows in zip(results, sums, strict=True):
             of_copy.scores = loss_scores(of_rows, rows.source_N)
         further: list[list[Results]] = []
+        if config.base_domain is not None:
+            further.append(_base_domain_results(model, tokenizer, config, data, device, copies))
         if not loss_only:
             examples = prepared.splits.of(config.split)
             asked = [
@@ -127,6 +133,25 @@ def evaluate_copies(
     for of_copy in results:
         assert of_copy.keys() <= METRICS.keys(), of_copy.keys() - METRICS.keys()
     return results
+
+
+def _base_domain_results(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EvalConfig,
+    data: DataConfig,
+    device: torch.device,
+    copies: Copies,
+) -> list[Results]:
+    """Return the loss on text of the base's own domain."""
+    found = []
+    for results, scores in base_domain.score_base_domain(
+        model, tokenizer, config, data.max_length, device, copies
+    ):
+        of_copy = Results(results)
+        of_copy.scores = scores
+        found.append(of_copy)
+    return found
 
 
 def _rows(

@@ -129,6 +129,14 @@ def loss_scores(sums: RowSums, cluster_N: torch.Tensor) -> dict[str, RowScores]:
     }
 
 
+def summed(values_N: torch.Tensor, weights_N: torch.Tensor, cluster_N: torch.Tensor) -> RowScores:
+    """Return a value of each row and its weight, summed over each cluster."""
+    clusters, per_cluster = _clusters(cluster_N)
+    return RowScores(
+        rows=clusters, sums=tuple(per_cluster(values_N)), weights=tuple(per_cluster(weights_N))
+    )
+
+
 def _clusters(cluster_N: torch.Tensor) -> tuple[tuple[int, ...], Callable[[torch.Tensor], list]]:
     """Return the clusters' numbers, and what sums a value of each row over each of them."""
     clusters, index_N = torch.unique(cluster_N.long(), return_inverse=True)

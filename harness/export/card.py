@@ -16,6 +16,8 @@ from harness.records.run_directory import write_text
 
 FORMS = ("adapter", "merged", "merged_4bit", "gguf")
 """Forms that an adapter is exported in."""
+_MADE_HERE = "trained and measured by QLoRA Harness."
+ROWS_MADE_HERE = "Rows that QLoRA Harness trains and evaluates"
 _NORMAL_95 = 1.959964
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "qlora-harness")
 _LIBRARY = {"adapter": "peft", "gguf": "gguf"}
@@ -62,6 +64,19 @@ def keep_exports(path: Path, new: Sequence[Export]) -> list[Export]:
     return list(made.values())
 
 
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an export and nothing else, so that another may take its place.
+
+    A README.md alone says little: every project has one, and a clone of what was pushed has its history.
+    """
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    is_ours = any(said in card for said in (_MADE_HERE, ROWS_MADE_HERE))
+    return is_ours and not any(each.name.startswith(".") for each in folder.iterdir())
+
+
 def card_text(
     record: Record,
     config: RunConfig,
@@ -74,8 +89,8 @@ def card_text(
     parts = [
         _front_matter(config, export, license_),
         f"# {record.run_id}: {export.label}",
-        f"{_kind(config)} `{base}`{f' at {revision}' if revision else ''}, trained and measured by QLoRA "
-        f"Harness. This folder holds: **{export.label}**, {export.storage}.",
+        f"{_kind(config)} `{base}`{f' at {revision}' if revision else ''}, {_MADE_HERE} "
+        f"This folder holds: **{export.label}**, {export.storage}.",
         "## Loss of what was exported",
         f"Mean cross-entropy in nats per token on the {config.eval.split.value} rows of the run, each loaded "
         "and evaluated as it lies here; ± is the standard error over the same rows.",

@@ -5,6 +5,7 @@ Shape suffixes: T positions of a row, V vocabulary.
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -66,7 +67,10 @@ def export(run: OpenedRun, data: PreparedData, wanted: Wanted) -> list[Export]:
         own = [each for each in exports if each.form == wanted.form]
         card = card_text(run.saved.record, run.saved.config, own[0], known, wanted.license_)
         write_text(made / "README.md", card)
-        shutil.rmtree(place, ignore_errors=True)
+        if place.exists():
+            place.rename(
+                Path(name) / "before"
+            )  # goes with the directory, once the new one has its place
         made.rename(place)
     return exports
 
@@ -191,7 +195,7 @@ def _gguf(run: OpenedRun, data: PreparedData, wanted: Wanted, made: Path) -> Ite
     model, tokenizer = merged_model(run, wanted.into), run.shared.base.tokenizer
     for kind in wanted.types:
         file = made / f"{run.saved.name}-{kind.value}.gguf"
-        write_gguf(model, tokenizer, file, kind, name=run.saved.name)
+        matrices = write_gguf(model, tokenizer, file, kind, name=run.saved.name)
         read = _loaded(run, made, gguf_file=file.name)
         yield Export(
             form="gguf",
@@ -201,9 +205,24 @@ def _gguf(run: OpenedRun, data: PreparedData, wanted: Wanted, made: Path) -> Ite
             size_bytes=file.stat().st_size,
             loaded_by=f"{_transformers()}'s GGUF reader",
             loss=_loss(run, data, read),
-            remarks=[f"{file.name}: {_of_llama_cpp(file, read, tokenizer, data)}"],
+            remarks=[
+                f"{file.name}: {_by_type(matrices)}",
+                f"{file.name}: {_of_llama_cpp(file, read, tokenizer, data)}",
+            ],
         )
         del read
+
+
+def _by_type(matrices: Counter[str]) -> str:
+    """Say how many matrices a file has of each type, and why some are not of its own."""
+    counted = ", ".join(f"{count} in {name}" for name, count in matrices.most_common())
+    instead = [name for name in ("Q5_0", "Q5_1") if matrices[name]]
+    if not instead:
+        return f"matrices: {counted}"
+    return (
+        f"matrices: {counted}; rows that are no multiple of 256 have no K type, and are in {instead[0]} or "
+        "Q8_0, as llama.cpp has them"
+    )
 
 
 # Loading and measuring ---------------------------------------------------------------------------

@@ -5,14 +5,16 @@ names the tensors and packs them.
 """
 
 import json
+from collections import Counter
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import torch
 
 from harness.errors import RequestError
+from harness.export.k_quants import SUPER_BLOCK, KType, packed
 
 
 class GgufType(Enum):
@@ -23,6 +25,8 @@ class GgufType(Enum):
     """8 bits in blocks of 32 with a scale each: 8.5 bits a weight."""
     q4_0 = "q4_0"
     """4 bits in blocks of 32, 4.5 bits a weight; embeddings and head in q8_0."""
+    q4_k_m = "q4_k_m"
+    """llama.cpp's mixture: Q4_K, and Q6_K for the head and for half of the values and FFN outputs."""
 
 
 ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2"}
@@ -57,8 +61,10 @@ def check_writable(config: Any, tokenizer: Any) -> None:
     _tokenizer_kind(tokenizer)
 
 
-def write_gguf(model: Any, tokenizer: Any, path: Path, kind: GgufType, *, name: str) -> None:
-    """Write a dense model; `check_writable` has had nothing against it."""
+def write_gguf(
+    model: Any, tokenizer: Any, path: Path, kind: GgufType, *, name: str
+) -> Counter[str]:
+    """Write a dense model; `check_writable` has had nothing against it. Returns matrices by GGML type."""
     import gguf
 
     config = model.config
@@ -67,18 +73,22 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, kind: GgufType, *, name: 
     _add_shape(writer, config, kind, name)
     _add_tokenizer(writer, tokenizer, config.vocab_size)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    matrices: Counter[str] = Counter()
     for hf_name, tensor in model.named_parameters():  # a tied head once, as the embeddings
         called = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
         if called is None:
             raise RequestError(f"GGUF has no name for {hf_name} of a {config.model_type} model")
         if config.model_type in _PERMUTED:
             tensor = _permuted(hf_name, tensor, config)
-        data, stored = _stored(called, tensor.detach().float().cpu().numpy(), kind)
-        writer.add_tensor(called, data, raw_dtype=stored)
+        stored = "F32" if tensor.ndim == 1 else _storage(called, tensor.shape[-1], kind, config)
+        raw = gguf.GGMLQuantizationType[stored]
+        writer.add_tensor(called, _packed(tensor.detach(), stored), raw_dtype=raw)
+        matrices[stored] += tensor.ndim > 1
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return +matrices
 
 
 def _permuted(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
@@ -96,19 +106,55 @@ def _permuted(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
     return tensor.reshape(heads, 2, -1, *rest).swapaxes(1, 2).reshape(tensor.shape)
 
 
-def _stored(name: str, array: np.ndarray, kind: GgufType) -> tuple[np.ndarray, Any]:
-    """Return a tensor's bytes and their GGML type."""
+def _storage(name: str, row: int, kind: GgufType, config: Any) -> str:
+    """Return the GGML type of a matrix with rows of so many weights."""
+    match kind:
+        case GgufType.f16:
+            wanted = "F16"
+        case GgufType.q8_0:
+            wanted = "Q8_0"
+        case GgufType.q4_0:
+            wanted = "Q8_0" if name.startswith(("token_embd", "output")) else "Q4_0"
+        case GgufType.q4_k_m:
+            wanted = _of_mixture(name, config)
+            if row % SUPER_BLOCK:
+                wanted = _WITHOUT_SUPER_BLOCKS[wanted]
+        case unknown:
+            assert_never(unknown)
+    return "F16" if row % _BLOCK else wanted
+
+
+_WITHOUT_SUPER_BLOCKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+"""What llama.cpp stores a matrix in whose rows are no multiple of 256."""
+_OF_70B = 80
+
+
+def _of_mixture(name: str, config: Any) -> str:
+    """Return a matrix's type in Q4_K_M, as llama.cpp's llama_tensor_get_type has it (src/llama-quant.cpp).
+
+    The first and the last eighth of the blocks have more bits for values and FFN outputs, and of the others
+    every third; in a model of 80 blocks with shared values these have 5 at least.
+    """
+    blocks = config.num_hidden_layers
+    if name == "output.weight" or (name == "token_embd.weight" and config.tie_word_embeddings):
+        return "Q6_K"
+    _, _, part = name.partition(".")
+    if not name.startswith("blk.") or not part.endswith(("attn_v.weight", "ffn_down.weight")):
+        return "Q4_K"
+    block = int(part.partition(".")[0])
+    if block < blocks // 8 or block >= 7 * blocks // 8 or (block - blocks // 8) % 3 == 2:
+        return "Q6_K"
+    shares = config.num_key_value_heads != config.num_attention_heads
+    return "Q5_K" if part.endswith("attn_v.weight") and blocks == _OF_70B and shares else "Q4_K"
+
+
+def _packed(tensor: torch.Tensor, stored: str) -> np.ndarray:
+    """Return a tensor's bytes in a GGML type, K types by ourselves and the others by the package gguf."""
     import gguf
 
-    types = gguf.GGMLQuantizationType
-    if array.ndim == 1:
-        return array, types.F32
-    wanted = {GgufType.f16: types.F16, GgufType.q8_0: types.Q8_0, GgufType.q4_0: types.Q4_0}[kind]
-    if wanted is types.Q4_0 and name.startswith(("token_embd", "output")):
-        wanted = types.Q8_0
-    if array.shape[-1] % _BLOCK:
-        wanted = types.F16
-    return gguf.quants.quantize(array, wanted), wanted
+    if stored in KType.__members__:
+        return packed(tensor, KType[stored])
+    return gguf.quants.quantize(tensor.float().cpu().numpy(), gguf.GGMLQuantizationType[stored])
 
 
 def _add_shape(writer: Any, config: Any, kind: GgufType, name: str) -> None:
@@ -137,6 +183,7 @@ def _add_shape(writer: Any, config: Any, kind: GgufType, name: str) -> None:
             GgufType.f16: file_types.MOSTLY_F16,
             GgufType.q8_0: file_types.MOSTLY_Q8_0,
             GgufType.q4_0: file_types.MOSTLY_Q4_0,
+            GgufType.q4_k_m: file_types.MOSTLY_Q4_K_M,
         }[kind]
     )
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

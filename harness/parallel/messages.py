@@ -46,6 +46,7 @@ class Share:
     recompute: bool
     noise: Noise | None
     loss_scale: float
+    offload: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

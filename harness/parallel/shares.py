@@ -32,6 +32,7 @@ def divided(slot: Slot, work: Work, size: int) -> list[Share | None]:
             recompute=work.recompute,
             noise=work.noise,
             loss_scale=work.loss_scale,
+            offload=work.offload,
         )
         shares.append(share if part.input_ids_BT.shape[0] else None)
     return shares
@@ -86,6 +87,7 @@ def _work(share: Share, adapter: Adapter) -> Work:
         recompute=share.recompute,
         noise=share.noise,
         loss_scale=share.loss_scale,
+        offload=share.offload,
     )
 
 

@@ -171,6 +171,8 @@ def _training(prediction: Prediction, config: RunConfig, batch: BatchSize) -> It
     kept = (
         "inputs of blocks" if config.optim.gradient_checkpointing else "everything backward needs"
     )
+    if config.optim.offload_activations:
+        kept = "inputs of blocks are on the host"
     yield (
         f"  activations of {batch.rows} x {batch.length} positions, {batch.loss_tokens} of them with loss: "
         f"{format_bytes(prediction.parts['activation'])} ({kept})"

@@ -60,6 +60,8 @@ def is_at_hand(config: RunConfig) -> bool:
             return False
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         return False
-    return isinstance(
-        try_to_load_from_cache(name, "config.json", revision=config.model.revision), str
-    )
+    try:
+        file = try_to_load_from_cache(name, "config.json", revision=config.model.revision)
+    except ValueError:  # no id of the hub: whoever looks for the model says so
+        return False
+    return isinstance(file, str)

@@ -37,7 +37,7 @@ def find_measured(groups: Sequence[CostGroup], *, probe: bool) -> None:
                     f"{config.resources.shard.value} divides it; leave one of them out"
                 )
             continue
-        request = make_request(probe_config(config))
+        request = make_request(probe_config(config), writes=False)
         record = _record(request) or next(_alone(group), None)
         if record is None and probe:
             record = _probe(request)
@@ -62,7 +62,7 @@ def _record(request: Request) -> Record | None:
 def _alone(group: CostGroup) -> Iterator[Record]:
     """Yield the records of the group's own runs that had a process to themselves."""
     for config in group.configs:
-        record = _record(make_request(config))
+        record = _record(make_request(config, writes=False))
         if record is not None and not _shares_its_base(record):
             yield record
 

@@ -153,6 +153,7 @@ def _work(model: PlannedModel, runs: Sequence[PlannedRun], blocks: set[int]) -> 
                 noise=None
                 if run.optim.neftune_alpha is None
                 else Noise(0, run.optim.neftune_alpha),
+                offload=run.optim.offload_activations,
             )
         )
     return sorted(

@@ -56,6 +56,7 @@ def probe_config(config: RunConfig) -> RunConfig:
         micro_batch_size=kept.micro_batch_size,
         steps=PROBE_STEPS,
         gradient_checkpointing=kept.gradient_checkpointing,
+        offload_activations=kept.offload_activations,
     )
     return replace(
         config,

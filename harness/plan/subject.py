@@ -72,10 +72,14 @@ def judged_for(config: RunConfig, device: str) -> RunConfig:
     """
     if device != "cuda":
         return config
-    config = replace(config, resources=replace(config.resources, device="auto"))
-    if config.optim.name.is_paged:
-        config = replace(config, optim=replace(config.optim, name=OptimizerName.adamw_8bit))
-    return config
+    optim = config.optim
+    unpaged = OptimizerName.adamw_8bit if optim.name.is_paged else optim.name
+    offloads = optim.offload_activations and not optim.gradient_checkpointing
+    return replace(
+        config,
+        resources=replace(config.resources, device="auto"),
+        optim=replace(optim, name=unpaged, offload_activations=offloads),
+    )
 
 
 def predicted_run(

@@ -102,6 +102,11 @@ def check_measured(question: Question, config: RunConfig) -> None:
             raise RequestError(
                 f"{metric} is asked for and not measured: give eval.choice_path=FILE"
             )
+    for metric in sorted(m for m in asked if m.startswith(("eval/base_domain", "eval/forgetting"))):
+        if config.eval.base_domain is None:
+            raise RequestError(
+                f"{metric} is asked for and not measured: give eval.base_domain=FILE, or embedded"
+            )
     if question.confirm is None:
         return
     match question.confirm.split:

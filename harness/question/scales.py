@@ -37,7 +37,7 @@ def at_scale(tree: Any, scale: str | None, where: str) -> Any:
                 "the data themselves"
             )
         return tree
-    if not isinstance(scales, dict) or not scales or not all(map(_is_parts, scales.values())):
+    if not isinstance(scales, dict) or not scales or not all(map(_is_scale, scales.items())):
         raise RequestError(
             f"{where}{SCALES} must be a mapping of names to parts of the question, such as "
             f"{{embedded: {{base: [model=embedded]}}}}, got {scales!r}"
@@ -49,6 +49,8 @@ def at_scale(tree: Any, scale: str | None, where: str) -> Any:
             f"{', '.join(map(str, scales))}"
         )
     parts = {key: value for key, value in tree.items() if key != SCALES}
+    if not _is_scale((chosen, {k: v for k, v in parts.items() if v is not None})):
+        return {**parts, SCALE: chosen}  # whoever reads them says what is wrong
     own = scales[chosen]
     merged = {**parts, **own}
     if "base" in own:
@@ -59,9 +61,11 @@ def at_scale(tree: Any, scale: str | None, where: str) -> Any:
     return {**merged, SCALE: chosen}
 
 
-def _is_parts(given: Any) -> bool:
+def _is_scale(entry: tuple[Any, Any]) -> bool:
+    name, given = entry
     return (
-        isinstance(given, dict)
+        isinstance(name, str)
+        and isinstance(given, dict)
         and isinstance(given.get("base", []), list)
         and isinstance(given.get("space", {}), dict)
     )

@@ -4,11 +4,13 @@ Keys: `phase` (before, after), `step` (optimizer steps made), `row` (of the spli
 `answer`, `asked` (true: of `data.answers`). Must not import torch, transformers or wandb.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from harness.parsing import Unreadable, read_json, shaped
 from harness.records.redact import redact
 from harness.records.run_directory import write_text
 
@@ -50,20 +52,14 @@ def keep_answers(path: Path, phase: str, step: int, answers: Sequence[Answer]) -
 
 def read_answers(path: Path) -> list[KeptAnswer]:
     """Return the answers of a run; a missing file has none, and a line that is no answer is left out."""
-    names = {each.name for each in fields(KeptAnswer)}
-    always = names - {"asked"}  # which files had not always
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
     found = []
     for line in lines:
-        try:
-            tree = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(tree, dict) and always <= tree.keys() <= names:
-            found.append(KeptAnswer(**tree))
+        with contextlib.suppress(Unreadable):
+            found.append(shaped(KeptAnswer, read_json(line)))
     return found
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from harness.records.metrics_log import read_metrics
 from harness.records.run_directory import staged
 
-VERSION = 1
+VERSION = 2
 _SUFFIX = ".columns"
 
 Doubles = memoryview | array
@@ -44,7 +44,7 @@ def read_columns(metrics: Path) -> Columns | None:
     try:
         with columns_path(metrics).open("rb") as file:
             about, content = json.loads(file.readline()), memoryview(file.read())
-        if about["of"] != _stamp(metrics) or zlib.crc32(content) != about["crc32"]:
+        if about["of"] != _stamp(metrics) or about.pop("crc32") != _checksum(about, content):
             return None
         if (about["version"], about["byteorder"]) != (VERSION, sys.byteorder):
             return None
@@ -88,6 +88,11 @@ def _stamp(metrics: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
+def _checksum(about: dict[str, Any], content: bytes | memoryview) -> int:
+    """Return what tells a change of the doubles, or of what the first line says of them."""
+    return zlib.crc32(content, zlib.crc32(json.dumps(about, sort_keys=True).encode()))
+
+
 def _write(path: Path, stamp: list[int], shared: "array[float]", columns: Columns) -> None:
     parts: list[Doubles] = [shared]
     for steps, values in columns.curves.values():
@@ -97,11 +102,11 @@ def _write(path: Path, stamp: list[int], shared: "array[float]", columns: Column
         "version": VERSION,
         "of": stamp,
         "byteorder": sys.byteorder,
-        "crc32": zlib.crc32(content),
         "damaged": columns.num_damaged_lines,
         "rows": len(shared),
         "columns": [[name, len(steps)] for name, (steps, _) in columns.curves.items()],
     }
+    about["crc32"] = _checksum(about, content)
     temporary = staged(path)
     try:
         temporary.write_bytes(json.dumps(about).encode() + b"\n" + content)

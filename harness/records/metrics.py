@@ -64,6 +64,13 @@ _ALL = (
     Metric("eval/rouge_l", "ROUGE-L", "fraction", _UP, 3,
            "Mean longest-common-subsequence F1 (Lin 2004) of greedily generated answers; words of any "
            "script."),
+    Metric("eval/base_domain_loss", "loss on the base's domain", "nats/token", _DOWN, 4,
+           "Mean cross-entropy over held-out text of what the base was trained on (eval.base_domain)."),
+    Metric("eval/base_domain_bits_per_byte", "bits per byte on the base's domain", "bits/byte", _DOWN, 4,
+           "The same in bits per UTF-8 byte of the text."),
+    Metric("eval/forgetting_bits_per_byte", "forgetting", "bits/byte", _DOWN, 4,
+           "Rise of the bits per byte on the base's domain since before training, paired by document; below "
+           "0 nothing was forgotten and something learnt."),
     Metric("eval/choice_accuracy", "choice accuracy", "fraction", _UP, 3,
            "Share of multiple-choice questions whose right choice has the highest log-likelihood, of "
            "ARC's texts per character (lm-evaluation-harness's acc_norm)."),
@@ -183,6 +190,9 @@ SERIES = frozenset(
         "eval/rouge_l",
         "eval/choice_accuracy",
         "eval/choice_accuracy_raw",
+        "eval/base_domain_loss",
+        "eval/base_domain_bits_per_byte",
+        "eval/forgetting_bits_per_byte",
     }
 )
 """What stands in the rows of metrics.jsonl: of every step, or of those after which something was measured."""

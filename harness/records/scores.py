@@ -15,6 +15,9 @@ from typing import Any
 from harness.parsing import Unreadable, read_json
 from harness.records.run_directory import write_text
 
+_MOST = 2.0**63
+"""Beyond what any number in a file of ours may be."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowScores:
@@ -76,5 +79,8 @@ def _is_line(tree: Any) -> bool:
         and len({len(each) for each in lists}) == 1
         and {type(value) for value in (*tree["rows"], *tree["weights"])} <= {int}
         and {type(value) for value in tree["sums"]} <= {int, float}
-        and all(weight >= 0 for weight in tree["weights"])
+        and all(0 <= weight < _MOST for weight in tree["weights"])
+        and all(
+            abs(value) < _MOST for value in (*tree["rows"], *tree["sums"])
+        )  # nor infinite, nor NaN
     )

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.records.metrics import METRICS, Direction, format_value
-from harness.records.redact import message
+from harness.records.redact import message, printable, redact
 from harness.sweeping.state import UNENDED, DeviceLine, SweepState, SweepStatus, TrialLine
 
 PLAIN_SECONDS = 10.0
@@ -132,7 +132,7 @@ def leaderboard(state: SweepState) -> Table:
             format_value(metric, value)
             for metric, value in zip(state.objectives, trial.values or (), strict=True)
         ]
-        table.add_row(f"{trial.number}{star}", *point, *values)
+        table.add_row(f"{trial.number}{star}", *map(_as_text, point), *values)
     return table
 
 
@@ -147,7 +147,7 @@ def confirmation_table(state: SweepState) -> Table:
         counts = {len(values) for values in line.values.values()}
         table.add_row(
             str(line.trial),
-            *point,
+            *map(_as_text, point),
             f"{min(counts)}/{len(line.runs)}",
             *(_interval(metric, line.values[metric]) for metric in state.objectives),
         )
@@ -261,6 +261,11 @@ def _shown(
     return headings, rows
 
 
+def _as_text(value: str) -> Text:
+    """Return a cell in which brackets are no markup, and a terminal is told nothing."""
+    return Text(printable(redact(value)))
+
+
 def _told_apart(names: Sequence[str], separator: str) -> list[str]:
     """Return the fewest last parts of each name that no other name ends in."""
 
@@ -316,7 +321,7 @@ def _plain_table(left: Sequence[str], right: Sequence[str]) -> Table:
     gap = min(2, max(0, _FEW_COLUMNS + 2 - len(left) - len(right)))  # beside the box's own space
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0))
     for heading in left:
-        table.add_column(_broken(heading), justify="left", overflow="fold")
+        table.add_column(_as_text(_broken(heading)), justify="left", overflow="fold")
     for heading in right:
         table.add_column(broken(heading), justify="right", no_wrap=True)
     return table

@@ -159,6 +159,7 @@ def cohort_of(request: Request, *, alone: bool = False) -> str:
         config.resources,
         config.paths,
         config.optim.gradient_checkpointing,
+        config.optim.offload_activations,
     ]
     lora = config.lora
     if lora.rewrites_base and not lora.trains_all:

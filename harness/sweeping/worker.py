@@ -240,7 +240,7 @@ class Worker:
         source = CohortSource(self, first)
         for event in train(shared, source, sizer=sizer, stop=self.mailbox.stop):
             self._tell(event)
-            self._tell_slots(sizer)
+            self._tell_slots(sizer, decides=first.max_slots > 1)
         self._bases.drop_rewritten()
 
     def begin(self, task: Train) -> "Job | None":
@@ -329,8 +329,12 @@ class Worker:
             )
         )
 
-    def _tell_slots(self, sizer: "PassSizer") -> None:
-        slots = Slots(count=sizer.slots, packing=sizer.description)
+    def _tell_slots(self, sizer: "PassSizer", *, decides: bool) -> None:
+        """Tell the driver; a run that must train alone, as a probe, changes nothing of what was decided."""
+        packing = sizer.description
+        if not decides and self._slots is not None:
+            packing = self._slots.packing
+        slots = Slots(count=sizer.slots, packing=packing)
         if slots != self._slots:
             self._slots = slots
             self.mailbox.send(slots)

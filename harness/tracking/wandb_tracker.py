@@ -4,6 +4,7 @@ wandb (0.3 s of import, 0.2–0.4 s of its service's start) is imported in that 
 is logged leaves the process: no console text, code, argv, environment, git remote or crash reports.
 """
 
+import math
 import os
 import queue
 import threading
@@ -52,6 +53,41 @@ class _Finish:
     samples: list[Sequence[str]]
 
 
+class _Ends:
+    """Lowest, highest and last value of each series; wandb's service would double a row's cost for them."""
+
+    def __init__(self) -> None:
+        self._lowest: dict[str, float] = {}
+        self._highest: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, float | None]) -> None:
+        """Take a row in; a NaN is neither low nor high."""
+        for name, value in values.items():
+            if value is not None:
+                self._last[name] = value
+                if value == value:
+                    self._lowest[name] = min(value, self._lowest.get(name, value))
+                    self._highest[name] = max(value, self._highest.get(name, value))
+
+    def add_earlier(self, name: str, ends: Mapping[str, float]) -> None:
+        """Take in what an earlier part of the run has left of a series."""
+        if name in self._lowest:
+            self._lowest[name] = min(self._lowest[name], ends.get("min", math.inf))
+            self._highest[name] = max(self._highest[name], ends.get("max", -math.inf))
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Return the ends as wandb has them in a summary."""
+        return {
+            name: {
+                "min": self._lowest.get(name, last),
+                "max": self._highest.get(name, last),
+                "last": last,
+            }
+            for name, last in self._last.items()
+        }
+
+
 class WandbTracker:
     """One wandb run, fed through a queue. Call it from one thread."""
 
@@ -85,6 +121,7 @@ class WandbTracker:
         self._problems: list[str] = []
         self._ending = threading.Event()
         self._last_step = -1
+        self._ends = _Ends()
         self._logged_at: float | None = None
         """Of the last row that W&B has."""
         self._thread = threading.Thread(
@@ -137,18 +174,28 @@ class WandbTracker:
         try:
             run = start_run(self._arguments, online=self._online)
             for name in sorted(SERIES):
-                run.define_metric(name, summary="min,max,last")
+                run.define_metric(name, summary="none")
             while self._apply(run, self._work.get()):
                 if self._work.empty():
                     self._ending.wait(_BATCH_SECONDS)
         except Exception as error:
             self._problems.append(redact(f"W&B failed: {type(error).__name__}: {error}"))
 
+    def _ends_of(self, run: "Run") -> dict[str, Any]:
+        """Return the ends of each series; those of an online run begin where it first began."""
+        if run.resumed:
+            for name in sorted(SERIES):
+                earlier = run.summary.get(name)
+                if isinstance(earlier, Mapping):
+                    self._ends.add_earlier(name, earlier)
+        return self._ends.summary()
+
     def _apply(self, run: "Run", work: _Row | _Finish) -> bool:
         """Do one piece of work; False once the run has ended."""
         match work:
             case _Row():
                 # A resumed online run already has the rows up to its last step.
+                self._ends.add(work.values)
                 if work.step >= run.step:
                     self._logged_at = work.logged_at
                     run.log(work.values | {"_timestamp": work.logged_at}, step=work.step)
@@ -158,6 +205,7 @@ class WandbTracker:
                     last["_timestamp"] = self._logged_at
                 # Else the last row is committed later and written over the values below.
                 run.log(last, step=max(run.step, self._last_step), commit=True)
+                run.summary.update(spell_not_finite(self._ends_of(run)))
                 run.summary.update(work.values)
                 run.summary["record"] = work.record
                 # W&B has no place for a metric's unit.

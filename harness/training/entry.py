@@ -15,6 +15,7 @@ from harness.config.resources import BackendName
 from harness.data.order import ends_epochs
 from harness.engine.cuda.backend import why_not_captured
 from harness.engine.shared_base import SharedBase
+from harness.evals.base_domain import BITS, FORGETTING, forgetting
 from harness.evals.evaluate import Results
 from harness.measure.floor import StepSize, step_floor
 from harness.measure.memory import distinct_bytes
@@ -38,7 +39,7 @@ from harness.records.record import (
     RunStatus,
     write_record,
 )
-from harness.records.scores import keep_scores
+from harness.records.scores import keep_scores, read_scores
 from harness.tracking import open_tracker
 from harness.training.checkpoint import (
     Progress,
@@ -229,6 +230,16 @@ class RunEntry:
             step = self.slot.progress.step if phase == "after" else 0
             keep_answers(self.job.directory.answers, phase, step, results.answers)
         keep_scores(self.job.directory.scores, phase, results.scores)
+
+    def tell_forgetting(self, results: Results) -> None:
+        """Add what the run has forgotten of its base's domain since the evaluation before training."""
+        after = results.scores.get(BITS)
+        if after is None:
+            return
+        before = read_scores(self.job.directory.scores, "before").get(BITS)
+        found = None if before is None else forgetting(before, after)
+        if found is not None:
+            results[FORGETTING], results.scores[FORGETTING] = found
 
     def final_values(self, values: dict[str, float]) -> dict[str, float]:
         """Return what the evaluation after training adds to the last step's `values`.

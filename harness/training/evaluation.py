@@ -45,7 +45,10 @@ def evaluate_together(
     for entry in entries:
         kinds.setdefault(_asked(entry), []).append(entry)
     for kind in kinds.values():
-        yield from zip(kind, _outcomes(shared, kind, loss_only), strict=True)
+        for entry, results in zip(kind, _outcomes(shared, kind, loss_only), strict=True):
+            if isinstance(results, Results):
+                entry.tell_forgetting(results)
+            yield entry, results
 
 
 def answer_side_by_side(

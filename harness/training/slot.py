@@ -98,6 +98,7 @@ class Slot:
             dropout_key=dropout_key(self.config.seed, number) if drops else None,
             recompute=self.config.optim.gradient_checkpointing,
             noise=None if alpha is None else Noise(noise_key(self.config.seed, number), alpha),
+            offload=self.config.optim.offload_activations,
             loss_scale=self.loss_scale,
         )
 

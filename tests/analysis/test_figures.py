@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from analysis.figures.factors import (
 from analysis.figures.grids import heat_map
 from analysis.figures.learning import learning_curves, runs_with_curves, smooth
 from analysis.figures.memory import memory_by_parts, predicted_against_measured
-from analysis.figures.over import metric_over
+from analysis.figures.over import MAX_TICKS, metric_over, scale_axis
 from analysis.figures.search import TrialPoint, _Column, importance_bars, parallel_coordinates
 from analysis.figures.style import (
     FigureStyle,
@@ -150,6 +151,33 @@ def test_what_the_rows_do_not_support_is_not_drawn(runs: list[Run], reason: str)
     drawing = metric_over(rows(*runs), over=RANK, metric=LOSS, by=FORMAT)
     assert drawing.figure is None
     assert drawing.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("factor", "numbers", "scale"),
+    [
+        (RANK, [2.0, 8.0, 64.0], "log"),
+        (RANK, [0.0, 8.0, 64.0], "linear"),  # full fine-tuning has no rank: 0 has no logarithm
+        (ALPHA, [-1.0, 1.0], "linear"),
+        (replace(RANK, is_logarithmic=False), [2.0, 8.0], "linear"),
+    ],
+)
+def test_a_factor_of_ratios_has_a_logarithmic_axis_where_all_numbers_have_logarithms(
+    factor, numbers, scale
+) -> None:
+    axes = Figure().add_subplot()
+    scale_axis(axes, numbers, factor)
+    assert axes.get_xscale() == scale
+    assert axes.get_xlabel() == factor.label
+    assert np.asarray(axes.get_xticks()).tolist() == numbers
+    assert axes.xaxis.get_major_formatter()(0.0123456, 0) == "0.0123"  # pyright: ignore[reportCallIssue]
+
+
+def test_many_numbers_are_not_all_ticks() -> None:
+    for count, own in ((MAX_TICKS, True), (MAX_TICKS + 1, False)):
+        axes, numbers = Figure().add_subplot(), [1.0 + n for n in range(count)]
+        scale_axis(axes, numbers, replace(RANK, is_logarithmic=False))
+        assert (np.asarray(axes.get_xticks()).tolist() == numbers) is own
 
 
 # Maps ---------------------------------------------------------------------------------------------
@@ -320,6 +348,21 @@ def test_curves_are_means_over_seeds_with_the_band_of_the_seeds() -> None:
     corners = {tuple(corner) for corner in np.asarray(band.get_paths()[0].vertices).tolist()}
     assert {(1.0, 4.0), (2.0, 2.0), (1.0, 6.0), (2.0, 3.0)} <= corners
     assert learning_curves(runs, {}, metric="train/loss", objective=LOSS).figure is None
+
+
+@pytest.mark.parametrize("ranks", [(2,), (2, 8)])
+def test_a_curve_is_named_by_what_its_cell_has_of_its_own(ranks: tuple[int, ...]) -> None:
+    runs = rows(*(Run(rank=rank, loss=float(rank)) for rank in ranks))
+    steps = np.array([1.0, 2.0])
+    histories = {
+        row["run_id"]: History(curves={"train/loss": (steps, steps)}, num_damaged_lines=0)
+        for row in runs
+    }
+    figure = drawn(learning_curves(runs, histories, metric="train/loss", objective=LOSS))
+    shown = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert shown == ([] if len(ranks) == 1 else ["r=2", "r=8"])
+    named = [str(line.get_label()) for line in figure.axes[0].lines]
+    assert [name.startswith("_") for name in named] == [len(ranks) == 1] * len(ranks)
 
 
 def test_only_the_histories_of_the_best_eight_cells_are_asked_for() -> None:

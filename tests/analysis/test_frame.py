@@ -114,3 +114,21 @@ def test_full_fine_tuning_has_no_settings_of_an_adapter() -> None:
     assert value_of(row, "alpha") is None
     assert named_level("lora", "none") == "full fine-tuning"
     assert named_level("quant", "none") == "none"
+
+
+def test_what_was_predicted_and_what_a_probe_measured_stand_under_names_of_their_own() -> None:
+    record = Record(
+        run_id="r",
+        status=RunStatus.completed,
+        config={},
+        metrics={"memory/peak_bytes": 3.0},
+        predicted={"memory/peak_bytes": 2.0},
+        alone={"memory/peak_bytes": 4.0, "throughput/step_ms": 9.0},
+    )
+    row = flat_row(record)
+    assert {key: value for key, value in row.items() if "/" in key} == {
+        "memory/peak_bytes": 3.0,
+        "predicted.memory/peak_bytes": 2.0,
+        "alone.memory/peak_bytes": 4.0,
+        "alone.throughput/step_ms": 9.0,
+    }

@@ -54,3 +54,33 @@ def test_a_run_whose_speed_alone_is_unknown_adds_nothing_and_is_counted() -> Non
     assert table is not None
     assert any("of 1 of 2 completed runs" in note for note in table.footnotes)
     assert cost_table([], 1) is None
+
+
+def test_device_hours_are_those_of_all_devices_while_a_run_was_in_progress() -> None:
+    rows = [
+        run("10:00:00", 3600),
+        run("10:30:00", 3600),
+        run("10:00:00", 900, **{"provenance.host": "b"}),
+    ]
+    found = lines(rows, devices=3)
+    assert (
+        found["device-hours, at most"] == "5.25"
+    )  # an hour and a half, and a quarter; three devices
+    assert (found["devices"], found["machines"]) == ("3", "2")
+    found = lines(rows, devices=0)
+    assert (found["devices"], found["device-hours, at most"]) == ("—", "—")
+
+
+def test_probes_have_ended_and_are_no_runs() -> None:
+    probe = run("09:00:00", 60, measured_in=MeasuredIn.probe, role="probe")
+    solo = run("10:00:00", 30, measured_in=MeasuredIn.solo, **{"throughput/step_ms": 70.0})
+    found = lines([run("10:00:00", 30), probe, solo])
+    assert found["runs that ended, probes among them"] == "3"
+    assert found["of them in a pass with others"] == "1"
+    assert found["time with a run in progress"] == "1.5 min"
+    assert found["steps of the completed runs alone, one after the other"] == "12 s"
+    table = cost_table(
+        [run("10:00:00", 30), run("10:00:00", 30, **{"cohort/energy_joules": 1.0})], 1
+    )
+    assert table is not None
+    assert any("Energy of 1 of 2 runs" in note for note in table.footnotes)

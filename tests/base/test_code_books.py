@@ -1,11 +1,23 @@
 """The 4-bit code books against hand-written rounding, bitsandbytes' own bytes and published errors."""
 
+import numpy as np
 import pytest
 import torch
 
-from harness.base.code_books import CODE_BOOKS, CodeBook, Encoded, decode, encode, table
+from harness.base.code_books import (
+    CODE_BOOKS,
+    CodeBook,
+    Encoded,
+    code_book,
+    decode,
+    encode,
+    pack,
+    packed_rows,
+    table,
+    unpack,
+)
 from harness.base.quick_imports import quiet_libraries
-from harness.base.storage import storage_of
+from harness.base.storage import Blockwise, storage_of
 from harness.config.schema import QuantConfig, QuantFormat
 from harness.config.storage import BLOCKWISE
 
@@ -65,7 +77,77 @@ def test_int4_asym_equals_hand_written_min_max_grid(block_size: int) -> None:
 
 
 def test_every_format_in_blocks_has_a_code_book() -> None:
-    assert set(BLOCKWISE) == set(CODE_BOOKS)
+    assert set(BLOCKWISE) == {*CODE_BOOKS, QuantFormat.af4}
+
+
+def test_af4_is_the_published_code_for_blocks_of_64() -> None:
+    """bitsandbytes has the values that Yoshida 2023 printed, and for no other block size."""
+    import bitsandbytes.functional as bnb
+
+    theirs = bnb.get_4bit_type("af4", device="cpu", blocksize=64)  # pyright: ignore[reportArgumentType]
+    ours = table(code_book(QuantFormat.af4, 64), CPU)
+    torch.testing.assert_close(ours, theirs.sort().values, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("block_size", [32, 1024])
+def test_af4_s_values_are_the_medians_of_what_real_blocks_round_to_them(block_size: int) -> None:
+    """Against blocks of normal numbers: half of each cell lies on either side of its value."""
+    generator = torch.Generator().manual_seed(5)
+    blocks = torch.randn(2**20 // block_size, block_size, generator=generator, dtype=torch.float64)
+    scaled = (blocks / blocks.abs().amax(dim=1, keepdim=True)).flatten()
+    values = torch.tensor(code_book(QuantFormat.af4, block_size).values, dtype=torch.float64)
+    edges = (values[1:] + values[:-1]) / 2
+    edges[6:8] = 0  # beside zero, which joined later
+    for index in (1, 4, 6, 8, 11, 14):
+        cell = scaled[(scaled > edges[index - 1]) & (scaled < edges[index])]
+        share = float((cell < values[index]).double().mean())
+        assert abs(share - 0.5) < 3 * 0.5 / len(cell) ** 0.5, values[index]
+
+
+def test_af4_errs_less_than_nf4_in_large_blocks_and_about_as_much_in_small_ones() -> None:
+    """Yoshida 2023, by the mean absolute error."""
+    weight = torch.randn(2**18, generator=torch.Generator().manual_seed(6))
+    for block_size, at_most in ((64, 1.05), (1024, 1.0), (4096, 0.96)):
+        af4, nf4 = (
+            (round_trip(weight, code_book(each, block_size), block_size) - weight).abs().mean()
+            for each in (QuantFormat.af4, QuantFormat.nf4)
+        )
+        assert af4 / nf4 < at_most
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 21, 64])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_indices_are_packed_at_their_bits_and_come_back(bits: int, rows: int) -> None:
+    codes = torch.randint(2**bits, (rows, 5), dtype=torch.uint8)
+    packed = pack(codes, bits)
+    assert torch.equal(unpack(packed, bits, rows), codes)
+    assert packed.shape == (packed_rows(rows, bits), 5)
+    if rows % 8 == 0:
+        assert 8 * packed.numel() == bits * codes.numel()
+
+
+@pytest.mark.parametrize(("name", "levels"), [("int3_asym", 7), ("int2_asym", 3)])
+@pytest.mark.parametrize("shape", [(64, 96), (43, 50), (5, 7), (1, 1)])
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_3_and_2_bit_affine_integers_are_those_of_float64_numpy(
+    name: str, levels: int, shape: tuple[int, int], double_quant: bool
+) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+    storage = storage_of(QuantConfig(format=QuantFormat(name), double_quant=double_quant))
+    assert storage.bits == levels.bit_length()
+    tensors = storage.encode(weight)
+    ours = storage.decode(tensors, shape, torch.float32).double().numpy().reshape(-1)
+    flat, expected = weight.double().numpy().reshape(-1), []
+    assert isinstance(storage, Blockwise)
+    scales = storage.constant("scale", tensors).double().numpy()
+    offsets = storage.constant("offset", tensors).double().numpy()
+    for block, start in enumerate(range(0, len(flat), 64)):
+        part = flat[start : start + 64]
+        low, span = part.min(), part.max() - part.min()
+        level = np.rint((part - low) / span * levels) if span else np.zeros_like(part)
+        expected.append(offsets[block] + level / levels * scales[block])
+        assert double_quant or np.allclose([offsets[block], scales[block]], [low, span], rtol=1e-6)
+    assert np.allclose(ours, np.concatenate(expected), rtol=0, atol=1e-6)
 
 
 def test_a_tie_is_rounded_to_one_of_the_two_nearest() -> None:

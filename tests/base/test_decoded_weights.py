@@ -5,6 +5,7 @@ identity, which gives the decoded weight, and differentiated.
 """
 
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
+from scipy.special import erf
 
 from harness.base.build import freeze
 from harness.config.schema import FloatType, QuantConfig, QuantFormat
@@ -31,6 +34,37 @@ NF4 = np.fromstring(
 # bitsandbytes' own: two bits of exponent and one of mantissa, but 0.0625 where a subnormal would be 1.
 FP4_POSITIVE = np.array([0.0, 0.0625, 2, 3, 4, 6, 8, 12]) / 12
 FP4 = np.unique(np.concatenate([-FP4_POSITIVE, FP4_POSITIVE]))
+
+AFFINE = {QuantFormat.int4_asym: 16, QuantFormat.int3_asym: 8, QuantFormat.int2_asym: 4}
+"""Levels between the smallest and the largest weight of a block."""
+
+
+@lru_cache
+def af4(block_size: int) -> tuple[float, ...]:
+    """AF4 by the recursion of Yoshida 2023 (arXiv 2306.06965): a cell's edge follows from the one before.
+
+    The value nearest to 0 is sought by bisection, so that the last one is 1.
+    """
+    m = np.linspace(0, 12, 601)[1:]
+    inside = erf(m / np.sqrt(2))
+    largest = block_size * inside ** (block_size - 1) * np.exp(-(m**2) / 2)
+    y = np.linspace(0, 1, 4097)
+    below = erf(np.outer(y, m) / np.sqrt(2)) @ (largest / inside / largest.sum())
+    share, place = CubicSpline(y, below), CubicSpline(below, y)
+
+    def half(count: int) -> list[float]:
+        low, high, values = 0.0, 1 / count, [0.0]
+        for _ in range(60):
+            edge, values = 0.0, [(low + high) / 2]
+            while len(values) <= count and values[-1] < 1:
+                edge = float(place(2 * share(values[-1]) - share(edge)))
+                values.append(2 * edge - values[-1])
+            too_far = values[-1] > 1 or len(values) <= count
+            low, high = (low, values[0]) if too_far else (values[0], high)
+        return [*values[:count], 1.0]
+
+    return (*(-value for value in reversed(half(6))), 0.0, *half(7))
+
 
 FORMATS = [
     QuantConfig(format=quant_format, double_quant=double, block_size=block)
@@ -95,10 +129,10 @@ def decoded(
     def kept(constants: Matrix, lean: int) -> Matrix:
         return doubly(constants, lean) if quant.double_quant else constants
 
-    if quant.format is QuantFormat.int4_asym:
+    if quant.format in AFFINE:
         low = np.array([block.min() for block in blocks])
         span = np.array([block.max() for block in blocks]) - low
-        levels = np.arange(16) / 15
+        levels = np.arange(AFFINE[quant.format]) / (AFFINE[quant.format] - 1)
         codes = [
             nearest((b - least) / s, levels, lean)
             for b, least, s in zip(blocks, low, span, strict=True)
@@ -108,6 +142,8 @@ def decoded(
     match quant.format:
         case QuantFormat.nf4:
             levels = NF4
+        case QuantFormat.af4:
+            levels = np.array(af4(quant.block_size))
         case QuantFormat.fp4:
             levels = FP4
         case QuantFormat.fp4_e2m1:

@@ -63,6 +63,8 @@ def test_values_are_near_the_dense_weight(quant: QuantConfig) -> None:
     coarse = {
         QuantFormat.int8: 1e-4,
         QuantFormat.fp4_e3m0: 0.04,
+        QuantFormat.int3_asym: 0.06,
+        QuantFormat.int2_asym: 0.3,
     }  # powers of two: few levels near 1
     assert 0 < relative < coarse.get(quant.format, 0.025)
 
@@ -117,6 +119,11 @@ def test_backward_keeps_no_more_than_an_unquantized_layer(
         (QuantConfig(format=QuantFormat.int4, double_quant=True), 4.14),
         (QuantConfig(format=QuantFormat.int4_asym), 5.00),
         (QuantConfig(format=QuantFormat.int4_asym, double_quant=True), 4.27),
+        (QuantConfig(format=QuantFormat.af4), 4.50),
+        (QuantConfig(format=QuantFormat.int3_asym), 4.00),
+        (QuantConfig(format=QuantFormat.int3_asym, double_quant=True), 3.27),
+        (QuantConfig(format=QuantFormat.int2_asym), 3.00),
+        (QuantConfig(format=QuantFormat.int2_asym, double_quant=True), 2.27),
     ],
     ids=lambda value: name(value) if isinstance(value, QuantConfig) else str(value),
 )
@@ -171,10 +178,11 @@ def test_formats_with_blocks_are_those_with_constants_for_each(quant: QuantConfi
 
 @pytest.mark.parametrize("double_quant", [False, True])
 def test_storages_that_keep_the_same_weigh_the_same(double_quant: bool) -> None:
-    """NF4, FP4 and symmetric int4: an index a weight, a constant a block, a table of 16 values."""
+    """NF4, AF4, FP4 and symmetric int4: an index a weight, a constant a block, a table of 16 values."""
     spec = LinearSpec("layer", 384, 128)
     weights = set()
-    for quant_format in set(BLOCKWISE) - {QuantFormat.int4_asym}:
+    affine = {QuantFormat.int4_asym, QuantFormat.int3_asym, QuantFormat.int2_asym}
+    for quant_format in set(BLOCKWISE) - affine:
         storage = storage_of(QuantConfig(format=quant_format, double_quant=double_quant))
         assert storage.tables(CPU)[0].shape == (16,)
         weights.add((storage.packed_bytes(spec), storage.constant_bytes(spec), storage.table_bytes))

@@ -20,6 +20,8 @@ class Hub:
     created: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     tokens: set[str] = field(default_factory=set)
+    commits: list[str] = field(default_factory=list)
+    """Paths of the requests that made one."""
     large: dict[str, bytes] = field(default_factory=dict)
     """By the hash that LFS has for them."""
     refuses: int | None = None
@@ -33,7 +35,8 @@ class Hub:
             case "POST", "/api/repos/create":
                 self.created.append(json.loads(body))
                 name = self.created[-1]["organization"] + "/" + self.created[-1]["name"]
-                return 200, {"url": f"{self.url}/{name}", "id": "1", "name": name}
+                where = "datasets/" if self.created[-1].get("type") == "dataset" else ""
+                return 200, {"url": f"{self.url}/{where}{name}", "id": "1", "name": name}
             case "POST", "/api/validate-yaml":
                 return 200, {"errors": [], "warnings": []}
             case "POST", preupload if "/preupload/" in preupload:
@@ -62,6 +65,7 @@ class Hub:
                 return 200, {}
             case "POST", commit if "/commit/" in commit:
                 self._commit(body)
+                self.commits.append(commit.removeprefix("/"))
                 return 200, {
                     "commitUrl": f"{self.url}/me/it/commit/1",
                     "commitOid": "1" * 40,

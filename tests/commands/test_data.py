@@ -1,12 +1,17 @@
 """`harness data`: what is shown of rows, against what the tokenizer and hand-made rows say."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.cli.main import dispatch
+from harness.config.compose import compose_run
+from harness.data.records import RecordForm, example_of
+from harness.data.sources import read_splits
+from harness.export.data_folder import _row
 from tests.random_models import LLAMA, save_random_model
 from tests.real_cases import write_rows
 
@@ -103,3 +108,89 @@ def test_nothing_is_left_behind(words: list[str], tmp_path: Path, monkeypatch: A
     before = sorted(tmp_path.rglob("*"))
     document(capsys, *words)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# Rows as a data set ---------------------------------------------------------------------------------
+
+CASES = Path(__file__).resolve().parents[1] / "cases"
+WITH_INPUT = [
+    {"instruction": f"do {i}", "input": "" if i % 2 else f"with {i}", "output": f"done {i}\n\n"}
+    for i in range(24)
+]
+
+
+def splits_of(words: list[str]) -> Any:
+    return read_splits(compose_run(words).data)
+
+
+def as_the_card_says(folder: Path) -> list[str]:
+    """Return the overrides of the command in a card, its files in the folder."""
+    text = (folder / "README.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("harness run "))
+    return [
+        f"{key}={folder / value}" if key.endswith("path") else word
+        for word in shlex.split(line)[2:]
+        for key, _, value in [word.partition("=")]
+    ]
+
+
+@pytest.mark.parametrize("case", ["weight.jsonl", "alpaca", "text", "task"])
+def test_written_rows_are_read_back_as_they_were(case: str, tmp_path: Path):
+    match case:
+        case "alpaca":
+            given = ["data=alpaca", f"data.path={write_rows(tmp_path / 'a.jsonl', WITH_INPUT)}"]
+        case "text":
+            rows = [{"text": f"story {i} \u2028 goes on\n"} for i in range(16)]
+            given = ["data=text", f"data.path={write_rows(tmp_path / 't.jsonl', rows)}"]
+        case "task":
+            given = ["data=viewer_comments"]
+        case _:
+            given = ["data=chat", f"data.path={CASES / case}"]
+    given += ["data.validation_rows=2", "data.test_rows=1", "data.max_length=200"]
+    folder = tmp_path / "out" / "rows"
+    assert dispatch(["data", *given, "--out", str(folder)]) == 0
+    before, after = splits_of(given), splits_of(as_the_card_says(folder))
+    for split in ("train", "validation", "test"):
+        assert sorted(map(repr, getattr(after, split))) == sorted(map(repr, getattr(before, split)))
+
+
+def test_tools_and_their_calls_are_written_as_they_were_read():
+    config = compose_run(["data=chat", f"data.path={CASES / 'toolempty.jsonl'}"]).data
+    splits = read_splits(config)
+    examples = (*splits.train, *splits.validation, *splits.test)
+    rows = [json.loads(json.dumps(_row(example, config))) for example in examples]
+    assert tuple(example_of(row, RecordForm.of(config), "here") for row in rows) == examples
+    assert any("tools" in row for row in rows)
+
+
+def test_a_card_and_its_files_are_what_datasets_loads(
+    words: list[str], tmp_path: Path, capsys: Any
+):
+    datasets = pytest.importorskip("datasets")
+    folder = tmp_path / "named"
+    assert dispatch(["data", *words, "--out", str(folder), "--license", "cc0-1.0", "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert files == [str(folder / "data/train.jsonl"), str(folder / "README.md")]
+    loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert list(loaded) == ["train"]
+    assert loaded["train"]["response"] == [row["response"] for row in ROWS if row["response"]]
+    assert loaded["train"][0]["rendered"] == "<s>one\neins</s>"
+    card = (folder / "README.md").read_text()
+    assert "license: cc0-1.0" in card
+    assert "| train | 3 | 44 | 27 | 24 | 1 |" in card
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--license", "mit"], "ignored without --out"),
+        (["--out", "{here}/rows", "--rows", "3"], "--out writes all rows"),
+        (["--out", "{here}"], "no export has made"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(
+    given: list[str], says: str, words: list[str], tmp_path: Path, capsys: Any
+):
+    assert dispatch(["data", *words, *(each.format(here=tmp_path) for each in given)]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "rows").exists()

@@ -49,6 +49,32 @@ def test_a_folder_arrives_whole_in_a_private_repository(folder: Path) -> None:
         assert TOKEN not in done.stdout + done.stderr
 
 
+def test_rows_arrive_as_a_data_set(tmp_path: Path) -> None:
+    from harness.cli.main import dispatch
+
+    place = tmp_path / "rows"
+    assert dispatch(["data", "data=viewer_comments", "--out", str(place), "--license", "mit"]) == 0
+    with hub_server() as hub:
+        refused = push(hub, str(place), "me/rows")
+        assert refused.returncode == 2
+        assert "--data" in refused.stderr
+        assert not hub.created
+        done = push(hub, str(place), "me/rows", "--data", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["url"] == f"{hub.url}/datasets/me/rows"
+        (created,) = hub.created
+        assert (created["type"], created["visibility"]) == ("dataset", "private")
+        assert {path.partition("/")[2].partition("/")[0] for path in hub.commits} == {"datasets"}
+        names = ("README.md", "data/train.jsonl", "data/validation.jsonl")
+        assert all(hub.files[name] == (place / name).read_bytes() for name in names)
+
+
+def test_an_export_is_not_pushed_as_rows(folder: Path) -> None:
+    done = push(Hub(url="http://127.0.0.1:9"), str(folder), "me/it", "--data")
+    assert done.returncode == 2
+    assert "holds no rows" in done.stderr
+
+
 def test_a_folder_with_something_like_a_key_is_not_sent(folder: Path) -> None:
     (folder / "notes.txt").write_text(f"first line\nexport HF_TOKEN={TOKEN}\n")
     with hub_server() as hub:

@@ -47,6 +47,11 @@ def _no_gpu(monkeypatch):
         ("optim.steps=-1", ["optim.steps=-1", "at least 1", "0 to evaluate"]),
         ("optim.epochs=0", ["optim.epochs=0", "positive"]),
         ("optim.warmup_steps=150", ["optim.warmup_steps=150", "below optim.steps"]),
+        ("optim.offload_activations=true", ["offload_activations", "gradient_checkpointing=true"]),
+        (
+            "optim.gradient_checkpointing=true optim.offload_activations=true",
+            ["offload_activations", "on the CPU"],
+        ),
         ("optim=paged_adamw_8bit", ["paged_adamw_8bit", "optim=adamw_8bit"]),
         ("optim=paged_adamw_32bit", ["paged_adamw_32bit", "optim=adamw"]),
         ("eval=loss eval.max_new_tokens=8", ["eval.max_new_tokens", "ignored"]),

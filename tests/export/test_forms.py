@@ -113,7 +113,7 @@ def test_what_is_stored_in_nf4_are_bitsandbytes_codes_of_the_merged_weights(run,
 
 def test_gguf_files_answer_as_what_they_were_made_from(run, capsys):
     made = export(run, capsys, "--to", "gguf")
-    assert [each["storage"] for each in made] == ["f16", "q8_0", "q4_0"]
+    assert [each["storage"] for each in made] == ["f16", "q8_0", "q4_0", "q4_k_m"]
     (dense,) = export(run, capsys, "--to", "merged")
     assert made[0]["loss"]["value"] == pytest.approx(dense["loss"]["value"], abs=2e-3)
     assert made[0]["size_bytes"] > made[1]["size_bytes"] > made[2]["size_bytes"]

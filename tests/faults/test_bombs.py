@@ -4,6 +4,7 @@ A bomb that is expanded does not end within the suite's limit for a test. How lo
 process of its own, imports and all, stands in the table of `make faults`.
 """
 
+import os
 import string
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from harness.cli.main import dispatch
+from harness.config.compose import CONFIG_DIR_VARIABLE
 from tests.faults.commands import ends_in_words, fresh_harness
 from tests.faults.test_requests import WHOLE
 
@@ -115,3 +117,39 @@ def test_a_row_that_asks_for_very_much_is_refused(kind, tally, tmp_path, monkeyp
     file.write_text(ROW_BOMBS[kind] + "\n")
     with tally("bombs") as row:
         row.check(kind, lambda: dispatch(["run", "data=pairs", f"data.path={file}"]) == 2)
+
+
+OWN_FILES = {
+    "aliases": ALIASES,
+    "brackets": "format: " + "[" * 5000,
+    "digits": f"block_size: {DIGITS}",
+    "a tag": "!!python/object/apply:os.system [ls]",
+    "a set": "!!set {a}",
+    "a list": "[1]",
+    "itself": "&a [*a]",
+    "a date": "block_size: 2001-99-99",
+    "NUL": "format: \0",
+}
+
+
+@pytest.mark.parametrize("kind", OWN_FILES)
+def test_a_file_of_the_users_own_groups_is_counted_before_hydra_has_it(
+    kind, tally, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(CONFIG_DIR_VARIABLE, "")  # the option sets it
+    (tmp_path / "own" / "quant").mkdir(parents=True)
+    (tmp_path / "own" / "quant" / "mine.yaml").write_text(OWN_FILES[kind])
+    with tally("bombs") as row:
+        words = ["plan", "quant=mine", "--config-dir", "own"]
+        row.check(f"own group, {kind}", lambda: dispatch(words) == 2)
+        row.check("named", lambda: "mine.yaml" in capsys.readouterr().err)
+
+
+def test_an_own_group_that_is_a_pipe_is_not_waited_for(tally, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(CONFIG_DIR_VARIABLE, "")
+    (tmp_path / "own" / "quant").mkdir(parents=True)
+    os.mkfifo(tmp_path / "own" / "quant" / "mine.yaml")
+    with tally("bombs") as row:
+        row.check("a pipe", lambda: dispatch(["plan", "--config-dir", "own"]) == 2)

@@ -1,6 +1,7 @@
 """Every kind of file that is read, damaged at random: named, set aside or made again, never a traceback."""
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable
@@ -18,8 +19,11 @@ from harness.errors import RequestError
 from harness.launch.jobs import read_jobs
 from harness.question.check_space import check_space
 from harness.question.load import load_question
+from harness.records.answers import Answer, keep_answers, read_answers, samples
+from harness.records.columns import Columns, columns_path, make_columns, read_columns
 from harness.records.metrics_log import MetricsLog, read_metrics
 from harness.records.record import RecordError, read_record
+from harness.records.scores import RowScores, keep_scores, read_scores
 from harness.study.study import TrialStatus
 from harness.sweeping.member import open_study
 from harness.sweeping.state import SweepDirectory
@@ -134,6 +138,62 @@ def test_a_damaged_series_is_counted_and_goes_on(out, tries, tally):
                 return read_metrics(file).rows[-1]["step"] == 1
 
             row.check(f"{number} {what}, appended to", goes_on)
+
+
+@pytest.mark.parametrize("tries", TRIES)
+def test_columns_are_those_of_their_series_or_none(out, tries, tally):
+    series = next(out.glob("runs/*/metrics.jsonl"))
+    wanted = make_columns(series, keep=True)
+    file, chance = columns_path(series), random.Random(14)
+    sound = file.read_bytes()
+    head = sound.index(b"\n") + 1
+    with tally("metrics.columns") as row:
+        for number in range(tries):
+            what, part = damaged(sound[:head] if number % 2 else sound, chance)
+            file.write_bytes(part + sound[head:] if number % 2 else part)
+
+            def is_true() -> bool:
+                found = read_columns(series)
+                return found is None or _lists(found) == _lists(wanted)
+
+            row.check(f"{number} {what}", is_true)
+
+
+def _lists(columns: Columns) -> dict[str, tuple[list[float], list[float]]]:
+    return {name: (list(steps), list(values)) for name, (steps, values) in columns.curves.items()}
+
+
+@pytest.mark.parametrize("tries", TRIES)
+def test_answers_and_scores_of_rows(tmp_path, tries, tally):
+    answers, scores, chance = (
+        tmp_path / "answers.jsonl",
+        tmp_path / "scores.jsonl",
+        random.Random(15),
+    )
+    given = Answer(row=1, prompt="p", reference="r", answer="a")
+    keep_answers(answers, "before", 0, [given])
+    keep_answers(answers, "after", 3, [given])
+    keep_scores(
+        scores, "after", {"eval/loss": RowScores(rows=(0, 1), sums=(0.5, 2.0), weights=(3, 4))}
+    )
+    sound = {file: file.read_bytes() for file in (answers, scores)}
+    with tally("answers.jsonl and scores.jsonl") as row:
+        for number in range(tries):
+            done = {file: damaged(content, chance) for file, content in sound.items()}
+            for file, (_, content) in done.items():
+                file.write_bytes(content)
+
+            def are_usable() -> bool:
+                said = samples(read_answers(answers))
+                found = read_scores(scores, "after").values()
+                total = sum(sum(each.sums) / max(sum(each.weights), 1) for each in found)
+                keep_answers(answers, "after", 4, [given])
+                keep_scores(scores, "before", {})
+                return math.isfinite(total) and all(
+                    isinstance(t, str) for line in said for t in line
+                )
+
+            row.check(f"{number} {[what for what, _ in done.values()]}", are_usable)
 
 
 @pytest.mark.parametrize("tries", TRIES)

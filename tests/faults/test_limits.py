@@ -5,10 +5,13 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import yaml
 
+from harness.cli.boundary import exit_code_of
 from harness.errors import says_out_of_memory
 from harness.records.record import RunStatus, read_records
 from tests.faults.commands import ends_in_words, fresh_harness, harness
@@ -72,6 +75,11 @@ def test_a_disk_that_is_full_ends_runs_as_interrupted_and_they_go_on(
             shutil.rmtree(out)  # a disk cannot become smaller than what lies on it
 
 
+def base_of(file: Path) -> list[str]:
+    """Return the overrides of every run of a question."""
+    return yaml.safe_load(file.read_text())["base"]
+
+
 @pytest.mark.faults
 def test_a_disk_that_is_read_only_is_a_sentence(ask, trained, small_disk, tmp_path, tally):
     disk = small_disk("size=50m,mode=755")
@@ -90,9 +98,23 @@ def test_a_disk_that_is_read_only_is_a_sentence(ask, trained, small_disk, tmp_pa
             (["report", "small", place], (2,)),
             (["report", place], (2,)),
             (["plan", place], (0,)),
+            (["plan", "small", place], (0,)),
+            (["plan", *base_of(trained[0]), place], (0,)),  # a run of the sweep, which was measured
+            (["data", *base_of(trained[0]), place], (0,)),
         ):
             done = harness(words)
             row.check(" ".join(words[:2]), lambda d=done, c=codes: ends_in_words(d, c))
+
+
+@pytest.mark.faults
+def test_an_export_to_a_full_disk_is_a_sentence(trained, small_disk, tally):
+    disk, place = small_disk("size=8k,mode=755"), f"paths.out={trained[1]}"
+    with tally("exports to a full disk") as row:
+        for form in ("adapter", "merged", "gguf"):
+            words = ["export", "small", "--to", form, "--out", str(disk / form), place]
+            done = harness(words)
+            row.check(form, lambda done=done: ends_in_words(done, (1,)))
+        row.check("nothing is left", lambda: not list(disk.iterdir()))
 
 
 REFUSALS = {
@@ -140,6 +162,60 @@ def test_every_allocators_refusal_is_out_of_memory_and_nothing_else_is(tally):
         for error in OTHERS:
             row.check(str(error), lambda error=error: not is_out_of_memory(error))
         row.check("in a message", lambda: says_out_of_memory("CUBLAS_STATUS_ALLOC_FAILED"))
+
+
+LACKS: tuple[Exception, ...] = (
+    *(error for error in REFUSALS.values() if isinstance(error, Exception)),
+    ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    RuntimeError("can't start new thread"),
+)
+REFUSED_BY_DISKS = (
+    RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ValueError("(sqlite3.OperationalError) database or disk is full"),
+    OSError("2048 requested and 1776 written"),
+)
+OURS: tuple[Exception, ...] = (
+    *(error for error in OTHERS if type(error) is RuntimeError),
+    ImportError("/x.so: failed to map segment from shared object: Operation not permitted"),
+    KeyError("x"),
+)
+
+
+def test_a_command_that_lacks_memory_says_so_and_faults_of_ours_are_named(tally, capsys):
+    def ends(error: Exception) -> int:
+        def fail() -> int:
+            raise error
+
+        return exit_code_of(fail)
+
+    with tally("memory that a command lacks") as row:
+        for error in LACKS:
+            row.check(repr(error), lambda error=error: ends(error) == 1)
+            said = capsys.readouterr().err
+            row.check(f"{error!r}, said", lambda said=said: "memory" in said)
+        for error in REFUSED_BY_DISKS:
+            row.check(repr(error), lambda error=error: ends(error) == 1)
+        for error in OURS:
+            row.check(repr(error), lambda error=error: ends(error) == 70)
+
+
+def test_a_library_that_cannot_be_imported_is_no_fault_of_ours(tally, tmp_path, capsys):
+    """As huggingface_hub raises ValueError where a variable of the environment is no number."""
+    module = tmp_path / "site-packages" / "broken.py"
+    module.parent.mkdir()
+    module.write_text("int('abc')\n")
+
+    def fail() -> int:
+        spec = spec_from_file_location("broken", module)
+        assert spec is not None
+        assert spec.loader is not None
+        spec.loader.exec_module(module_from_spec(spec))
+        return 0
+
+    with tally("libraries that cannot be imported") as row:
+        row.check("exit code", lambda: exit_code_of(fail) == 1)
+        row.check("named", lambda: "broken cannot be loaded here" in capsys.readouterr().err)
 
 
 @pytest.mark.faults

@@ -79,6 +79,41 @@ def test_any_file_is_damaged_and_what_can_be_shown_is(trained, out, tries, tally
             file.write_bytes(sound)
 
 
+def as_a_directory(file: Path) -> None:
+    file.mkdir()
+    (file / "x").write_bytes(b"x")
+
+
+ELSE: dict[str, Callable[[Path], None]] = {
+    "a directory": as_a_directory,
+    "a link to itself": lambda file: file.symlink_to(file.name),
+    "a link to nothing": lambda file: file.symlink_to("/nowhere/at/all"),
+    "a link to a device": lambda file: file.symlink_to("/dev/null"),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_any_file_is_something_else(trained, out, tally, capfd):
+    with tally("any file is no file") as row:
+        for kind, files in files_by_kind(out).items():
+            for number, (what, become) in enumerate(ELSE.items()):
+                sound = files[0].read_bytes()
+                files[0].unlink()
+                become(files[0])
+                shown = reports_of(kind) if number < 2 else []
+                for words in (["status"], ["status", "small"], ["wandb"], *shown):
+                    row.check(
+                        f"{kind} is {what}, {words}",
+                        lambda w=words: ends_in_words(capfd, [*w, f"paths.out={out}"]),
+                    )
+                if files[0].is_dir() and not files[0].is_symlink():
+                    shutil.rmtree(files[0])
+                files[0].unlink(missing_ok=True)
+                files[0].parent.mkdir(parents=True, exist_ok=True)
+                files[0].write_bytes(sound)
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("tries", [7 * TIMES])
@@ -228,6 +263,7 @@ HOSTILE = (
     "[x](javascript:alert(1))",
     "%s%n {0} ${seed}",
     "\u202egnp.exe",
+    "[/red][link=http://x]",
 )
 
 
@@ -259,6 +295,8 @@ def test_words_of_users_are_text_in_every_language(trained, out, tries, tally, c
             words = chance.sample(HOSTILE, 6)
             state, asked = json.loads(state_sound), yaml.safe_load(asked_sound)
             state |= {"question": words[0], "expect": words[1]}
+            for trial in state["trials"]:
+                trial["point"] = {"data.system": words[2], "lora.rank": words[3]}
             asked |= {"question": words[0], "expect": words[1]}
             (sweep / "state.json").write_text(json.dumps(state))
             (sweep / "sweep.yaml").write_text(yaml.safe_dump(asked))

@@ -143,6 +143,20 @@ def test_overrides(tries, tally, secrets, capsys):
             )
 
 
+@pytest.mark.parametrize(
+    "value", ["${oc.decode:'[1,2]'}", "${x:'}", "${oc.create:[1]}", "${a:${b:'}}", '${oc.decode:"}']
+)
+def test_a_reference_that_is_none_is_refused_in_words(value, tally, secrets, capsys):
+    """Hydra hands on OmegaConf's refusal of the first without a word."""
+
+    def composed() -> int:
+        validate(compose_run([f"tracker.group={value}"]))
+        return 0
+
+    with tally("overrides") as row:
+        row.check(value, lambda: refuses_in_words(capsys, composed))
+
+
 WHOLE = {
     "question": "Does it hold?",
     "base": ["optim.steps=2"],
@@ -225,6 +239,52 @@ def test_files_of_questions(tries, tally, secrets, capsys, tmp_path):
             row.check(
                 f"{number} {file.read_bytes()[:80]!r}", lambda: refuses_in_words(capsys, checked)
             )
+
+
+SCALES: tuple[Any, ...] = (
+    *(
+        [],
+        "x",
+        3,
+        {},
+        {1: {}},
+        {1: {}, "a": {}},
+        {None: {}},
+        {True: {"base": ["seed=1"]}},
+        {"a": None},
+    ),
+    *(
+        {"a": {"base": [1]}},
+        {"a": {"base": None}},
+        {"a": {"space": None}},
+        {"a": {1: 2}},
+        {2.5: {}},
+    ),
+    *(
+        {"a": {"scales": {"b": {}}}},
+        {"a": {"scale": "b"}},
+        {"\x1b[2J": {}},
+        {"a": {"question": None}},
+    ),
+)
+
+
+@pytest.mark.parametrize("scales", SCALES, ids=range(len(SCALES)))
+def test_scales_of_a_question(scales, tally, secrets, capsys, tmp_path):
+    file = tmp_path / "q.yaml"
+
+    def checked(words: list[str]) -> int:
+        check_space(load_question(str(file), words))
+        return 0
+
+    with tally("scales of questions") as row:
+        for whole in (WHOLE, WHOLE | {"base": 3}, WHOLE | {"space": [1]}):
+            file.write_text(yaml.safe_dump(whole | {"scales": scales}))
+            for words in ([], ["scale=a"], ["scale=1"], ["scale=\x1b"]):
+                row.check(
+                    f"{scales!r} {words}",
+                    lambda words=words: refuses_in_words(capsys, lambda: checked(words)),
+                )
 
 
 @pytest.mark.parametrize("tries", tries(8, 40))
@@ -359,7 +419,7 @@ def test_any_override_is_taken_or_refused(examples, tally, secrets, capsys):
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_any_part_of_a_question_is_taken_or_refused(examples, tally, secrets, capsys, tmp_path):
     file = tmp_path / "q.yaml"
-    parts = st.dictionaries(st.sampled_from(PARTS), TREES, min_size=1, max_size=3)
+    parts = st.dictionaries(st.sampled_from([*PARTS, "scales"]), TREES, min_size=1, max_size=3)
     sections = st.fixed_dictionaries(
         {}, optional={each: st.dictionaries(st.sampled_from(KEYS), TREES) for each in SECTIONS}
     )

@@ -66,6 +66,12 @@ def test_a_run_leaves_no_secret_in_any_file_or_word(world, tmp_path, tally):
         for command in (["run", *words], ["run", *words, "--cfg", "job"], ["plan", *words]):
             done = harness([*command], environment=CANARIES)
             row.check(command[0], lambda done=done: ends_in_words(done, (0,)))
+        (run,) = (out / "runs").iterdir()
+        for command in (["ask", run.name, "hello"], ["export", run.name, "--to", "adapter"]):
+            done = harness(
+                [*command, f"paths.out={out}"], environment=CANARIES
+            )  # nobody knows its system
+            row.check(command[0], lambda done=done: ends_in_words(done, (2,)))
         row.check("files", lambda: not files_with_secrets(out) or _fail(files_with_secrets(out)))
 
 

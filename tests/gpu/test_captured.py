@@ -21,6 +21,7 @@ from harness.config.schema import (
 from harness.engine.cuda import ops
 from harness.engine.cuda.backend import CudaBackend
 from harness.engine.cuda.decoding import DecodingSize
+from harness.engine.cuda.seats import Moments
 from harness.engine.forward import target_logits
 from harness.engine.micro_step import packed_gradients
 from harness.engine.shared_base import SharedBase
@@ -222,6 +223,23 @@ def test_float16_skips_what_overflows_and_trains(tmp_path: Path) -> None:
             scale.value = 2.0**12
     assert skipped == 1
     assert losses[-1] < losses[0]
+
+
+def test_seats_that_grow_are_not_in_memory_twice() -> None:
+    shared = base_of(
+        "llama", backend=BackendName.reference, compute=FloatType.bfloat16, device=CUDA
+    )
+    backend = CudaBackend(shared)
+    adapters = [trained(shared, LoraConfig(rank=256, alpha=8.0), seed) for seed in range(3)]
+    held = adapters[0].num_bytes
+    moments = Moments(*(torch.ones_like(adapters[0].flat_P) for _ in range(2)))
+    for adapter in adapters[:2]:
+        backend.sit(adapter, moments)
+    torch.cuda.reset_peak_memory_stats(CUDA)
+    backend.sit(adapters[2], moments)  # four seats in place of two
+    grown = torch.cuda.memory_allocated(CUDA)
+    assert torch.cuda.max_memory_allocated(CUDA) <= grown + 3 * held
+    assert torch.equal(backend.take(adapters[0]).mean_P, moments.mean_P)
 
 
 def test_a_device_of_this_kind_gets_captured_steps(tmp_path: Path) -> None:

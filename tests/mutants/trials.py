@@ -17,6 +17,9 @@ PARTS = ("harness", "analysis", "pretraining", "tests", "conf", "sweeps", "bench
 
 Work = TypeVar("Work")
 
+_ENDS: list[Connection] = []
+"""Of this process to those that it asks."""
+
 
 class Copy:
     """A copy of the project, with two processes in which its tests run: one has them loaded already."""
@@ -37,7 +40,10 @@ class Copy:
 
     def _served(self, test_files: Sequence[str]) -> Connection:
         ours, theirs = Pipe()
+        _ENDS.append(ours)
         if not os.fork():
+            for end in _ENDS:  # so that what is asked is at its end when the asking process is
+                end.close()
             try:
                 loaded.serve(theirs, self.directory, self._number, test_files)
             finally:

@@ -96,6 +96,33 @@ def test_the_command_prints_each_table_and_says_which_is_the_toy(capsys):
     }
 
 
+def test_methods_stand_side_by_side_for_a_model_of_ten_billion(capsys):
+    """Weights in 16 bits are 2 bytes each; those of the blocks in nf4_dq 4.127 bits."""
+    words = ["plan", "--table", "plan.shape=llama2_7b", "lora=qv", "lora.rank=1"]
+    assert dispatch([*words, "--json"]) == 0
+    llama, ten = json.loads(capsys.readouterr().out)["methods"]
+    assert (llama["model"], ten["model"]) == ("llama2_7b", "falcon3_10b")
+    assert llama["full_fine_tuning_bytes"] == 16 * 6_738_415_616
+    assert llama["lora_bytes"] == pytest.approx(2 * 6_738_415_616 + 16 * 524_288, rel=1e-6)
+    embeddings = 2 * 32000 * 4096
+    nf4 = (6_738_415_616 - embeddings) * 4.127 / 8 + 2 * embeddings
+    assert llama["qlora_bytes"] == pytest.approx(nf4 + 16 * 524_288, rel=1e-3)
+    assert ten["params"] == 10_305_653_760
+    assert dispatch(words) == 0
+    printed = capsys.readouterr().out
+    assert "full   16 bytes x N = 16 x 10.306 = 164.89 GB" in printed
+    assert "A toy: explanations of QLoRA have 160, 40 and 12 GB" in printed
+    assert "40 GB = 4 bytes x N = 20 of weights + 20:" in printed
+    assert "12 GB = 5.16 of NF4 weights" in printed
+
+
+def test_layers_that_the_model_of_ten_billion_lacks_leave_it_out(capsys):
+    targets = "lora.target_modules=[query_key_value]"
+    assert dispatch(["plan", "--table", "plan.shape=pythia_160m", targets, "--json"]) == 0
+    (only,) = json.loads(capsys.readouterr().out)["methods"]
+    assert only["model"] == "pythia_160m"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

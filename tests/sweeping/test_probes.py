@@ -10,6 +10,7 @@ from harness.plan.probe import PROBE_STEPS
 from harness.records.metrics import COHORT_SHARES
 from harness.records.metrics_log import read_metrics
 from harness.records.record import MeasuredIn
+from harness.sweeping.state import SweepDirectory, read_state
 from harness.tracking.wandb_file import read_wandb_run
 from tests.sweeping.test_sweep import records_of, role
 from tests.training.test_series import EVERY_STEP
@@ -38,6 +39,10 @@ def test_every_run_knows_what_its_configuration_costs_alone_and_wandb_has_every_
     runs = [record for record in records.values() if record.run_id not in probes]
     assert sorted(map(role, runs)) == ["confirmation"] + ["search"] * 4
     out = file.parent / "out"
+    for device in read_state(
+        SweepDirectory(out, "small")
+    ).devices:  # what was decided for the runs, not for the probes after them
+        assert device.packing not in ("", "one at a time")
     for record in runs:
         assert record.probe in probes
         probe = probes[record.probe]

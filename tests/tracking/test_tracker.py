@@ -1,6 +1,7 @@
 """The W&B mirror, against the files that wandb really writes and the terminal of a real process."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from harness.records.metrics_log import MetricsLog, read_metrics
 from harness.records.record import Estimate, Record, RunStatus, record_of_tree
 from harness.tracking import open_tracker
 from harness.tracking.wandb_file import read_wandb_run
+from harness.tracking.wandb_tracker import _Ends
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OFFLINE = TrackerConfig(
@@ -89,6 +91,17 @@ def test_what_is_logged_lands_in_the_run_directory(tmp_path: Path) -> None:
     assert (run.run_group, run.job_type, list(run.tags)) == ("ranks", "grid", ["nf4", "r8"])
     assert run.project == "qlora-harness"
     assert [path.name for path in tmp_path.iterdir()] == ["wandb"]
+
+
+def test_the_ends_of_a_series_pass_over_nan_and_go_on_where_a_run_was_resumed() -> None:
+    ends = _Ends()
+    for value in (2.0, float("nan"), 5.0, 3.0, float("nan")):
+        ends.add({"train/loss": value, "eval/loss": None})
+    ends.add_earlier("train/loss", {"min": 1.0, "max": 4.0, "last": 4.0})
+    ends.add_earlier("eval/loss", {"min": 1.0, "max": 4.0, "last": 4.0})
+    (found,) = ends.summary().values()
+    assert (found["min"], found["max"]) == (1.0, 5.0)
+    assert math.isnan(found["last"])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from harness.config.schema import LoraConfig, LoraInit, QuantConfig, QuantFormat
 from harness.data.order import batch_rows
@@ -225,6 +226,26 @@ def test_gradient_checkpointing_gives_the_same_run(make_base: MakeBase, make_job
     assert kept["plain"]
     assert kept["saved"]
     assert kept["saved"] < 0.6 * kept["plain"]
+
+
+def test_inputs_of_blocks_that_wait_on_the_host_give_the_same_run(
+    make_base: MakeBase, make_job: MakeJob
+) -> None:
+    """Here the host is where they came from; copied away and back they are all the same."""
+    shared = make_base()
+    lora = LoraConfig(alpha_over_rank=2.0, dropout=0.2)
+    optim = {"gradient_checkpointing": True}
+    kept = make_job(shared, "kept", lora=lora, optim=optim)
+    away = make_job(shared, "away", lora=lora, optim=optim | {"offload_activations": True})
+    records = run_all(shared, [kept], capacity=1) | run_all(shared, [away], capacity=1)
+    assert losses(kept) == losses(away)
+    one, other = (
+        load_file(j.directory.adapter / "adapter_model.safetensors") for j in (kept, away)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    held = {name: record.metrics["memory/activation_bytes"] for name, record in records.items()}
+    assert 0 < held["away"] < held["kept"]
 
 
 def test_accumulation_gives_the_loss_of_the_whole_batch(

@@ -108,6 +108,8 @@ def why_not_captured(config: RunConfig) -> str | None:
         return f"lora.method={lora.method.value} is not in the captured pass"
     if lora.train_also:
         return "lora.train_also is not in the captured pass"
+    if optim.offload_activations:
+        return "optim.offload_activations goes to the host within a pass, and captured steps stay on the GPU"
     if optim.neftune_alpha is not None:
         return "optim.neftune_alpha is not in the captured pass"
     follows = lora.alpha_over_rank is not None and not lora.rslora
@@ -235,10 +237,18 @@ class CudaBackend:
         return len(self._seated) < self._seats.count and self._seats.layout.holds(adapter)
 
     def _grow(self, adapter: Adapter) -> None:
-        """Make buffers for those who sit and one more; captured passes go with the old ones."""
+        """Make buffers for those who sit and one more; captured passes go with the old ones.
+
+        What sits waits on the host: old and new buffers side by side would be a peak that no step has.
+        """
         adapters = [self._shared.plan.adapters[name] for name in self._seated]
-        held = {each.name: self.take(each) for each in adapters}
-        begun = {each.name: self._begun(each) for each in adapters}
+        held: dict[str, Moments] = {}
+        begun: dict[str, tuple[float, torch.Tensor]] = {}
+        for each in adapters:
+            held[each.name] = self.take(each).on_host()
+            loss, gradient_P = self._begun(each)
+            begun[each.name] = loss, gradient_P.cpu()
+            del gradient_P
         everybody = [*adapters, adapter]
         layers = {layer for each in everybody for layer in each.layout.layers}
         rank = max(each.layout.rank for each in everybody)

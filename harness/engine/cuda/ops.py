@@ -351,7 +351,7 @@ def decode_into(layer: Any, out_OI: torch.Tensor) -> None:
         out_OI.copy_(layer.weight)
         return
     storage = layer.storage
-    if not (isinstance(storage, Blockwise) and by_kernel(out_OI)):
+    if not (isinstance(storage, Blockwise) and storage.bits == 4 and by_kernel(out_OI)):
         out_OI.copy_(layer.dense_weight(out_OI.dtype))
         return
     packed, quant = layer.weight, storage.quant

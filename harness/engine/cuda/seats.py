@@ -176,3 +176,7 @@ class Moments:
 
     mean_P: torch.Tensor
     square_P: torch.Tensor
+
+    def on_host(self) -> "Moments":
+        """Return them in the host's memory."""
+        return Moments(mean_P=self.mean_P.cpu(), square_P=self.square_P.cpu())
