@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-triton faults test-gpu test-data mutants check format bench bench-parts bench-gpu papers picture clean
+.PHONY: help install demo test test-slow test-triton faults test-gpu test-browser test-data mutants check format bench bench-parts bench-gpu papers picture clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test-gpu: .venv/.installed  ## what needs a CUDA device
 
 test-triton: .triton/.installed  ## the GPU's kernels in Triton's interpreter, and compiled; Triton (640 MB) goes to .triton/
 	PYTHONPATH=.triton TRITON_INTERPRET=1 $(BIN)/python -m pytest -m triton
+
+test-browser: .venv/.installed  ## the live page in a headless Chromium
+	$(BIN)/python -m pytest -m browser
 
 TEST_DATA ?= ../shared/data
 

@@ -1,17 +1,18 @@
 """The answer to a sweep's question in sentences that follow from its tests, and whether it was expected."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from analysis.compare import among_best, p_text
 from analysis.contrasts import Answered, Compared, answered
 from analysis.figures.cells import counts, value_of
-from analysis.frame import Role, Row
+from analysis.frame import ALONE, Role, Row
 from analysis.inference import ALPHA, Tested, Verdict
 from analysis.printing import scale_of
 from analysis.sources import SweepData
-from harness.question.compare import EACH, Expected, spelled_combination
+from analysis.statistics import pareto_front
+from harness.question.compare import Expected, spelled_combination
 from harness.records.metrics import METRICS, Direction
 
 
@@ -62,20 +63,27 @@ def answer_of(sweep: SweepData) -> Answer | None:
 
 
 def _sentences(found: Answered) -> list[str]:
+    """Say of each comparison what is decided, then in one sentence what is not, then what depends on what."""
     sentences = []
     for compare, compared in zip(found.compares, found.compared, strict=True):
         groups: dict[tuple[str, str], list[Compared]] = {}
         for each in compared:
             groups.setdefault((each.contrast.level, each.contrast.reference), []).append(each)
-        told = [
-            _contrast_sentence(found, compare.axis, level, reference, group)
-            for (level, reference), group in groups.items()
-        ]
-        if compare.between == EACH:  # what is decided first: there are many pairs
-            told.sort(key=lambda sentence: "not decided" in sentence)
+        told, undecided = list[str](), dict[tuple[str, str], list[Compared]]()
+        for pair, group in groups.items():
+            if all(_is_undecided(each) for each in group):
+                undecided[pair] = group
+            else:
+                told.append(_contrast_sentence(found, compare.axis, *pair, group))
         sentences += told
+        if undecided:
+            sentences.append(_undecided_sentence(found, compare.axis, undecided))
         sentences += _interaction_sentences(found, compare.axis, compare.per)
     return sentences
+
+
+def _is_undecided(each: Compared) -> bool:
+    return each.tested is not None and each.tested.verdict is Verdict.undecided
 
 
 def _contrast_sentence(
@@ -88,11 +96,38 @@ def _contrast_sentence(
         word = missing if each.tested is None else _word(found, each.tested, reference)
         by_word.setdefault(word, []).append(each)
     parts = []
-    for word, places in by_word.items():
+    for word, places in sorted(by_word.items(), key=lambda part: _is_undecided(part[1][0])):
         within = _within(places, len(group))
         tested = [each.tested for each in places if each.tested is not None]
-        parts.append(f"{word}{_by_how_much(found, tested)}{within}{_on_other_rows(found, places)}")
+        if _is_undecided(places[0]):
+            parts.append(f"{word}{within}: not decided {_how_undecided(found, tested)}")
+        else:
+            parts.append(
+                f"{word}{_by_how_much(found, tested)}{within}{_on_other_rows(found, places)}"
+            )
     return f"{axis}={level} {'; '.join(parts)}."
+
+
+def _undecided_sentence(
+    found: Answered, axis: str, pairs: dict[tuple[str, str], list[Compared]]
+) -> str:
+    """Say in one sentence which levels are not told apart: what each difference is stands in the table."""
+    places = max(pairs.values(), key=len)
+    within = _within(places, len(places))
+    tested = [each.tested for group in pairs.values() for each in group if each.tested is not None]
+    how = _how_undecided(found, tested)
+    references = {reference for _, reference in pairs}
+    if len(references) == 1:
+        (reference,) = references
+        levels = [level for level, _ in pairs]
+        verb = "is" if len(levels) == 1 else "are"
+        return f"{axis}={_listed(levels)} {verb} not told apart from {reference}{within}: not decided {how}."
+    levels = [f"{level} from {reference}" for level, reference in pairs]
+    return f"{axis}: {_listed(levels)} are not told apart{within}: not decided {how}."
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
 def _on_other_rows(found: Answered, places: Sequence[Compared]) -> str:
@@ -118,7 +153,7 @@ def _on_other_rows(found: Answered, places: Sequence[Compared]) -> str:
 def _word(found: Answered, tested: Tested, reference: str) -> str:
     """Return what the level is beside its reference, as the rest of a sentence that begins with it."""
     if tested.verdict is Verdict.undecided:
-        return f"is not told apart from {reference}: not decided"
+        return f"is not told apart from {reference}"
     if tested.verdict is Verdict.equivalent:
         return f"is equivalent to {reference}"
     within = ", within the margin," if tested.within_margin else ""
@@ -126,16 +161,27 @@ def _word(found: Answered, tested: Tested, reference: str) -> str:
 
 
 def _within(places: Sequence[Compared], of: int) -> str:
-    named = [spelled_combination(each.contrast.within) for each in places if each.contrast.within]
+    """Say in which levels of `per`: all of one axis by its name, with the levels."""
+    named = [each.contrast.within for each in places if each.contrast.within]
     if not named:
         return ""
+    axes = list(named[0])
+    if len(axes) > 1:
+        spelled = [spelled_combination(each) for each in named]
+        return (
+            f" within each of {of} ({'; '.join(spelled)})"
+            if len(places) == of
+            else (f" within {'; '.join(spelled)}")
+        )
+    (axis,) = axes
+    levels = [each[axis] for each in named]
     if len(places) == of and of > 1:
-        return f" within each of {of} ({', '.join(named)})"
-    return f" within {', '.join(named)}"
+        return f" within each {axis} ({', '.join(levels)})"
+    return f" within {axis}={_listed(levels)}"
 
 
 def _by_how_much(found: Answered, tested: Sequence[Tested]) -> str:
-    """Return the difference with its interval; of several, the least, the largest and the hull."""
+    """Return what is decided with its interval; of several, the least, the largest and the hull."""
     if not tested:
         return ""
     scale, unit = found.scale, METRICS[found.metric].unit
@@ -153,21 +199,49 @@ def _by_how_much(found: Answered, tested: Sequence[Tested]) -> str:
         if decided:  # all on one side of 0: by how much at least, and at most
             ends = sorted(map(abs, ends))
         text += f" [{', '.join((scale.number if decided else scale.signed)(end) for end in ends)}]"
-    needed = [each.needed for each in tested if each.needed is not None]
-    if needed and tested[0].verdict is Verdict.undecided:
-        text += f"; n would have to be about {max(needed)}, not {tested[0].n}"
     return text
 
 
+def _how_undecided(found: Answered, tested: Sequence[Tested]) -> str:
+    """Return the differences, how far their intervals reach, and how many seeds would decide."""
+    scale = found.scale
+    sizes = sorted(each.difference for each in tested)
+    lows = [each.low for each in tested if each.low is not None]
+    highs = [each.high for each in tested if each.high is not None]
+    ends = dict.fromkeys(scale.signed(size) for size in (sizes[0], sizes[-1]))
+    unit = f" {scale.unit or METRICS[found.metric].unit}".rstrip()
+    text = f"(Δ {' to '.join(ends)}{unit}"
+    if lows and highs:
+        text += f" [{scale.signed(min(lows))}, {scale.signed(max(highs))}]"
+    needed = [each.needed for each in tested if each.needed is not None]
+    if needed:
+        text += f"; n would have to be about {max(needed)}, not {tested[0].n}"
+    return f"{text})"
+
+
 def _interaction_sentences(found: Answered, axis: str, per: Sequence[str]) -> list[str]:
-    sentences = []
+    """Say what depends on the levels of `per`, one by one, and that the rest is not shown to."""
+    sentences, others = list[str](), list[tuple[str, float]]()
     for (of_axis, level, reference), p in found.interactions.items():
         if of_axis != axis or p is None:
             continue
-        depends = "depends on" if p < ALPHA else "is not shown to depend on"
-        sentences.append(
-            f"What {axis}={level} does beside {reference} {depends} {', '.join(per)} (p {_is(p)})."
+        what = f"{axis}={level} does beside {reference}"
+        if p < ALPHA:
+            sentences.append(f"What {what} depends on {', '.join(per)} (p {_is(p)}).")
+        else:
+            others.append((what, p))
+    if len(others) == 1:
+        ((what, p),) = others
+        sentences.append(f"What {what} is not shown to depend on {', '.join(per)} (p {_is(p)}).")
+    elif others:
+        least = _is(min(p for _, p in others))
+        other = "other " if sentences else ""
+        rest = (
+            f"Neither {other}difference"
+            if len(others) == 2
+            else f"None of the {len(others)} {other}differences"
         )
+        sentences.append(f"{rest} is shown to depend on {', '.join(per)} (least p {least}).")
     return sentences
 
 
@@ -210,6 +284,8 @@ def _as_expected(found: Answered, each: Compared) -> bool | None:
 def _best_sentence(sweep: SweepData) -> str | None:
     """Say which of the confirmed cells may be the best, by comparisons with the best."""
     rows = sweep.rows_of(Role.confirmation)
+    if len(sweep.objectives) > 1:
+        return _front_sentence(rows, sweep.objectives)
     metric, direction = next(iter(sweep.objectives.items()))
     cells: dict[int, dict] = {}
     points: dict[int, Row] = {}
@@ -246,6 +322,52 @@ def _best_sentence(sweep: SweepData) -> str | None:
         return f"{sentence}; the others are set apart from it."
     others = "; ".join(f"{scale.number(means[t])} with {_spelled_point(points[t])}" for t in tied)
     return f"{sentence}; {len(tied)} of the others may be as good or better: {others}."
+
+
+def _front_sentence(rows: Sequence[Row], objectives: Mapping[str, str]) -> str | None:
+    """Say which of the confirmed cells no other beats in every objective, by the mean of each."""
+    cells: dict[int, list[Row]] = {}
+    for row in rows:
+        cells.setdefault(row["trial"], []).append(row)
+    means = {
+        trial: [_mean_alone(of_cell, metric) for metric in objectives]
+        for trial, of_cell in cells.items()
+    }
+    known = {
+        trial: [value for value in values if value is not None]
+        for trial, values in means.items()
+        if None not in values
+    }
+    if not known:
+        return None
+    trials, points = list(known), list(known.values())
+    front = [
+        trials[index] for index in pareto_front(points, list(map(Direction, objectives.values())))
+    ]
+    front.sort(key=lambda trial: known[trial][-1])
+    scales = [
+        scale_of(metric, [point[index] for point in points])
+        for index, metric in enumerate(objectives)
+    ]
+    told = []
+    for trial in front:
+        numbers = [
+            f"{scale.number(value)} {scale.unit}".rstrip()
+            for scale, value in zip(scales, known[trial], strict=True)
+        ]
+        told.append(f"{' and '.join(numbers)} with {_spelled_point(cells[trial][0])}")
+    labels = " and ".join(METRICS[metric].label for metric in objectives)
+    count = f"{len(front)} of {len(known)} confirmed cells {'is' if len(front) == 1 else 'are'}"
+    return f"{count} on the front of {labels}, by the means: {'; '.join(told)}."
+
+
+def _mean_alone(rows: Sequence[Row], metric: str) -> float | None:
+    """Return the mean of a metric; of a cost what a probe measured where runs shared a process."""
+    found = [
+        value_of(row, metric) if counts(row, metric) else row.get(ALONE + metric) for row in rows
+    ]
+    values = [value for value in found if value is not None]
+    return sum(values) / len(values) if values else None
 
 
 def _spelled_point(row: Row) -> str:

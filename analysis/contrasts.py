@@ -354,11 +354,14 @@ def _notes(found: Answered) -> list[str]:
             f"give, both crossed ({' or '.join(map(str, rows))} rows; variance from the two-way mean "
             "squares, Satterthwaite's degrees of freedom), at the same level."
         )
+    depends: dict[tuple[str, str], list[str]] = {}
     for (axis, level, reference), p in found.interactions.items():
         per = ", ".join(dict.fromkeys(k for c in found.compares if c.axis == axis for k in c.per))
         shown = MISSING if p is None else p_text(p)
-        notes.append(
-            f"Whether {axis} {level} beside {reference} depends on {per}: p = {shown} (repeated measures, "
-            "Greenhouse and Geisser 1959, Holm)."
-        )
+        depends.setdefault((axis, per), []).append(f"{level} beside {reference} {shown}")
+    notes += [
+        f"Whether a difference of {axis} depends on {per}, p: {', '.join(shown)} (repeated measures, "
+        "Greenhouse and Geisser 1959, Holm)."
+        for (axis, per), shown in depends.items()
+    ]
     return notes

@@ -29,6 +29,8 @@ class Role(Enum):
     search = "search"
     confirmation = "confirmation"
     probe = "probe"
+    clone = "clone"
+    """Asked for by a user, beside the search."""
 
 
 PREDICTED = "predicted."

@@ -35,6 +35,7 @@ from analysis.figures.memory import predicted_against_measured, setting_text
 from analysis.figures.rate_law import best_rate_over_rank
 from analysis.figures.search import importance_bars, parallel_coordinates, trial_points
 from analysis.figures.style import Look, choose_look
+from analysis.figures.trade_off import quality_against_memory
 from analysis.frame import Role, Row
 from analysis.page.document import Section, document
 from analysis.page.parts import (
@@ -54,6 +55,7 @@ from analysis.render.latex import LatexLayout
 from analysis.sources import Records, Source, SweepData
 from analysis.spec import Spec
 from analysis.specs import specs_for
+from analysis.task_scores import task_columns
 from harness.records.metrics import METRICS
 from harness.records.record import RunStatus
 
@@ -61,6 +63,8 @@ SCORES = ("eval/exact_match", "eval/choice_accuracy", "eval/rouge_l")
 """A task's own score, the first that was measured, is drawn beside the objectives."""
 MAX_ANSWERING = 4
 """Cells whose answers stand side by side."""
+MANY_SENTENCES = 4
+"""From so many on they are a list."""
 MAX_LINES = 60
 """Lines of a table of runs that no sweep asked for."""
 MAX_GROUPS = 4
@@ -137,14 +141,24 @@ def _found(answer: Answer | None) -> str:
         return '<p class="found"><b>Found:</b> nothing is confirmed yet.</p>'
     outcome = answer.expectation
     said = "" if outcome is None else f" <b>The expectation is {outcome.value}.</b>"
-    return f'<p class="found"><b>Found:</b> {prose(" ".join(answer.sentences))}{said}</p>'
+    if len(answer.sentences) < MANY_SENTENCES:
+        return f'<p class="found"><b>Found:</b> {prose(" ".join(answer.sentences))}{said}</p>'
+    listed = "".join(f"<li>{prose(sentence)}</li>" for sentence in answer.sentences)
+    return f'<div class="found"><p><b>Found:</b>{said}</p><ul>{listed}</ul></div>'
 
 
 def _answer_body(page: ReportWriter, sweep: SweepData, answer: Answer) -> str:
     """Return the one figure and the one table that show the answer; nothing where no contrast was named."""
     found = answer.answered
     if found is None:
-        return ""
+        quality = next((metric for metric in sweep.objectives if metric.startswith("eval/")), None)
+        if quality is None or len(sweep.objectives) < 2:
+            return ""
+        around = [*sweep.rows_of(Role.confirmation), *sweep.rows_of(Role.probe)]
+        return page.figures(
+            [lambda width: quality_against_memory(around, metric=quality, width=width)],
+            prefix="answer_",
+        )
     figure = page.figures([lambda width: contrast_intervals(found, width=width)], prefix="")
     table = page.table(
         contrasts_table(found, f"{sweep.question or sweep.name} Contrasts on fresh seeds.")
@@ -398,7 +412,8 @@ def _spec_of_runs(rows: Sequence[Row], name: str, title: str, metrics: Sequence[
         for key in factor.keys
         if factor.name == "format" or len({repr(row.get(key)) for row in runs}) > 1
     ]
-    columns = (*metrics, "adapter/trainable_params", "memory/peak_bytes", "throughput/step_ms")
+    costs = ("adapter/trainable_params", "memory/peak_bytes", "throughput/step_ms")
+    columns = tuple(dict.fromkeys((*metrics, *task_columns(runs), *costs)))
     return Spec(
         name=name,
         title=title,

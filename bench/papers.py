@@ -22,7 +22,7 @@ from analysis.published import load_published, published_names
 from analysis.report import report_sweep
 from analysis.sources import SweepData, load_sweep
 from harness.config.compose import compose_run
-from harness.errors import RequestError
+from harness.errors import RequestError, near_names
 from harness.question.load import known_sweeps, sweeps_directory
 from harness.records.record import RunStatus
 
@@ -64,6 +64,11 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--no-run", action="store_true")
     given = parser.parse_args(words)
     known = {name.removeprefix(FOLDER): name for name in known_sweeps() if name.startswith(FOLDER)}
+    for name in given.names:
+        if name not in known:
+            raise RequestError(
+                f"no paper is called {name}{near_names(name, known)}; there are {', '.join(known)}"
+            )
     names = [name for name in given.names or known if given.scale in scales_of(name)]
     failed = [] if given.no_run else [n for n in names if not asked(n, given.scale)]
     out = Path(compose_run([]).paths.out)
@@ -189,12 +194,19 @@ def write_index() -> None:
         "# The papers as presets",
         *INTRODUCTION,
         "\n".join(lines),
+        f"Without a page yet: {', '.join(_without_page()) or 'none'}.",
         "## What can never stand beside a run of ours",
         "\n".join(_never()) or "Nothing.",
         "## Published numbers",
         "\n".join(_sources()),
     ]
     (DOCUMENTS / "README.md").write_text("\n\n".join(parts) + "\n", "utf-8")
+
+
+def _without_page() -> list[str]:
+    """Return the papers of which nothing has been run."""
+    names = sorted(path.stem for path in (sweeps_directory() / FOLDER).glob("*.yaml"))
+    return [n for n in names if not any(DOCUMENTS.glob(f"{n}_*.md"))]
 
 
 def _said(page: Path) -> str:

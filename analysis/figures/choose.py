@@ -19,7 +19,7 @@ from analysis.figures.factors import (
     varying_factors,
 )
 from analysis.figures.grids import heat_map
-from analysis.figures.learning import learning_curves
+from analysis.figures.learning import factors_with_curves, learning_curves
 from analysis.figures.memory import memory_by_parts
 from analysis.figures.over import MAX_LINES, metric_over
 from analysis.figures.style import Width
@@ -72,7 +72,9 @@ def curve_figures(
 ) -> Iterator[Draw]:
     """Yield the learning curves, and what the steps of the best runs cost."""
     for metric in CURVES:
-        yield _curves(rows, histories, metric, objective)
+        yield _curves(rows, histories, metric, objective, None)
+        for factor in factors_with_curves(rows):
+            yield _curves(rows, histories, metric, objective, factor)
     yield lambda width: series_over_steps(rows, histories, objective=objective, width=width)
 
 
@@ -116,8 +118,12 @@ def _targets(rows: Sequence[Row], metric: str) -> Draw:
 
 
 def _curves(
-    rows: Sequence[Row], histories: Mapping[str, History], metric: str, objective: str
+    rows: Sequence[Row],
+    histories: Mapping[str, History],
+    metric: str,
+    objective: str,
+    by: Factor | None,
 ) -> Draw:
     return lambda width: learning_curves(
-        rows, histories, metric=metric, objective=objective, width=width
+        rows, histories, metric=metric, objective=objective, by=by, width=width
     )

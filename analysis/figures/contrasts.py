@@ -33,7 +33,7 @@ def contrast_intervals(found: Answered, *, width: Width = Width.one_column) -> D
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(4))  # more would touch where labels are long
         unit = f" ({scale.unit})" if scale.unit else ""
-        axes.set_xlabel(f"Δ {METRICS[found.metric].label}{unit}")
+        axes.set_xlabel(f"Δ {METRICS[found.metric].label}{unit}", loc="right")
     better = "left" if found.smaller_is_better else "right"
     return Drawing(
         name=name,

@@ -6,9 +6,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.figures.cells import Cell, axis_label, best_first, cells_of, is_replicate
+from analysis.figures.cells import (
+    Cell,
+    axis_label,
+    best_first,
+    cells_of,
+    is_replicate,
+    runs_of,
+)
 from analysis.figures.drawing import Drawing, not_drawn, sentences
-from analysis.figures.factors import varying_factors
+from analysis.figures.factors import LEARNING_RATE, Factor, levels, varying_factors
 from analysis.figures.memory import setting_text
 from analysis.figures.over import stem_of
 from analysis.figures.style import Width, figure_style, legend_above, line_look, new_figure
@@ -17,6 +24,8 @@ from analysis.histories import History
 from harness.records.metrics import METRICS
 
 MAX_LINES = 8
+MAX_FACTORS = 3
+"""Factors whose levels are drawn apart, where there are more cells than lines."""
 SMOOTH_OVER = 50
 """A curve of more points is drawn as the means of this many stretches: a step's batch is noise."""
 
@@ -27,17 +36,21 @@ def learning_curves(
     *,
     metric: str,
     objective: str,
+    by: Factor | None = None,
     width: Width = Width.one_column,
 ) -> Drawing:
-    """Draw a metric over steps for up to eight cells, those with the best objective.
+    """Draw a metric over steps for up to eight cells: the best, or the best of each level of a factor.
 
     `histories` are needed for `runs_with_curves` only. Not drawn where none of these has two points of the
     metric.
     """
-    name = f"curves_{stem_of(metric)}"
-    title = f"{METRICS[metric].label} over steps"
+    name = f"curves_{stem_of(metric)}" + (
+        "" if by is None else f"_by_{stem_of(by.name).replace('.', '_')}"
+    )
+    title = f"{METRICS[metric].label} over steps" + ("" if by is None else f", by {by.label}")
     cells = best_first(cells_of(rows), objective)
-    shown = [cell for cell in cells[:MAX_LINES] if _curves(cell, histories, metric)]
+    chosen = cells[:MAX_LINES] if by is None else best_of_levels(cells, by)
+    shown = [cell for cell in chosen if _curves(cell, histories, metric)]
     if not shown:
         return not_drawn(name, title, f"none of the best runs has two points of {metric}")
     factors = varying_factors([row for cell in shown for row in cell.rows])
@@ -63,6 +76,8 @@ def learning_curves(
             f"means over {SMOOTH_OVER} stretches.",
             ""
             if len(shown) == len(cells)
+            else f"Of {len(cells)} cells the best of each {by.label} by {METRICS[objective].label}."
+            if by is not None
             else f"The {len(shown)} cells of {len(cells)} with the best {METRICS[objective].label}.",
         ),
         figure=figure,
@@ -72,8 +87,32 @@ def learning_curves(
 
 def runs_with_curves(rows: Sequence[Row], objective: str) -> list[str]:
     """Return the ids of the runs whose curves are drawn: ten thousand histories need not be read for six."""
-    cells = best_first(cells_of(rows), objective)[:MAX_LINES]
-    return [row["run_id"] for cell in cells for row in cell.rows]
+    cells = best_first(cells_of(rows), objective)
+    drawn = cells[:MAX_LINES]
+    for factor in factors_with_curves(rows):
+        drawn += best_of_levels(cells, factor)
+    return list(dict.fromkeys(row["run_id"] for cell in drawn for row in cell.rows))
+
+
+def factors_with_curves(rows: Sequence[Row]) -> list[Factor]:
+    """Return the factors whose levels get curves: where there are more cells than lines, not every one."""
+    if len(cells_of(rows)) <= MAX_LINES:
+        return []
+    runs = runs_of(rows)
+    return [
+        factor
+        for factor in varying_factors(runs)
+        if factor is not LEARNING_RATE and 2 <= len(levels(factor, runs)) <= MAX_LINES
+    ][:MAX_FACTORS]
+
+
+def best_of_levels(cells: Sequence[Cell], by: Factor) -> list[Cell]:
+    """Return the first of the cells of each level, in the order of the levels."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        found.setdefault(repr(cell.setting(by)), cell)
+    order = [repr(level) for level in levels(by, [cell.rows[0] for cell in cells])]
+    return [found[level] for level in order if level in found]
 
 
 Curve = tuple[np.ndarray, np.ndarray]

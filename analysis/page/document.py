@@ -31,11 +31,10 @@ def document(
         title: text of the browser's tab.
         refresh_seconds: let the browser load the page again and again, for a sweep that still runs.
     """
-    style, script = _read("page.css"), _read("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style, script = read_asset("page.css"), read_asset("page.js")
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'"
+        f"script-src 'sha256-{digest_of(script)}'"
     )
     shown = [section for section in sections if section.body]
     contents = "".join(f'<a href="#{s.key}">{escape(s.title)}</a>' for s in shown)
@@ -57,5 +56,11 @@ def document(
     )
 
 
-def _read(name: str) -> str:
+def digest_of(text: str) -> str:
+    """Return what a content security policy calls an element of this text by."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def read_asset(name: str) -> str:
+    """Return a style or a script that lies beside this module."""
     return files("analysis.page").joinpath(name).read_text(encoding="utf-8")

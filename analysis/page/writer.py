@@ -44,6 +44,7 @@ class ReportWriter:
         self.directory = directory
         self._layout = layout or LatexLayout()
         self._tables: list[Table] = []
+        self._captions: dict[str, str] = {}
         self.written = Written(index=directory / "index.html")
         (directory / "figures").mkdir(parents=True, exist_ok=True)
 
@@ -94,6 +95,9 @@ class ReportWriter:
             if figure.svg is not None
         ]
         self.written.figures += [figure.name for figure in drawn if figure.svg is not None]
+        self._captions |= {
+            each.name: f"{each.title[:1].upper()}{each.title[1:]}. {each.caption}" for each in drawn
+        }
         missing = dict.fromkeys(f"{f.title}: {f.reason}" for f in drawn if f.svg is None)
         listed = "".join(f"<li>{escape(reason)}</li>" for reason in missing)
         reasons = f'<ul class="faint">{listed}</ul>'
@@ -117,7 +121,7 @@ class ReportWriter:
             title,
             self.written.answer or "",
             self._tables,
-            self.written.figures,
+            [(name, self._captions[name]) for name in self.written.figures],
             " ".join(text),
         )
 

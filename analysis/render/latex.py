@@ -61,6 +61,7 @@ _SPECIAL = {
     "]": "{]}",
     "*": "{*}",
     "—": "---",
+    "…": "\\dots{}",
     "–": "--",
     "±": "$\\pm$",
     "×": "$\\times$",
@@ -83,7 +84,7 @@ def latex(table: Table, layout: LatexLayout = _DEFAULT) -> str:
     environment, width = ("table*", "\\textwidth") if across else ("table", "\\columnwidth")
     return (
         f"% \\usepackage{{{','.join(PACKAGES)}}}\n\\begin{{{environment}}}\n\\centering\n{_SETUP}"
-        f"\\caption{{{_breakable(escaped(table.title))}}}\n\\label{{tab:{_label(table.name)}}}\n"
+        f"\\caption{{{breakable(escaped(table.title))}}}\n\\label{{tab:{_label(table.name)}}}\n"
         f"\\{layout.font.value}\n\\begin{{adjustbox}}{{max width={width}}}\n{_tabular(table)}"
         f"\\end{{adjustbox}}\n{_footnotes(table.footnotes, width)}\\end{{{environment}}}\n"
     )
@@ -141,7 +142,7 @@ def escaped(text: str) -> str:
     return "$-$".join("".join(map(_escaped_character, part)) for part in parts)
 
 
-def _breakable(text: str) -> str:
+def breakable(text: str) -> str:
     """Let lines of prose end inside a long key or path, where they may be narrow."""
     return _BREAKS_AFTER.sub(lambda found: f"{found[0]}{_BREAK}", text)
 
@@ -207,7 +208,7 @@ def _cell(column: Column, cell: Cell, wide: bool) -> str:
 def _footnotes(notes: Sequence[str], width: str) -> str:
     if not notes:
         return ""
-    lines = "\\par\n".join(_breakable(escaped(note)) for note in notes)
+    lines = "\\par\n".join(breakable(escaped(note)) for note in notes)
     return (
         f"\\par\\smallskip\n\\begin{{minipage}}{{{width}}}\\footnotesize\\raggedright\n{lines}\n"
         "\\end{minipage}\n"

@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 
 REPORT_HELP = """\
 usage: harness report [NAME…] [paths.out=DIRECTORY] [--source records|wandb-offline|wandb] [--watch] [--json]
+       harness report NAME --serve [--port 8765] [paths.out=DIRECTORY] [--json]
 
 --source says where rows and curves come from; tables and figures are the same.
   records        the records under paths.out (the default)
   wandb-offline  the .wandb files below paths.out, wherever they lie there
   wandb          the project tracker.project of tracker.entity, by W&B's public API
+
+--serve shows a sweep as it goes on, in a browser on this machine: progress, leaders, curves. There a run or
+the sweep is stopped, trials or a value of an axis are added, a run is cloned with changes; each is written
+into out/sweeps/NAME/instructions.jsonl and obeyed by whoever drives the sweep, now or when it goes on.
+From elsewhere: ssh -L 8765:127.0.0.1:8765 HOST, with --port 8765 there.
 
 table.width=column|text    how wide LaTeX tables may be     table.font=normal|small|footnote|script
 figure.style=page|paper|slides                             figure.serif=true
@@ -96,6 +102,32 @@ def report_command(
     if as_json:
         _print(written, as_json)
     return 0
+
+
+def serve_command(words: Sequence[str], flags: Mapping[str, str]) -> int:
+    """Serve the live page of one sweep until a signal ends it.
+
+    Raises RequestError for what does not go with it.
+    """
+    others = sorted(set(flags) - {"--serve", "--port", "--json"})
+    if "--serve" not in flags or others:
+        raise RequestError(
+            f"--serve goes with --port and --json only, got {', '.join(others) or '--port alone'}"
+        )
+    names = [word for word in words if "=" not in word]
+    if len(names) != 1:
+        raise RequestError(
+            f"harness report --serve takes one sweep's name, got {', '.join(names) or 'none'}"
+        )
+    port = flags.get("--port", "0")
+    if not (port.isascii() and port.isdigit() and int(port[:6]) < 65536):
+        raise RequestError(
+            f"--port {port} is no port: a number from 1 to 65535; left out: a free one"
+        )
+    out = Path(compose_run([word for word in words if "=" in word]).paths.out)
+    from harness.commands.live import serve
+
+    return serve(out, names[0], port=int(port), as_json="--json" in flags)
 
 
 def _look(words: Sequence[str]) -> "tuple[ReportLook, list[str]]":

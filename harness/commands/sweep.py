@@ -23,6 +23,7 @@ from harness.question.power import described_power
 from harness.question.question import Question, comparable, refuse_another
 from harness.question.rate_law import FIRST_RANKS, NEAR, transfer_count
 from harness.question.settings import Confirmation, Method, PrunerName, Transfer
+from harness.question.widen import can_grow_to
 from harness.records.metrics import METRICS
 from harness.records.redact import message
 from harness.records.run_directory import set_aside
@@ -30,6 +31,7 @@ from harness.request import check_writable
 from harness.sweeping.check import check_without_device
 from harness.sweeping.confirmation import compared_combinations, most_confirmed
 from harness.sweeping.display import print_state
+from harness.sweeping.instructions import Instructions, as_told
 from harness.sweeping.member import Member, Points, begin_sweep
 from harness.sweeping.requests import base_of
 from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, state_text
@@ -39,8 +41,9 @@ from harness.training.stop import stop_on_signals
 def sweep_command(name: str, overrides: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
     """Start or resume a sweep; returns the exit code: 1 where a run failed."""
     question = load_question(named_question(name, overrides), overrides)
+    directory = SweepDirectory(Path(compose_run(base_of(question)).paths.out), question.name)
+    question = as_told(question, Instructions(directory.instructions).read_on())
     points, base = checked(question)
-    directory = SweepDirectory(Path(base.paths.out), question.name)
     if dry_run:
         show_what_would_run(question, points, base)
         return 0
@@ -137,20 +140,23 @@ def answer(question: Question, points: Points, base: RunConfig) -> SweepState:
 def _refuse_another_question(directory: SweepDirectory, question: Question) -> None:
     """Refuse a question whose trials cannot stand beside those that this sweep has begun with.
 
-    A kept question that is damaged is set aside: the study has its own, and is asked next.
+    With a wider space they can. A kept question that is damaged is set aside: the study has its own, and
+    is asked next.
     """
     if not directory.question.exists():
         return
     try:
-        before = comparable(load_question(str(directory.question), []))
+        before = load_question(str(directory.question), [])
     except RequestError as error:
         aside = set_aside(directory.question)
         said = message(f"{error}; set aside as {aside.name}, and written anew")
         print(f"harness: {said}", file=sys.stderr)
         return
-    refuse_another(
-        f"the sweep {question.name} ({directory.question})", before, comparable(question)
-    )
+    told = as_told(question, Instructions(directory.instructions).read_on())
+    asked, now = comparable(before), comparable(told)
+    if can_grow_to(told, before.space):
+        asked["space"] = now["space"]
+    refuse_another(f"the sweep {question.name} ({directory.question})", asked, now)
 
 
 def plan_text(question: Question, points: Points, base: RunConfig) -> str:

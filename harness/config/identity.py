@@ -37,8 +37,14 @@ class Identity:
     """Hash of the configuration without the seed: replicates share it."""
 
 
-def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str) -> Identity:
-    """Return the identity of `config` on a model and data of these contents.
+def identify(
+    config: RunConfig,
+    *,
+    model_fingerprint: str,
+    data_fingerprint: str,
+    tasks_fingerprint: str | None = None,
+) -> Identity:
+    """Return the identity of `config` on a model, data and evaluation tasks of these contents.
 
     Reads the files of multiple-choice questions, which belong to the result like the data; `check_choices`
     has seen that they are there.
@@ -77,6 +83,8 @@ def identify(config: RunConfig, *, model_fingerprint: str, data_fingerprint: str
     elif base_domain != EMBEDDED_DOMAIN:
         content = home_path(base_domain).read_bytes()
         tree["eval"]["base_domain"] = hashlib.sha256(content).hexdigest()
+    if tasks_fingerprint is not None:
+        tree["eval"]["tasks"] = tasks_fingerprint
     seed = tree.pop("seed")
     tree |= {
         "numerics": NUMERICS_VERSION,

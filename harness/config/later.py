@@ -15,7 +15,10 @@ CAME_LATER = {
         *("schedule_cycles", "schedule_power", "min_lr_ratio", "decay_steps", "patience"),
         *("neftune_alpha", "offload_activations"),
     ),
-    "eval": ("every_epochs", "base_domain"),
+    "eval": (
+        *("every_epochs", "base_domain"),
+        *("tasks", "num_fewshot", "limit", "apply_chat_template"),
+    ),
 }
 """They say nothing where they are as by default: runs from before keep their ids."""
 RENAMED = {"optim.loraplus_lr_ratio": "optim.loraplus_ratio"}

@@ -226,6 +226,11 @@ class LoraConfig:
         return self.method is LoraMethod.none
 
     @property
+    def trains_alone(self) -> bool:
+        """Whether it trains matrices that all rows of a pass go through, so that it cannot share one."""
+        return self.trains_all or bool(self.train_also)
+
+    @property
     def rewrites_base(self) -> bool:
         """Whether its run changes the base's own weights, so that only those that begin alike can share
         it."""
@@ -366,6 +371,15 @@ class EvalConfig:
     choice_shots: int = 0
     choice_rows: int | None = None
     """Questions at most; none: all."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of lm-evaluation-harness (extra `lm_eval`): its names of tasks, groups and tags, or YAML files
+    and directories of them."""
+    num_fewshot: int | None = None
+    """Solved examples in a prompt of `tasks`; none: each task's own."""
+    limit: float | None = None
+    """Documents of each of `tasks` at most; below 1, the share of them. None: all."""
+    apply_chat_template: bool = False
+    """Ask `tasks` in the tokenizer's chat template, solved examples as turns."""
 
     @property
     def goes_on(self) -> bool:

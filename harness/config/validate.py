@@ -384,6 +384,7 @@ def _eval_problems(config: EvalConfig, optim: OptimConfig, *, answers: bool) -> 
             "eval.base_domain_rows=null asks for all documents, and eval.base_domain=embedded has no end; "
             "give a number"
         )
+    yield from _task_problems(config)
     if config.keep_best and not config.goes_on:
         yield (
             "eval.keep_best=true needs eval.every_steps or eval.every_epochs: with one evaluation the last "
@@ -397,6 +398,25 @@ def _eval_problems(config: EvalConfig, optim: OptimConfig, *, answers: bool) -> 
     if too_late:
         yield f"eval.every_steps={config.every_steps} is above optim.steps={optim.steps}: it never comes"
     yield from _epoch_problems("eval", config.every_steps, config.every_epochs, optim.epochs)
+
+
+def _task_problems(config: EvalConfig) -> Iterator[str]:
+    """Yield what is wrong with the keys of lm-evaluation-harness's tasks."""
+    default = EvalConfig()
+    for name in ("num_fewshot", "limit", "apply_chat_template"):
+        if not config.tasks and getattr(config, name) != getattr(default, name):
+            yield f"eval.{name} would be ignored: eval.tasks names none"
+    if len(set(config.tasks)) != len(config.tasks):
+        yield f"eval.tasks={config.tasks} names a task twice"
+    if any(not name.strip() for name in config.tasks):
+        yield "eval.tasks holds an empty name"
+    if config.num_fewshot is not None and not 0 <= config.num_fewshot <= MOST:
+        yield f"eval.num_fewshot={config.num_fewshot} must be at least 0"
+    limit = config.limit
+    if limit is not None and not (math.isfinite(limit) and 0 < limit <= MOST):
+        yield f"eval.limit={limit} must be a number of documents, or a share of them between 0 and 1"
+    elif limit is not None and limit >= 1 and limit % 1:
+        yield f"eval.limit={limit:g} must be a whole number of documents, or a share below 1"
 
 
 def _epoch_problems(

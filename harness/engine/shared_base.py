@@ -132,7 +132,7 @@ class SharedBase:
             return self._attach_whole(name, lora)
         start = start_of(lora) if lora.rewrites_base else None
         assert self._rewritten_for in (None, start), (
-            "the weights of this base were changed for another run"
+            "the weights of this base were changed by another run: by PiSSA, OLoRA, LoftQ or full fine-tuning"
         )
         assert start is None or self.is_rewritten or not self.plan.adapters, (
             "a base is rewritten before the first adapter trains on it"

@@ -180,7 +180,7 @@ def _loss_lines(record: Record, exports: Sequence[Export]) -> Iterator[Sequence[
 
 def _result_lines(record: Record) -> Iterator[Sequence[str]]:
     before, after = record.evals.get("before", {}), record.evals.get("after", {})
-    for name in [name for name in METRICS if name in after or name in before]:
+    for name in METRICS.in_order([*before, *after]):
         result = after.get(name)
         n = (result or before[name]).n
         yield (

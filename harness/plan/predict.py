@@ -40,7 +40,7 @@ def predict(
     """
     assert cohort >= 1, cohort
     assert device in ("cpu", "cuda"), device
-    if cohort > 1 and (config.lora.trains_all or config.lora.train_also):
+    if cohort > 1 and config.lora.trains_alone:
         raise RequestError(
             f"{cohort} runs side by side: a run that trains the model itself, or a part of it, trains "
             "alone; use plan.cohort=1"

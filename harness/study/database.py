@@ -6,6 +6,7 @@ database whole, in one transaction, when its point is complete. Several members 
 it remembers, and says so when it is asked another.
 """
 
+import copy
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,16 +17,26 @@ from typing import Any
 import optuna
 import sqlalchemy
 import sqlalchemy.exc
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
 from optuna.exceptions import StorageInternalError
 from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import RequestError, RunFailed, near_names
+from harness.question.entries import Entries, read_axes
+from harness.question.points import Space
 from harness.question.question import Question, comparable, refuse_another
+from harness.question.widen import can_grow_to, contains
 from harness.records.redact import redact
 from harness.study.leases import lock_of
+from harness.study.trial import distribution_of
 
 _BUSY_SECONDS = 60  # how long to wait for a reader that writes, as optuna-dashboard does for a note
 
@@ -50,7 +61,7 @@ _ASKED_KEY = "asked"
 _SEARCHED_KEY = "searched_with"
 _NAMES_KEY = "study:metric_names"  # where Optuna's plots look for them
 
-_QUESTION_KEY = "question"
+QUESTION_KEY = "question"
 _ADVICE = "ask as before, or give the sweep another name"
 
 
@@ -74,6 +85,8 @@ class MirroredStorage(InMemoryStorage):
 
     def refresh(self) -> list[int]:
         """Read what other processes have written since; returns the numbers of the trials that differ."""
+        for key, value in self._database.get_study_user_attrs(self._study_row).items():
+            super().set_study_user_attr(self.study_id, key, value)
         for key, value in self._database.get_study_system_attrs(self._study_row).items():
             super().set_study_system_attr(self.study_id, key, value)
         newest = max(self._rows.values(), default=-1)
@@ -125,6 +138,30 @@ class MirroredStorage(InMemoryStorage):
                 f" {self.get_study_name_from_id(self.study_id)}; stop it and run this command again"
             )
         self._rows[trial_id] = row
+
+    def widen(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        """Let every trial have been drawn from wider distributions: Optuna compares like with like only.
+
+        What a trial has stays; of a choice it is the place among more choices that changes.
+        """
+        with _create_scoped_session(self._database.scoped_session) as session:
+            for key, wider in distributions.items():
+                rows: Any = session.query(models.TrialParamModel).join(models.TrialModel)
+                mine = models.TrialModel.study_id == self._study_row
+                for row in rows.filter(mine, models.TrialParamModel.param_name == key):
+                    before = json_to_distribution(row.distribution_json)
+                    if before != wider:
+                        value = before.to_external_repr(row.param_value)
+                        row.param_value = wider.to_internal_repr(value)
+                        row.distribution_json = distribution_to_json(wider)
+        mirror = self._studies[self.study_id]
+        for key, wider in distributions.items():
+            mirror.param_distribution[key] = wider
+            for index, trial in enumerate(mirror.trials):
+                if key in trial.params:
+                    seen = copy.copy(trial)  # whoever has read the trial keeps what was read
+                    seen._distributions = {**trial.distributions, key: wider}
+                    mirror.trials[index] = seen
 
     def close(self) -> None:
         """Close the database; SQLite folds its write-ahead log into the file."""
@@ -343,7 +380,11 @@ def mark_or_compare(
     notes = storage.get_study_user_attrs(storage.study_id)
     asked = as_json(comparable(question))
     if _ASKED_KEY in notes:
-        refuse_another(f"the study {question.name}", notes[_ASKED_KEY], asked)
+        before = notes[_ASKED_KEY]
+        differs = before.get("space") != asked["space"]
+        if differs and QUESTION_KEY in notes and _widen(storage, notes, question, joins=not asks):
+            before = before | {"space": asked["space"]}
+        refuse_another(f"the study {question.name}", before, asked)
     elif storage.get_all_trials(storage.study_id, deepcopy=False):
         raise RequestError(
             f"the study {question.name} was made by another program; move its database away, or give the"
@@ -354,12 +395,44 @@ def mark_or_compare(
         storage.set_study_system_attr(storage.study_id, _NAMES_KEY, names)
         storage.set_study_user_attr(storage.study_id, _ASKED_KEY, asked)
     tree = as_json(question.tree())
-    if (asks or _QUESTION_KEY not in notes) and notes.get(_QUESTION_KEY) != tree:
-        storage.set_study_user_attr(storage.study_id, _QUESTION_KEY, tree)
+    if (asks or QUESTION_KEY not in notes) and notes.get(QUESTION_KEY) != tree:
+        storage.set_study_user_attr(storage.study_id, QUESTION_KEY, tree)
     searched = as_json({"optuna": optuna.__version__, "sampler": sampler, "pruner": pruner})
     earlier = notes.get(_SEARCHED_KEY, [])
     if not earlier or earlier[-1] != searched:
         storage.set_study_user_attr(storage.study_id, _SEARCHED_KEY, [*earlier, searched])
+
+
+def _widen(
+    storage: MirroredStorage, notes: Mapping[str, Any], question: Question, *, joins: bool = False
+) -> bool:
+    """Let the study have been asked the question's space, where that holds all of its own.
+
+    Returns whether both can stand: also where the question of a member that `joins` has less.
+    """
+    try:
+        earlier = Space(read_axes(Entries(axes=dict(notes[QUESTION_KEY]["space"]))))
+    except RequestError:  # of a version that had other keys
+        return False
+    if earlier == question.space or not can_grow_to(question, earlier):
+        return joins and contains(earlier, question.space)
+    storage.widen({axis.key: distribution_of(axis) for axis in question.space.axes})
+    asked = notes[_ASKED_KEY] | {"space": as_json(comparable(question))["space"]}
+    storage.set_study_user_attr(storage.study_id, _ASKED_KEY, asked)
+    return True
+
+
+def extend(storage: MirroredStorage, question: Question) -> dict[str, Any]:
+    """Let a study that has begun go on with more trials or a wider space; returns what it is asked now.
+
+    Members that join, and those that refresh, go by it; what is this member's own is not theirs.
+    """
+    notes = storage.get_study_user_attrs(storage.study_id)
+    _widen(storage, notes, question)
+    tree = as_json(question.tree())
+    asked = notes[QUESTION_KEY] | {part: tree[part] for part in ("space", "search", "compare")}
+    storage.set_study_user_attr(storage.study_id, QUESTION_KEY, asked)
+    return asked
 
 
 def question_in(database: RDBStorage, name: str) -> dict[str, Any]:
@@ -374,7 +447,7 @@ def question_in(database: RDBStorage, name: str) -> dict[str, Any]:
             f"no sweep {name!r} has begun in this database{near_names(name, known)}; there are: "
             f"{', '.join(sorted(known)) or 'none'}; `harness sweep` begins one"
         )
-    tree = database.get_study_user_attrs(known[name]).get(_QUESTION_KEY)
+    tree = database.get_study_user_attrs(known[name]).get(QUESTION_KEY)
     if tree is None:
         raise RequestError(
             f"the study {name!r} was begun by another program, or has just begun; try again"

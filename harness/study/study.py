@@ -6,8 +6,9 @@ One process writes a study, or several in turn; each may be killed at any instru
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -16,14 +17,18 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.question.axes import Axis
+from harness.question.load import question_of
 from harness.question.points import Point
 from harness.question.question import Question
 from harness.question.rate_law import transfer_stages, transferred
 from harness.question.settings import Method, Transfer
+from harness.question.widen import contains
 from harness.records.metrics import Direction
 from harness.study.database import (
+    QUESTION_KEY,
     MirroredStorage,
     as_json,
+    extend,
     find_or_create,
     mark_or_compare,
     open_database,
@@ -39,10 +44,19 @@ from harness.study.samplers import (
     seed_of_trial,
     without_optuna_warnings,
 )
-from harness.study.trial import Trial, TrialStatus, exists, suggest, trial_of, value_of
+from harness.study.trial import (
+    Trial,
+    TrialStatus,
+    distribution_of,
+    exists,
+    suggest,
+    trial_of,
+    value_of,
+)
 
 __all__ = ["Study", "Trial", "TrialStatus"]
 
+_INSTRUCTIONS_KEY = "instructions"
 _PRUNE_KEY = "harness:prune"  # a trial's attribute: the step after which the pruner gave it up
 
 
@@ -60,22 +74,15 @@ class Study:
         total_steps: int | None,
         leases: Leases | None,
     ) -> None:
+        self.question: Question
+        """What it answers; more trials or a wider space may be asked for while it goes on."""
+        self._asked: Any = None
         self.leases = leases
         self._read_at = time.monotonic()
-        self._question = question
-        self._axes: Sequence[Axis] = question.space.axes
         self._storage = storage
         self._total_steps = total_steps
-        self._settings = sampler_settings(question)
         self._study = optuna.load_study(study_name=question.name, storage=storage, pruner=pruner)
-        self._stages: list[list[Point]] = []
-        """Points of a grid whose trials before them decide which of them are tried."""
-        self._given = self._given_points()
-        self._levels = compared_levels(question)
-        self._trials: list[Trial] = []
-        for trial in storage.get_all_trials(storage.study_id, deepcopy=False):
-            self._transfer_rates()
-            self._trials.append(self._seen(trial))
+        self._go_by(question if leases is None else self._as_others_ask(question))
         pruner.prune(self._study, create_trial(state=TrialState.RUNNING))  # Hyperband's brackets
 
     @classmethod
@@ -116,6 +123,67 @@ class Study:
             pruner = build_pruner(question.search.pruner, pruning)
             return cls(question, storage, pruner, total_steps, leases)
 
+    def _go_by(self, question: Question) -> None:
+        """Ask for what a question asks for, and see by its axes what was told."""
+        self.question = question
+        self._axes: Sequence[Axis] = question.space.axes
+        self._settings = sampler_settings(question)
+        self._levels = compared_levels(question)
+        self._stages: list[list[Point]] = []
+        """Points of a grid whose trials before them decide which of them are tried."""
+        self._given = self._given_points()
+        self._trials: list[Trial] = []
+        for trial in self._storage.get_all_trials(self._storage.study_id, deepcopy=False):
+            self._transfer_rates()
+            self._trials.append(self._seen(trial))
+
+    def extend(self, change: Callable[[Question], Question]) -> None:
+        """Go on with more trials or a wider space: what `change` makes of the question as it is asked now.
+
+        Everything that was told has to be part of it.
+        """
+        with self.turn():
+            question = change(self.question)
+            if question != self.question:
+                self._asked = extend(self._storage, question)
+                self._go_by(question)
+
+    def _as_others_ask(self, mine: Question) -> Question:
+        """Return a member's question with what another one was asked for beyond it."""
+        tree = self._storage.get_study_user_attrs(self._storage.study_id).get(QUESTION_KEY)
+        if tree is None or tree == self._asked:
+            return mine
+        self._asked = tree
+        asked = question_of(tree, mine.name, [])
+        if not contains(asked.space, mine.space):
+            return mine
+        more = max(asked.search.trials or 0, mine.search.trials or 0) or None
+        wider = replace(
+            mine,
+            space=asked.space,
+            compare=asked.compare,
+            search=replace(mine.search, trials=more),
+        )
+        if wider.space != mine.space:
+            self._storage.widen({axis.key: distribution_of(axis) for axis in wider.space.axes})
+        return wider
+
+    @property
+    def instructions(self) -> list[Any]:
+        """What members have heard from users and passed on to each other."""
+        notes = self._storage.get_study_user_attrs(self._storage.study_id)
+        return list(notes.get(_INSTRUCTIONS_KEY, ()))
+
+    def pass_on(self, instructions: Sequence[Any]) -> None:
+        """Let other members hear instructions, each of which they get once."""
+        with self.turn():
+            known = self.instructions
+            new = [each for each in map(as_json, instructions) if each not in known]
+            if new:
+                self._storage.set_study_user_attr(
+                    self._storage.study_id, _INSTRUCTIONS_KEY, [*known, *new]
+                )
+
     @property
     def optuna_study(self) -> optuna.Study:
         """The study as Optuna's own functions take it."""
@@ -141,6 +209,9 @@ class Study:
             return
         changed = self._storage.refresh()
         self._read_at = time.monotonic()
+        wider = self._as_others_ask(self.question)
+        if wider != self.question:
+            self._go_by(wider)
         for number in changed:
             if number == len(self._trials):
                 self._transfer_rates()
@@ -160,7 +231,7 @@ class Study:
             ValueError: a grid has no more points.
             RunFailed: another process writes trials into the study.
         """
-        search, number = self._question.search, len(self._trials)
+        search, number = self.question.search, len(self._trials)
         self._transfer_rates()
         if search.method is Method.grid and number >= len(self._given):
             raise ValueError(f"all {number} points of the grid have been asked for")
@@ -221,8 +292,8 @@ class Study:
             ValueError: a number is missing or not a number, or the trial was told otherwise before.
         """
         told = tuple(float(value) for value in values)
-        constraints = self._question.constraints
-        counts = len(self._question.objectives), len(constraints)
+        constraints = self.question.constraints
+        counts = len(self.question.objectives), len(constraints)
         if (len(told), len(violations)) != counts or any(map(math.isnan, (*told, *violations))):
             raise ValueError(
                 f"trial {number}: {counts[0]} values and {counts[1]} violations are needed, none of them"
@@ -265,7 +336,7 @@ class Study:
             and all(map(math.isfinite, trial.values))
             and all(violation <= 0 for violation in trial.violations)
         ]
-        directions = [objective.direction for objective in self._question.objectives]
+        directions = [objective.direction for objective in self.question.objectives]
         order = ranked([values for _, values in finite], directions)
         return [finite[index][0] for index in order[:count]]
 
@@ -281,20 +352,27 @@ class Study:
         """Return the points of a grid, or the starts; where rates are transferred, those of the first
         ranks.
         """
-        search, space = self._question.search, self._question.space
+        search, space = self.question.search, self.question.space
         if search.method is not Method.grid:
             return list(search.starts)
         if search.transfer is Transfer.none:
-            return list(space.points())
+            return self._points_behind_what_was_asked()
         first, *self._stages = transfer_stages(space)
         return list(first)
+
+    def _points_behind_what_was_asked(self) -> list[Point]:
+        """Return a grid's points: those of its trials first, however its space has grown since."""
+        frozen = self._storage.get_all_trials(self._storage.study_id, deepcopy=False)
+        asked = [trial_of(trial, self.question, {}).point for trial in frozen]
+        every = [*asked, *self.question.space.points()]
+        return list({tuple(point.items()): point for point in every}.values())
 
     def _transfer_rates(self) -> None:
         """Give the points of the next rank, if all trials before it are told."""
         while self._stages and len(self._trials) >= len(self._given):
             if any(trial.status is TrialStatus.running for trial in self._trials):
                 return
-            sign = -1.0 if self._question.objectives[0].direction is Direction.maximize else 1.0
+            sign = -1.0 if self.question.objectives[0].direction is Direction.maximize else 1.0
             told = [
                 (trial.point, math.inf if trial.values is None else sign * trial.values[0])
                 for trial in self._trials
@@ -327,9 +405,9 @@ class Study:
 
     def _rivals(self, number: int) -> optuna.Study:
         """Return the study as a pruner sees it: a level is not given up because another is better."""
-        if not self._question.compare:
+        if not self.question.compare:
             return self._study
-        compared = {key for compare in self._question.compare for key in compare.axes}
+        compared = {key for compare in self.question.compare for key in compare.axes}
         params = self._frozen(number).params
         levels = {key: value for key, value in params.items() if key in compared}
         return cast(optuna.Study, LevelStudy(self._study, levels))
@@ -355,7 +433,7 @@ class Study:
 
     def _seen(self, trial: FrozenTrial) -> Trial:
         is_given = trial.number < len(self._given)
-        return trial_of(trial, self._question, self._given[trial.number] if is_given else {})
+        return trial_of(trial, self.question, self._given[trial.number] if is_given else {})
 
 
 def ranked(values: Sequence[Sequence[float]], directions: Sequence[Direction]) -> list[int]:

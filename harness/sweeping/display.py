@@ -95,7 +95,7 @@ def progress_text(state: SweepState) -> str:
         words.append(f"{100 * state.share_done:.0f} %")
         if state.seconds_left is not None:
             words.append(f"{_duration(state.seconds_left)} left")
-    best = _leaders(state)
+    best = leaders(state)
     if best and best[0].values:
         metric = next(iter(state.objectives))
         words.append(f"best {METRICS[metric].label} {format_value(metric, best[0].values[0])}")
@@ -107,10 +107,10 @@ def _progress_lines(state: SweepState) -> list[Text | ProgressBar]:
         Text(progress_text(state)),
         ProgressBar(total=1.0, completed=state.share_done, width=60),
     ]
-    return lines + [Text(f"  {_device_text(device)}") for device in state.devices]
+    return lines + [Text(f"  {device_text(device)}") for device in state.devices]
 
 
-def _device_text(device: DeviceLine) -> str:
+def device_text(device: DeviceLine) -> str:
     """Say what a device is doing, and how much of its time it had nothing to do."""
     text = f"{device.name}: {device.doing}"
     if device.runs:
@@ -122,11 +122,11 @@ def _device_text(device: DeviceLine) -> str:
 
 def leaderboard(state: SweepState) -> Table:
     """Return the best trials so far, one line each; several objectives: the Pareto front is starred."""
-    leaders = _leaders(state)[:LEADERS]
-    keys, shown = _shown([trial.point for trial in leaders], [t.point for t in state.trials])
+    best = leaders(state)[:LEADERS]
+    keys, shown = _shown([trial.point for trial in best], [t.point for t in state.trials])
     table = _plain_table(["trial", *keys], [_heading(metric) for metric in state.objectives])
     front = _pareto(state)
-    for trial, point in zip(leaders, shown, strict=True):
+    for trial, point in zip(best, shown, strict=True):
         star = "*" if len(state.objectives) > 1 and trial.number in front else ""
         values = [
             format_value(metric, value)
@@ -149,7 +149,7 @@ def confirmation_table(state: SweepState) -> Table:
             str(line.trial),
             *map(_as_text, point),
             f"{min(counts)}/{len(line.runs)}",
-            *(_interval(metric, line.values[metric]) for metric in state.objectives),
+            *(interval_text(metric, line.values[metric]) for metric in state.objectives),
         )
     return table
 
@@ -172,12 +172,12 @@ def print_state(state: SweepState, *, file: str | None = None, answer: str | Non
         case SweepStatus.running:
             line(f"running ({state.holder})")
             for device in state.devices:
-                line(f"  {_device_text(device)}")
+                line(f"  {device_text(device)}")
         case SweepStatus.interrupted:
             line(state.complaint or f"interrupted; `harness sweep {state.name}` goes on")
         case SweepStatus.finished:
             line("finished")
-    if _leaders(state):
+    if leaders(state):
         line("\nSearch (chosen on these numbers, so they flatter):")
         console.print(leaderboard(state))
     for text in problems(state):
@@ -205,7 +205,7 @@ def problems(state: SweepState) -> list[str]:
     ]
 
 
-def _leaders(state: SweepState) -> list[TrialLine]:
+def leaders(state: SweepState) -> list[TrialLine]:
     """Return the told, feasible trials with finite values, best first, each cell once."""
     signs = [1 if way == Direction.minimize.value else -1 for way in state.objectives.values()]
     found: dict[str, TrialLine] = {}
@@ -298,7 +298,7 @@ _HEADING = 9
 """Characters that a line of a heading should have at most: those of a learning rate in full."""
 
 
-def _interval(metric: str, values: Sequence[float]) -> str:
+def interval_text(metric: str, values: Sequence[float]) -> str:
     """Print mean ± half-width of the 95 % t-interval (n - 1 degrees of freedom)."""
     if not values:
         return "—"

@@ -5,17 +5,20 @@ One process of one machine; alone on the study, or one of its members in turn. I
 
 import contextlib
 import heapq
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import assert_never
 
 from harness.config.compose import config_tree
-from harness.errors import RunFailed, says_out_of_memory
+from harness.errors import RequestError, RunFailed, says_out_of_memory
 from harness.question.question import Question
 from harness.question.settings import SearchSettings
 from harness.records.record import Record, RecordError, RunStatus, read_record, write_record
 from harness.sweeping.assignment import Assignment, WorkerView
+from harness.sweeping.inbox import Inbox
+from harness.sweeping.instructions import Instruction, InstructionKind
 from harness.sweeping.ledger import Ledger, Run, RunState
 from harness.sweeping.messages import (
     Busy,
@@ -72,8 +75,14 @@ def most_in_flight(search: SearchSettings) -> int:
 class Driver:
     """One sweep in progress."""
 
-    def __init__(self, trials: Trials, pool: Pool, stop: StopRequest) -> None:
+    def __init__(
+        self, trials: Trials, pool: Pool, stop: StopRequest, inbox: Inbox | None = None
+    ) -> None:
+        """`inbox`: what users say while the sweep goes on; none where nothing is trained."""
         self.trials = trials
+        self._inbox = inbox
+        self._given_up: dict[str, WorkerProcess | None] = {}
+        """Runs that users have stopped and that have not ended, each with the worker that knows it."""
         self.views: list[WorkerView] = []
         self.is_finished = False
         self._pool = pool
@@ -101,12 +110,15 @@ class Driver:
         for worker in self._pool.workers:
             self._adopt(worker)
         self.trials.resume()
+        self._hear(begins=True)
         while not self.trials.is_done():
             self.complaint = self._halted or self._streak.complaint
             if self._stop or self.complaint is not None:
                 yield from self._stop_workers()
                 return
             self.trials.keep_up(self.device_lines())
+            self._hear()
+            self._give_up()
             self._assign()
             for worker, news in self._pool.hear(seconds=0.0 if self._asks_on else 0.25):
                 self._handle(worker, news)
@@ -142,6 +154,55 @@ class Driver:
     def device_lines(self) -> list[DeviceLine]:
         """Return what each of our workers does."""
         return [_device_line(view) for view in self.views]
+
+    # What users say ------------------------------------------------------------------------------
+
+    def _hear(self, *, begins: bool = False) -> None:
+        """Obey what is new; what was said before this driver began is obeyed again, but for a stop."""
+        for instruction in self._inbox.hear() if self._inbox is not None else ():
+            try:
+                self._obey(instruction, begins=begins)
+            except RequestError as error:  # it asks for what cannot be: the sweep goes on without
+                self._say(f"cannot {instruction.text}: {error}")
+            else:
+                if not begins:
+                    self._say(f"told to {instruction.text}")
+
+    def _obey(self, instruction: Instruction, *, begins: bool) -> None:
+        match instruction.kind:
+            case InstructionKind.stop_run:
+                self._given_up.setdefault(instruction.run_id, None)
+            case InstructionKind.stop_sweep:
+                if not begins:
+                    self._stop.signal = self._stop.signal or signal.SIGTERM
+            case InstructionKind.more_trials | InstructionKind.add_value:
+                before = self.trials.question
+                self.trials.extend(instruction.change)
+                if self._inbox is not None and self.trials.question != before:
+                    self._inbox.keep(self.trials.question)
+            case InstructionKind.clone:
+                self.trials.clone(instruction.point, instruction.overrides)
+            case unknown:
+                assert_never(unknown)
+
+    def _say(self, text: str) -> None:
+        if self._inbox is not None:
+            self._inbox.say(text)
+
+    def _give_up(self) -> None:
+        """Let workers prune the runs that users have stopped, and end those that none has begun."""
+        reason = f"stopped by hand in sweep {self.trials.question.name}"
+        for view in self.views:
+            for run_id in self._given_up.keys() & view.runs.keys():
+                if self._given_up[run_id] is not view.worker:  # another one had it, and has died
+                    view.worker.send(Prune(run_id=run_id, reason=reason))
+                    self._given_up[run_id] = view.worker
+        for run_id in sorted(self._given_up.keys() & self.trials.ledger.runs.keys()):
+            run = self.trials.ledger.runs[run_id]
+            if run.state is RunState.waiting and self.trials.claim(run):
+                self._write_end(run, RunStatus.pruned, None, note=reason)
+            if run.state is RunState.ended:
+                del self._given_up[run_id]
 
     # Workers -------------------------------------------------------------------------------------
 
@@ -272,8 +333,13 @@ class Driver:
         try:
             return read_record(run.request.directory.record)
         except RecordError:
-            tree = config_tree(run.request.config)
-            return Record(run_id=run.run_id, status=RunStatus.running, config=tree)
+            place = {"name": self.trials.question.name, "role": run.role.value, "trial": run.trial}
+            return Record(
+                run_id=run.run_id,
+                status=RunStatus.running,
+                config=config_tree(run.request.config),
+                provenance={"sweep": place, "cell_id": run.request.identity.cell_id},
+            )
 
     def _handle_death(self, view: WorkerView, death: Died) -> None:
         """Start another worker; the runs in this one are tried once more, each in a worker to itself."""
@@ -300,13 +366,19 @@ class Driver:
         """Write the record of a run that cannot be trained, keeping what its last worker wrote."""
         if not self.trials.claim(run):
             return  # another member has it by now
-        record = self._record_of(run)
-        run.request.directory.path.mkdir(parents=True, exist_ok=True)
         refused = says_out_of_memory(
             reason
         )  # by a library that ends the process, as bitsandbytes does
-        record.status = RunStatus.out_of_memory if refused else RunStatus.failed
-        record.error = reason
+        self._write_end(run, RunStatus.out_of_memory if refused else RunStatus.failed, reason)
+
+    def _write_end(
+        self, run: Run, status: RunStatus, error: str | None, *, note: str | None = None
+    ) -> None:
+        """Write how a run has ended that no worker has, beside what its last one wrote."""
+        record = self._record_of(run)
+        run.request.directory.path.mkdir(parents=True, exist_ok=True)
+        record.status, record.error = status, error
+        record.notes += [] if note is None else [note]
         write_record(run.request.directory.record, record)
         self._has_ended(run, record)
 

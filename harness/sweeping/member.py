@@ -32,6 +32,8 @@ from harness.sweeping.artifacts import RunArtifacts
 from harness.sweeping.check import check_without_device, refuse_what_does_not_fit
 from harness.sweeping.display import SweepDisplay
 from harness.sweeping.driver import Driver
+from harness.sweeping.inbox import Inbox
+from harness.sweeping.instructions import Instructions, as_told
 from harness.sweeping.messages import Role
 from harness.sweeping.pool import Pool, devices_for, workers_on_cpu
 from harness.sweeping.requests import RequestMaker
@@ -104,7 +106,9 @@ class Member:
 
     def _train(self, *, asks: bool) -> SweepState:
         """Start workers, and drive them until nothing is left, a stop is asked for, or the server is gone."""
-        question, file = self._question, self._directory.question
+        told = Instructions(self._directory.instructions).read_on()
+        self._question = question = as_told(self._question, told)
+        file = self._directory.question
         try:
             self._start_workers()
             if not file.exists():
@@ -142,7 +146,9 @@ class Member:
                 display.say(text)
 
             tenancy = _tenancy_of(study, self._question, say)
-            driver = Driver(Trials(self._question, study, maker, tenancy), self._pool, self._stop)
+            trials = Trials(self._question, study, maker, tenancy)
+            inbox = Inbox(self._directory, study, say)
+            driver = Driver(trials, self._pool, self._stop, inbox)
             view = View(driver, _runs_beside(self._directory))
             drawn_at = written_at = 0.0
             try:

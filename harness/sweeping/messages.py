@@ -21,6 +21,8 @@ class Role(Enum):
     confirmation = "confirmation"
     probe = "probe"
     """A few steps alone, for the memory and speed that a run in company cannot measure."""
+    clone = "clone"
+    """A run with changes that a user has asked for beside the search."""
 
 
 # From the driver ---------------------------------------------------------------------------------
@@ -164,6 +166,6 @@ def cohort_of(request: Request, *, alone: bool = False) -> str:
     lora = config.lora
     if lora.rewrites_base and not lora.trains_all:
         shared.append(start_of(lora))
-    if alone or lora.train_also or lora.trains_all:
+    if alone or lora.trains_alone:
         shared.append(request.identity.run_id)
     return repr(shared)

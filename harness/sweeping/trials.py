@@ -7,7 +7,7 @@ which each asks, claims, trains and tells (`tenancy.Leased`).
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import assert_never
@@ -53,20 +53,27 @@ class Trials:
         self, question: Question, study: Study, maker: RequestMaker, tenancy: Tenancy
     ) -> None:
         self.tenancy = tenancy
-        self.question = question
         self.study = study
         self.ledger = Ledger(question.name)
         self.confirmed: list[tuple[Chosen, list[Run]]] = []
         self.probes: list[Run] = []
         """Those of the sweep's end, one for each distinct cost; a question about costs has its own before."""
+        self.clones: dict[str, Run] = {}
+        """Runs that users have asked for beside the search."""
         self._maker = maker
         self._again: list[Run] = []
         """Runs of trials that were told, whose records could not be read."""
         self._lost: dict[str, str] = {}
         """Runs in training whose lease has run out: run id -> item."""
         self._races = question.search.pruner is not PrunerName.none
+        self._followed = study.question
 
     # What there is -------------------------------------------------------------------------------
+
+    @property
+    def question(self) -> Question:
+        """What is answered; while it goes on more may be asked for."""
+        return self.study.question
 
     @property
     def requested(self) -> int:
@@ -128,14 +135,15 @@ class Trials:
         if self.question.confirm is not None and not self.confirmed:
             self._begin_confirmation()
         confirming = [run for _, runs in self.confirmed for run in runs]
-        if any(run.state is not RunState.ended for run in (*confirming, *self._again)):
+        late = (*confirming, *self._again, *self.clones.values())
+        if any(run.state is not RunState.ended for run in late):
             return False
         self._share_costs()
         return True
 
     def _is_late(self, run: Run) -> bool:
         """Whether no trial waits for a run: it belongs to the sweep's end."""
-        return run.role is Role.confirmation or run in self.probes
+        return run.role in (Role.confirmation, Role.clone) or run in self.probes
 
     def _untold(self, cell: Cell) -> list[int]:
         trials = self.study.trials
@@ -149,6 +157,32 @@ class Trials:
             for trial in self.study.trials
             if trial.status is TrialStatus.running and trial.number not in known
         ]
+
+    # More than was asked for at first --------------------------------------------------------------
+
+    def extend(self, change: Callable[[Question], Question]) -> None:
+        """Go on with more trials or a wider space; `change` raises RequestError for what cannot be."""
+        self.study.extend(change)
+        if self.question is not self._followed:
+            self._choose_again()
+
+    def _choose_again(self) -> None:
+        """Leave open what is confirmed and probed in the end: it was chosen among fewer trials."""
+        self._followed = self.question
+        for run in [*self.probes, *(run for _, runs in self.confirmed for run in runs)]:
+            if run.state in (RunState.waiting, RunState.elsewhere):
+                self.ledger.runs.pop(run.run_id, None)
+        self.probes.clear()
+        self.confirmed.clear()
+
+    def clone(self, point: Point, overrides: Sequence[str]) -> None:
+        """Let a run wait that a user has asked for beside the search.
+
+        Raises RequestError for what is refused.
+        """
+        self.question.space.check_point(point)
+        run = self.ledger.add(self._maker.request(point, overrides, Role.clone), Role.clone, None)
+        self.clones.setdefault(run.run_id, run)
 
     # Asking ---------------------------------------------------------------------------------------
 
@@ -280,9 +314,11 @@ class Trials:
         if lost is None:
             return
         for item in lost:
-            late = [*self.confirmed, (None, self.probes)]
+            late = [*self.confirmed, (None, [*self.probes, *self.clones.values()])]
             self._lost.update(in_training(item, self.ledger.cells.values(), late))
         self.study.refresh()
+        if self.question is not self._followed:
+            self._choose_again()
         if self._new_trials():
             with self.study.turn():
                 self._take_up_new(TURN_SECONDS)

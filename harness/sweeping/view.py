@@ -50,6 +50,7 @@ class View:
     def state(self) -> SweepState:
         """Return the state as it is now."""
         driver, state = self._driver, self._state
+        state.trials_requested = driver.trials.requested
         state.devices = [*driver.device_lines(), *driver.trials.tenancy.devices_elsewhere]
         state.trials = [_trial_line(trial) for trial in driver.trials.study.trials]
         state.runs = list(self._run_lines())

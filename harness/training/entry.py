@@ -16,7 +16,7 @@ from harness.data.order import ends_epochs
 from harness.engine.cuda.backend import why_not_captured
 from harness.engine.shared_base import SharedBase
 from harness.evals.base_domain import BITS, FORGETTING, forgetting
-from harness.evals.evaluate import Results
+from harness.evals.evaluate import Results, tasks_note
 from harness.measure.floor import StepSize, step_floor
 from harness.measure.memory import distinct_bytes
 from harness.measure.meter import meter_of
@@ -230,6 +230,9 @@ class RunEntry:
             step = self.slot.progress.step if phase == "after" else 0
             keep_answers(self.job.directory.answers, phase, step, results.answers)
         keep_scores(self.job.directory.scores, phase, results.scores)
+        if results.tasks is not None:
+            self._record.provenance.setdefault("lm_eval", {})[phase] = dict(results.tasks)
+            self.note(tasks_note(phase, results.tasks))
 
     def tell_forgetting(self, results: Results) -> None:
         """Add what the run has forgotten of its base's domain since the evaluation before training."""

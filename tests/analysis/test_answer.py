@@ -67,7 +67,7 @@ COMPARE = {"lora.rank": "steps"}
         (
             around(1.01, 30.0, shift=2),
             "equivalent",
-            "is not told apart from 2: not decided",
+            "is not told apart from 2: not decided (Δ",
             Expectation.undecided,
         ),
     ],
@@ -85,6 +85,23 @@ def test_the_wording_and_the_outcome_follow_from_the_test(
     assert "lora.rank=8" in found.text
     assert found.expectation is outcome
     assert f"The expectation is {outcome.value}." in found.text
+
+
+def test_levels_that_are_not_told_apart_share_a_sentence_behind_what_is_decided(tmp_path) -> None:
+    losses = {
+        2: around(1.0),
+        4: around(1.0, 10, shift=2),
+        8: around(0.5, shift=1),
+        16: around(1.0, 20, shift=3),
+    }
+    text = answer(tmp_path, losses, compare={"lora.rank": 2}, margin=0.02).text
+    decided, undecided = text.split(". lora.rank=")
+    assert decided.startswith("lora.rank=8 is better than 2 by 0.5")
+    assert undecided.startswith("4 and 16 are not told apart from 2: not decided (Δ ")
+    steps = answer(tmp_path / "steps", losses, compare=COMPARE, margin=0.02).text
+    assert "lora.rank=8 is better than 4 by" in steps
+    assert "lora.rank=16 is worse than 8 by" in steps
+    assert "lora.rank=4 is not told apart from 2: not decided (Δ " in steps
 
 
 def test_what_is_not_decided_says_how_many_seeds_would(tmp_path) -> None:
@@ -112,6 +129,30 @@ def test_without_a_comparison_the_best_are_named(tmp_path) -> None:
     assert found.expectation is None
     assert "Best eval loss of 3 confirmed cells" in found.text
     assert "1 of the others may be as good or better" in found.text
+    assert "lora.rank=32" not in found.text
+
+
+def test_with_several_objectives_the_front_is_named(tmp_path) -> None:
+    saved(tmp_path, {2: around(1.0), 8: around(0.9, shift=1), 32: around(1.1, shift=2)})
+    state_file = tmp_path / "sweeps" / "small" / "state.json"
+    state = json.loads(state_file.read_text())
+    state["objectives"] = {"eval/loss": "minimize", "adapter/trainable_params": "minimize"}
+    for line in (*state["trials"], *state["confirmed"]):
+        if line["values"] is not None and isinstance(line["values"], list):
+            line["values"] = [*line["values"], 1.0]
+        elif line["values"] is not None:
+            line["values"]["adapter/trainable_params"] = [1.0]
+    state_file.write_text(json.dumps(state))
+    for record_file in (tmp_path / "runs").glob("*/run.json"):
+        record = json.loads(record_file.read_text())
+        record["metrics"]["adapter/trainable_params"] = 1000 * record["config"]["lora"]["rank"]
+        record_file.write_text(json.dumps(record))
+    found = answer_of(load_sweep(tmp_path, "small"))
+    assert found is not None
+    assert found.text.startswith(
+        "2 of 3 confirmed cells are on the front of eval loss and trainable"
+    )
+    assert found.text.index("lora.rank=2") < found.text.index("lora.rank=8")
     assert "lora.rank=32" not in found.text
 
 

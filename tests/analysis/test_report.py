@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import harness.commands.report as command
+from analysis.page.paper import STYLES
 from analysis.report import report_runs, report_sweep
 from harness.commands.report import report_command
 from harness.errors import RequestError
@@ -365,7 +366,7 @@ def test_a_report_loads_neither_torch_nor_transformers_nor_wandb(tmp_path) -> No
     assert done.stdout.splitlines()[-1] == "set()", done.stderr
 
 
-@pytest.mark.parametrize("document", ["main", "main_twocolumn", "main_slides"])
+@pytest.mark.parametrize("document", STYLES)
 def test_the_paper_compiles_without_an_overfull_box(report: Path, document: str) -> None:
     if shutil.which("pdflatex") is None:
         pytest.skip("pdflatex is not installed (Debian: texlive-latex-extra texlive-science)")

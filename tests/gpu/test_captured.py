@@ -230,7 +230,7 @@ def test_seats_that_grow_are_not_in_memory_twice() -> None:
         "llama", backend=BackendName.reference, compute=FloatType.bfloat16, device=CUDA
     )
     backend = CudaBackend(shared)
-    adapters = [trained(shared, LoraConfig(rank=256, alpha=8.0), seed) for seed in range(3)]
+    adapters = [trained(shared, LoraConfig(rank=32, alpha=8.0), seed) for seed in range(3)]
     held = adapters[0].num_bytes
     moments = Moments(*(torch.ones_like(adapters[0].flat_P) for _ in range(2)))
     for adapter in adapters[:2]:

@@ -16,7 +16,7 @@ from coverage import Coverage
 from tests.mutants.changes import Mutant
 from tests.mutants.edits import Edit
 
-SECONDS, BESIDE_SECONDS = 60.0, 20.0
+SECONDS, BESIDE_SECONDS = 30.0, 10.0
 """Tests that judge one change take no longer together, as measured without it: those that run its lines; and
 where none does, those that run something else of its module."""
 AT_IMPORT = ""

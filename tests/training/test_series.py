@@ -42,6 +42,8 @@ def test_alone_the_series_ends_where_the_record_stands(
     record = run_all(shared, [job], SideBySide(1))["alone"]
     for row in read_metrics(job.directory.metrics).rows:
         assert set(EVERY_STEP) <= set(row) - {"step"} <= SERIES
+    rows = len(job.data.train)
+    assert series(job, "train/epoch") == [4 * step / rows for step in range(1, 9)]
     assert series(job, "cohort/runs") == [1] * 8
     assert series(job, "cohort/token_share") == [1.0] * 8
     peaks = series(job, "memory/peak_bytes")
