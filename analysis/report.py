@@ -55,6 +55,7 @@ from analysis.render.latex import LatexLayout
 from analysis.sources import Records, Source, SweepData
 from analysis.spec import Spec
 from analysis.specs import specs_for
+from analysis.task_scores import task_columns
 from harness.records.metrics import METRICS
 from harness.records.record import RunStatus
 
@@ -411,7 +412,8 @@ def _spec_of_runs(rows: Sequence[Row], name: str, title: str, metrics: Sequence[
         for key in factor.keys
         if factor.name == "format" or len({repr(row.get(key)) for row in runs}) > 1
     ]
-    columns = (*metrics, "adapter/trainable_params", "memory/peak_bytes", "throughput/step_ms")
+    costs = ("adapter/trainable_params", "memory/peak_bytes", "throughput/step_ms")
+    columns = tuple(dict.fromkeys((*metrics, *task_columns(runs), *costs)))
     return Spec(
         name=name,
         title=title,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from analysis.crossed import crossed, crossed_of_means
 from analysis.frame import ROWS, Row, metric_key
 from analysis.intervals import Interval
+from harness.records.metrics import is_task_metric
 
 SHARES = (
     *(
@@ -15,6 +16,16 @@ SHARES = (
     ),
 )
 """Metrics that are a share of the answers: their intervals stay between 0 and 1."""
+_TASK_SHARES = (
+    *("acc", "acc_norm", "exact_match"),
+    *("prompt_level_loose_acc", "prompt_level_strict_acc"),
+)
+"""The same of lm-evaluation-harness's tasks."""
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is a share of the answers."""
+    return name in SHARES or (is_task_metric(name) and name.split("/")[2] in _TASK_SHARES)
 
 
 def share_interval(rows: Sequence[Row], column: str, confidence: float = 0.95) -> Interval | None:
@@ -23,7 +34,7 @@ def share_interval(rows: Sequence[Row], column: str, confidence: float = 0.95) -
     `column` is a metric, or `before.` and a metric. Where the scores of the rows are not known, the standard
     errors over rows stand for them, and the interval is wider.
     """
-    if column.removeprefix("before.") not in SHARES or len(rows) < 2:
+    if not is_share(column.removeprefix("before.")) or len(rows) < 2:
         return None
     scores = [row.get(f"{ROWS}{column}") for row in rows]
     known = [each for each in scores if each is not None]

@@ -17,6 +17,7 @@ from harness.data.check import check_data, data_fingerprint
 from harness.errors import RequestError
 from harness.evals.choices import check_choices
 from harness.evals.domain_text import check_base_domain
+from harness.evals.tasks import check_tasks, tasks_fingerprint
 from harness.records.record import Record, RecordError, RunStatus, read_record
 from harness.records.redact import REDACTED, redact
 from harness.records.run_directory import RunDirectory
@@ -51,7 +52,10 @@ def make_request(config: RunConfig, *, writes: bool = True) -> Request:
     memo = _cache(config.paths) / "fingerprints.json"
     fingerprint = model_fingerprint(source, memo, keep=writes)
     identity = identify(
-        config, model_fingerprint=fingerprint, data_fingerprint=data_fingerprint(config.data)
+        config,
+        model_fingerprint=fingerprint,
+        data_fingerprint=data_fingerprint(config.data),
+        tasks_fingerprint=tasks_fingerprint(config.eval),
     )
     directory = RunDirectory(Path(config.paths.out) / "runs" / identity.run_id)
     return Request(config, source, fingerprint, identity, directory)
@@ -70,6 +74,13 @@ class SavedRun:
     record: Record | None = None
     """None: the base alone."""
     directory: RunDirectory | None = None
+
+    @property
+    def base_key(self) -> str:
+        """What runs must have in common to be computed on one base in memory."""
+        lora = self.config.lora
+        adapted = (lora.rewrites_base or lora.train_also) and self.directory is not None
+        return f"{self.fingerprint} {self.config.model} {self.config.quant} {self.name if adapted else ''}"
 
     @property
     def cache(self) -> Path:
@@ -148,6 +159,7 @@ def check(config: RunConfig) -> None:
     check_data(config.data)
     check_choices(config.eval)
     check_base_domain(config.eval)
+    check_tasks(config.eval)
     check_tracker(config.tracker)
     _refuse_secret_names(config)
 

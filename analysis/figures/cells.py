@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.figures.factors import WITHOUT_EFFECT, Factor, varying_factors
 from analysis.frame import Row, config_keys
-from analysis.shares import SHARES, share_interval
+from analysis.shares import is_share, share_interval
 from analysis.statistics import Interval, mean_interval
 from harness.records.metrics import COHORT_SHARES, METRICS, Direction
 from harness.records.record import MeasuredIn, RunStatus
@@ -192,7 +192,7 @@ def seeds_text(cells: Iterable[Cell], metric: str) -> str:
         return "One seed a point (n=1), so no intervals."
     spread = f"n={counted[0]}" if len(counted) == 1 else f"n={counted[0]} to {counted[-1]}"
     alone = " (none where n=1)" if counted[0] == 1 else ""
-    kind = "Wilson intervals over seeds and rows" if metric in SHARES else "t intervals"
+    kind = "Wilson intervals over seeds and rows" if is_share(metric) else "t intervals"
     return f"Mean over seeds, {spread}; bars are 95 % {kind}{alone}."
 
 

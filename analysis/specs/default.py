@@ -6,6 +6,7 @@ from analysis.frame import Role, Row, metric_key
 from analysis.groups import COST_NOTHING
 from analysis.sources import SweepData
 from analysis.spec import Spec
+from analysis.task_scores import task_columns
 from harness.records.metrics import COHORT_SHARES, Direction
 from harness.records.record import MeasuredIn
 
@@ -101,7 +102,8 @@ def _axes_of(sweep: SweepData, rows: Sequence[Row]) -> tuple[str, ...]:
 def _quality(sweep: SweepData, rows: Sequence[Row]) -> tuple[str, ...]:
     """Return the objectives, whatever was measured, and the other scores that were."""
     scores = _measured(rows, [name for name in _QUALITY if name not in sweep.objectives])
-    return (*sweep.objectives, *scores)
+    tasks = [name for name in task_columns(list(rows)) if name not in sweep.objectives]
+    return (*sweep.objectives, *scores, *tasks)
 
 
 def _measured(rows: Iterable[Row], metrics: Sequence[str]) -> tuple[str, ...]:

@@ -34,7 +34,9 @@ def complete(arguments: list[str]) -> int:
         if command in ("status", "report") or names_sweep:
             _print_completions(_sweep_names(command), words[-1])
             return 0
-        if command in ("ask", "export") and (len(words) == 3 or words[-2] == "--compare"):
+        if command in ("ask", "evaluate", "export") and (
+            len(words) == 3 or words[-2] == "--compare"
+        ):
             _print_completions(_run_names(command), words[-1])
             return 0
         if command == "export" and words[-2] == "--to":

@@ -19,6 +19,7 @@ from harness.cli.options import (
     COMMANDS,
     DATA_FLAGS,
     DOCTOR_FLAGS,
+    EVALUATE_FLAGS,
     EXPORT_FLAGS,
     INFO,
     OWN_GROUPS,
@@ -45,6 +46,7 @@ usage: harness run    [-m [--dry-run]] [override…] [--json]
        harness report [NAME…] [--source records|wandb-offline|wandb] [--watch] [--json]
        harness report NAME --serve [--port 8765] [--json]
        harness ask    RUN|SWEEP|base ["PROMPT"] [override…] [--compare RUN|base] [--file FILE] [--json]
+       harness evaluate RUN|SWEEP… eval.tasks=[TASK,…] [override…] [--json]
        harness export RUN|SWEEP --to adapter|merged|merged_4bit|gguf [--out DIR] [--json]
        harness push   DIR OWNER/NAME [--data] [--public] [--json]
        harness wandb  [NAME] [--paths] [--json]
@@ -153,6 +155,8 @@ def _dispatch(arguments: list[str]) -> int:
             return _doctor(rest)
         case "ask":
             return _ask(rest)
+        case "evaluate":
+            return _evaluate(rest)
         case "export":
             return _export(rest)
         case "push":
@@ -342,6 +346,17 @@ def _ask(rest: list[str]) -> int:
     return ask_command(words, AskFlags(compare=compare, as_json="--json" in values, **given))
 
 
+def _evaluate(rest: list[str]) -> int:
+    flags, words = _split("evaluate", rest, EVALUATE_FLAGS)
+    names = [flag[0] for flag in flags]
+    from harness.commands.evaluate import EVALUATE_HELP, evaluate_command
+
+    if "--help" in names or "-h" in names:
+        print(EVALUATE_HELP, end="")
+        return 0
+    return evaluate_command(words, as_json="--json" in names)
+
+
 def _export(rest: list[str]) -> int:
     flags, words = _split("export", rest, EXPORT_FLAGS)
     from harness.commands.export import EXPORT_HELP, export_command
@@ -374,7 +389,7 @@ def _push(rest: list[str]) -> int:
 
 
 def _usage() -> str:
-    return USAGE.format(commands="\n".join(f"  {n:<8} {what}" for n, what in COMMANDS.items()))
+    return USAGE.format(commands="\n".join(f"  {n:<9} {what}" for n, what in COMMANDS.items()))
 
 
 # Options -----------------------------------------------------------------------------------------

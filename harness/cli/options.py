@@ -9,6 +9,7 @@ COMMANDS = {
     "status": "progress and leaders of a sweep, while it runs and afterwards",
     "report": "tables, figures and one html page from the records of sweeps",
     "ask": "answers of a run, a sweep's best or the base, streamed and side by side",
+    "evaluate": "adapters that runs have left, on tasks of lm-evaluation-harness, many in one pass",
     "export": "an adapter as PEFT folder, merged, re-stored or as GGUF, each with its loss",
     "push": "an export, or rows, to the Hugging Face hub, on request only",
     "wandb": "where the offline W&B files of a sweep lie, and how to see them online",
@@ -39,6 +40,7 @@ ASK_FLAGS = {
     "-h": 0,
     **OWN_GROUPS,
 }
+EVALUATE_FLAGS = {"--json": 0, "--help": 0, "-h": 0, **OWN_GROUPS}
 EXPORT_FLAGS = {
     "--to": 1,
     "--out": 1,
@@ -99,6 +101,7 @@ FLAGS_OF = {
     "status": STATUS_FLAGS,
     "report": REPORT_FLAGS,
     "ask": ASK_FLAGS,
+    "evaluate": EVALUATE_FLAGS,
     "export": EXPORT_FLAGS,
     "push": PUSH_FLAGS,
     "wandb": WANDB_FLAGS,

@@ -72,13 +72,6 @@ class _Voice:
     said: list[Turn] = field(default_factory=list)
 
     @property
-    def base_key(self) -> str:
-        """What voices must have in common to be computed on one base in memory."""
-        config = self.saved.config
-        own = self.label if config.lora.rewrites_base and self.saved.directory is not None else ""
-        return f"{self.saved.fingerprint} {config.model} {config.quant} {own}"
-
-    @property
     def asked_alike(self) -> str:
         """What voices must have in common to be given a prompt in the same tokens."""
         data = self.saved.config.data
@@ -220,7 +213,7 @@ class _Asking:
         self._out = out
         self._loaded = _load(voices)
         for voice in voices:
-            _settle_template(voice, self._loaded[voice.base_key].shared)
+            _settle_template(voice, self._loaded[voice.saved.base_key].shared)
 
     def answer(
         self, number: int, prompt: Prompt, *, shows: bool, heads: bool = False
@@ -267,7 +260,7 @@ class _Asking:
         from harness.evals.generation import Decoding
         from harness.training.evaluation import answer_side_by_side
 
-        loaded, data = self._loaded[group[0].base_key], group[0].saved.config.data
+        loaded, data = self._loaded[group[0].saved.base_key], group[0].saved.config.data
         tokenizer = loaded.shared.base.tokenizer
         example = prompt.example
         if group[0].said:
@@ -373,10 +366,10 @@ def _load(voices: Sequence[_Voice]) -> dict[str, _Loaded]:
     found: dict[str, _Loaded] = {}
     for voice in voices:
         saved = voice.saved
-        if voice.base_key not in found:
+        if voice.saved.base_key not in found:
             shared = open_base(saved.config, saved.source, saved.fingerprint)
-            found[voice.base_key] = _Loaded(shared, {})
-        loaded = found[voice.base_key]
+            found[voice.saved.base_key] = _Loaded(shared, {})
+        loaded = found[voice.saved.base_key]
         loaded.adapters[voice.label] = attach_saved(loaded.shared, saved)
     return found
 
@@ -399,7 +392,7 @@ def _groups(voices: Sequence[_Voice]) -> Iterable[list[_Voice]]:
     found: dict[str, list[_Voice]] = {}
     for voice in voices:
         alone = "" if voice.saved.directory is not None else voice.label
-        found.setdefault(f"{voice.base_key} {voice.asked_alike} {alone}", []).append(voice)
+        found.setdefault(f"{voice.saved.base_key} {voice.asked_alike} {alone}", []).append(voice)
     return found.values()
 
 

@@ -167,13 +167,13 @@ def _print_tables(record: Record, directory: RunDirectory) -> None:
 
 def _quality_table(record: Record) -> Table:
     before, after = record.evals.get("before", {}), record.evals.get("after", {})
-    table = _plain_table("metric", "before", "after", "n")
-    for name in [name for name in METRICS if name in before or name in after]:
+    table = plain_table("metric", "before", "after", "n")
+    for name in METRICS.in_order([*before, *after]):
         result = after.get(name) or before[name]
         table.add_row(
             f"{METRICS[name].label} {_ARROWS[METRICS[name].direction]}",
-            _estimate(name, before.get(name)),
-            _estimate(name, after.get(name)),
+            estimate_text(name, before.get(name)),
+            estimate_text(name, after.get(name)),
             f"{result.n:,}",
         )
     return table
@@ -182,7 +182,8 @@ def _quality_table(record: Record) -> Table:
 _ARROWS = {Direction.minimize: "↓", Direction.maximize: "↑", Direction.neither: ""}
 
 
-def _estimate(name: str, result: Estimate | None) -> str:
+def estimate_text(name: str, result: Estimate | None) -> str:
+    """Return a result with its standard error, in the metric's digits; a missing one as —."""
     if result is None:
         return "—"
     if result.standard_error is None:
@@ -191,7 +192,7 @@ def _estimate(name: str, result: Estimate | None) -> str:
 
 
 def _cost_table(record: Record) -> Table:
-    table = _plain_table("cost", "")
+    table = plain_table("cost", "")
     for name in _COST:
         table.add_row(METRICS[name].label, _with_unit(name, record.metrics.get(name)))
     table.add_row(
@@ -206,7 +207,7 @@ def _with_unit(name: str, value: float | None) -> str:
     return f"{text} ms" if METRICS[name].unit == "ms" and value is not None else text
 
 
-def _plain_table(*headings: str) -> Table:
+def plain_table(*headings: str) -> Table:
     """Return an empty table without frame, the first column to the left and numbers to the right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     for index, heading in enumerate(headings):

@@ -19,8 +19,10 @@ _FREE = ("paths", "resources")
 """Sections that say where a run is opened, not what it is."""
 
 
-def place_of(overrides: Sequence[str]) -> RunConfig:
+def place_of(overrides: Sequence[str], also: Sequence[str] = ()) -> RunConfig:
     """Return a configuration that says where runs lie and what may be used.
+
+    `also`: further keys that could have been given.
 
     Raises RequestError for an override of anything else: the rest stands in the runs' records.
     """
@@ -28,8 +30,9 @@ def place_of(overrides: Sequence[str]) -> RunConfig:
         key = key_of(override)
         if key.partition(".")[0] not in _FREE:
             raise RequestError(
-                f"{override} would be ignored: what a run is stands in its record; paths.out=, paths.cache= "
-                "and resources.*= can be given"
+                f"{override} would be ignored: what a run is stands in its record; "
+                f"{', '.join(f'{key}=' for key in (*also, 'paths.out', 'paths.cache'))} and resources.*= "
+                "can be given"
             )
     return compose_run(overrides)
 

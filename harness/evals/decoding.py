@@ -40,6 +40,28 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class TextStops:
+    """Texts that end an answer, whatever the tokens that they come in."""
+
+    texts: tuple[str, ...]
+    tokenizer: Any
+    window: int
+    """Newest tokens that a text can have ended in: each but special ones has a byte or more."""
+
+    @classmethod
+    def of(cls, texts: Sequence[str], tokenizer: Any) -> "TextStops | None":
+        """Return the stops; None for no text."""
+        kept = tuple(text for text in texts if text)
+        longest = max((len(text.encode()) for text in kept), default=0)
+        return cls(kept, tokenizer, longest + 2) if kept else None
+
+    def reached(self, newest: Sequence[int]) -> bool:
+        """Whether one of the texts is in the newest tokens."""
+        text = self.tokenizer.decode(newest, skip_special_tokens=True)
+        return any(stop in text for stop in self.texts)
+
+
+@dataclass(frozen=True, slots=True)
 class SideBySideDecoding:
     """What `generate(custom_generate=…)` calls for a batch of `rows` prompts, once for each chosen copy."""
 
@@ -53,6 +75,8 @@ class SideBySideDecoding:
     """None: the most likely token."""
     tell: Callable[[int, int, int], None] | None = None
     """Called with copy, prompt and token as each is chosen."""
+    text_stops: TextStops | None = None
+    """Texts that end an answer."""
 
     def __call__(
         self,
@@ -83,6 +107,7 @@ class SideBySideDecoding:
                 new_BG[place_B, index] = token_B
                 self._tell(token_B, place_B, open_B)
                 open_B &= ~torch.isin(token_B, stop_ids)
+                self._close(open_B, new_BG[place_B, : index + 1])
                 going = open_B.view(len(left), self.rows).any(dim=1).tolist()
                 if not any(going):
                     break
@@ -105,6 +130,15 @@ class SideBySideDecoding:
             for logits_V, place in zip(logits_BV, place_B.tolist(), strict=True)
         ]
         return torch.tensor(drawn, device=logits_BV.device)
+
+    def _close(self, open_B: torch.Tensor, new_BG: torch.Tensor) -> None:
+        """Close the answers that have come to one of the texts."""
+        stops = self.text_stops
+        if stops is None:
+            return
+        for row, newest in enumerate(new_BG[:, -stops.window :].tolist()):
+            if open_B[row] and stops.reached(newest):
+                open_B[row] = False
 
     def _tell(self, token_B: torch.Tensor, place_B: torch.Tensor, open_B: torch.Tensor) -> None:
         if self.tell is None:

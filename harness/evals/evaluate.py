@@ -25,7 +25,7 @@ from harness.evals.token_loss import (
     score_copies,
 )
 from harness.records.answers import Answer
-from harness.records.metrics import METRICS
+from harness.records.metrics_log import check_metric_names
 from harness.records.scores import RowScores
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Results(dict[str, EvalResult]):
     """Each metric's result, by its name in `harness.records.metrics`; answers, and scores row by row."""
 
     answers: tuple[Answer, ...] = ()
+    tasks: Mapping[str, Any] | None = None
+    """How lm-evaluation-harness's tasks were asked, and what they cost; None without such tasks."""
 
     def __init__(self, results: Mapping[str, EvalResult]) -> None:
         """Take results whose rows are not known."""
@@ -61,6 +63,7 @@ class Results(dict[str, EvalResult]):
         self.update(others)
         self.answers += others.answers
         self.scores |= others.scores
+        self.tasks = others.tasks or self.tasks
 
 
 def evaluate_model(
@@ -92,8 +95,10 @@ def evaluate_copies(
 
     Loss, perplexity, bits per byte and token accuracy always; exact match and ROUGE-L where `config.generate`
     and the data have prompts; choice accuracy where there is `choice_path`; loss and bits per byte of text of
-    the base's own domain where there is `base_domain`. With `loss_only` the losses. The model
-    is a transformers causal LM; it is called in evaluation mode and left in the mode that it came in.
+    the base's own domain where there is `base_domain`; those of `config.tasks`. With `loss_only` the losses.
+
+    The model is a transformers causal LM; it is called in evaluation mode and left in the mode that it
+    came in.
 
     Raises:
         DataError: the split has no rows.
@@ -127,11 +132,13 @@ def evaluate_copies(
                 further.append(_asked_results(model, tokenizer, config, data, device, copies))
             if config.choice_path is not None:
                 further.append(_choice_results(model, tokenizer, config, device, copies))
+            if config.tasks:
+                further.append(task_results(model, tokenizer, config, device, copies))
     for part in further:
         for of_copy, added in zip(results, part, strict=True):
             of_copy.take(added)
     for of_copy in results:
-        assert of_copy.keys() <= METRICS.keys(), of_copy.keys() - METRICS.keys()
+        check_metric_names(of_copy)
     return results
 
 
@@ -308,6 +315,33 @@ def _choice_results(
         }
         results.append(of_copy)
     return results
+
+
+def task_results(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EvalConfig,
+    device: torch.device,
+    copies: Copies,
+) -> list[Results]:
+    """Return the results of every copy on lm-evaluation-harness's tasks, by `eval/TASK/METRIC`."""
+    from harness.evals.task_scoring import score_tasks
+
+    found = []
+    for each in score_tasks(model, tokenizer, config, device, copies):
+        results = Results(each.results)
+        results.scores, results.tasks = each.rows, each.about
+        found.append(results)
+    return found
+
+
+def tasks_note(phase: str, about: Mapping[str, Any]) -> str:
+    """Return what a reader should know of how tasks were scored, and of what it cost."""
+    beside = f", answered for {about['copies']} adapters at once" if about["copies"] > 1 else ""
+    return (
+        f"eval.tasks {phase} training: {about['requests']:,} requests of lm-evaluation-harness "
+        f"{about['version']} in {about['seconds']:.1f} s{beside}"
+    )
 
 
 def _of_rows(rows: Sequence[int], scores: Sequence[float]) -> RowScores:

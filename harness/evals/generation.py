@@ -12,7 +12,7 @@ from harness.engine.cuda.decoding import DecodingSize
 from harness.errors import RequestError
 from harness.evals.context import context_length
 from harness.evals.copies import Copies, QuickCopies
-from harness.evals.decoding import Sampling, SideBySideDecoding
+from harness.evals.decoding import Sampling, SideBySideDecoding, TextStops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +42,8 @@ class Decoding:
     max_new_tokens: int
     extra_stop_ids: Sequence[int] = ()
     """Stop tokens besides the tokenizer's EOS and those of the model's own generation settings."""
+    text_stops: TextStops | None = None
+    """Texts that end an answer; it may go on behind them where that is quicker."""
     sampling: Sampling | None = None
     """None: the most likely tokens."""
     tell: Callable[[int, int, int], None] | None = None
@@ -79,7 +81,14 @@ def generate_copies(
             for some in copies.parts(_copies_at_once(model, positions)):
                 repeated = {key: value.repeat(len(some), 1) for key, value in inputs.items()}
                 decode = SideBySideDecoding(
-                    copies, some, len(chosen), stop_ids, chosen, decoding.sampling, decoding.tell
+                    copies,
+                    some,
+                    len(chosen),
+                    stop_ids,
+                    chosen,
+                    decoding.sampling,
+                    decoding.tell,
+                    decoding.text_stops,
                 )
                 joint_BG = model.generate(
                     **repeated, generation_config=settings, custom_generate=decode

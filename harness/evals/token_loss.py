@@ -83,7 +83,7 @@ def _sums_of_copies(
         there = batch.to(device)
         return [_row_sums(there, of_copy[0].double(), of_copy[1].long()) for of_copy in scores]
     with copies.sharing(some, rows):
-        columns = _score_batch(model, _repeated(batch, len(some)).to(device))
+        columns = _score_batch(model, repeated(batch, len(some)).to(device))
     return zip(*(column.split(rows) for column in columns), strict=True)
 
 
@@ -147,7 +147,7 @@ def _clusters(cluster_N: torch.Tensor) -> tuple[tuple[int, ...], Callable[[torch
     return tuple(clusters.tolist()), per_cluster
 
 
-def _repeated(batch: Batch, times: int) -> Batch:
+def repeated(batch: Batch, times: int) -> Batch:
     """Return the rows of a batch `times` times, one after the other."""
     if times == 1:
         return batch

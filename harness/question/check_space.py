@@ -12,6 +12,7 @@ from harness.question.composer import Composer
 from harness.question.points import Point, Space
 from harness.question.question import Question
 from harness.question.settings import Method
+from harness.records.metrics import is_task_metric
 from harness.request import check
 
 SHOWN = 10
@@ -107,6 +108,9 @@ def check_measured(question: Question, config: RunConfig) -> None:
             raise RequestError(
                 f"{metric} is asked for and not measured: give eval.base_domain=FILE, or embedded"
             )
+    for metric in sorted(filter(is_task_metric, asked)):
+        if not config.eval.tasks:
+            raise RequestError(f"{metric} is asked for and not measured: give eval.tasks=[…]")
     if question.confirm is None:
         return
     match question.confirm.split:

@@ -1,8 +1,11 @@
 """Every metric's name, unit, direction, digits and one-line definition, once. Imports no package.
 
-Names are `group/name_unit`. Measuring code writes these names and tables read them.
+Names are `group/name_unit`. Measuring code writes these names and tables read them. What
+lm-evaluation-harness measures is `eval/TASK/METRIC` or `eval/TASK/METRIC/FILTER`, in its words: of these only
+the form is known.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -140,7 +143,75 @@ _ALL = (
 )
 # fmt: on
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+_TASK_DOWN = frozenset(
+    {
+        "bits_per_byte",
+        "brier_score",
+        "byte_perplexity",
+        "perplexity",
+        "ter",
+        "word_perplexity",
+    }
+)
+_TASK_UP = frozenset(
+    {
+        *("acc", "acc_all", "acc_bytes", "acc_mutual_info", "acc_norm", "bleu", "chrf", "chrf++"),
+        *("em", "exact_match", "f1", "inst_level_loose_acc", "inst_level_strict_acc", "likelihood"),
+        *("mc1", "mc2", "mcc", "pass@1", "prompt_level_loose_acc", "prompt_level_strict_acc"),
+        *("rouge1", "rouge2", "rougeL"),
+    }
+)
+"""lm-evaluation-harness's metrics by their direction; of others none is known."""
+_TASK_PARTS = (3, 4)
+"""Words between slashes in the name of a task's metric."""
+
+
+def is_task_metric(name: object) -> bool:
+    """Whether a name is that of a metric of one of lm-evaluation-harness's tasks."""
+    if not isinstance(name, str) or not name.startswith("eval/"):
+        return False
+    parts = name.split("/")
+    return len(parts) in _TASK_PARTS and all(parts)
+
+
+def task_metric(task: str, metric: str, chosen_by: str) -> str:
+    """Return the name of a task's metric; `chosen_by` is the filter of its answers, or `none`."""
+    words = [task, metric] if chosen_by == "none" else [task, metric, chosen_by]
+    return "/".join(["eval", *(word.replace("/", "_") for word in words)])
+
+
+def _of_task(name: str) -> Metric:
+    _, task, metric, *chosen_by = name.split("/")
+    direction = _UP if metric in _TASK_UP else _DOWN if metric in _TASK_DOWN else _NONE
+    by = f" of answers by {chosen_by[0]}" if chosen_by else ""
+    return Metric(
+        name,
+        " ".join([task, metric, *chosen_by]),
+        "",
+        direction,
+        4,
+        f"{metric}{by} of lm-evaluation-harness's task {task}.",
+    )
+
+
+class MetricTable(dict[str, Metric]):
+    """The metrics by name; one of a task is there as soon as it is asked for, and is not walked over."""
+
+    def __missing__(self, name: str) -> Metric:
+        if not is_task_metric(name):
+            raise KeyError(name)
+        return _of_task(name)
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or is_task_metric(name)
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """Return the given names in the order of the table, those of tasks after the others."""
+        given = set(names)
+        return [name for name in self if name in given] + sorted(given - self.keys())
+
+
+METRICS = MetricTable({metric.name: metric for metric in _ALL})
 
 COHORT_SHARES = frozenset(
     {

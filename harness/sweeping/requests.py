@@ -10,6 +10,7 @@ from harness.config.identity import identify
 from harness.config.keyed import Keyed
 from harness.config.schema import DataConfig, ModelConfig, PathsConfig, RunConfig
 from harness.data.check import data_fingerprint
+from harness.evals.tasks import tasks_fingerprint
 from harness.plan.probe import probe_config
 from harness.question.composer import Composer
 from harness.question.points import Point
@@ -54,6 +55,7 @@ class RequestMaker:
             config,
             model_fingerprint=fingerprint,
             data_fingerprint=self._data(Keyed(config.data)),
+            tasks_fingerprint=tasks_fingerprint(config.eval),
         )
         directory = RunDirectory(Path(config.paths.out) / "runs" / identity.run_id)
         return Request(config, source, fingerprint, identity, directory)

@@ -272,9 +272,8 @@ def read_state_tree(directory: SweepDirectory) -> dict[str, Any]:
 
 def _check_coherence(state: SweepState) -> None:
     """Refuse a state that no driver writes, though each of its values is possible."""
-    unknown = sorted(
-        {*state.objectives, *(m for line in state.confirmed for m in line.values)} - METRICS.keys()
-    )
+    named = {*state.objectives, *(m for line in state.confirmed for m in line.values)}
+    unknown = sorted(name for name in named if name not in METRICS)
     if unknown or not state.objectives:
         raise Unreadable(f"its objectives are {', '.join(unknown) or 'none'}")
     for trial in state.trials:

@@ -13,9 +13,10 @@ from harness.config.compose import config_tree
 from harness.config.devices import resolved_device
 from harness.config.resources import BackendName
 from harness.data.order import ends_epochs
+from harness.engine.cuda.backend import why_not_captured
 from harness.engine.shared_base import SharedBase
 from harness.evals.base_domain import BITS, FORGETTING, forgetting
-from harness.evals.evaluate import Results
+from harness.evals.evaluate import Results, tasks_note
 from harness.measure.floor import StepSize, step_floor
 from harness.measure.memory import distinct_bytes
 from harness.measure.meter import meter_of
@@ -129,12 +130,7 @@ class RunEntry:
         """Attach the adapter and go on from the newest sound checkpoint, if there is one."""
         self._slot = Slot(self.job, self.shared)
         self._record.provenance["backend"] = self._backend().value
-        offloads = self.job.config.optim.offload_activations
-        if offloads and self.shared.backend.name is BackendName.cuda:
-            self.note(
-                "computed eagerly: optim.offload_activations goes to the host within a pass, and captured "
-                "steps stay on the GPU"
-            )
+        self._tell_why_not_captured()
         checkpoint, notes = load_newest_checkpoint(
             self.job.directory.checkpoint, self.job.run_id, self.shared.base.device
         )
@@ -166,6 +162,12 @@ class RunEntry:
         if name is not BackendName.cuda or (self.num_processes == 1 and self.slot.can_be_captured):
             return name
         return BackendName.reference
+
+    def _tell_why_not_captured(self) -> None:
+        """Say why the reference computes a run on a base whose other runs are captured."""
+        reason = why_not_captured(self.job.config)
+        if self.shared.backend.name is BackendName.cuda and reason is not None:
+            self.note(f"computed by the reference backend, not in captured steps: {reason}")
 
     def note(self, text: str) -> None:
         """Add a remark to the record, once."""
@@ -228,6 +230,9 @@ class RunEntry:
             step = self.slot.progress.step if phase == "after" else 0
             keep_answers(self.job.directory.answers, phase, step, results.answers)
         keep_scores(self.job.directory.scores, phase, results.scores)
+        if results.tasks is not None:
+            self._record.provenance.setdefault("lm_eval", {})[phase] = dict(results.tasks)
+            self.note(tasks_note(phase, results.tasks))
 
     def tell_forgetting(self, results: Results) -> None:
         """Add what the run has forgotten of its base's domain since the evaluation before training."""

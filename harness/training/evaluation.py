@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from harness.config.schema import EvalConfig
 from harness.data.rows import Batch
 from harness.engine.adapter import Adapter
 from harness.engine.cuda.backend import CudaBackend
@@ -17,7 +18,7 @@ from harness.engine.micro_step import Work
 from harness.engine.shared_base import SharedBase
 from harness.evals.context import evaluating
 from harness.evals.copies import Copies
-from harness.evals.evaluate import Results, evaluate_copies
+from harness.evals.evaluate import Results, evaluate_copies, task_results
 from harness.evals.generation import Decoding, Generated, generate_copies
 from harness.measure.memory import is_out_of_memory
 from harness.training.entry import RunEntry
@@ -58,6 +59,24 @@ def answer_side_by_side(
     decoding: Decoding,
 ) -> list[Generated]:
     """Return each adapter's answers to the same prompts; None stands for the base, which comes alone."""
+    copies = _copies(shared, adapters)
+    with shared.backend.decoded(), evaluating(shared.model):
+        return generate_copies(
+            shared.model, shared.base.tokenizer, prompts, decoding, shared.base.device, copies
+        )
+
+
+def score_side_by_side(
+    shared: SharedBase, adapters: Sequence[Adapter | None], asked: EvalConfig
+) -> list[Results]:
+    """Return each adapter's scores on the tasks of `asked`; None stands for the base, which comes alone."""
+    copies = _copies(shared, adapters)
+    with shared.backend.decoded(), evaluating(shared.model):
+        return task_results(shared.model, shared.base.tokenizer, asked, shared.base.device, copies)
+
+
+def _copies(shared: SharedBase, adapters: Sequence[Adapter | None]) -> Copies:
+    """Return a base with each of some adapters, or alone."""
     made = [adapter for adapter in adapters if adapter is not None]
     assert len(made) == len(adapters) or len(adapters) == 1
 
@@ -66,11 +85,7 @@ def answer_side_by_side(
             return shared.only(None)
         return shared.side_by_side([made[index] for index in chosen], rows)
 
-    copies = Copies(len(adapters), sharing)
-    with shared.backend.decoded(), evaluating(shared.model):
-        return generate_copies(
-            shared.model, shared.base.tokenizer, prompts, decoding, shared.base.device, copies
-        )
+    return Copies(len(adapters), sharing)
 
 
 def _asked(entry: RunEntry) -> str:

@@ -59,6 +59,10 @@ def prepare(
     )
     check_tokens(config.model.name, tokenizer, outline.num_embeddings, data)
     data.rows(config.eval.split)
+    if config.eval.tasks:
+        from harness.evals.task_scoring import load_tasks  # lm-evaluation-harness takes seconds
+
+        load_tasks(config.eval)
     longest = max(data.train.row_length, data.rows(config.eval.split).row_length)
     if outline.max_positions is not None and longest > outline.max_positions:
         raise RequestError(

@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from harness.errors import RequestError  # noqa: E402
 from harness.evals.copies import ALONE  # noqa: E402
+from harness.evals.decoding import TextStops  # noqa: E402
 from harness.evals.generation import Decoding, generate_copies  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -46,6 +47,28 @@ def decoded(tokenizer, answer: list[int]) -> str:
 def _generate(model, tokenizer, prompts, **changes):
     decoding = Decoding(**{"batch_size": 4, "max_new_tokens": NEW_TOKENS, **changes})
     return generate_copies(model, tokenizer, prompts, decoding, CPU, ALONE)[0]
+
+
+def test_a_text_that_ends_answers_ends_the_decoding_of_all_that_have_come_to_it(
+    model, tokenizer, prompts, alone
+):
+    texts = [decoded(tokenizer, answer) for answer in alone]
+    calls = []
+    counted = model.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        stops = TextStops.of([" ", ""], tokenizer)
+        generated = _generate(model, tokenizer, prompts, batch_size=9, text_stops=stops)
+    finally:
+        counted.remove()
+    assert [t.split(" ")[0] for t in generated.texts] == [t.split(" ")[0] for t in texts]
+    needed = [
+        next(n for n in range(1, len(answer) + 1) if " " in decoded(tokenizer, answer[:n]))
+        if " " in text
+        else len(answer)
+        for text, answer in zip(texts, alone, strict=True)
+    ]
+    assert len(calls) == max(needed) < NEW_TOKENS
+    assert TextStops.of([""], tokenizer) is None
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])

@@ -1,0 +1,92 @@
+"""Names of tasks: refused where nothing answers to them, and part of what a run is by their contents."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from harness.cli.main import dispatch
+from harness.config.schema import EvalConfig
+from harness.errors import DataError, RequestError
+from harness.evals import tasks
+from harness.evals.tasks import check_tasks, tasks_fingerprint
+
+pytest.importorskip("lm_eval", reason="the extra lm_eval is not installed")
+
+DEFINITION = """\
+task: own
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+process_docs: !function scores.docs
+include: part_yaml
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A definition that names data, a function and a part of itself."""
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "scores.py").write_text("def docs(rows):\n    return rows\n")
+    (tmp_path / "part_yaml").write_text("output_type: multiple_choice\n")
+    file = tmp_path / "own.yaml"
+    file.write_text(DEFINITION.replace("DATA", str(tmp_path / "rows.jsonl")))
+    return file
+
+
+def test_the_librarys_own_tasks_groups_and_tags_are_known():
+    check_tasks(
+        EvalConfig(tasks=["arc_easy", "mmlu", "ai2_arc", "hellaswag", "piqa", "gsm8k", "ifeval"])
+    )
+
+
+def test_a_name_that_nothing_answers_to_is_refused_with_near_ones():
+    with pytest.raises(RequestError, match=r"'arc_esy' is no task.*arc_easy"):
+        check_tasks(EvalConfig(tasks=["arc_easy", "arc_esy"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no such file"),
+        ("dataset_path: json\n", "neither `task:` nor `group:`"),
+        ("task: [\n", "cannot be read"),
+        ("- task: a\n", "neither"),
+    ],
+)
+def test_a_file_that_defines_no_task_is_refused(tmp_path, text, words):
+    file = tmp_path / "some.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(DataError, match=words):
+        check_tasks(EvalConfig(tasks=[str(file)]))
+    with pytest.raises(DataError):
+        check_tasks(EvalConfig(tasks=[str(tmp_path / "nowhere") + "/"]))
+
+
+def test_without_the_library_the_extra_is_named_and_nothing_is_touched(
+    own, tmp_path, monkeypatch, capsys
+):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(tasks, "find_spec", lambda name: None if name == "lm_eval" else real(name))
+    out = tmp_path / "out"
+    assert dispatch(["run", f"eval.tasks=[{own}]", f"paths.out={out}"]) == 2
+    assert "pip install 'qlora-harness[lm_eval]'" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_contents_of_what_a_definition_names_are_part_of_what_a_run_is(own):
+    def told() -> str | None:
+        return tasks_fingerprint(EvalConfig(tasks=[str(own)]))
+
+    found = [told()]
+    for name in ("rows.jsonl", "scores.py", "part_yaml", "own.yaml"):
+        file = own.parent / name
+        file.write_text(file.read_text() + "\n\n")
+        found.append(told())
+    assert len(set(found)) == 5
+    directory = tasks_fingerprint(EvalConfig(tasks=[str(own.parent)]))
+    assert directory == tasks_fingerprint(EvalConfig(tasks=[str(own)]))
+    assert tasks_fingerprint(EvalConfig()) is None
+    assert tasks_fingerprint(EvalConfig(tasks=["gsm8k"])) != tasks_fingerprint(
+        EvalConfig(tasks=["piqa"])
+    )
