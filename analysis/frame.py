@@ -11,6 +11,7 @@ from enum import Enum
 from sys import intern
 from typing import Any
 
+from harness.config.later import by_default, with_new_names
 from harness.config.storage import WITHOUT_BLOCKS, storage_label
 from harness.records.record import Record
 
@@ -60,7 +61,7 @@ def flat_row(record: Record) -> Row:
     row: Row = {key: getattr(record, key) for key in _RUN_KEYS}
     row |= _place(record.provenance.get("sweep"))
     config: Row = {}
-    _flatten(record.config, "", config)
+    _flatten(with_new_names(record.config), "", config)
     clashes = sorted(set(row) & set(config))
     assert not clashes, f"configuration keys that a row already uses: {clashes}"
     row |= _without_adapter(config)
@@ -129,6 +130,8 @@ def _flatten(tree: Mapping[str, Any], prefix: str, leaves: Row) -> None:
     for key, value in tree.items():
         name = intern(prefix + key)
         match value:
+            case dict() if name in _PATTERNS:
+                leaves[name] = ", ".join(f"{key}: {own:g}" for key, own in value.items()) or None
             case dict():
                 _flatten(value, f"{name}.", leaves)
             case list():
@@ -160,7 +163,7 @@ def value_of(row: Row, key: str) -> Any:
         case "alpha/rank":
             return _alpha_over_rank(row, 1)
         case _:
-            return None
+            return BEFORE.get(key) if "lora.rank" in row else None
 
 
 def _alpha_over_rank(row: Row, times: int | None) -> float | None:
@@ -186,6 +189,12 @@ def parsed_choice(text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+_PATTERNS = ("lora.rank_pattern", "lora.alpha_pattern")
+"""Keys whose value is a mapping of its own, which is one leaf."""
+BEFORE = by_default()
+"""What runs have, from before the keys came that their records lack."""
 
 
 def named_level(key: str, value: Any) -> Any:

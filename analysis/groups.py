@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.cells import TableRefused
-from analysis.frame import Role, Row, config_keys, is_config_key, metric_key, value_of
+from analysis.frame import BEFORE, Role, Row, config_keys, is_config_key, metric_key, value_of
 from analysis.printing import is_exact
 from analysis.spec import Spec
 from harness.errors import near_names
@@ -115,8 +115,9 @@ def _check_keys_alike(group: Sequence[Row], named: Row, ignored: tuple[str, ...]
     keys = [key for key in keys if key != _SEED and not key.startswith(ignored)]
     for key in (*keys, *_CONTENTS):
         absent = None if key in _CONTENTS else "absent"  # W&B's files say nothing of contents
+        absent = BEFORE.get(key, absent)  # of a run from before the key
         different = [row for row in group if row.get(key, absent) != first.get(key, absent)]
-        if different and (absent or all(key in row for row in group)):
+        if different and (key not in _CONTENTS or all(key in row for row in group)):
             values = {repr(row[key]) if key in row else "absent" for row in group}
             raise TableRefused(
                 f"{key} varies ({', '.join(sorted(values))}) among the {len(group)} runs of "

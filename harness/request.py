@@ -78,7 +78,8 @@ class SavedRun:
     @property
     def base_key(self) -> str:
         """What runs must have in common to be computed on one base in memory."""
-        adapted = self.config.lora.rewrites_base and self.directory is not None
+        lora = self.config.lora
+        adapted = (lora.rewrites_base or lora.train_also) and self.directory is not None
         return f"{self.fingerprint} {self.config.model} {self.config.quant} {self.name if adapted else ''}"
 
     @property

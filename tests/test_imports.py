@@ -35,6 +35,7 @@ LAYERS = (
 MAY_ANALYSE = ("commands", "api")
 ANALYSIS_MAY = (
     "harness.config.storage",
+    "harness.config.later",
     "harness.records.columns",
     "harness.records.record",
     "harness.records.metrics",

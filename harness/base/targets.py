@@ -4,11 +4,12 @@ The rule for quantization stands here too: every linear layer inside the blocks,
 (embeddings, head), whatever the adapter targets; otherwise a sweep over targets would change the base.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from harness.config.schema import LoraConfig
+from harness.config.lora import ends_in, rank_of
+from harness.config.schema import LoraConfig, LoraMethod
 from harness.errors import RequestError, near_names
 
 TARGET_SETS = ("all_linear", "attention", "mlp", "experts")
@@ -32,6 +33,27 @@ class AdaptedShape(NamedTuple):
     def params(self, rank: int) -> int:
         """Return r (d_in + d_out) for every expert (Hu et al. 2021, section 4.1)."""
         return rank * self.experts * (self.inputs + self.outputs)
+
+
+class AdapterShape(NamedTuple):
+    """What one adapter has of a layer: A [experts · rank, inputs], B [outputs, rank · experts],
+    magnitudes."""
+
+    rank: int
+    inputs: int
+    """Those that A sees: of the layer, or with QA-LoRA groups of them."""
+    outputs: int
+    experts: int = 1
+    pooled: int = 1
+    """Inputs of the layer that are added up to one that A sees."""
+    has_magnitudes: bool = False
+    """Whether the adapter has a trained norm for every output (DoRA)."""
+
+    @property
+    def params(self) -> int:
+        """Trained elements."""
+        own = AdaptedShape(self.inputs, self.outputs, self.experts).params(self.rank)
+        return own + self.outputs * self.has_magnitudes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +96,8 @@ def is_attention(name: str) -> bool:
 def adapted_layers(lora: LoraConfig, linears: Sequence[LinearSpec]) -> list[LinearSpec]:
     """Return the layers that `lora` adapts, in the model's order.
 
-    Full fine-tuning trains all of them, and what else the model has. Raises RequestError if a target matches
-    nothing, or if the rank is above a target's smaller dimension.
+    Full fine-tuning trains all of them, and what else the model has. Raises RequestError if a target or a
+    pattern matches nothing, or if a layer's rank is above its smaller dimension.
     """
     if lora.trains_all:
         _check_trainable(linears)
@@ -93,16 +115,84 @@ def adapted_layers(lora: LoraConfig, linears: Sequence[LinearSpec]) -> list[Line
         names |= matched
     adapted = [spec for spec in linears if spec.name in names]
     _check_experts(lora, adapted)
-    smallest = min(adapted, key=lambda spec: min(spec.adapted[:2]))
-    shape = smallest.adapted
-    limit = min(shape.inputs, shape.outputs)
-    if lora.rank > limit:
-        raise RequestError(
-            f"lora.rank={lora.rank} is above the smallest target dimension {limit} "
-            f"({smallest.name}, {shape.inputs} -> {shape.outputs}); "
-            f"use at most {limit} or leave that layer out of lora.target_modules"
-        )
+    _check_patterns(lora, adapted)
+    _check_pools(lora, adapted)
+    _check_ranks(lora, adapted)
     return adapted
+
+
+def adapter_shapes(lora: LoraConfig, linears: Sequence[LinearSpec]) -> dict[str, AdapterShape]:
+    """Return what the adapter has of each layer that it adapts, in the model's order."""
+    return {spec.name: _adapter_shape(lora, spec) for spec in adapted_layers(lora, linears)}
+
+
+def _adapter_shape(lora: LoraConfig, spec: LinearSpec) -> AdapterShape:
+    inputs, outputs, experts = spec.adapted
+    pooled = lora.qalora_group_size if lora.method is LoraMethod.qalora else 1
+    return AdapterShape(
+        rank=rank_of(lora, spec.name),
+        inputs=inputs // pooled,
+        outputs=outputs,
+        experts=experts,
+        pooled=pooled,
+        has_magnitudes=lora.method is LoraMethod.dora,
+    )
+
+
+def _check_patterns(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:
+    """Refuse patterns that no adapted layer, or only fused experts, can follow."""
+    for key, patterns in (
+        ("rank_pattern", lora.rank_pattern),
+        ("alpha_pattern", lora.alpha_pattern),
+    ):
+        for pattern in patterns or {}:
+            matched = [spec for spec in adapted if ends_in(pattern, spec.name)]
+            if not matched:
+                known = {spec.name.rsplit(".", 1)[-1] for spec in adapted}
+                raise RequestError(
+                    f"lora.{key}: {pattern!r} matches the end of no adapted layer's name; these are "
+                    f"{_names(known)}{near_names(pattern, known)}"
+                )
+            if any(spec.experts > 1 for spec in matched):
+                raise RequestError(
+                    f"lora.{key}: {pattern!r} matches fused experts ({matched[0].name}), which PEFT adapts "
+                    "as parameters, all with lora.rank"
+                )
+
+
+def _check_pools(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:
+    if lora.method is not LoraMethod.qalora:
+        return
+    size = lora.qalora_group_size
+    for spec in adapted:
+        if spec.in_features % size:
+            raise RequestError(
+                f"lora.qalora_group_size={size} must divide the inputs of every adapted layer, and "
+                f"{spec.name} has {spec.in_features}"
+            )
+
+
+def _check_ranks(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:
+    """Refuse a rank above the smaller dimension of what is adapted, naming the layer with the least room."""
+
+    def room(spec: LinearSpec) -> int:
+        return min(spec.adapted.inputs, spec.adapted.outputs)
+
+    too_small = [spec for spec in adapted if rank_of(lora, spec.name) > room(spec)]
+    if not too_small:
+        return
+    spec = min(too_small, key=room)
+    shape, limit, rank = spec.adapted, room(spec), rank_of(lora, spec.name)
+    key = "rank_pattern" if any(ends_in(p, spec.name) for p in lora.rank_pattern or {}) else "rank"
+    raise RequestError(
+        f"lora.{key}={rank} is above the smallest target dimension {limit} "
+        f"({spec.name}, {shape.inputs} -> {shape.outputs}); "
+        f"use at most {limit} or leave that layer out of lora.target_modules"
+    )
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _check_trainable(linears: Sequence[LinearSpec]) -> None:
@@ -136,7 +226,12 @@ def _check_experts(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:
             f"lora.dropout={lora.dropout} acts on the inputs of layers, and PEFT adapts fused experts "
             f"({fused.name}) as parameters, whose inputs it does not see; use lora.dropout=0, {others}"
         )
-    if lora.init.rewrites_base:
+    if lora.method is not LoraMethod.lora:
+        raise RequestError(
+            f"lora.method={lora.method.value} is for layers, and PEFT adapts fused experts ({fused.name}) as "
+            f"parameters; use lora.method=lora, {others}"
+        )
+    if lora.init.from_dense:
         raise RequestError(
             f"lora.init={lora.init.value} is for layers, and PEFT adapts fused experts ({fused.name}) as "
             f"parameters; use lora.init=default or gaussian, {others}"

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import harness
 from harness.config.devices import compute_capability, resolved_device
+from harness.config.later import with_new_names
 from harness.config.overrides import read_override
-from harness.config.schema import FloatType, PathsConfig, RunConfig
+from harness.config.schema import FloatType, LoraConfig, PathsConfig, RunConfig
 from harness.errors import RequestError, near_names
 from harness.parsing import Unreadable, home_path, read_yaml
 
@@ -138,12 +139,17 @@ def types_of_keys(config_type: type = RunConfig, prefix: str = "") -> Iterator[t
             yield name, field.type
 
 
+def _schema() -> RunConfig:
+    """Return the root schema for OmegaConf, which can merge a mapping into an empty one and not into none."""
+    return RunConfig(lora=LoraConfig(rank_pattern={}, alpha_pattern={}))
+
+
 def register_schema() -> None:
     """Tell Hydra the typed root schema and the resolvers of conf/config.yaml; may be called again."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    ConfigStore.instance().store(name="run_schema", node=_schema())
     OmegaConf.register_new_resolver("compute_dtype_for", compute_dtype_for, replace=True)
     OmegaConf.register_new_resolver("lora_dtype_for", lora_dtype_for, replace=True)
     OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)
@@ -251,6 +257,8 @@ def run_config(tree: "DictConfig") -> RunConfig:
         raise RequestError(f"{', '.join(missing)} must be given") from None
     assert isinstance(config, RunConfig)
     _expand_home(config.paths)
+    config.lora.rank_pattern = config.lora.rank_pattern or None
+    config.lora.alpha_pattern = config.lora.alpha_pattern or None
     return config
 
 
@@ -290,7 +298,8 @@ def config_of_tree(tree: dict[str, Any]) -> RunConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged: Any = OmegaConf.merge(OmegaConf.structured(RunConfig), _all_literal(tree))
+        literal = _all_literal(with_new_names(tree))
+        merged: Any = OmegaConf.merge(OmegaConf.structured(_schema()), literal)
         return run_config(merged)
     except OmegaConfBaseException as error:
         raise RequestError(_first_lines(error)) from error
@@ -332,7 +341,12 @@ def prepare_overrides(overrides: Sequence[str]) -> list[str]:
         value = override.value()
         if key in _LIST_KEYS and isinstance(value, str):
             raise RequestError(f"{text} must be a list; write {key}=[{value}]")
-        if key in options and not override.is_delete():
+        if key in _MAPPING_KEYS and value is not None and not override.is_delete():
+            if not isinstance(value, dict):
+                raise RequestError(f"{text} must be a mapping; write {key}={{q_proj: 8}}")
+            # To Hydra entries of a mapping are keys that it does not know.
+            prepared.append(text if text.startswith("+") else f"+{text}")
+        elif key in options and not override.is_delete():
             prepared += _group_override(text, key, value, options[key])
         else:
             prepared.append(text)
@@ -413,7 +427,10 @@ def text_keys() -> frozenset[str]:
     return frozenset({FREE_GROUP, *texts}) - set(_CHOICES)
 
 
-_LIST_KEYS = ("lora.target_modules", "tracker.tags")
+_LIST_KEYS = ("lora.target_modules", "lora.train_also", "tracker.tags")
+
+
+_MAPPING_KEYS = ("lora.rank_pattern", "lora.alpha_pattern")
 
 
 def _quoted(value: str) -> str:

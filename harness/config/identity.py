@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.config.compose import config_tree
+from harness.config.later import CAME_LATER, RENAMED
+from harness.config.lora import alpha_patterns
 from harness.config.schema import EMBEDDED_DOMAIN, LoraConfig, LoraMethod, RunConfig
 from harness.config.storage import label_of
 from harness.parsing import home_path
@@ -24,14 +26,6 @@ _BY_CONTENT = {
     "data": ("path", "validation_path", "test_path", "hub", "hub_config", "hub_split", "revision"),
 }
 _EVAL_FILES = ("choice_path", "choice_shots_path")
-_ONLY_WHERE_GIVEN = {
-    "optim": ("schedule_cycles", "schedule_power", "min_lr_ratio", "decay_steps", "patience"),
-    "eval": (
-        *("every_epochs", "base_domain"),
-        *("tasks", "num_fewshot", "limit", "apply_chat_template"),
-    ),
-}
-"""Keys that came later and say nothing by default: the runs of before keep their ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,19 +55,21 @@ def identify(
     for section, keys in _BY_CONTENT.items():
         for key in keys:
             tree[section].pop(key)
-    tree["lora"] = _lora_tree(tree["lora"])
+    tree["lora"] = _lora_tree(tree["lora"], config.lora)
     if (answered := tree["data"].pop("answers")) is not None:
         content = home_path(answered).read_bytes()
         tree["data"]["answers"] = hashlib.sha256(content).hexdigest()
     del tree["quant"]["skip_experts"], tree["data"]["strict"]  # they allow what is done anyway
-    for section, keys in _ONLY_WHERE_GIVEN.items():
+    defaults = config_tree(RunConfig())
+    for section, keys in CAME_LATER.items():
         for key in keys:
-            value = tree[section][key]
-            if value is None or value is False or value == []:
-                del tree[section][key]
+            if tree[section].get(key, defaults[section][key]) != defaults[section][key]:
+                continue
+            tree[section].pop(key, None)
+    for old, new in RENAMED.items():
+        section, _, key = old.partition(".")
+        tree[section][key] = tree[section].pop(new.partition(".")[2])
     optim = tree["optim"]
-    if not optim["offload_activations"]:  # which came later
-        del optim["offload_activations"]
     if optim["schedule"] == "constant_with_warmup":  # which constant has, too
         optim["schedule"] = "constant"
     optim["micro_batch_size"] = optim["micro_batch_size"] or optim["batch_size"]
@@ -99,12 +95,14 @@ def identify(
     return Identity(run_id=f"{_slug(config)}-{_digest({**tree, 'seed': seed})}", cell_id=cell)
 
 
-def _lora_tree(lora: dict[str, Any]) -> dict[str, Any]:
+def _lora_tree(lora: dict[str, Any], config: LoraConfig) -> dict[str, Any]:
     """Return what an adapter's settings mean, however they are spelled; full fine-tuning has none."""
     if lora["method"] == LoraMethod.none.value:
         return {"method": lora["method"]}
-    if lora["method"] == LoraMethod.lora.value:  # the runs of before keep their ids
-        del lora["method"]
+    # In their order: the first that matches counts.
+    lora["rank_pattern"] = list((config.rank_pattern or {}).items()) or None
+    lora["alpha_pattern"] = list(alpha_patterns(config).items()) or None
+    lora["train_also"] = sorted(lora["train_also"])
     over_rank = lora.pop("alpha_over_rank")
     lora["alpha"] = float(lora["alpha"] if over_rank is None else over_rank * lora["rank"])
     lora["target_modules"] = sorted(lora["target_modules"])
@@ -132,7 +130,8 @@ def _slug(config: RunConfig) -> str:
 def _adapter_words(lora: LoraConfig) -> list[str]:
     if lora.trains_all:
         return ["full"]
-    return ["+".join(sorted(lora.target_modules)), f"r{lora.rank}"]
+    method = [] if lora.method is LoraMethod.lora else [lora.method.value]
+    return ["+".join(sorted(lora.target_modules)), *method, f"r{lora.rank}"]
 
 
 def _last_part(name: str | None, *, suffix: bool = True) -> str | None:

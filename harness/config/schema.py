@@ -45,32 +45,25 @@ class Attention(Enum):
 
 
 class LoraInit(Enum):
-    """How PEFT initializes the adapter; `pissa` and `olora` rewrite the base."""
+    """How the adapter begins, by PEFT; all but the first two look at the dense weights."""
 
     default = "default"
     gaussian = "gaussian"
     pissa = "pissa"
     olora = "olora"
+    loftq = "loftq"
+    """What rounding has taken from the weights, to the adapter's rank (Li et al. 2023, arXiv 2310.08659)."""
 
     @property
-    def rewrites_base(self) -> bool:
-        """Whether it changes the base, so that its adapter must train alone."""
+    def from_dense(self) -> bool:
+        """Whether it begins with the weights as they came."""
         match self:
             case LoraInit.default | LoraInit.gaussian:
                 return False
-            case LoraInit.pissa | LoraInit.olora:
+            case LoraInit.pissa | LoraInit.olora | LoraInit.loftq:
                 return True
             case _ as unreachable:
                 assert_never(unreachable)
-
-
-class LoraMethod(Enum):
-    """What of the model a run trains."""
-
-    lora = "lora"
-    """A and B beside the frozen layers (Hu et al. 2021, arXiv 2106.09685)."""
-    none = "none"
-    """No adapter: every parameter of the model itself, full fine-tuning."""
 
 
 class OptimizerName(Enum):
@@ -149,6 +142,21 @@ class TrackerName(Enum):
     tensorboard = "tensorboard"
 
 
+class LoraMethod(Enum):
+    """What a run trains, and what an adapter computes from A and B."""
+
+    lora = "lora"
+    """x -> s B A x (Hu et al. 2021, arXiv 2106.09685)."""
+    dora = "dora"
+    """LoRA whose sum with the weight is scaled, row by row, to a trained magnitude (Liu et al. 2024, arXiv
+    2402.09353)."""
+    qalora = "qalora"
+    """LoRA on the sums of groups of inputs, so that it can be merged into zero points (Xu et al. 2023, arXiv
+    2309.14717)."""
+    none = "none"
+    """No adapter: every parameter of the model itself, full fine-tuning of an unquantized base, alone."""
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """The frozen base: a causal language model built of linear layers."""
@@ -183,19 +191,32 @@ class LoraConfig:
     """One adapter. Exactly one of `alpha` and `alpha_over_rank` is given, where there is one."""
 
     method: LoraMethod = LoraMethod.lora
-    """`lora`, or `none`: no adapter but all of the model is trained, of an unquantized base and alone."""
     target_modules: list[str] = field(default_factory=lambda: ["all_linear"])
     """Sets (`all_linear`, `attention`, `mlp`) or names of linear layers, each of which must match."""
     rank: int = 8
     alpha: float | None = None
     """LoRA's scale numerator: updates are scaled by alpha/rank, or alpha/sqrt(rank) with rslora."""
     alpha_over_rank: float | None = None
-    """alpha as a multiple of the rank, so that a sweep over ranks keeps the scale."""
+    """alpha as a multiple of the rank (of a layer's own, with `rank_pattern`), so that a sweep over ranks
+    keeps the scale."""
+    rank_pattern: dict[str, int] | None = None
+    """Ranks of some layers instead of `rank`, by PEFT's regular expressions for the end of a layer's name;
+    the first that matches counts."""
+    alpha_pattern: dict[str, float] | None = None
+    """alpha of some layers instead of the adapter's, likewise."""
     dropout: float = 0.0
     """Probability in [0, 1) of dropping an input of the adapter while training."""
     rslora: bool = False
     """Scale by alpha/sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)."""
     init: LoraInit = LoraInit.default
+    loftq_iterations: int = 1
+    """Times that LoftQ rounds and looks at what is left; from the second on it rounds another base."""
+    qalora_group_size: int = 16
+    """Inputs that QA-LoRA adds up to one; where it is a multiple of quant.block_size, the adapter can be
+    merged into the zero points of int4_asym."""
+    train_also: list[str] = field(default_factory=list)
+    """`embed_tokens`, `lm_head`: trained whole beside the adapter, in float32, each a copy of the run's
+    own."""
     compute_dtype: FloatType = FloatType.float32
     """Type in which A and B are multiplied; they are kept, and their gradients added up, in float32."""
 
@@ -205,9 +226,23 @@ class LoraConfig:
         return self.method is LoraMethod.none
 
     @property
+    def trains_alone(self) -> bool:
+        """Whether it trains matrices that all rows of a pass go through, so that it cannot share one."""
+        return self.trains_all or bool(self.train_also)
+
+    @property
     def rewrites_base(self) -> bool:
-        """Whether its run changes the base's own weights, so that it must train alone."""
-        return self.trains_all or self.init.rewrites_base
+        """Whether its run changes the base's own weights, so that only those that begin alike can share
+        it."""
+        match self.init:
+            case LoraInit.default | LoraInit.gaussian:
+                return self.trains_all
+            case LoraInit.pissa | LoraInit.olora:
+                return True
+            case LoraInit.loftq:
+                return self.loftq_iterations > 1
+            case _ as unreachable:
+                assert_never(unreachable)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -262,8 +297,11 @@ class OptimConfig:
 
     name: OptimizerName = OptimizerName.adamw
     lr: float = 2e-4
-    loraplus_lr_ratio: float = 1.0
+    loraplus_ratio: float = 1.0
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, arXiv 2402.12354)."""
+    neftune_alpha: float | None = None
+    """Noise on the embeddings while training, over sqrt(length x hidden) (NEFTune, Jain et al. 2023, arXiv
+    2310.05914); none: no noise."""
     schedule: Schedule = Schedule.constant
     warmup_steps: int = 0
     schedule_cycles: float | None = None

@@ -17,6 +17,8 @@ from harness.config.schema import (
     DataForm,
     EvalConfig,
     LoraConfig,
+    LoraInit,
+    LoraMethod,
     OptimConfig,
     QuantConfig,
     QuantFormat,
@@ -35,6 +37,7 @@ def validate(config: RunConfig) -> None:
         *_size_problems(config),
         *_quant_problems(config.quant),
         *_lora_problems(config.lora),
+        *_method_problems(config.lora),
         *_full_problems(config),
         *_start_problems(config),
         *_optim_problems(config.optim),
@@ -121,6 +124,50 @@ def _lora_problems(lora: LoraConfig) -> Iterator[str]:
         yield f"lora.target_modules={lora.target_modules} names a layer twice"
 
 
+def _method_problems(lora: LoraConfig) -> Iterator[str]:
+    default, method = LoraConfig(), lora.method
+    for name, patterns in (
+        ("rank_pattern", lora.rank_pattern),
+        ("alpha_pattern", lora.alpha_pattern),
+    ):
+        for pattern, value in (patterns or {}).items():
+            if not (math.isfinite(value) and value > 0):
+                least = "at least 1" if name == "rank_pattern" else "a positive finite number"
+                yield f"lora.{name}: {pattern!r} must be {least}, got {value}"
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield f"lora.{name}: {pattern!r} is no regular expression: {error}"
+    for name, value, belongs, owner in (
+        *(
+            (
+                "qalora_group_size",
+                lora.qalora_group_size,
+                method is LoraMethod.qalora,
+                "method=qalora",
+            ),
+        ),
+        *(("loftq_iterations", lora.loftq_iterations, lora.init is LoraInit.loftq, "init=loftq"),),
+    ):
+        if value < 1:
+            yield f"lora.{name}={value} must be at least 1"
+        elif not belongs and value != getattr(default, name):
+            yield f"lora.{name}={value} would be ignored: it belongs to lora.{owner}"
+    unknown = sorted(set(lora.train_also) - {"embed_tokens", "lm_head"})
+    if unknown:
+        yield (
+            f"lora.train_also={lora.train_also}: {unknown[0]} is neither embed_tokens nor lm_head, as every "
+            "model's embeddings and head are called here; layers of the blocks are for lora.target_modules"
+        )
+    if len(set(lora.train_also)) != len(lora.train_also):
+        yield f"lora.train_also={lora.train_also} names a module twice"
+    if method is LoraMethod.qalora and lora.init is not LoraInit.default:
+        yield (
+            f"lora.init={lora.init.value} gives A a column for every input, and with lora.method=qalora it "
+            "has one for a group of them; use lora.init=default"
+        )
+
+
 def _full_problems(config: RunConfig) -> Iterator[str]:
     """Yield what full fine-tuning cannot have, or would ignore."""
     lora, default = config.lora, LoraConfig()
@@ -131,7 +178,10 @@ def _full_problems(config: RunConfig) -> Iterator[str]:
             f"lora=none trains the model's own weights, of which quant.format={config.quant.format.value} "
             "keeps codes; use quant=none, or an adapter on them (lora=all_linear)"
         )
-    names = ("rank", "alpha", "alpha_over_rank", "target_modules", "dropout", "rslora", "init")
+    names = (
+        *("rank", "alpha", "alpha_over_rank", "rank_pattern", "alpha_pattern", "target_modules"),
+        *("dropout", "rslora", "init", "train_also"),
+    )
     for name in names:
         value = getattr(lora, name)
         if value != getattr(default, name):
@@ -144,9 +194,9 @@ def _full_problems(config: RunConfig) -> Iterator[str]:
             f"lora.compute_dtype={lora.compute_dtype.value} would be ignored by lora=none; the type that it "
             "computes in is quant.compute_dtype"
         )
-    ratio = config.optim.loraplus_lr_ratio
-    if ratio != OptimConfig().loraplus_lr_ratio:
-        yield f"optim.loraplus_lr_ratio={ratio} would be ignored by lora=none: there is no B"
+    ratio = config.optim.loraplus_ratio
+    if ratio != OptimConfig().loraplus_ratio:
+        yield f"optim.loraplus_ratio={ratio} would be ignored by lora=none: there is no B"
     backend = config.resources.backend
     if backend not in (BackendName.auto, BackendName.reference):
         yield (
@@ -157,7 +207,12 @@ def _full_problems(config: RunConfig) -> Iterator[str]:
 
 def _start_problems(config: RunConfig) -> Iterator[str]:
     init = config.lora.init
-    if config.quant.format is QuantFormat.as_stored and init.rewrites_base:
+    if init is LoraInit.loftq and config.quant.format is QuantFormat.none:
+        yield (
+            "lora.init=loftq begins with what rounding has taken from the weights, and quant=none rounds "
+            "nothing; use lora.init=default, or a quantized base"
+        )
+    if config.quant.format is QuantFormat.as_stored and init.from_dense:
         yield (
             f"lora.init={init.value} starts from the dense weights, which a checkpoint that came quantized "
             "does not have; with quant.format=as_stored use lora.init=default or gaussian"
@@ -165,10 +220,13 @@ def _start_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _optim_problems(optim: OptimConfig) -> Iterator[str]:
-    for name in ("lr", "loraplus_lr_ratio", "epsilon"):
+    for name in ("lr", "loraplus_ratio", "epsilon"):
         value = getattr(optim, name)
         if not (math.isfinite(value) and value > 0):
             yield f"optim.{name}={value} must be a positive finite number"
+    noise = optim.neftune_alpha
+    if noise is not None and not (math.isfinite(noise) and noise > 0):
+        yield f"optim.neftune_alpha={noise} must be a positive finite number, or null for no noise"
     if not (math.isfinite(optim.weight_decay) and optim.weight_decay >= 0):
         yield f"optim.weight_decay={optim.weight_decay} must be a finite number of at least 0"
     for name in ("beta1", "beta2"):
@@ -456,10 +514,21 @@ def _shard_problems(config: RunConfig) -> Iterator[str]:
             f"lora=none trains all of the model in each process, and resources.shard={shard.value} divides "
             "it; use resources.shard=none"
         )
-    elif init.rewrites_base:
+    elif init.from_dense:
+        what = "rewrites the base" if config.lora.rewrites_base else "looks at the weights"
         yield (
-            f"lora.init={init.value} rewrites the base, of which no process has a whole layer with "
+            f"lora.init={init.value} {what}, of which no process has a whole layer with "
             f"resources.shard={shard.value}; use lora.init=default or gaussian, or resources.shard=none"
+        )
+    if config.lora.train_also:
+        yield (
+            f"lora.train_also={config.lora.train_also} trains a whole matrix, of which no process has more "
+            f"than a share with resources.shard={shard.value}; use resources.shard=none"
+        )
+    if config.lora.method is LoraMethod.dora:
+        yield (
+            "lora.method=dora asks for norms of whole rows, of which no process has all with "
+            f"resources.shard={shard.value}; use lora.method=lora, or resources.shard=none"
         )
 
 

@@ -81,8 +81,22 @@ def folded(batch: Batch) -> Batch:
 def useful_lengths(batch: Batch) -> torch.Tensor:
     """Return, for each row int64 [B], the positions up to the last that carries loss; at least 1."""
     carries_BT = batch.targets_BT != NO_LOSS
-    place_T = torch.arange(1, carries_BT.shape[1] + 1)
+    place_T = torch.arange(1, carries_BT.shape[1] + 1, device=carries_BT.device)
     return (carries_BT * place_T).amax(dim=1).clamp_(min=1)
+
+
+def example_lengths(batch: Batch) -> torch.Tensor:
+    """Return, for each position int64 [B, T], how many positions its example has up to the last with loss.
+
+    The same before and after `without_padding`, of which it knows nothing. Of packed rows it is the example's
+    whole length; of padding it is 1.
+    """
+    segments_BT = batch.segments_BT
+    if segments_BT is None:
+        return useful_lengths(batch).unsqueeze(1).expand(batch.input_ids_BT.shape)
+    counts = segments_BT.new_zeros(segments_BT.shape[0], segments_BT.shape[1] + 1)
+    counts = counts.scatter_add_(1, segments_BT, torch.ones_like(segments_BT))
+    return torch.where(segments_BT > 0, counts.gather(1, segments_BT), 1)
 
 
 def _moved(

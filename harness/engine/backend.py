@@ -36,6 +36,10 @@ class Backend(Protocol):
         """Allow decoded weights to be kept between passes, where that is quicker; costs memory only."""
         ...
 
+    def base_was_rewritten(self) -> None:
+        """Decode anew what is kept: an adapter's beginning has changed the weights."""
+        ...
+
     def decoded(self) -> AbstractContextManager[None]:
         """Allow it within this context: for an evaluation of a run whose training keeps nothing."""
         ...

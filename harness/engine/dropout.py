@@ -1,4 +1,4 @@
-"""Dropout masks as a function: of (run, micro-batch, layer, place, channel), and of nothing else.
+"""Dropout masks, and NEFTune's noise, as a function of (run, micro-batch, layer, place, channel) alone.
 
 A mask drawn from a generator depends on how many numbers were drawn before it, so on the device, on how rows
 are laid out and on what is computed beside them. Here every element's bits are a hash of where it stands: the
@@ -16,12 +16,30 @@ _LAYER_STEP, _CHANNEL_STEP = 0x9E3779B9, 0x85EBCA6B
 """Odd multipliers: neighbouring layers and channels begin far apart."""
 _RATE_BITS = 24
 """Bits that are compared with the rate: it is exact to 6e-8."""
+_EMBEDDINGS = 0x3FFFFFFF
+"""What stands for the embeddings among the layers."""
 
 
 def dropout_key(seed: int, micro_batch: int) -> int:
     """Return the 62-bit key of the masks of one run's micro-batch (counted over its whole training)."""
-    text = f"dropout {seed} {micro_batch}"
+    return _key(f"dropout {seed} {micro_batch}")
+
+
+def noise_key(seed: int, micro_batch: int) -> int:
+    """Return the 62-bit key of the noise of one run's micro-batch."""
+    return _key(f"neftune {seed} {micro_batch}")
+
+
+def _key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 2
+
+
+def uniform_noise(key: int, places_N: torch.Tensor, channels: int) -> torch.Tensor:
+    """Return float32 [N, channels] between -1 and 1, evenly spread, at these places of the run's
+    micro-batch."""
+    low, high = key_words(key)
+    bits_NI = _bits(_signed(low ^ (_EMBEDDINGS * _LAYER_STEP)), high, places_N, channels)
+    return bits_NI.float().add_(0.5).mul_(2.0 ** (1 - _RATE_BITS)).sub_(1)
 
 
 def key_words(key: int) -> tuple[int, int]:
@@ -57,13 +75,20 @@ def keep_mask_of_words(
 ) -> torch.Tensor:
     """Return the mask [N, I] for words and a `threshold` that are one for all, or int32 [N] for each
     place."""
+    kept = _bits(salt, high, places_N, inputs)
+    return kept >= (least if isinstance(least, int) else least.unsqueeze(1))
+
+
+def _bits(
+    salt: int | torch.Tensor, high: int | torch.Tensor, places_N: torch.Tensor, inputs: int
+) -> torch.Tensor:
+    """Return the bits of every element, int32 [N, I] below 2**24."""
     row_N1 = _mix(places_N.to(torch.int32) ^ salt).unsqueeze(1)
     channel_I = torch.arange(inputs, dtype=torch.int32, device=places_N.device)
     channel_I *= _signed(_CHANNEL_STEP)
     words_NI = row_N1 + channel_I
     bits_NI = _mix(words_NI ^ (high if isinstance(high, int) else high.unsqueeze(1)))
-    kept = bits_NI.bitwise_right_shift_(8).bitwise_and_(2**_RATE_BITS - 1)
-    return kept >= (least if isinstance(least, int) else least.unsqueeze(1))
+    return bits_NI.bitwise_right_shift_(8).bitwise_and_(2**_RATE_BITS - 1)
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from harness.data.rows import NO_LOSS, Batch
 from harness.engine.adapter import Adapter, FlatGradient
 from harness.engine.forward import target_logits
+from harness.engine.neftune import Noise, disturbed
 from harness.engine.rows import AdapterRows
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Work:
     dropout_key: int | None
     recompute: bool
     """Gradient checkpointing: if any run of a pass asks for it, all of it is recomputed (same numbers)."""
+    noise: Noise | None = None
+    """What the embeddings are disturbed by."""
     offload: bool = False
     """Recomputation from inputs in the host's memory, if any run of a pass asks for it (same numbers)."""
     loss_scale: float = 1.0
@@ -55,7 +58,11 @@ def packed_gradients(shared: "SharedBase", work: Sequence[Work]) -> list[Gradien
     shared.recompute_activations(
         any(item.recompute for item in ordered), offload=any(item.offload for item in ordered)
     )
-    with shared.rows(adapter_rows_of(ordered), joint.places_BT):
+    batches, noises = [item.batch for item in ordered], [item.noise for item in ordered]
+    with (
+        shared.rows(adapter_rows_of(ordered), joint.places_BT),
+        disturbed(shared.model, batches, noises),
+    ):
         logits_NV, targets_N = target_logits(shared.model, joint)
         loss_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
         counts = [item.batch.num_loss_tokens for item in ordered]

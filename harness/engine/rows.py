@@ -47,16 +47,28 @@ class AdapterGroup:
         if first.compute_dtype is not self._flat_KP.dtype:
             self._computed_KP = torch.empty_like(self._flat_KP, dtype=first.compute_dtype)
         self._gradients_KP: torch.Tensor | None = None
-        self.scaling = Scaling(
-            self._joint_scaling(), is_power_of_two(first.scaling / (1 - self.dropout))
-        )
+        self._scalings: dict[int, Scaling] = {}
+        self._norms: dict[int, torch.Tensor] = {}
+        """By layer with DoRA, for the pass in flight."""
         self._weights: dict[int, Weights] = {}
         self._targets: dict[int, Weights] = {}
         self._finished: list[FlatGradient] = []
 
-    def _joint_scaling(self) -> float | torch.Tensor:
+    def scaling(self, layer: int) -> Scaling:
+        """Return what the products of one layer are multiplied by: over what dropout keeps."""
+        found = self._scalings.get(layer)
+        if found is None:
+            values = [adapter.scalings[layer] / (1 - self.dropout) for adapter in self.adapters]
+            joint = self._joint(values)
+            found = self._scalings[layer] = Scaling(joint, is_power_of_two(values[0]))
+        return found
+
+    def full_scaling(self, layer: int) -> float | torch.Tensor:
+        """Return alpha / rank of one layer: one number, or a tensor [K, 1, 1]."""
+        return self._joint([adapter.scalings[layer] for adapter in self.adapters])
+
+    def _joint(self, values: Sequence[float]) -> float | torch.Tensor:
         """Return one number, or for adapters that differ a tensor [K, 1, 1]."""
-        values = [adapter.scaling / (1 - self.dropout) for adapter in self.adapters]
         if len(set(values)) == 1:
             return values[0]
         return self._flat_KP.new_tensor(values).view(-1, 1, 1)
@@ -64,6 +76,7 @@ class AdapterGroup:
     def begin(self, adapter_rows: Sequence[AdapterRows]) -> None:
         """Take the adapters as they are now, for one pass."""
         self.dropout_key = adapter_rows[0].dropout_key
+        self._norms.clear()
         for adapter in self.adapters:
             adapter.begin_pass()
         if self.count > 1:
@@ -94,6 +107,30 @@ class AdapterGroup:
             found = self._targets[layer] = self._views(self._gradients, layer)
         return found
 
+    def whole(self, part: str) -> torch.Tensor:
+        """Return a matrix that the group's one adapter trains itself, in float32."""
+        return self.layout.whole(self._flat_KP, part)[0]
+
+    def whole_target(self, part: str) -> torch.Tensor:
+        """Return where its gradient is added up."""
+        return self.layout.whole(self._gradients, part)[0]
+
+    def magnitudes(self, layer: int) -> torch.Tensor:
+        """Return the magnitudes [K, 1, O] of one layer with DoRA."""
+        return self.layout.magnitudes(self._flat_KP, layer).unsqueeze(1)
+
+    def magnitude_targets(self, layer: int) -> torch.Tensor:
+        """Return where the gradients [K, O] of one layer's magnitudes are added up."""
+        return self.layout.magnitudes(self._gradients, layer)
+
+    def norms(self, layer: int) -> torch.Tensor | None:
+        """Return the norms [K, 1, O] of one layer's adapted weights, where they are known in this pass."""
+        return self._norms.get(layer)
+
+    def keep_norms(self, layer: int, norm_K1O: torch.Tensor) -> None:
+        """Keep them until the adapters change."""
+        self._norms[layer] = norm_K1O
+
     def _views(self, flat_KP: torch.Tensor, layer: int) -> Weights:
         a, b = self.layout.a(flat_KP, layer), self.layout.b(flat_KP, layer)
         return Weights(a[0], b[0]) if self.count == 1 else Weights(a, b)
@@ -114,7 +151,7 @@ def may_be_stacked(one: Adapter, other: Adapter) -> bool:
         one.layout is other.layout
         and one.dropout == other.dropout == 0
         and one.compute_dtype is other.compute_dtype
-        and is_power_of_two(one.scaling) == is_power_of_two(other.scaling)
+        and one.exact_layers == other.exact_layers
     )
 
 
@@ -162,6 +199,12 @@ class RowPlan:
 
         `places_BT`: where dropout masks find each position (see `Batch.places_BT`); None: where it lies.
         """
+        present = [self.adapters[each.adapter] for each in adapter_rows]
+        if len(present) > 1 and any(adapter.layout.wholes for adapter in present):
+            raise NotImplementedError(
+                "a run with lora.train_also has embeddings or a head of its own, which all rows of a pass go "
+                "through: it cannot share one"
+            )
         before = self._now, self.num_rows, self._places_N
         self._now = self._composition(adapter_rows)
         self._places_N = None if places_BT is None else places_BT.reshape(-1)

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +17,25 @@ from harness.base.build import Base, dense_weights
 from harness.base.experts import experts_forward
 from harness.base.packed_rows import why_apart
 from harness.base.storage import TORCH_DTYPES
-from harness.base.targets import LinearSpec, adapted_layers, shortest_names
+from harness.base.targets import (
+    LinearSpec,
+    adapted_layers,
+    adapter_shapes,
+    shortest_names,
+)
+from harness.config.lora import alpha_patterns, own_alpha, patterns_for, scaling_of, start_of
 from harness.config.resources import BackendName
-from harness.config.schema import LoraConfig, LoraInit
-from harness.engine.adapter import Adapter, ParameterLayout, saved_tensors
+from harness.config.schema import LoraConfig, LoraInit, LoraMethod
+from harness.engine.adapter import MAGNITUDES, Adapter, ParameterLayout, saved_tensors
 from harness.engine.backend import choose_backend
+from harness.engine.lora_math import Weights
 from harness.engine.offload import Offload
 from harness.engine.reference.backend import ReferenceBackend
 from harness.engine.reference.experts_lora import ExpertsLora, initialized, names_in_file
 from harness.engine.reference.grouped_lora import PackedLora
+from harness.engine.reference.whole_modules import install, whole_module
 from harness.engine.rows import AdapterRows, RowPlan
+from harness.engine.starts import start_from_dense
 from harness.engine.whole_model import WholeModel, load_model, save_model
 from harness.errors import RequestError
 from harness.measure.memory import BaseSize, base_size
@@ -37,15 +46,8 @@ _PEFT_INIT: dict[LoraInit, bool | str] = {
     LoraInit.gaussian: "gaussian",
     LoraInit.pissa: "pissa",
     LoraInit.olora: "olora",
+    LoraInit.loftq: True,  # its A and B are in the file, and plain PEFT has nothing to begin
 }
-
-
-def lora_alpha(lora: LoraConfig) -> float:
-    """Return alpha, given as itself or as a multiple of the rank."""
-    if lora.alpha is not None:
-        return lora.alpha
-    assert lora.alpha_over_rank is not None
-    return lora.alpha_over_rank * lora.rank
 
 
 class SharedBase:
@@ -71,9 +73,10 @@ class SharedBase:
         """By adapter: PEFT's layers of fused experts by full name, which are no part of the model."""
         self._configs: dict[str, Any] = {}
         """By adapter: PEFT's configuration of it."""
-        self._layouts: dict[tuple[int, tuple[str, ...]], ParameterLayout] = {}
-        self.is_rewritten = False
-        """Whether PiSSA, OLoRA or full fine-tuning has changed the weights: no other run can use them."""
+        self._layouts: dict[Hashable, ParameterLayout] = {}
+        self._rewritten_for: str | None = None
+        """Beginning of the adapters (`start_of`) that the weights have been changed for: PiSSA, OLoRA,
+        LoftQ; or that full fine-tuning has changed them."""
         self.untouched_results: dict[str, dict[str, Estimate]] = {}
         """Evaluations of the base without an adapter, by what was evaluated."""
         self._can_recompute = False
@@ -109,6 +112,11 @@ class SharedBase:
         return why_apart(self.model.config)
 
     @property
+    def is_rewritten(self) -> bool:
+        """Whether the weights have been changed for adapters, so that no others can use them."""
+        return self._rewritten_for is not None
+
+    @property
     def model(self) -> Any:
         """The transformers model itself; adapters act on the rows named by `rows`."""
         return self.base.model
@@ -118,25 +126,34 @@ class SharedBase:
         from peft import LoraConfig as PeftLoraConfig
         from peft import PeftModel
 
-        assert not self.is_rewritten, (
-            "the weights of this base were changed by another run: by PiSSA, OLoRA or full fine-tuning"
-        )
         name = f"run{next(self._count)}"
         if lora.trains_all:
+            assert not self.is_rewritten, "full fine-tuning begins with the weights as they came"
             return self._attach_whole(name, lora)
+        start = start_of(lora) if lora.rewrites_base else None
+        assert self._rewritten_for in (None, start), (
+            "the weights of this base were changed by another run: by PiSSA, OLoRA, LoftQ or full fine-tuning"
+        )
+        assert start is None or self.is_rewritten or not self.plan.adapters, (
+            "a base is rewritten before the first adapter trains on it"
+        )
         adapted = adapted_layers(lora, self.base.linears)
         plain = [spec for spec in adapted if spec.experts == 1]
-        rewrites = lora.init.rewrites_base
+        names = [spec.name for spec in plain]
+        from_dense = lora.init.from_dense
         config = PeftLoraConfig(
             r=lora.rank,
-            lora_alpha=lora_alpha(lora),  # pyright: ignore[reportArgumentType]  PEFT takes floats
+            lora_alpha=own_alpha(lora),  # pyright: ignore[reportArgumentType]  PEFT takes floats
             lora_dropout=lora.dropout,
             target_modules=shortest_names(plain, self.base.linears),
+            rank_pattern=patterns_for(lora.rank_pattern or {}, names),
+            alpha_pattern=patterns_for(alpha_patterns(lora), names),  # pyright: ignore[reportArgumentType]  floats
             use_rslora=lora.rslora,
-            init_lora_weights=True if rewrites else _PEFT_INIT[lora.init],  # pyright: ignore[reportArgumentType]
+            init_lora_weights=True if from_dense else _PEFT_INIT[lora.init],  # pyright: ignore[reportArgumentType]
             task_type="CAUSAL_LM",
             base_model_name_or_path=self.base.source.location,
         )
+        wholes = self.expect_wholes(lora)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(seed)
@@ -147,15 +164,58 @@ class SharedBase:
             self._of_experts[name] = {  # as PEFT, which draws for layers first
                 spec.name: initialized(spec, config, name) for spec in adapted if spec.experts > 1
             }
+            if lora.method is LoraMethod.qalora:
+                self._pool_inputs(name, plain, lora)
         self._configs[name] = config
         self._pack_layers()
-        if rewrites:
+        if from_dense:
             config.init_lora_weights = _PEFT_INIT[lora.init]  # pyright: ignore[reportAttributeAccessIssue]
-            self.is_rewritten = True
-            _start_from_dense(self.base, self._lora_layers, name, lora.init)
+            self._start_from_dense(name, lora, writes=start != self._rewritten_for)
+            if start != self._rewritten_for:
+                self._rewritten_for = start
+                self.backend.base_was_rewritten()
         adapter = self._flattened(name, lora)
+        # PEFT would look at weights for DoRA, and copy modules; here the file alone is told.
+        config.use_dora = lora.method is LoraMethod.dora
+        config.modules_to_save = [name.rpartition(".")[2] for name, _ in wholes.values()] or None
         self.plan.add(adapter)
         return adapter
+
+    def expect_wholes(self, lora: LoraConfig) -> dict[str, tuple[str, tuple[int, int]]]:
+        """Be ready for runs that train the embeddings or the head too; return, for each of these, its name in
+        the model and its shape."""
+        found = {}
+        for part in sorted(lora.train_also):
+            name, module = whole_module(self.model, part)
+            install(module, part, self.plan)
+            rows, columns = module.weight.shape
+            found[part] = name, (rows, columns)
+        return found
+
+    def _pool_inputs(self, name: str, adapted: Sequence[LinearSpec], lora: LoraConfig) -> None:
+        """Let PEFT draw an A that sees groups of inputs; it has QA-LoRA for the layers of GPTQ alone."""
+        from peft import LoraConfig as PeftLoraConfig
+        from peft.tuners.lora.variants import QALoraLinearVariant
+
+        config = PeftLoraConfig(qalora_group_size=lora.qalora_group_size)
+        for spec in adapted:
+            QALoraLinearVariant.init(self.model.get_submodule(spec.name), name, config)
+
+    def _start_from_dense(self, name: str, lora: LoraConfig, *, writes: bool) -> None:
+        """Initialize an adapter from the dense weights, and store what it leaves of them, if that `writes`.
+
+        The weights are those of the model as it came, one layer at a time, and are rounded once: a rounded
+        base has lost what these initializations look for.
+        """
+        for layer_name, weight_OI in dense_weights(self.base):
+            layer = self._lora_layers.get(layer_name)
+            if layer is None or name not in layer.lora_A:
+                continue
+            dense_OI = weight_OI.to(self.base.device, torch.float32, copy=True)
+            remaining_OI = start_from_dense(layer, name, dense_OI, lora, self.base.storage)
+            if writes and remaining_OI is not None:
+                self.base.storage.overwrite(layer.base_layer, remaining_OI)
+                _packed(layer).frozen_rows.forget()
 
     def _attach_whole(self, name: str, lora: LoraConfig) -> Adapter:
         """Let all parameters of the model be trained."""
@@ -163,7 +223,7 @@ class SharedBase:
         assert isinstance(self.backend, ReferenceBackend), "other backends compute a frozen base"
         _ = self.size  # measured before the weights lie in one tensor
         whole = WholeModel.of(name, self.model, self.plan)
-        self.is_rewritten = True
+        self._rewritten_for = f"all of it by {name}"
         self.plan.add(whole)
         return whole
 
@@ -241,11 +301,30 @@ class SharedBase:
             tensors = get_peft_model_state_dict(
                 self._peft, adapter_name=adapter.name, save_embedding_layers=False
             )
+        for part in adapter.layout.wholes:
+            name, _ = whole_module(self.model, part)
+            tensors[f"base_model.model.{name}.weight"] = adapter.parameters[f"{name}.weight"]
+        for spec in self.base.linears:
+            if (
+                own := adapter.parameters.get(f"{spec.name}.{MAGNITUDES}.{adapter.name}.weight")
+            ) is not None:
+                tensors[f"base_model.model.{spec.name}.{MAGNITUDES}"] = own
         named = names_in_file(self._adapted_experts(adapter))
         for name, layer in self._of_experts[adapter.name].items():
             for part in ("lora_A", "lora_B"):
                 weight = getattr(layer, part)[adapter.name].weight
                 tensors[f"{named[name]}.{part}.weight"] = weight
+        return tensors
+
+    def file_tensors(self, adapter: Adapter) -> dict[str, torch.Tensor]:
+        """Return `state` as plain PEFT loads it: A for every input, where QA-LoRA has one for a group of
+        them."""
+        tensors, layout = self.state(adapter), adapter.layout
+        for spec in self.base.linears:
+            index, key = self._index[spec.name], f"base_model.model.{spec.name}.lora_A.weight"
+            if index in layout and (pooled := layout.shape(index).pooled) > 1:
+                a_RI = tensors[key] * (layout.shape(index).inputs / pooled)
+                tensors[key] = a_RI.repeat_interleave(pooled, dim=1)
         return tensors
 
     def _adapted_experts(self, adapter: Adapter) -> list[LinearSpec]:
@@ -263,7 +342,7 @@ class SharedBase:
             save_model(adapter, self.model, self.base.tokenizer, directory)
             return
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = {key: t.detach().cpu().contiguous() for key, t in self.state(adapter).items()}
+        tensors = {k: t.detach().cpu().contiguous() for k, t in self.file_tensors(adapter).items()}
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
         config = copy.copy(self._configs[adapter.name])
         if experts := self._adapted_experts(adapter):
@@ -275,16 +354,22 @@ class SharedBase:
         if isinstance(adapter, WholeModel):
             load_model(adapter, self.model, directory)
             return
-        given = saved_tensors(directory / "adapter_model.safetensors")
-        own = self.state(adapter)
-        shapes = [{key: tuple(t.shape) for key, t in each.items()} for each in (own, given)]
+        given, own = saved_tensors(directory / "adapter_model.safetensors"), self.state(adapter)
+        expected = self.file_tensors(adapter)
+        shapes = [{key: tuple(t.shape) for key, t in each.items()} for each in (expected, given)]
         if shapes[0] != shapes[1]:
             different = min(shapes[0].items() ^ shapes[1].items())[0]
             raise RequestError(
                 f"{directory} holds another adapter than its record says: {different} is not as it must be"
             )
         for key, tensor in own.items():  # views of the flat tensor
-            tensor.detach().copy_(given[key])
+            found = given[key]
+            if (
+                found.shape != tensor.shape
+            ):  # QA-LoRA: a column for each input, equal within a group
+                pooled = found.shape[1] // tensor.shape[1]
+                found = found[:, ::pooled] / (tensor.shape[1] / pooled)
+            tensor.detach().copy_(found)
 
     def _flattened(self, name: str, lora: LoraConfig) -> Adapter:
         """Move the parameters that PEFT has just initialized into one flat tensor."""
@@ -293,19 +378,23 @@ class SharedBase:
             spec.name: of_experts.get(spec.name) or self._lora_layers[spec.name]
             for spec in adapted_layers(lora, self.base.linears)
         }
-        key = (lora.rank, tuple(layers))
+        shapes = adapter_shapes(lora, self.base.linears)
+        wholes = self.expect_wholes(lora)
+        key = tuple(shapes.items()), tuple(wholes)
         if key not in self._layouts:
-            dimensions = {
-                self._index[spec.name]: spec.adapted
-                for spec in self.base.linears
-                if spec.name in layers
-            }
-            self._layouts[key] = ParameterLayout(lora.rank, dimensions)
+            self._layouts[key] = ParameterLayout(
+                {self._index[n]: s for n, s in shapes.items()},
+                {part: shape for part, (_, shape) in wholes.items()},
+            )
         layout = self._layouts[key]
         flat_P = torch.empty(layout.size, device=self.base.device)
         # PEFT rounds what it draws to the type of the base's weights, where it can see it: of a dense layer.
-        begins_in = torch.float32 if lora.init.rewrites_base else self.base.storage.dtype
+        begins_in = torch.float32 if lora.init.from_dense else self.base.storage.dtype
         parameters: dict[str, nn.Parameter] = {}
+        for part, (module, _) in wholes.items():
+            whole = layout.whole(flat_P.unsqueeze(0), part)[0]
+            whole.copy_(self.model.get_submodule(module).weight)
+            parameters[f"{module}.weight"] = nn.Parameter(whole)
         for layer_name, layer in layers.items():
             index = self._index[layer_name]
             for part, view in (("lora_A", layout.a), ("lora_B", layout.b)):
@@ -313,14 +402,18 @@ class SharedBase:
                 target = view(flat_P.unsqueeze(0), index)[0]
                 parameter.data = target.copy_(parameter.data.to(begins_in))
                 parameters[f"{layer_name}.{part}.{name}.weight"] = parameter
-        scaling = {layer.scaling[name] for layer in layers.values()}
-        assert len(scaling) == 1, scaling
+            if shapes[layer_name].has_magnitudes:
+                magnitude_O = layout.magnitudes(flat_P.unsqueeze(0), index)[0]
+                weights = Weights(layer.lora_A[name].weight, layer.lora_B[name].weight)
+                rows = _packed(layer).frozen_rows
+                magnitude_O.copy_(rows.first_magnitudes(weights, scaling_of(lora, layer_name)))
+                parameters[f"{layer_name}.{MAGNITUDES}.{name}.weight"] = nn.Parameter(magnitude_O)
         return Adapter(
             name=name,
             layout=layout,
             flat_P=flat_P,
             parameters=parameters,
-            scaling=scaling.pop(),
+            scalings={self._index[n]: scaling_of(lora, n) for n in shapes},
             dropout=lora.dropout,
             compute_dtype=TORCH_DTYPES[lora.compute_dtype],
         )
@@ -344,29 +437,6 @@ def _all_rows(adapter: str) -> AdapterRows:
     return AdapterRows(adapter=adapter, start=0, stop=0, dropout_key=None)
 
 
-def _start_from_dense(
-    base: Base, lora_layers: Mapping[str, Any], adapter: str, init: LoraInit
-) -> None:
-    """Let PEFT initialize an adapter from the dense weights, and store what it leaves of them.
-
-    The weights are those of the model as it came, one layer at a time, and are rounded once: a rounded base
-    has lost what these initializations look for.
-    """
-    for name, weight_OI in dense_weights(base):
-        layer = lora_layers.get(name)
-        if layer is None:
-            continue
-        packed = layer.base_layer
-        layer.base_layer = dense = _dense(weight_OI.to(base.device, torch.float32, copy=True))
-        if init is LoraInit.pissa:
-            layer.pissa_init(adapter, "pissa")
-        else:
-            layer.olora_init(adapter)
-        layer.base_layer = packed
-        base.storage.overwrite(packed, dense.weight.data)
-
-
-def _dense(weight_OI: torch.Tensor) -> nn.Linear:
-    linear = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight_OI, requires_grad=False)
-    return linear
+def _packed(layer: Any) -> PackedLora:
+    """Return our forward of PEFT's layer."""
+    return vars(layer)["forward"]

@@ -44,10 +44,10 @@ class WholeModel(Adapter):
                 parameter.data = view
         whole = cls(
             name=name,
-            layout=ParameterLayout(0, {}),
+            layout=ParameterLayout({}),
             flat_P=flat_P,
             parameters=parameters,
-            scaling=1.0,
+            scalings={},
             dropout=0.0,
             own=own,
         )

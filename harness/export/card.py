@@ -217,8 +217,14 @@ def _setting_lines(config: RunConfig, record: Record) -> Iterator[Sequence[str]]
         yield "trained", "all of the model"
     else:
         alpha = lora.alpha if lora.alpha is not None else f"{lora.alpha_over_rank} x rank"
+        yield "method, initialization", f"{lora.method.value}, {lora.init.value}"
         yield "rank, alpha, dropout", f"{lora.rank}, {alpha}, {lora.dropout}"
+        for name, patterns in (("ranks", lora.rank_pattern), ("alphas", lora.alpha_pattern)):
+            if patterns:
+                yield f"{name} of some layers", ", ".join(f"{k}: {v}" for k, v in patterns.items())
         yield "adapted layers", ", ".join(lora.target_modules)
+    if lora.train_also:
+        yield "trained whole", ", ".join(lora.train_also)
     parameters = record.metrics.get("adapter/trainable_params")
     yield "trainable parameters", "—" if parameters is None else f"{parameters:,.0f}"
     yield "optimizer", f"{optim.name.value}, lr {optim.lr}, {optim.schedule.value}"

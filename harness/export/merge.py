@@ -13,7 +13,8 @@ import torch
 
 from harness.base.blocks import linear_modules, weight_and_bias
 from harness.base.build import load_dense
-from harness.engine.adapter import Adapter
+from harness.engine.adapter import Adapter, ParameterLayout
+from harness.engine.reference.whole_modules import whole_module
 from harness.engine.shared_base import SharedBase
 from harness.engine.whole_model import WholeModel, as_in_file
 from harness.errors import RequestError
@@ -38,7 +39,7 @@ class OpenedRun:
     shared: SharedBase
     adapter: Adapter
     start_P: torch.Tensor | None
-    """The adapter before training, where it took a part of the base's weights away."""
+    """The adapter before training, where it began with a part of the weights as they came."""
 
 
 def open_run(saved: SavedRun) -> OpenedRun:
@@ -46,7 +47,7 @@ def open_run(saved: SavedRun) -> OpenedRun:
     assert saved.directory is not None
     shared = open_base(saved.config, saved.source, saved.fingerprint)
     adapter = shared.attach(saved.config.lora, saved.config.seed)
-    start_P = adapter.flat_P.clone() if saved.config.lora.init.rewrites_base else None
+    start_P = adapter.flat_P.clone() if saved.config.lora.init.from_dense else None
     shared.load(adapter, saved.directory.trained(saved.config.lora))
     return OpenedRun(saved, shared, adapter, start_P)
 
@@ -73,20 +74,54 @@ def merged_model(run: OpenedRun, into: Into) -> Any:
     decoded = _decoded(run) if into is Into.rounded else {}
     for name, module in linear_modules(model):
         weight_OI = decoded[name]() if decoded else weight_and_bias(module)[0].float()
-        change_OI = changes.pop(name, None)
-        if change_OI is not None:
-            weight_OI = weight_OI + change_OI.to(weight_OI.device)
+        change = changes.pop(name, None)
+        if change is not None:
+            weight_OI = change.applied(weight_OI)
         _overwrite(module, weight_OI.to(dtype))
     if changes:
         raise RequestError(
             f"the adapter of {run.saved.name} has no place in the model: {min(changes)}"
         )
+    _put_wholes(model, run, dtype)
     return model.to(dtype).eval()
 
 
-def _changes(run: OpenedRun, into: Into) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield what the adapter adds to each layer's weight [O, I], in float32."""
-    layout, scaling = run.adapter.layout, run.adapter.scaling
+def _put_wholes(model: Any, run: OpenedRun, dtype: torch.dtype) -> None:
+    """Put embeddings and head in their places that the run has trained itself; they are tied no longer."""
+    layout, flat_KP = run.adapter.layout, run.adapter.flat_P.unsqueeze(0)
+    if layout.wholes:
+        model.config.tie_word_embeddings = False
+        head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+        if head.weight is embeddings.weight:
+            head.weight = torch.nn.Parameter(
+                embeddings.weight.detach().clone(), requires_grad=False
+            )
+    for part in layout.wholes:
+        _, module = whole_module(model, part)
+        whole = layout.whole(flat_KP, part)[0].to(module.weight.device, dtype)
+        module.weight = torch.nn.Parameter(whole.clone(), requires_grad=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What an adapter makes of one layer's weight."""
+
+    added_OI: torch.Tensor
+    magnitude_O: torch.Tensor | None
+    """With DoRA, the norm that each row is brought to."""
+
+    def applied(self, weight_OI: torch.Tensor) -> torch.Tensor:
+        """Return the changed weight, in float32."""
+        changed_OI = weight_OI + self.added_OI.to(weight_OI.device)
+        if self.magnitude_O is None:
+            return changed_OI
+        norm_O = torch.linalg.vector_norm(changed_OI, dim=1)
+        return changed_OI * (self.magnitude_O.to(norm_O.device) / norm_O).unsqueeze(1)
+
+
+def _changes(run: OpenedRun, into: Into) -> Iterator[tuple[str, _Change]]:
+    """Yield what the adapter makes of each layer's weight [O, I]."""
+    layout, flat_P = run.adapter.layout, run.adapter.flat_P
     for index, spec in enumerate(run.shared.base.linears):
         if index not in layout:
             continue
@@ -95,15 +130,21 @@ def _changes(run: OpenedRun, into: Into) -> Iterator[tuple[str, torch.Tensor]]:
                 f"the adapter of {run.saved.name} adapts fused experts ({spec.name}), which are not merged "
                 "here; --to adapter writes what PEFT loads and merges"
             )
-        change_OI = _product(layout, run.adapter.flat_P, index)
+        change_OI = _product(layout, flat_P, index)
         if into is Into.unrounded and run.start_P is not None:
             change_OI = change_OI - _product(layout, run.start_P, index)
-        yield spec.name, (scaling * change_OI).cpu()
+        magnitude_O = None
+        if layout.shape(index).has_magnitudes:
+            magnitude_O = layout.magnitudes(flat_P.unsqueeze(0), index)[0].cpu()
+        yield spec.name, _Change((run.adapter.scalings[index] * change_OI).cpu(), magnitude_O)
 
 
-def _product(layout: Any, flat_P: torch.Tensor, index: int) -> torch.Tensor:
-    flat_KP = flat_P.unsqueeze(0)
-    return layout.b(flat_KP, index)[0].float() @ layout.a(flat_KP, index)[0].float()
+def _product(layout: ParameterLayout, flat_P: torch.Tensor, index: int) -> torch.Tensor:
+    flat_KP, shape = flat_P.unsqueeze(0), layout.shape(index)
+    a_RI = layout.a(flat_KP, index)[0].float()
+    if shape.pooled > 1:  # QA-LoRA: a column for each input (`SharedBase.file_tensors`)
+        a_RI = (a_RI * (shape.inputs / shape.pooled)).repeat_interleave(shape.pooled, dim=1)
+    return layout.b(flat_KP, index)[0].float() @ a_RI
 
 
 def _decoded(run: OpenedRun) -> dict[str, Any]:

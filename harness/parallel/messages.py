@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from harness.config.schema import LoraConfig
 from harness.data.rows import Batch
+from harness.engine.neftune import Noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class Share:
     """Tokens with loss in the whole optimizer step, over all ranks: the loss's denominator."""
     dropout_key: int | None
     recompute: bool
+    noise: Noise | None
+    loss_scale: float
     offload: bool
 
 

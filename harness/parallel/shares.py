@@ -30,6 +30,8 @@ def divided(slot: Slot, work: Work, size: int) -> list[Share | None]:
             loss_tokens=work.loss_tokens,
             dropout_key=work.dropout_key,
             recompute=work.recompute,
+            noise=work.noise,
+            loss_scale=work.loss_scale,
             offload=work.offload,
         )
         shares.append(share if part.input_ids_BT.shape[0] else None)
@@ -83,6 +85,8 @@ def _work(share: Share, adapter: Adapter) -> Work:
         loss_tokens=share.loss_tokens,
         dropout_key=share.dropout_key,
         recompute=share.recompute,
+        noise=share.noise,
+        loss_scale=share.loss_scale,
         offload=share.offload,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.base.targets import adapted_layers
+from harness.base.targets import adapter_shapes
 from harness.config.resources import BackendName, Shard
 from harness.config.schema import LoraConfig, RunConfig
 from harness.engine.cuda.backend import can_be_captured, why_not_this_model, windows_of
@@ -74,9 +74,10 @@ def _planned_pass(model: PlannedModel) -> LlamaPass:
 
 
 def _seats(model: PlannedModel, lora: LoraConfig, cohort: int) -> Seats:
-    adapted = {spec.name for spec in adapted_layers(lora, model.linears)}
-    layers = {index for index, spec in enumerate(model.linears) if spec.name in adapted}
-    layout = _planned_pass(model).seat_layout(layers, lora.rank)
+    shapes = adapter_shapes(lora, model.linears)
+    layers = {index for index, spec in enumerate(model.linears) if spec.name in shapes}
+    rank = max(shape.rank for shape in shapes.values())
+    layout = _planned_pass(model).seat_layout(layers, rank)
     head: Any = model.model.get_output_embeddings()
     return Seats(layout, seats_for(cohort), META, head.weight.dtype)
 

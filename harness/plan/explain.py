@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from harness.base.storage import DOUBLE_QUANT_BLOCK, Storage
-from harness.base.targets import LinearSpec, adapted_layers
+from harness.base.targets import AdapterShape, LinearSpec, adapter_shapes
 from harness.config.schema import RunConfig
 from harness.plan.prediction import BatchSize, Prediction
 from harness.records.metrics import format_bytes
@@ -145,14 +145,20 @@ def _adapter(
 ) -> Iterator[str]:
     rank = config.lora.rank
     yield f"The adapter, rank {rank}: r (d_in + d_out) a layer   (Hu et al. 2021, arXiv 2106.09685)"
-    groups: dict[tuple[str, int, int], int] = {}
-    for spec in adapted_layers(config.lora, linears):
-        key = spec.name.rsplit(".", 1)[-1], spec.adapted.inputs, spec.adapted.outputs
-        groups[key] = groups.get(key, 0) + spec.adapted.experts
-    width = max(len(name) for name, _, _ in groups)
-    for (name, inputs, outputs), count in groups.items():
-        total = count * rank * (inputs + outputs)
-        yield f"  {name:<{width}}  {count} x {rank} x ({inputs} + {outputs}) = {total:,}"
+    groups: dict[tuple[str, AdapterShape], int] = {}
+    for name, shape in adapter_shapes(config.lora, linears).items():
+        key = name.rsplit(".", 1)[-1], shape
+        groups[key] = groups.get(key, 0) + shape.experts
+    width, remaining = max(len(name) for name, _ in groups), prediction.trainable_params
+    for (name, shape), count in groups.items():
+        each = f"{shape.rank} x ({shape.inputs} + {shape.outputs})"
+        total = count * shape.rank * (shape.inputs + shape.outputs)
+        if shape.has_magnitudes:
+            each, total = f"({each} + {shape.outputs})", total + count * shape.outputs
+        remaining -= total
+        yield f"  {name:<{width}}  {count} x {each} = {total:,}"
+    if config.lora.train_also:
+        yield f"  trained whole: {', '.join(config.lora.train_also)} = {remaining:,}"
     size = format_bytes(prediction.parts["adapter"])
     yield f"  {prediction.trainable_params:,} parameters x 4 bytes = {size}, gradients as much (float32)"
 

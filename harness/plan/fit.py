@@ -15,7 +15,7 @@ def fits(prediction: Prediction, limit: int) -> bool:
 
 def largest_cohort(subject: Subject, limit: int, most: int = MAX_COHORT) -> int:
     """Return how many runs of this configuration fit side by side, at most `most`; 0 if not even one does."""
-    if subject.config.lora.rewrites_base:  # which trains alone
+    if subject.config.lora.trains_alone:  # which trains alone
         return int(fits(subject.predict(1), limit))
     fitting, too_many = 0, most + 1
     size = 1
@@ -35,7 +35,7 @@ def fit_text(subject: Subject, prediction: Prediction, limit: int) -> str:
     needed = format_bytes(round(prediction.peak_bytes * (1 + MARGIN)))
     if not fits(prediction, limit):
         return f"does not fit {format_bytes(limit)}: {needed} with its margin"
-    if subject.config.lora.rewrites_base:
+    if subject.config.lora.trains_alone:
         return f"fits {format_bytes(limit)}; it trains alone, on its own copy of the weights"
     cohort = largest_cohort(subject, limit)
     return f"fits {format_bytes(limit)}; side by side up to {cohort} such runs do" + (

@@ -60,7 +60,7 @@ class PlannedModel:
             )
         )
         self._used: QuantConfig | None = None
-        self._layers = list(self._planned_layers())
+        self.layers = list(self._planned_layers())
         self.model.config.use_cache = False
         self.model.requires_grad_(False)
         self.model.eval()
@@ -105,13 +105,13 @@ class PlannedModel:
         check_stored(self.name, quant, self.stored)
         self._used = quant
         storage = self.shared.base.storage = storage_of(quant, self.stored)
-        for spec, layer in zip(self.linears, self._layers, strict=True):
+        for spec, layer in zip(self.linears, self.layers, strict=True):
             bias = layer.base_layer.bias
             bias = None if bias is None else bias.to(storage.dtype)
             layer.base_layer = storage.restore(
                 storage.outline(spec), spec.in_features, spec.out_features, bias
             )
-        inside = {id(own) for layer in self._layers for own in layer.base_layer.parameters()}
+        inside = {id(own) for layer in self.layers for own in layer.base_layer.parameters()}
         for parameter in self.model.parameters():
             if id(parameter) not in inside:
                 parameter.data = parameter.data.to(storage.dtype)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from harness.base.targets import LinearSpec
+from harness.base.targets import AdapterShape
 from harness.config.schema import OptimizerName
 
 _FLOAT_BYTES = 4
@@ -29,10 +29,10 @@ class OptimizerBytes:
     """The part in managed memory, where there is a GPU."""
 
 
-def adapter_sizes(adapted: Sequence[LinearSpec], rank: int) -> list[int]:
-    """Return the elements of A and B of each adapted layer."""
-    shapes = [spec.adapted for spec in adapted]
-    return [rank * s.experts * size for s in shapes for size in (s.inputs, s.outputs)]
+def adapter_sizes(shapes: Sequence[AdapterShape]) -> list[int]:
+    """Return the elements of A and B, and of DoRA's magnitudes, of each adapted layer."""
+    sizes = [s.rank * s.experts * size for s in shapes for size in (s.inputs, s.outputs)]
+    return sizes + [s.outputs for s in shapes if s.has_magnitudes]
 
 
 def optimizer_bytes(name: OptimizerName, sizes: Sequence[int]) -> OptimizerBytes:

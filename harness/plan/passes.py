@@ -5,19 +5,19 @@ taken times the number of blocks. Blocks are of one kind if they compute the sam
 and stand on the same side of the first adapted block, before which autograd keeps nothing.
 """
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from harness.base.storage import TORCH_DTYPES
-from harness.base.targets import adapted_layers
+from harness.base.targets import adapter_shapes
+from harness.config.lora import scaling_of
 from harness.config.schema import LoraConfig, OptimConfig
 from harness.data.rows import Batch
 from harness.engine.adapter import Adapter, ParameterLayout
 from harness.engine.micro_step import Work, adapter_rows_of, packed_gradients
-from harness.engine.shared_base import lora_alpha
+from harness.engine.neftune import Noise
 from harness.engine.whole_model import WholeModel
 from harness.errors import RequestError
 from harness.plan.attention import planned_attention
@@ -78,10 +78,10 @@ def chosen_blocks(kinds: Sequence[Hashable]) -> tuple[list[int], list[tuple[list
 def _block_kinds(model: PlannedModel, runs: Sequence[PlannedRun]) -> list[Hashable]:
     adapted: list[list[Hashable]] = [[] for _ in range(model.num_blocks)]
     for number, lora in enumerate(_distinct_targets(runs)):
-        for spec in adapted_layers(lora, model.linears):
-            block = model.blocks.block_of(spec.name)
-            inside = spec.name[len(model.blocks.name) :].split(".", 2)[2]
-            adapted[block].append((number, inside))
+        for name, shape in adapter_shapes(lora, model.linears).items():
+            block = model.blocks.block_of(name)
+            inside = name[len(model.blocks.name) :].split(".", 2)[2]
+            adapted[block].append((number, inside, shape))
     first = next(index for index, layers in enumerate(adapted) if layers)
     return [
         (signature, tuple(layers), (index > first) - (index < first))
@@ -92,7 +92,9 @@ def _block_kinds(model: PlannedModel, runs: Sequence[PlannedRun]) -> list[Hashab
 
 
 def _distinct_targets(runs: Sequence[PlannedRun]) -> list[LoraConfig]:
-    return list({tuple(run.lora.target_modules): run.lora for run in runs}.values())
+    """Return one adapter of each set of shapes; ranks that all layers share need no block of their own."""
+    loras = [run.lora for run in runs]
+    return list({repr((x.target_modules, x.method, x.rank_pattern)): x for x in loras}.values())
 
 
 def traced_pass(
@@ -148,6 +150,9 @@ def _work(model: PlannedModel, runs: Sequence[PlannedRun], blocks: set[int]) -> 
                 loss_tokens=batch.loss_tokens,
                 dropout_key=None if run.lora.dropout == 0 else 0,
                 recompute=run.optim.gradient_checkpointing,
+                noise=None
+                if run.optim.neftune_alpha is None
+                else Noise(0, run.optim.neftune_alpha),
                 offload=run.optim.offload_activations,
             )
         )
@@ -174,22 +179,26 @@ def _adapter(
     """
     if lora.trains_all:
         return WholeModel.of(name, model.model, model.shared.plan)
-    adapted = {spec.name for spec in adapted_layers(lora, model.linears)}
-    key = (lora.rank, frozenset(adapted))
+    adapted = adapter_shapes(lora, model.linears)
+    shapes = {
+        index: (spec.name, shape)
+        for index, spec in enumerate(model.linears)
+        if (shape := adapted.get(spec.name)) is not None
+        and model.blocks.block_of(spec.name) in blocks
+    }
+    wholes = model.shared.expect_wholes(lora)
+    key = tuple(shapes.items()), tuple(wholes)
     if key not in layouts:
-        dimensions = {
-            index: spec.adapted
-            for index, spec in enumerate(model.linears)
-            if spec.name in adapted and model.blocks.block_of(spec.name) in blocks
-        }
-        layouts[key] = ParameterLayout(lora.rank, dimensions)
-    alpha = lora_alpha(lora)
+        layouts[key] = ParameterLayout(
+            {index: shape for index, (_, shape) in shapes.items()},
+            {part: shape for part, (_, shape) in wholes.items()},
+        )
     return Adapter(
         name=name,
         layout=layouts[key],
         flat_P=torch.empty(layouts[key].size, device=META),
         parameters={},
-        scaling=alpha / math.sqrt(lora.rank) if lora.rslora else alpha / lora.rank,
+        scalings={index: scaling_of(lora, own) for index, (own, _) in shapes.items()},
         dropout=lora.dropout,
         compute_dtype=TORCH_DTYPES[lora.compute_dtype],
     )
@@ -202,3 +211,5 @@ def _make_lasting_tensors(model: PlannedModel, work: Sequence[Work]) -> None:
     with plan.rows(adapter_rows_of(work)):
         for group in plan.present:
             group.finished_gradients()
+        for layer in {layer for item in work for layer in item.adapter.layout.layers}:
+            model.layers[layer].expect(plan.groups(layer))

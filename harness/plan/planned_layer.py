@@ -1,12 +1,13 @@
 """A layer as PEFT makes it, planned: its frozen layer lies on the meta device."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from harness.engine.reference.grouped_lora import PackedLora
-from harness.engine.rows import RowPlan
+from harness.engine.rows import AdapterGroup, RowPlan
 
 
 class AdaptedLayer(nn.Module):
@@ -18,6 +19,10 @@ class AdaptedLayer(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self._packed = PackedLora(self, layer_index, plan)
+
+    def expect(self, groups: Sequence[AdapterGroup]) -> None:
+        """Measure the frozen rows beforehand, as every pass but the first finds them."""
+        self._packed.frozen_rows.measure(groups)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the frozen product with the adapters' updates."""

@@ -6,7 +6,7 @@ a pass come from the engine's own forward and backward, run on the meta device (
 
 from collections.abc import Sequence
 
-from harness.base.targets import LinearSpec, adapted_layers
+from harness.base.targets import LinearSpec, adapter_shapes
 from harness.config.resources import Shard
 from harness.config.schema import FloatType, LoraConfig, RunConfig
 from harness.errors import RequestError
@@ -40,20 +40,21 @@ def predict(
     """
     assert cohort >= 1, cohort
     assert device in ("cpu", "cuda"), device
-    if cohort > 1 and config.lora.rewrites_base:
+    if cohort > 1 and config.lora.trains_alone:
         raise RequestError(
-            f"{cohort} runs side by side: a run that changes the weights of its base trains alone; use "
-            "plan.cohort=1"
+            f"{cohort} runs side by side: a run that trains the model itself, or a part of it, trains "
+            "alone; use plan.cohort=1"
         )
     model.use(config.quant)
     shared = config.resources.shard is Shard.fsdp
     processes = config.resources.data_parallel if shared else 1
     base = base_bytes(model.outline, model.storage, processes)
-    adapted = adapted_layers(config.lora, model.linears)
     if config.lora.trains_all:
         sizes = [parameter.numel() for parameter in model.model.parameters()]
     else:
-        sizes = adapter_sizes(adapted, config.lora.rank)
+        wholes = [rows * n for _, (rows, n) in model.shared.expect_wholes(config.lora).values()]
+        shapes = adapter_shapes(config.lora, model.linears).values()
+        sizes = [*wholes, *adapter_sizes(list(shapes))]
     params = sum(sizes)
     state = optimizer_bytes(config.optim.name, sizes)
     working = cohort * _working_bytes(config, batch, params, cohort)
@@ -107,9 +108,10 @@ def _trains_the_base(config: RunConfig) -> bool:
     return config.lora.trains_all and config.quant.compute_dtype is FloatType.float32
 
 
-def adapter_params(adapted: Sequence[LinearSpec], lora: LoraConfig) -> int:
-    """Return r (d_in + d_out) summed over the adapted layers (Hu et al. 2021, section 4.1)."""
-    return sum(spec.adapted.params(lora.rank) for spec in adapted)
+def adapter_params(linears: Sequence[LinearSpec], lora: LoraConfig) -> int:
+    """Return r (d_in + d_out) summed over the adapted layers (Hu et al. 2021, section 4.1), and
+    magnitudes."""
+    return sum(shape.params for shape in adapter_shapes(lora, linears).values())
 
 
 def _working_bytes(config: RunConfig, batch: BatchSize, params: int, cohort: int) -> int:

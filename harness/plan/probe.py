@@ -7,6 +7,7 @@ from harness.config.resources import Shard
 from harness.config.schema import (
     CheckpointConfig,
     EvalConfig,
+    LoraConfig,
     OptimConfig,
     PathsConfig,
     ResourcesConfig,
@@ -31,6 +32,13 @@ def cost_key(config: RunConfig) -> str:
     return repr(config_tree(probe))
 
 
+def _unscaled(lora: LoraConfig) -> LoraConfig:
+    """Return an adapter of one scaling in that of all such; several are not computed like one."""
+    if lora.rank_pattern or lora.alpha_pattern or lora.trains_all:
+        return lora
+    return replace(lora, alpha=None, alpha_over_rank=1.0, rslora=False)
+
+
 def probe_config(config: RunConfig) -> RunConfig:
     """Return a few steps of `config` without evaluation, with whatever does not change its cost set aside.
 
@@ -40,7 +48,8 @@ def probe_config(config: RunConfig) -> RunConfig:
     optim = OptimConfig(
         name=kept.name,
         lr=1e-4,
-        loraplus_lr_ratio=kept.loraplus_lr_ratio,
+        loraplus_ratio=kept.loraplus_ratio,
+        neftune_alpha=kept.neftune_alpha,
         schedule=Schedule.constant,
         max_grad_norm=kept.max_grad_norm,
         batch_size=kept.batch_size,
@@ -49,10 +58,9 @@ def probe_config(config: RunConfig) -> RunConfig:
         gradient_checkpointing=kept.gradient_checkpointing,
         offload_activations=kept.offload_activations,
     )
-    over_rank = None if config.lora.trains_all else 1.0
     return replace(
         config,
-        lora=replace(config.lora, alpha=None, alpha_over_rank=over_rank, rslora=False),
+        lora=_unscaled(config.lora),
         optim=optim,
         eval=EvalConfig(before=False, generate=False),
         tracker=TrackerConfig(name=TrackerName.none),

@@ -135,6 +135,8 @@ def _fits(value: Any, declared: Any) -> bool:
     if value is None:
         return NoneType in get_args(declared)
     (kind,) = _alternatives(declared)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict)
     if issubclass(kind, Enum):
         return value in kind.__members__
     if kind is bool:
@@ -148,6 +150,8 @@ def _wanted(text: str, declared: Any) -> str:
     if get_origin(declared) is list:
         return f"must be a list; write [{text}]"
     (kind,) = _alternatives(declared)
+    if get_origin(kind) is dict:
+        return "must be a mapping such as {q_proj: 8}, or null"
     if issubclass(kind, Enum):
         names = list(kind.__members__)
         return f"is none of {', '.join(names)}{near_names(text, names)}"

@@ -92,7 +92,7 @@ def check_against_model(check: Check) -> tuple[str | None, ...]:
     refusals = []
     for config in check.configs:
         key = repr((config.model, config.data, config.eval.split, config.lora.target_modules))
-        key += repr((config.lora.rank, config.lora.init))
+        key += repr(config.lora)
         if key not in known:
             source = find_model(config.model)
             memo = cache_directory(config) / "fingerprints.json"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from harness.config.lora import start_of
 from harness.config.schema import RunConfig
 from harness.records.record import RunStatus
 from harness.records.run_directory import RunDirectory
@@ -148,7 +149,8 @@ News = Ready | Checked | Slots | Busy | Waited | Stepped | Ended | Taken | Halte
 def cohort_of(request: Request, *, alone: bool = False) -> str:
     """Return what runs must share to train side by side: base, rows of one length, recomputation.
 
-    A run that rewrites the base has a cohort of its own, and so has one that is to be `alone`.
+    Runs that rewrite the base share it with those that begin alike, and one that is to be `alone`, or trains
+    embeddings or head too, shares it with nobody.
     """
     config = request.config
     shared: list[Any] = [
@@ -161,6 +163,9 @@ def cohort_of(request: Request, *, alone: bool = False) -> str:
         config.optim.gradient_checkpointing,
         config.optim.offload_activations,
     ]
-    if alone or config.lora.rewrites_base:
+    lora = config.lora
+    if lora.rewrites_base and not lora.trains_all:
+        shared.append(start_of(lora))
+    if alone or lora.trains_alone:
         shared.append(request.identity.run_id)
     return repr(shared)

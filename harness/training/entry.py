@@ -13,6 +13,7 @@ from harness.config.compose import config_tree
 from harness.config.devices import resolved_device
 from harness.config.resources import BackendName
 from harness.data.order import ends_epochs
+from harness.engine.cuda.backend import why_not_captured
 from harness.engine.shared_base import SharedBase
 from harness.evals.base_domain import BITS, FORGETTING, forgetting
 from harness.evals.evaluate import Results, tasks_note
@@ -129,12 +130,7 @@ class RunEntry:
         """Attach the adapter and go on from the newest sound checkpoint, if there is one."""
         self._slot = Slot(self.job, self.shared)
         self._record.provenance["backend"] = self._backend().value
-        offloads = self.job.config.optim.offload_activations
-        if offloads and self.shared.backend.name is BackendName.cuda:
-            self.note(
-                "computed eagerly: optim.offload_activations goes to the host within a pass, and captured "
-                "steps stay on the GPU"
-            )
+        self._tell_why_not_captured()
         checkpoint, notes = load_newest_checkpoint(
             self.job.directory.checkpoint, self.job.run_id, self.shared.base.device
         )
@@ -166,6 +162,12 @@ class RunEntry:
         if name is not BackendName.cuda or (self.num_processes == 1 and self.slot.can_be_captured):
             return name
         return BackendName.reference
+
+    def _tell_why_not_captured(self) -> None:
+        """Say why the reference computes a run on a base whose other runs are captured."""
+        reason = why_not_captured(self.job.config)
+        if self.shared.backend.name is BackendName.cuda and reason is not None:
+            self.note(f"computed by the reference backend, not in captured steps: {reason}")
 
     def note(self, text: str) -> None:
         """Add a remark to the record, once."""

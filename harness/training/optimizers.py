@@ -13,7 +13,7 @@ from harness.engine.whole_model import WholeModel
 
 
 class AdapterOptimizer:
-    """The optimizer of one adapter: A at `lr`, B at `lr * loraplus_lr_ratio` (LoRA+).
+    """The optimizer of one adapter: A at `lr`, B and magnitudes at `lr * loraplus_ratio` (LoRA+).
 
     In full fine-tuning matrices and vectors: norms and biases do not decay, as in transformers' Trainer.
     """
@@ -88,7 +88,7 @@ def _make(
 ) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = [
         {"params": firsts, "ratio": 1.0},
-        {"params": seconds, "ratio": config.loraplus_lr_ratio},
+        {"params": seconds, "ratio": config.loraplus_ratio},
     ]
     if not second_decays:
         groups[1]["weight_decay"] = 0.0

@@ -17,8 +17,9 @@ from harness.data.order import batch_rows, steps_for
 from harness.data.rows import Batch
 from harness.engine.adapter import Adapter, FlatGradient
 from harness.engine.cuda.backend import CudaBackend, Step, can_be_captured
-from harness.engine.dropout import dropout_key
+from harness.engine.dropout import dropout_key, noise_key
 from harness.engine.micro_step import Gradient, Work
+from harness.engine.neftune import Noise
 from harness.engine.shared_base import SharedBase
 from harness.measure.throughput import WARMUP_STEPS, StepClock
 from harness.plan.batch import largest_micro_batch
@@ -89,13 +90,14 @@ class Slot:
 
     def _work(self, batch: Batch, loss_tokens: int, number: int) -> Work:
         """Return a micro-batch as a pass takes it; `number`: of it among all of the run."""
-        drops = self.config.lora.dropout > 0
+        drops, alpha = self.config.lora.dropout > 0, self.config.optim.neftune_alpha
         return Work(
             adapter=self.adapter,
             batch=batch,
             loss_tokens=loss_tokens,
             dropout_key=dropout_key(self.config.seed, number) if drops else None,
             recompute=self.config.optim.gradient_checkpointing,
+            noise=None if alpha is None else Noise(noise_key(self.config.seed, number), alpha),
             offload=self.config.optim.offload_activations,
             loss_scale=self.loss_scale,
         )
@@ -263,7 +265,7 @@ class Slot:
             adapter=self.adapter,
             number=self.progress.moves + 1,
             rate_a=rate,
-            rate_b=rate * optim.loraplus_lr_ratio,
+            rate_b=rate * optim.loraplus_ratio,
             beta1=optim.beta1,
             beta2=optim.beta2,
             epsilon=optim.epsilon,

@@ -203,7 +203,7 @@ def _eight(shared: SharedBase, quant: QuantConfig, directory: Path) -> Iterator[
                 batch_size=4,
                 micro_batch_size=[4, 2, 1][i % 3],
                 steps=4 + i % 3,
-                loraplus_lr_ratio=[1.0, 4.0][i % 2],
+                loraplus_ratio=[1.0, 4.0][i % 2],
             ),
             eval=EvalConfig(generate=False),
             tracker=TrackerConfig(name=TrackerName.none),

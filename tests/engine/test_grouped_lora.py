@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from harness.base.build import Base, freeze
+from harness.base.targets import AdapterShape
 from harness.config.resources import BackendName
 from harness.config.schema import FloatType, LoraConfig, QuantConfig, QuantFormat
 from harness.engine.adapter import Adapter, ParameterLayout
@@ -231,7 +232,7 @@ def test_the_flat_tensor_holds_the_parameters_that_peft_saves() -> None:
 
 
 def test_a_layout_has_every_a_before_every_b() -> None:
-    layout = ParameterLayout(2, {3: (4, 5), 7: (6, 8)})
+    layout = ParameterLayout({3: AdapterShape(2, 4, 5), 7: AdapterShape(2, 6, 8)})
     assert layout.num_a == 2 * (4 + 6)
     assert layout.size == 2 * (4 + 6 + 5 + 8)
     flat = torch.arange(2 * layout.size).view(2, -1)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import shutil
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli.main import dispatch
+from harness.config.compose import CONFIG_DIR_VARIABLE
 from harness.records.run_directory import RunDirectory
 from tests.faults.commands import (
     CANARIES,
@@ -145,6 +147,7 @@ def ends(
     """Whether a command ends with a documented code, in words, without a secret or a control character."""
     capfd.readouterr()
     code = dispatch(words)
+    os.environ.pop(CONFIG_DIR_VARIABLE, None)  # which --config-dir sets for the process
     said = capfd.readouterr()
     assert "a fault of the harness" not in said.err, said.err[-700:]
     assert code in codes, f"exit {code}: {said.err[-300:]}"

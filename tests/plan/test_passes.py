@@ -8,6 +8,7 @@ from harness.config.schema import (
     Attention,
     FloatType,
     LoraConfig,
+    LoraMethod,
     ModelConfig,
     OptimConfig,
     QuantConfig,
@@ -93,6 +94,37 @@ def test_cohorts_of_different_ranks_and_targets_are_traced_too(bases: Bases) -> 
     planned.use(quant)
     runs = [PlannedRun(lora, optim, SMALL) for lora in loras]
     assert pass_bytes(planned, runs, "cpu").saved == real
+
+
+METHODS = {
+    "dora": [
+        LoraConfig(rank=8, alpha=8, method=LoraMethod.dora),
+        LoraConfig(rank=2, alpha=3, method=LoraMethod.dora, dropout=0.1, target_modules=["mlp"]),
+    ],
+    "qalora": [LoraConfig(rank=4, alpha=3, method=LoraMethod.qalora, qalora_group_size=4)] * 2,
+    "patterns": [
+        LoraConfig(
+            rank=4, alpha=8, rank_pattern={"0.self_attn.*": 8}, alpha_pattern={"v_proj": 2.0}
+        )
+    ],
+    "whole": [LoraConfig(rank=4, alpha=8, train_also=["embed_tokens", "lm_head"])],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_are_traced_and_counted_too(bases: Bases, name: str) -> None:
+    loras, quant, optim = METHODS[name], QuantConfig(), OptimConfig(steps=1, neftune_alpha=5.0)
+    shared = bases.real("uneven", quant, Attention.sdpa)
+    real = saved_bytes(shared, loras, optim, SMALL)
+    planned = bases.planned("uneven")
+    planned.use(quant)
+    runs = [PlannedRun(lora, optim, SMALL) for lora in loras]
+    assert pass_bytes(planned, runs, "cpu").saved == real
+    adapter = shared.attach(loras[0], seed=0)
+    config = RunConfig(quant=quant, lora=loras[0], optim=optim)
+    prediction = predict(planned, config, SMALL, device="cpu")
+    assert prediction.trainable_params == adapter.num_parameters
+    shared.detach(adapter)
 
 
 def test_blocks_before_the_first_adapted_one_keep_nothing(bases: Bases) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.base.storage import storage_of
-from harness.base.targets import adapted_layers
+from harness.base.targets import adapter_shapes
 from harness.config.schema import (
     Attention,
     FloatType,
@@ -62,15 +62,15 @@ def test_optimizer_states_are_the_bytes_of_the_optimizer_after_a_step(
     # At rank 32 some tensors of this model have 4096 elements and more, from where 8 bits are used.
     lora = LoraConfig(rank=rank, alpha=8)
     shared = bases.real("uneven", QuantConfig(format=QuantFormat.none), Attention.sdpa)
-    adapted = adapted_layers(lora, shared.base.linears)
+    adapted = list(adapter_shapes(lora, shared.base.linears).values())
     real = optimizer_state_bytes(shared, lora, OptimConfig(name=name, steps=1))
-    assert optimizer_bytes(name, adapter_sizes(adapted, rank)).total == real
+    assert optimizer_bytes(name, adapter_sizes(adapted)).total == real
 
 
 def test_only_large_tensors_of_paged_optimizers_are_paged(llama) -> None:
     lora = LoraConfig(rank=16, alpha=16)
-    adapted = adapted_layers(lora, llama.linears)
-    sizes = [16 * size for spec in adapted for size in (spec.in_features, spec.out_features)]
+    adapted = list(adapter_shapes(lora, llama.linears).values())
+    sizes = [16 * size for shape in adapted for size in (shape.inputs, shape.outputs)]
     of_32_bit = optimizer_bytes(OptimizerName.paged_adamw_32bit, sizes)
     assert of_32_bit.paged == 8 * sum(size for size in sizes if size >= 1e5)
     assert of_32_bit.total == 8 * sum(sizes)

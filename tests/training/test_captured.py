@@ -65,7 +65,7 @@ def unlike_runs(shared: SharedBase, make_job: MakeJob, prefix: str, count: int =
                 "micro_batch_size": (4, 2, 1, 4, 2)[i],
                 "weight_decay": (0.0, 0.1, 0.0, 0.0, 0.01)[i],
                 "max_grad_norm": (0.3, None, 0.3, 1.0, 0.3)[i],
-                "loraplus_lr_ratio": (1.0, 4.0, 1.0, 1.0, 2.0)[i],
+                "loraplus_ratio": (1.0, 4.0, 1.0, 1.0, 2.0)[i],
             },
             seed=i,
         )

@@ -198,7 +198,7 @@ def test_its_base_serves_no_other_run_afterwards(make_whole, models) -> None:
         (["quant=none", "lora.rank=4"], "lora.rank=4 would be ignored by lora=none"),
         (["quant=none", "lora.init=pissa"], "lora.init=pissa would be ignored"),
         (["quant=none", "lora.dropout=0.1"], "lora.dropout=0.1 would be ignored"),
-        (["quant=none", "optim.loraplus_lr_ratio=4"], "optim.loraplus_lr_ratio=4.0 would be"),
+        (["quant=none", "optim.loraplus_ratio=4"], "optim.loraplus_ratio=4.0 would be"),
         (["quant=none", "resources.backend=cpu"], "resources.backend=cpu computes a frozen base"),
     ],
 )

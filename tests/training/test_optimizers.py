@@ -49,7 +49,7 @@ def test_two_steps_of_adamw_are_those_of_its_paper(make_base: MakeBase) -> None:
         beta2=0.95,
         epsilon=1e-6,
         weight_decay=0.1,
-        loraplus_lr_ratio=4.0,
+        loraplus_ratio=4.0,
         steps=2,
     )
     optimizer = AdapterOptimizer(adapter, config)

@@ -95,7 +95,7 @@ def eight_jobs(shared: SharedBase, make_job: MakeJob, prefix: str) -> list[Job]:
                 "lr": [5e-3, 1e-3, 2e-2, 3e-3][i % 4],
                 "micro_batch_size": [4, 2, 1][i % 3],
                 "steps": 4 + i % 3,
-                "loraplus_lr_ratio": [1.0, 4.0][i % 2],
+                "loraplus_ratio": [1.0, 4.0][i % 2],
                 "max_grad_norm": None if i == 4 else 0.3,
             },
             eval={"every_steps": 2} if i == 2 else {},

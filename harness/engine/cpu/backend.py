@@ -3,8 +3,9 @@
 A short pass over a tiny model costs more in unpacking weights, in autograd and in passing over memory than
 in multiplying. So the frozen layers' products are those of `harness.engine.cpu.matmul`; where decoded
 weights may be kept, decoder layers of a kind that is known here are computed by `LlamaBlock`. What that does
-not cover (dropout in adapters, caches of keys and values) goes its usual way. Numbers do not depend on it,
-to the bit. A base of some size, whose memory is what the formats are about, is not for this backend.
+not cover (dropout, DoRA and QA-LoRA in adapters, caches of keys and values) goes its usual way. Numbers do
+not depend on it, to the bit. A base of some size, whose memory is what the formats are about, is not for
+this backend.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,12 @@ class CpuBackend:
             weight.keep() if wanted else weight.let_go()
         for block in self._blocks:
             block.is_used = wanted
+
+    def base_was_rewritten(self) -> None:
+        """Decode anew what is kept."""
+        if self._keeps:
+            self.keep_decoded(False)
+            self.keep_decoded(True)
 
     @contextmanager
     def decoded(self) -> Iterator[None]:

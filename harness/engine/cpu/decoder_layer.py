@@ -86,9 +86,13 @@ class QuickBlock:
         **others: Any,
     ) -> torch.Tensor:
         """Return the block's output, as the decoder layer would."""
-        has_dropout = any(b.dropout and b.dropout_key is not None for b in self.plan.present)
+        present = self.plan.present
+        is_plain = all(
+            group.layout.is_plain and not (group.dropout and group.dropout_key is not None)
+            for group in present
+        )
         is_covered = past_key_values is None and position_embeddings is not None
-        if not self.is_used or not is_covered or has_dropout:
+        if not self.is_used or not is_covered or not is_plain:
             return type(self.module).forward(  # pyright: ignore[reportReturnType]
                 self.module,
                 hidden_states,

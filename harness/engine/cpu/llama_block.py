@@ -64,7 +64,8 @@ class FusedLinears:
                 if layer in part.group.layout:
                     adapter = part.group.weights(layer)
                     kept.append(OWN.product(part.rows(x_NI), adapter.a))
-                    add_update(OWN, adapter.b, part.group.scaling, kept[-1], part.rows(y_NO))
+                    scaling = part.group.scaling(layer)
+                    add_update(OWN, adapter.b, scaling, kept[-1], part.rows(y_NO))
             ys_NO.append(y_NO)
         return ys_NO, kept
 
@@ -93,8 +94,9 @@ class FusedLinears:
             for part in reversed(adapted):
                 group, x_rows = part.group, part.rows(x_NI)
                 adapter, targets = group.weights(layer), group.targets(layer)
+                scaling, grad_rows = group.scaling(layer), part.rows(grad_NO)
                 grad_h = add_gradients(
-                    adapter, targets, group.scaling, part.rows(grad_NO), x_rows, remaining.pop()
+                    adapter, targets, scaling, grad_rows, x_rows, remaining.pop()
                 )
                 if grad_x_NI is not None:
                     OWN.add_product_(part.rows(grad_x_NI), grad_h, adapter.a.mT)

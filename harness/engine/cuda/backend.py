@@ -19,7 +19,7 @@ import torch
 from harness.base.attention import AttentionKind, UnknownAttention, attention_of
 from harness.base.build import Base
 from harness.config.resources import BackendName
-from harness.config.schema import FloatType, OptimizerName, RunConfig
+from harness.config.schema import FloatType, LoraMethod, OptimizerName, RunConfig
 from harness.engine.adapter import Adapter
 from harness.engine.cuda import ops
 from harness.engine.cuda.decoding import Decoder, DecodingSize, cache_bytes
@@ -91,16 +91,31 @@ def why_not_this_model(base: Base) -> str | None:
 
 
 def can_be_captured(config: RunConfig) -> bool:
-    """Say whether seats can hold a run: other optimizers keep their state tensor by tensor.
+    """Say whether seats can hold a run."""
+    return why_not_captured(config) is None
 
-    Nor do they hold a whole model. And whether a graph can be replayed for it: nothing in it goes to the host
-    and comes back.
-    """
-    if config.lora.trains_all:
-        return False
-    same_type = config.lora.compute_dtype is config.quant.compute_dtype
-    adamw = config.optim.name is OptimizerName.adamw
-    return same_type and adamw and not config.optim.offload_activations
+
+def why_not_captured(config: RunConfig) -> str | None:
+    """Return why seats cannot hold a run, in words for its record; None where they can."""
+    lora, optim = config.lora, config.optim
+    if lora.trains_all:
+        return "lora=none trains a whole model"
+    if optim.name is not OptimizerName.adamw:
+        return f"optim={optim.name.value} keeps its state tensor by tensor"
+    if lora.compute_dtype is not config.quant.compute_dtype:
+        return f"lora.compute_dtype={lora.compute_dtype.value} is not that of the base"
+    if lora.method is not LoraMethod.lora:
+        return f"lora.method={lora.method.value} is not in the captured pass"
+    if lora.train_also:
+        return "lora.train_also is not in the captured pass"
+    if optim.offload_activations:
+        return "optim.offload_activations goes to the host within a pass, and captured steps stay on the GPU"
+    if optim.neftune_alpha is not None:
+        return "optim.neftune_alpha is not in the captured pass"
+    follows = lora.alpha_over_rank is not None and not lora.rslora
+    if lora.alpha_pattern or (lora.rank_pattern and not follows):
+        return "its layers have several scalings, and a seat has one"
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +196,9 @@ class CudaBackend:
 
     def keep_decoded(self, wanted: bool) -> None:
         """Keep nothing: weights are decoded in every pass, once for the rows of all runs."""
+
+    def base_was_rewritten(self) -> None:
+        """Nothing is kept: passes read the packed tensors, which stay where they are."""
 
     @contextmanager
     def decoded(self) -> Iterator[None]:

@@ -86,8 +86,9 @@ class SeatLayout:
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return pairs (in the seat, in a tensor of the adapter's layout) of the same elements."""
         pairs = []
-        rank, seat_SP, own_KP = adapter.layout.rank, seat_P.unsqueeze(0), flat_P.unsqueeze(0)
+        seat_SP, own_KP = seat_P.unsqueeze(0), flat_P.unsqueeze(0)
         for layer in adapter.layout.layers:
+            rank = adapter.layout.shape(layer).rank
             place, number = self._of_layer[layer]
             first = number * self.rank
             a = self.a(seat_SP, place)[0, first : first + rank]

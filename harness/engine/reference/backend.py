@@ -27,6 +27,9 @@ class ReferenceBackend:
     def keep_decoded(self, wanted: bool) -> None:
         """Keep nothing."""
 
+    def base_was_rewritten(self) -> None:
+        """Nothing is kept."""
+
     @contextmanager
     def decoded(self) -> Iterator[None]:
         """Keep nothing."""

@@ -120,6 +120,8 @@ class ExpertsLora:
 class _Update:
     """The updates of one matrix in one pass, forwards and backwards."""
 
+    scales_base = False
+
     def __init__(self, layer: int, experts: int, spans: list[_Span]) -> None:
         self._layer = layer
         self._experts = experts
@@ -131,7 +133,7 @@ class _Update:
         for span in self._spans:
             weights = self._of(span, span.group.weights(self._layer))
             h_SR = OWN.product(x_SI[span.start : span.stop].to(weights.a.dtype), weights.a)
-            add_update(OWN, weights.b, _scaling(span), h_SR, y_SO[span.start : span.stop])
+            add_update(OWN, weights.b, self._scaling(span), h_SR, y_SO[span.start : span.stop])
             saved.append(h_SR)
         return saved
 
@@ -150,8 +152,8 @@ class _Update:
             weights = self._of(span, span.group.weights(self._layer))
             targets = self._of(span, span.group.targets(self._layer))
             grad_SO = grad_y[span.start : span.stop].to(weights.a.dtype)
-            x_SI = x[span.start : span.stop].to(weights.a.dtype)
-            grad_h_SR = add_gradients(weights, targets, _scaling(span), grad_SO, x_SI, h_SR)
+            x_SI, scaling = x[span.start : span.stop].to(weights.a.dtype), self._scaling(span)
+            grad_h_SR = add_gradients(weights, targets, scaling, grad_SO, x_SI, h_SR)
             if grad_x is not None:
                 grad_x[span.start : span.stop] = grad_h_SR @ weights.a
         return grad_x
@@ -164,8 +166,8 @@ class _Update:
         a_ERI, b_ORE = a.view(self._experts, -1, a.shape[-1]), b.view(len(b), -1, self._experts)
         return Weights(a_ERI[span.expert], b_ORE[:, :, span.expert])
 
-
-def _scaling(span: _Span) -> Scaling:
-    """Return the adapter's own, where PEFT has it: on the update."""
-    value = span.group.scaling.value
-    return Scaling(value[span.number, 0, 0] if isinstance(value, torch.Tensor) else value, False)
+    def _scaling(self, span: _Span) -> Scaling:
+        """Return the adapter's own, where PEFT has it: on the update."""
+        value = span.group.scaling(self._layer).value
+        own = value[span.number, 0, 0] if isinstance(value, torch.Tensor) else value
+        return Scaling(own, is_exact=False)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from harness.engine.lora_math import OWN, add_gradients, add_update
+from harness.engine.reference.dora import DoraRows, FrozenRows
 from harness.engine.rows import AdapterGroup, RowPlan
 
 
@@ -30,6 +31,7 @@ class PackedLora:
         self.layer = layer
         self.layer_index = layer_index
         self.plan = plan
+        self.frozen_rows = FrozenRows(layer, layer_index)
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         y = self.layer.base_layer(x, *args, **kwargs)
@@ -41,7 +43,8 @@ class PackedLora:
             y._is_view()
         ):  # of a layer with bias, in bitsandbytes: autograd lets nobody write into it
             y = y.clone()
-        update = _Update(self.plan, self.layer_index, groups, self._width(x))
+        self.frozen_rows.measure(groups)
+        update = _Update(self, groups, self._width(x))
         if torch.is_grad_enabled():
             return Adapted.apply(x, y, self.plan.anchor, update)  # pyright: ignore[reportReturnType]
         update.add_to(x, y)
@@ -63,6 +66,9 @@ class PackedLora:
 class Update(Protocol):
     """What adapters add to an output in one pass, forwards and backwards."""
 
+    scales_base: bool
+    """Whether it scales the frozen product too: `gradients` then scales that one's gradient in place."""
+
     def add_to(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor | None]:
         """Add it to y in place; return what backward needs."""
         ...
@@ -82,27 +88,33 @@ class Update(Protocol):
 class _Update:
     """What the adapters add to one layer's output in one pass, forwards and backwards."""
 
-    def __init__(
-        self, plan: RowPlan, layer_index: int, groups: Sequence[AdapterGroup], width: int
-    ) -> None:
-        self.plan = plan
-        self.layer_index = layer_index
+    def __init__(self, packed: PackedLora, groups: Sequence[AdapterGroup], width: int) -> None:
+        self.plan = packed.plan
+        self.layer = packed.layer
+        self.layer_index = packed.layer_index
         self.groups = groups
         self.width = width
+        shapes = [group.layout.shape(self.layer_index) for group in groups]
+        self.scales_base = any(shape.has_magnitudes for shape in shapes)
 
     def add_to(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor | None]:
-        """Add the updates to y in place; return A x and the dropout mask of each group, for backward."""
+        """Add the updates to y in place; return for backward, of each group, A x, the dropout mask, and with
+        DoRA the sum that it scales."""
         saved: list[torch.Tensor | None] = []
         for group in self.groups:
             weights = group.weights(self.layer_index)
-            x_rows, y_rows = self._rows(x, group), self._rows(y, group)
-            x_rows = x_rows.to(weights.a.dtype)
-            kept = self.plan.keep_mask(group, self.layer_index, x_rows)
-            if kept is not None:
-                x_rows = x_rows * kept
-            h_rows = OWN.product(x_rows, weights.a)
-            add_update(OWN, weights.b, group.scaling, h_rows, y_rows)
-            saved += [h_rows, kept]
+            y_rows, scaling = self._rows(y, group), group.scaling(self.layer_index)
+            x_rows, kept = self._input(x, group, weights.a.dtype)
+            h_rows = OWN.product(self._pooled(x_rows, group), weights.a)
+            dora, both = self._dora(group), None
+            if dora is None:
+                add_update(OWN, weights.b, scaling, h_rows, y_rows)
+            else:
+                product = dora.frozen_product(x_rows, y_rows, drops=kept is not None)
+                both = product.to(weights.a.dtype, copy=kept is not None)
+                add_update(OWN, weights.b, scaling, h_rows, both)
+                dora.write(y_rows, both, None if kept is None else product)
+            saved += [h_rows, kept, both]
         return saved
 
     def gradients(
@@ -113,24 +125,78 @@ class _Update:
         *,
         grad_x_wanted: bool,
     ) -> torch.Tensor | None:
-        """Add up the gradients of A and B where the groups keep them; return that of x, if it is wanted."""
+        """Add up the adapters' gradients where the groups keep them; return that of x, if it is wanted."""
         grad_x = self._empty_gradient(x) if grad_x_wanted else None
-        for group, h, kept in zip(self.groups, saved[::2], saved[1::2], strict=True):
+        for group, h, kept, both in zip(
+            self.groups, saved[::3], saved[1::3], saved[2::3], strict=True
+        ):
             assert h is not None
             weights, targets = group.weights(self.layer_index), group.targets(self.layer_index)
-            x_rows = self._rows(x, group).to(weights.a.dtype)
-            if kept is not None:
-                x_rows = x_rows * kept
+            x_rows, _ = self._input(x, group, weights.a.dtype, kept)
             grad = self._rows(grad_y, group).to(weights.a.dtype)
-            grad_h = add_gradients(weights, targets, group.scaling, grad, x_rows, h)
+            dora, beside = self._dora(group), None
+            if dora is not None and both is not None:
+                dora.add_magnitude_gradients(grad, both)
+                if kept is not None and grad_x is not None:
+                    beside = dora.through_dropped(grad)
+                grad = dora.scaled(grad)
+                if kept is None:
+                    dora.scale_(self._rows(grad_y, group))
+            scaling, seen = group.scaling(self.layer_index), self._pooled(x_rows, group)
+            grad_h = add_gradients(weights, targets, scaling, grad, seen, h)
             if grad_x is not None:
-                grad_rows = self._rows(grad_x, group)
-                if kept is None and grad_rows.dtype is grad_h.dtype:
-                    torch.matmul(grad_h, weights.a, out=grad_rows)
-                else:
-                    through = torch.matmul(grad_h, weights.a)
-                    grad_rows.copy_(through if kept is None else through.mul_(kept))
+                self._write_gradient(
+                    self._rows(grad_x, group), grad_h, weights.a, group, kept, beside
+                )
         return grad_x
+
+    def _write_gradient(
+        self,
+        grad_rows: torch.Tensor,
+        grad_h: torch.Tensor,
+        a: torch.Tensor,
+        group: AdapterGroup,
+        kept: torch.Tensor | None,
+        beside: torch.Tensor | None,
+    ) -> None:
+        """Write the gradient of a group's input; `beside`: what comes to it another way than through A."""
+        pooled = group.layout.shape(self.layer_index).pooled
+        if kept is None and pooled == 1 and grad_rows.dtype is grad_h.dtype:
+            torch.matmul(grad_h, a, out=grad_rows)
+            return
+        through = torch.matmul(grad_h, a)
+        if pooled > 1:
+            through = through.mul_(a.shape[-1] / pooled).repeat_interleave(pooled, dim=-1)
+        if beside is not None:
+            through.add_(beside)
+        grad_rows.copy_(through if kept is None else through.mul_(kept))
+
+    def _input(
+        self,
+        x: torch.Tensor,
+        group: AdapterGroup,
+        dtype: torch.dtype,
+        kept: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return a group's rows of x with what its dropout leaves of them, and its mask, if it is not
+        given."""
+        x_rows = self._rows(x, group).to(dtype)
+        if kept is None:
+            kept = self.plan.keep_mask(group, self.layer_index, x_rows)
+        return (x_rows if kept is None else x_rows * kept), kept
+
+    def _pooled(self, x_rows: torch.Tensor, group: AdapterGroup) -> torch.Tensor:
+        """Return what A sees: with QA-LoRA the means of groups of inputs times their number, as PEFT has
+        it."""
+        pooled = group.layout.shape(self.layer_index).pooled
+        if pooled == 1:
+            return x_rows
+        return x_rows.unflatten(-1, (-1, pooled)).mean(-1).mul_(x_rows.shape[-1] // pooled)
+
+    def _dora(self, group: AdapterGroup) -> DoraRows | None:
+        if not group.layout.shape(self.layer_index).has_magnitudes:
+            return None
+        return DoraRows(self.layer.base_layer, group, self.layer_index)
 
     def _rows(self, tensor: torch.Tensor, group: AdapterGroup) -> torch.Tensor:
         """Return the group's rows as [N, …], or [K, N, …] for stacked adapters."""
@@ -164,6 +230,10 @@ class Adapted(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, torch.Tensor, None, None]:
         (grad_y,) = grad_outputs
         x, *saved = ctx.saved_tensors
-        grad_y = grad_y.contiguous()
+        grad_y = (
+            grad_y.clone(memory_format=torch.contiguous_format)
+            if ctx.update.scales_base
+            else grad_y.contiguous()
+        )
         grad_x = ctx.update.gradients(grad_y, x, saved, grad_x_wanted=ctx.needs_input_grad[0])
         return grad_x, grad_y, None, None
