@@ -86,7 +86,7 @@ REFUSED = ("lora.rnk",)  # shown for the message
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_that_are_shown_have_options_groups_and_keys_that_exist(document):
-    sections = (*PARTS, "plan")
+    sections = (*PARTS, "plan", "scale")
     known = {*known_keys(), *group_options(), *PARTS, *REFUSED}
     for line in commands(document):
         command, *words = shlex.split(line.partition(" #")[0])
