@@ -39,7 +39,7 @@ PROMISED = (
         "qlora_paging",
     ),
     *("lora_table5", "lora_table6", "lora_table18", "learns_less", "without_regret", "bnb_2086"),
-    *("guanaco", "tinker_llama", "rate_law"),
+    *("guanaco", "tinker_llama", "rate_law", "lr_matters"),
 )
 
 
