@@ -98,7 +98,7 @@ def ask_command(words: Sequence[str], flags: AskFlags) -> int:
     if flags.file is not None:
         prompts = list(read_prompts(flags.file, config.data, "--file"))
     elif prompt is not None or not sys.stdin.isatty():
-        text = sys.stdin.read().strip() if prompt is None else prompt
+        text = _piped() if prompt is None else prompt
         if not text.strip():
             raise RequestError("an empty prompt asks nothing; give a text")
         prompts = [prompt_of(text, config.data)]
@@ -124,6 +124,17 @@ def ask_command(words: Sequence[str], flags: AskFlags) -> int:
 
 
 # What is asked, and who answers ------------------------------------------------------------------
+
+
+def _piped() -> str:
+    """Return what a pipe brings; raises RequestError where it is no text."""
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"the prompt that is piped in is no UTF-8 text (byte {error.start}: {error.reason}); pipe "
+            "text, or give the prompt in quotes"
+        ) from None
 
 
 def _read(words: Sequence[str]) -> tuple[list[str], str | None, list[str]]:

@@ -137,7 +137,7 @@ def message(text: str) -> str:
 
 def _printable(character: str) -> str:
     """Write out what a terminal would obey or hide: control and direction marks, halves, unassigned ones."""
-    if character.isprintable() or character in "\n\t":
+    if character.isprintable() or character == "\n":
         return character
     return character.encode("unicode_escape").decode()
 

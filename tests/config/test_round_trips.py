@@ -49,6 +49,9 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         return st.one_of([values(each) for each in get_args(kind) if each is not type(None)])
     if get_origin(kind) is list:
         return st.lists(texts, max_size=3)
+    if get_origin(kind) is dict:
+        names = st.from_regex(r"[a-z]{1,4}(_[a-z]{1,4}){0,2}", fullmatch=True)
+        return st.dictionaries(names, values(get_args(kind)[1]), min_size=1, max_size=3)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return st.sampled_from(list(kind))
     return {
@@ -87,6 +90,9 @@ def written(value: Any) -> str:
     """Return how a user writes a value; a text in quotes where it would read as something else."""
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
+    if isinstance(value, dict):
+        pairs = (f"{written(key)}: {written(each)}" for key, each in value.items())
+        return "{" + ", ".join(pairs) + "}"
     if isinstance(value, str):
         return spelled(QuotedString(text=value, quote=Quote.single))
     return spelled(value.value if isinstance(value, Enum) else value)

@@ -35,7 +35,7 @@ def _option(name: str) -> Path:
 
 def test_the_options_are_there():
     names = "alpaca alpaca_cleaned chat comments dialect facts hub instructions pairs qa quotes rule shawgpt"
-    assert [file.stem for file in OPTIONS] == [*names.split(), "text", "viewer_comments"]
+    assert [file.stem for file in OPTIONS] == [*names.split(), "skills", "text", "viewer_comments"]
 
 
 @pytest.mark.parametrize("file", OPTIONS, ids=lambda file: file.stem)

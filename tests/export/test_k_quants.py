@@ -70,6 +70,7 @@ def test_super_blocks_of_one_value_are_finite_and_near_it(kind: KType, value: fl
     assert np.abs(back - weights).max() <= 1e-3 * abs(value) + 1e-8
 
 
+@pytest.mark.data
 @pytest.mark.parametrize("kind", KType)
 def test_the_bytes_are_ggmls_own_but_for_near_ties(kind: KType) -> None:
     """Sums in another order choose otherwise where two divisions of a range are as good."""
@@ -144,7 +145,16 @@ def test_a_file_is_read_as_what_was_packed(model, tmp_path) -> None:
     weight = dense.model.layers[0].self_attn.v_proj.weight
     expected = decoded(packed(weight, KType.Q6_K), KType.Q6_K)
     assert np.array_equal(read.model.layers[0].self_attn.v_proj.weight.detach().numpy(), expected)
+
+
+@pytest.mark.data
+def test_llama_cpp_computes_what_was_packed(model, tmp_path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
+    dense, tokenizer = model
+    write_gguf(dense, tokenizer, tmp_path / "it.gguf", GgufType.q4_k_m, name="it")
+    read: Any = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="it.gguf", dtype=torch.float32
+    )
     llama = llama_cpp.Llama(str(tmp_path / "it.gguf"), n_ctx=64, logits_all=True, verbose=False)
     llama.eval(IDS[0].tolist())
     theirs = torch.tensor(llama.scores[: IDS.shape[1]])
@@ -153,6 +163,7 @@ def test_a_file_is_read_as_what_was_packed(model, tmp_path) -> None:
     assert (ours - theirs).abs().max() < 0.05 * ours.abs().max()  # products of 8-bit activations
 
 
+@pytest.mark.data
 @pytest.mark.parametrize("tied", [False, True])
 def test_each_tensor_has_the_type_that_llama_cpp_gives_it(model, tied, tmp_path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")

@@ -28,7 +28,9 @@ def ends_in_words(capfd: pytest.CaptureFixture[str], words: list[str]) -> bool:
     code = dispatch(words)
     said = capfd.readouterr()
     assert code in (0, 1, 2), said.err[-600:]
-    return "Traceback" not in said.err and (code == 0 or "harness: " in said.err)
+    assert "Traceback" not in said.err, said.err[-600:]
+    assert code == 0 or "harness: " in said.err, f"exit {code}: {said.err[-600:]!r}"
+    return True
 
 
 @pytest.fixture
