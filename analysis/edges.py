@@ -27,6 +27,9 @@ def edge_notes(sweep: SweepData) -> list[str]:
         if len(numbers) < 2 or axis.key in _compared_keys(sweep):
             continue
         for is_high in (False, True):
+            command = _command(sweep, axis, numbers, is_high=is_high)
+            if command is None:
+                continue
             levels = [
                 spelled_combination(line["compared"][0])
                 if line.get("compared")
@@ -40,7 +43,7 @@ def edge_notes(sweep: SweepData) -> list[str]:
                 notes.append(
                     f"{axis.key}={end:g}, the {'largest' if is_high else 'smallest'} that was tried, is the "
                     f"best for {'; '.join(levels)}: a better one may lie beyond. This tries it, and trains "
-                    f"nothing again: {_command(sweep, axis, numbers, is_high=is_high)}"
+                    f"nothing again: {command}"
                 )
     return notes
 
@@ -72,12 +75,27 @@ def _is_on_edge(axis: Axis, numbers: Sequence[float], value: float, *, is_high: 
     return abs(scale(value) - scale(end)) <= NEAR_EDGE * span
 
 
-def _command(sweep: SweepData, axis: Axis, numbers: Sequence[float], *, is_high: bool) -> str:
+def _is_whole(sweep: SweepData, axis: Axis) -> bool:
+    """Whether an axis has whole numbers alone, as a rank does: so the records of its runs have them."""
+    if isinstance(axis, NumberAxis):
+        return axis.integer
+    found = [row[axis.key] for row in sweep.rows if row.get(axis.key) is not None]
+    return bool(found) and all(isinstance(value, int) for value in found)
+
+
+def _command(
+    sweep: SweepData, axis: Axis, numbers: Sequence[float], *, is_high: bool
+) -> str | None:
+    """Return what looks beyond an end; None where an axis of whole numbers has nothing there."""
     end, inner = (numbers[-1], numbers[-2]) if is_high else (numbers[0], numbers[1])
     ratio = end / inner if inner and not isinstance(axis, NumberAxis) else COMMON_STEP
     if isinstance(axis, NumberAxis) and not is_high:
         ratio = 1 / COMMON_STEP
     beyond = float(f"{end * ratio:.3g}")
+    if _is_whole(sweep, axis):
+        beyond = math.ceil(beyond) if is_high else math.floor(beyond)
+        if not is_high and beyond < 1:
+            return None
     if isinstance(axis, NumberAxis):
         low, high = (axis.low, beyond) if is_high else (beyond, axis.high)
         inside = f"interval({low:g}, {high:g})"

@@ -248,6 +248,28 @@ def test_what_lies_beyond_an_edge_is_an_axis_of_the_same_kind(
     assert f"'{key}={beyond}'" in note
 
 
+@pytest.mark.parametrize(
+    ("axis", "best", "beyond"),
+    [
+        ("choice(1, 2)", "1", None),
+        ("choice(2, 4)", "2", "choice(1, 2, 4)"),
+        ("choice(3, 4)", "3", "choice(2, 3, 4)"),
+        ("choice(3, 5)", "5", "choice(3, 5, 9)"),
+    ],
+)
+def test_beyond_whole_numbers_are_whole_ones_from_one_on(tmp_path, axis, best, beyond) -> None:
+    saved(tmp_path, {2: around(1.0)})
+    directory = tmp_path / "sweeps" / "small"
+    state = json.loads((directory / "state.json").read_text())
+    state["confirmed"] = [{**state["confirmed"][0], "point": {"lora.rank": best}, "compared": []}]
+    (directory / "state.json").write_text(json.dumps(state))
+    question = {"name": "small", "question": "Which?", "space": {"lora.rank": axis}}
+    (directory / "sweep.yaml").write_text(yaml.safe_dump(question))
+    notes = edge_notes(load_sweep(tmp_path, "small"))
+    assert len(notes) == (beyond is not None)
+    assert all(f"'lora.rank={beyond}'" in note for note in notes)
+
+
 def test_an_axis_that_is_compared_has_no_edge(tmp_path) -> None:
     losses = {2: around(1.0), 4: around(0.8)}
     saved(tmp_path, losses, compare={"lora.rank": "steps"})
