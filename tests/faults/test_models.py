@@ -28,8 +28,8 @@ def ends_in_words(capfd: pytest.CaptureFixture[str], words: list[str]) -> bool:
     """Whether a command ends well, with a failed run, or with a refusal in a sentence."""
     capfd.readouterr()
     for handler in logging.getLogger("transformers").handlers:  # made when another test had stderr
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(sys.stderr)
+        if type(handler) is logging.StreamHandler:
+            handler.stream = sys.stderr  # `setStream` would flush the old one, which is closed
     code = dispatch(words)
     said = capfd.readouterr()
     assert code in (0, 1, 2), said.err[-600:]
