@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from harness.config.devices import resolved_device, visible_cuda_devices
+from harness.config.patterns import may_match_for_ever
 from harness.config.resources import BackendName, Shard
 from harness.config.schema import (
     EMBEDDED_DOMAIN,
@@ -138,16 +139,17 @@ def _method_problems(lora: LoraConfig) -> Iterator[str]:
                 re.compile(pattern)
             except re.error as error:
                 yield f"lora.{name}: {pattern!r} is no regular expression: {error}"
+            else:
+                if may_match_for_ever(pattern):
+                    yield (
+                        f"lora.{name}: {pattern!r} may take for ever to match: it repeats what repeats or "
+                        "has a choice in it, or has more than three repetitions; write layers as "
+                        r".*\.[0-5]\.mlp or (q_proj|v_proj)"
+                    )
+    of_qalora, of_loftq = method is LoraMethod.qalora, lora.init is LoraInit.loftq
     for name, value, belongs, owner in (
-        *(
-            (
-                "qalora_group_size",
-                lora.qalora_group_size,
-                method is LoraMethod.qalora,
-                "method=qalora",
-            ),
-        ),
-        *(("loftq_iterations", lora.loftq_iterations, lora.init is LoraInit.loftq, "init=loftq"),),
+        ("qalora_group_size", lora.qalora_group_size, of_qalora, "method=qalora"),
+        ("loftq_iterations", lora.loftq_iterations, of_loftq, "init=loftq"),
     ):
         if value < 1:
             yield f"lora.{name}={value} must be at least 1"
@@ -410,10 +412,10 @@ def _task_problems(config: EvalConfig) -> Iterator[str]:
         yield f"eval.tasks={config.tasks} names a task twice"
     if any(not name.strip() for name in config.tasks):
         yield "eval.tasks holds an empty name"
-    if config.num_fewshot is not None and not 0 <= config.num_fewshot <= MOST:
+    if config.num_fewshot is not None and config.num_fewshot < 0:
         yield f"eval.num_fewshot={config.num_fewshot} must be at least 0"
     limit = config.limit
-    if limit is not None and not (math.isfinite(limit) and 0 < limit <= MOST):
+    if limit is not None and not (math.isfinite(limit) and limit > 0):
         yield f"eval.limit={limit} must be a number of documents, or a share of them between 0 and 1"
     elif limit is not None and limit >= 1 and limit % 1:
         yield f"eval.limit={limit:g} must be a whole number of documents, or a share below 1"
