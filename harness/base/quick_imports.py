@@ -16,7 +16,9 @@ from typing import Any
 
 
 def quiet_libraries() -> None:
-    """Keep load bars, deprecation notes and import-time warnings off the user's terminal."""
+    """Keep load bars, deprecation notes and import-time warnings off the user's terminal, and the traceback
+    that Python prints where a library's log has nobody to read it any more."""
+    logging.raiseExceptions = False
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

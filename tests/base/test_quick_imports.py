@@ -1,12 +1,14 @@
 """Importing the heavy libraries in less time leaves them what they are."""
 
+import io
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
 
-from harness.base.quick_imports import let_threads_sleep
+from harness.base.quick_imports import let_threads_sleep, quiet_libraries
 
 _IMPORTED = """
 from harness.training.libraries import import_libraries
@@ -111,3 +113,21 @@ def test_who_says_how_threads_wait_means_it(given: str, monkeypatch: pytest.Monk
     let_threads_sleep()
     assert os.environ[given] == "1000"
     assert given == "OMP_WAIT_POLICY" or "OMP_WAIT_POLICY" not in os.environ
+
+
+def test_a_log_that_nobody_reads_any_more_prints_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    closed = io.StringIO()
+    handler, logger = logging.StreamHandler(closed), logging.getLogger("transformers.tests")
+    logger.addHandler(handler)
+    closed.close()
+    try:
+        logger.warning("as it is")
+        assert "Traceback" in capsys.readouterr().err
+        quiet_libraries()
+        logger.warning("as a command has it")
+        assert "Traceback" not in capsys.readouterr().err
+    finally:
+        logger.removeHandler(handler)
