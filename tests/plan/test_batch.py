@@ -1,4 +1,4 @@
-"""The largest micro-batch: by the lengths of the rows of every micro-batch of every step, and as it is stated."""
+"""The largest micro-batch: by the lengths of the rows of every one in every step, and as it is stated."""
 
 import pytest
 import torch
