@@ -111,7 +111,7 @@ def test_a_margin_is_above_nothing() -> None:
 def test_resources_end_where_they_say(key: str, good: list[Any], bad: list[Any]) -> None:
     for value in good:
         found = getattr(read_resources({key: value}, ""), key)
-        expected = (value,) if key == "devices" and isinstance(value, int) else value
+        expected: Any = (value,) if key == "devices" and isinstance(value, int) else value
         expected = tuple(expected) if isinstance(expected, list) else expected
         assert found == (float(expected) if key == "hang_seconds" else expected)
     for value in bad:
