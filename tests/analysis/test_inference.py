@@ -234,6 +234,16 @@ def test_equivalence_by_sign_flips_counts_every_assignment(margin: float) -> Non
     assert equivalence_p(differences, margin, Method.sign_flips) == expected
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_equivalence_by_sign_flips_is_the_same_in_every_unit(unit: float) -> None:
+    differences = [0.3, -0.2, 0.9, 0.1, -0.6, 0.4]
+    scaled = equivalence_p([unit * d for d in differences], unit, Method.sign_flips)
+    assert scaled == equivalence_p(differences, 1.0, Method.sign_flips)
+    # Two ones to the margin: of four sums the one of both is the largest; of -1 and 1 three are at least 0.
+    assert equivalence_p([0.15 * unit, 0.1 * unit], 0.25 * unit, Method.sign_flips) == 1 / 4
+    assert equivalence_p([0.5 * unit, 0.0], 0.25 * unit, Method.sign_flips) == 3 / 4
+
+
 def test_equivalence_of_what_never_varies_is_certain_or_refuted() -> None:
     assert equivalence_p([0.125] * 3, 0.25, Method.paired_t) == 0.0
     assert equivalence_p([0.5] * 3, 0.25, Method.paired_t) == 1.0

@@ -198,7 +198,12 @@ def test_of_a_score_the_largest_is_best() -> None:
     scores = replace(sweep, rows=turned, objectives={"eval/exact_match": "maximize"})
     (law,), (same,) = laws_of(scores), laws_of(sweep)
     assert law.law.slope == pytest.approx(same.law.slope)
-    assert [each.lost for each in savings_of(scores)] == pytest.approx([0, 0, 0])
+    wrong = searched(by_rank={2: 8e-3, 8: 4e-3, 32: 1.6e-2})
+    turned = [row | {"after.eval/exact_match": 5 - row["after.eval/loss"]} for row in wrong.rows]
+    scores = replace(wrong, rows=turned, objectives={"eval/exact_match": "maximize"})
+    lost = [each.lost for each in savings_of(scores)]
+    assert lost == pytest.approx([each.lost for each in savings_of(wrong)])
+    assert lost[0] > 0
 
 
 def test_savings_are_of_a_whole_grid_with_more_rates_than_are_tried() -> None:
