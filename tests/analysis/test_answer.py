@@ -489,3 +489,49 @@ def test_the_front_of_one_is_named_with_both_its_means(tmp_path) -> None:
         "1 of 2 confirmed cells is on the front of eval loss and peak memory, by the means: 0.5000 "
         "nats/token and 2.00 KiB with lora.rank=8."
     )
+
+
+@pytest.mark.parametrize(
+    ("space", "points", "said"),
+    [
+        # Words have no edge, whole numbers none below 1; what comes after them has.
+        (
+            {"quant": "choice(nf4, int4)", "lora.rank": "choice(1, 2)"},
+            [{"quant": "nf4", "lora.rank": "1"}, {"quant": "nf4", "lora.rank": "2"}],
+            ["lora.rank=2, the largest"],
+        ),
+        (
+            {"lora.rank": "choice(2, 4)", "optim.lr": "choice(0.1, 0.2)"},
+            [{"lora.rank": "2", "optim.lr": "0.2"}],
+            ["lora.rank=2, the smallest", "optim.lr=0.2, the largest"],
+        ),
+        ({"lora.rank": "choice("}, [{"lora.rank": "2"}], []),
+        ({"lora.rank": "choice(2, 4)"}, [{"optim.lr": "0.1"}], []),
+    ],
+)
+def test_every_edge_of_every_axis_is_named(tmp_path, space, points, said) -> None:
+    saved(tmp_path, {2: around(1.0)})
+    sweep = load_sweep(tmp_path, "small")
+    lines = [{"point": point, "trial": n, "compared": []} for n, point in enumerate(points)]
+    notes = edge_notes(
+        replace(sweep, asked={"space": space}, state={**sweep.state, "confirmed": lines})
+    )
+    assert [note.partition(" that was tried")[0] for note in notes] == said
+
+
+def test_the_levels_that_end_at_an_edge_are_named_together(tmp_path) -> None:
+    saved(tmp_path, {2: around(1.0)})
+    sweep = load_sweep(tmp_path, "small")
+    lines = [
+        {"point": {"optim.lr": rate, "quant": of}, "trial": 3, "compared": compared}
+        for of, rate, compared in (
+            ("nf4", "0.2", [{"quant": "nf4"}]),
+            ("int4", "0.1", [{"quant": "int4"}]),
+            ("fp4", "0.2", None),
+        )
+    ]
+    asked = {"space": {"optim.lr": "choice(0.1, 0.2)"}, "compare": {"quant": "each"}}
+    notes = edge_notes(replace(sweep, asked=asked, state={**sweep.state, "confirmed": lines}))
+    assert [note.partition("is the best for ")[2].partition(":")[0] for note in notes] == [
+        *("quant=int4", "quant=nf4; trial 3")
+    ]
