@@ -137,6 +137,9 @@ def test_the_caption_counts_seeds_and_the_cells_that_share_a_square() -> None:
     runs += [Run(rank=2, alpha=4.0, loss=1.0, seed=1), Run(rank=4, alpha=4.0, lr=1.0, loss=0.5)]
     shared = heat_map(rows(*runs), across=RANK, down=ALPHA, metric=LOSS)
     assert "n=1 to 2;" in shared.caption
+    more = [Run(rank=4, alpha=8.0, loss=1.0, seed=seed) for seed in (1, 2)]
+    three = heat_map(rows(*runs, *more), across=RANK, down=ALPHA, metric=LOSS)
+    assert "n=1 to 3;" in three.caption
     assert (
         "Up to 2 cells share a square (they differ in optim.lr): the one with the best"
         in shared.caption
