@@ -268,3 +268,12 @@ def test_a_law_is_drawn_with_its_points_its_line_and_what_lies_ahead() -> None:
     ]
     assert drawing.run_ids == (*laws[0].run_ids, *laws[1].run_ids)
     assert best_rate_over_rank([]).reason == "no rank has rates enough on both sides of its best"
+
+
+def test_a_place_without_a_law_does_not_hide_the_next() -> None:
+    sweep = searched(few={2: 4e-3, 8: 4e-3}, by_rank=BY_RANK)
+    assert [law.place for law in laws_of(sweep)] == [{"scaling": "by_rank"}]
+    assert {tuple(each.place.values()) for each in savings_of(sweep)} == {("by_rank",)}
+    first = sweep.rows[0] | {"run_id": "unmeasured"}
+    del first["after.eval/loss"]
+    assert laws_of(replace(sweep, rows=[first, *sweep.rows])) == laws_of(sweep)
