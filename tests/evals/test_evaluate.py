@@ -130,7 +130,7 @@ def test_prompts_that_lose_their_start_are_reported(
 def test_answers_are_kept_with_their_row_prompt_and_reference(evaluated, write_jsonl, tmp_path):
     """Four prompts of seven rows, evenly spaced over those whose answer is learned; and one that is asked."""
     pairs = list(islice(skill_pairs("reverse", Part.HELD_OUT, seed=9), 8))
-    rows = [
+    rows: list[Any] = [
         {
             "messages": [
                 {"role": "user", "content": pair.prompt},

@@ -215,7 +215,7 @@ def test_what_is_quicker_answers_greedily_for_all_copies_and_never_where_somethi
     model, tokenizer, prompts, alone
 ) -> None:
     quick = Quick(alone, prompts, at_once=2)
-    copies = Copies(3, ALONE.sharing, quick)
+    copies = Copies(3, ALONE.sharing, quick)  # pyright: ignore[reportArgumentType]
     decoding = Decoding(batch_size=4, max_new_tokens=NEW_TOKENS)
     found = generate_copies(model, tokenizer, prompts, decoding, CPU, copies)
     stops = [tokenizer.eos_token_id in answer for answer in alone]

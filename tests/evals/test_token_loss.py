@@ -230,7 +230,7 @@ def test_what_is_quicker_scores_as_the_model_does(model, sequences):
             right_M = (logits_MV.argmax(dim=-1) == targets_M).float()
             return [torch.stack([loss_M, right_M])] * len(chosen)
 
-    copies = Copies(2, ALONE.sharing, Quick())  # type: ignore[arg-type]
+    copies = Copies(2, ALONE.sharing, Quick())  # pyright: ignore[reportArgumentType]
     alone = score_rows(model, rows, 5, CPU)
     for sums in token_loss.score_copies(model, rows, 5, CPU, copies):
         torch.testing.assert_close(sums.loss_sum_N, alone.loss_sum_N, rtol=1e-6, atol=0)
