@@ -123,7 +123,7 @@ def test_a_run_without_a_file_does_not_hide_the_next(out: Path) -> None:
     assert list(read_histories(out, ["missing", "b", "a", "b"], METRICS)) == ["b", "a"]
 
 
-@pytest.mark.parametrize(("seconds", "kept"), [(3600, True), (90, True), (30, False), (0, False)])
+@pytest.mark.parametrize(("seconds", "kept"), [(3600, True), (90, True), (10, False), (0, False)])
 def test_a_file_grows_no_more_when_it_has_been_still_for_a_minute(
     out: Path, seconds: int, kept: bool
 ) -> None:
