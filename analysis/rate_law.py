@@ -278,11 +278,12 @@ def law_sentences(laws: Sequence[LawOfPlace]) -> list[str]:
             moves = "falls" if each.law.slope < 0 else "rises"
         interval = "" if ends is None else f" {_ends(ends, '+.2f')}"
         ranks = sorted({rank for rank, _, _ in each.best})
-        factor = each.law.predicted(ranks[-1]) / each.law.predicted(ranks[0])
+        span = ranks[-1] / ranks[0]
+        factors = "" if ends is None else f" {_ends((span ** ends[0], span ** ends[1]), '.2g')}"
         sentences.append(
             f"{each.scaling}{where}: the best rate {moves} with the rank, slope {each.law.slope:+.2f}"
-            f"{interval}, {factor:.2g} times from rank {ranks[0]} to {ranks[-1]}; rank {each.next_rank} "
-            f"would want {each.law.predicted(each.next_rank):.2g}."
+            f"{interval}, {span**each.law.slope:.2g} times{factors} from rank {ranks[0]} to {ranks[-1]}; "
+            f"rank {each.next_rank} would want {each.law.predicted(each.next_rank):.2g}."
         )
     return sentences
 

@@ -71,10 +71,19 @@ def test_the_slope_is_the_one_that_the_losses_were_made_with() -> None:
     assert by_rank.law.predicted(64) == pytest.approx(2e-3 / math.sqrt(2))
     said = law_sentences([by_rank])[0]
     assert "falls with the rank, slope -0.50" in said
-    assert "0.25 times from rank 2 to 32; rank 64 would want 0.0014." in said
+    assert "0.25 times [0.25, 0.25] from rank 2 to 32; rank 64 would want 0.0014." in said
     table = markdown(law_table([fixed, by_rank], "t"))
     assert "| by_rank | alpha ∝ r | 6 | 0.008 | 0.004 | 0.002 | \u22120.50 |" in table
     assert best_rate_over_rank([fixed, by_rank]).figure is not None
+
+
+def test_the_factor_between_ranks_has_the_slopes_interval() -> None:
+    (law,) = laws_of(searched(by_rank={2: 8e-3, 8: 4e-3, 32: 3e-3}))
+    ends = law.law.slope_interval(0.95)
+    assert ends is not None
+    low, high = (16**end for end in ends)  # rank 32 is 16 times rank 2
+    assert low < 3 / 8 < high
+    assert f" times [{low:.2g}, {high:.2g}] from rank 2 to 32" in law_sentences([law])[0]
 
 
 def test_a_best_rate_at_an_edge_is_counted() -> None:
