@@ -30,6 +30,8 @@ SCALES = [
 ON_A_GPU_ALONE = {"papers/qlora_paging"}
 ON_THE_EMBEDDED_BASE_ALONE = {"papers/learns_less_forgetting"}
 """What needs text of the base's own domain, which only that base brings with it."""
+MOST_STEPS = 6500
+"""Optimizer steps of all runs of a paper at scale embedded; 2,160 of lora_table18 took two cores 2.5 minutes."""
 PROMISED = (
     *(
         "qlora_table2",
@@ -159,6 +161,7 @@ def test_a_paper_is_affordable_at_the_embedded_scale(name) -> None:
     from tests.question.test_ready_sweeps import runs_of
 
     question, checked = checked_of(name, "embedded")
-    steps = {config.optim.steps for _, config in checked}
-    assert runs_of(question) <= 130
-    assert max(step for step in steps if step is not None) <= 120
+    steps = [config.optim.steps for _, config in checked]
+    longest = max(step for step in steps if step is not None)
+    assert longest <= 120
+    assert runs_of(question) * longest <= MOST_STEPS
