@@ -31,7 +31,7 @@ ON_A_GPU_ALONE = {"papers/qlora_paging"}
 ON_THE_EMBEDDED_BASE_ALONE = {"papers/learns_less_forgetting"}
 """What needs text of the base's own domain, which only that base brings with it."""
 MOST_STEPS = 6500
-"""Optimizer steps of all runs of a paper at scale embedded; 2,160 of lora_table18 took two cores 2.5 minutes."""
+"""Optimizer steps of all runs of a paper at scale embedded; lora_table18 took 2.5 minutes for 2,160."""
 PROMISED = (
     *(
         "qlora_table2",
