@@ -90,6 +90,15 @@ def test_a_best_rate_at_an_edge_is_counted() -> None:
     (law,) = laws_of(searched(by_rank={2: 8e-3, 8: 2e-3, 32: 5e-4}))
     assert law.at_edge == 2  # both seeds of rank 32, whose best is below the least that was tried
     assert "2 of 6 best rates lie at an edge" in " ".join(law_table([law], "t").footnotes)
+    assert "(2 of 6 best rates lie at an edge of what was tried)." in law_sentences([law])[0]
+
+
+def test_of_best_rates_at_edges_alone_there_is_no_law() -> None:
+    (law,) = laws_of(searched(by_rank={2: 1.0, 8: 1.0, 32: 1.0}))
+    assert law.at_edge == 6
+    assert law_sentences([law]) == [
+        "alpha ∝ r (scaling=by_rank): no law, since every best rate lies at an edge of what was tried."
+    ]
 
 
 def test_what_a_transfer_would_save_and_lose_is_that_of_the_grid() -> None:
