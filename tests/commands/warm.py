@@ -12,8 +12,9 @@ LOADED = (
     *("harness.commands.run", "harness.commands.sweep", "harness.commands.worker"),
     *("harness.commands.status", "harness.sweeping.worker"),
     *("harness.evals.modules.exact_match", "rouge_score.rouge_scorer"),
-    *("alembic.config", "psycopg", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.sqlite"),
+    *("alembic.config", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.sqlite"),
     *("wandb", "wandb.sdk.launch.inputs.internal", "harness.tracking.wandb_tracker"),
+    "psycopg",  # last, since it may be missing
 )
 for _name in LOADED:
     importlib.import_module(_name)
