@@ -39,7 +39,7 @@ LONG = (
     *("launch/test_slurm.py", "sweeping/test_member.py", "sweeping/test_sweep.py"),
     *("commands/test_run.py", "analysis/test_report.py", "sweeping/test_crash.py"),
     *("test_examples.py", "test_api.py", "sweeping/test_tenancy_faults.py", "test_wheel.py"),
-    *("parallel/test_ranks.py", "parallel/test_sharding.py", "sweeping/test_report_after.py"),
+    *("parallel/test_ranks.py", "parallel/test_sharding.py"),
     *("sweeping/test_artifacts.py", "sweeping/test_probes.py", "parallel/test_command.py"),
 )
 """Files that take long, the longest first, so that no worker is left with one in the end."""
