@@ -103,7 +103,7 @@ def written(value: Any) -> str:
     return spelled(value.value if isinstance(value, Enum) else value)
 
 
-@settings(max_examples=15)
+@settings(max_examples=12)
 @given(given_values=changes())
 def test_values_given_as_overrides_are_those_of_the_configuration(
     given_values: dict[str, Any],
