@@ -37,10 +37,12 @@ pytest_plugins = ["tests.postgres"]
 
 LONG = (
     *("launch/test_slurm.py", "sweeping/test_member.py", "sweeping/test_sweep.py"),
-    *("commands/test_run.py", "analysis/test_report.py", "sweeping/test_crash.py"),
-    *("test_examples.py", "test_api.py", "sweeping/test_tenancy_faults.py", "test_wheel.py"),
-    *("parallel/test_ranks.py", "parallel/test_sharding.py"),
-    *("sweeping/test_artifacts.py", "sweeping/test_probes.py", "parallel/test_command.py"),
+    *("commands/test_run.py", "parallel/test_sharding.py", "parallel/test_command.py"),
+    *("engine/test_backends.py", "study/test_study.py", "training/test_captured.py"),
+    *("training/test_same_as_alone.py", "analysis/test_report.py", "plan/test_passes.py"),
+    *("test_wheel.py", "test_examples.py", "sweeping/test_crash.py", "parallel/test_ranks.py"),
+    *("sweeping/test_probes.py", "sweeping/test_tenancy_faults.py", "sweeping/test_artifacts.py"),
+    *("test_api.py", "training/test_session.py", "plan/test_captured.py"),
 )
 """Files that take long, the longest first, so that no worker is left with one in the end."""
 ROOMS = ("sweeping", "parallel", "training", "launch", "commands", "analysis", "tracking", "faults")
