@@ -130,11 +130,12 @@ def judge(copy: Path, tests: Sequence[Reached]) -> int:
     """Run tests one by one until one fails, whose name goes to `killer.txt`; returns pytest's exit code."""
     resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
     files = dict.fromkeys(each.file for each in tests)
-    return _pytest(list(files), Judge(copy / "killer.txt", tests))
+    return _pytest(list(files), Judge(copy / "killer.txt", tests), "--tb=no")
 
 
 def _pytest(files: Sequence[str], plugin: object, *more: str) -> int:
     options = ["-x", "-q", "-p", "no:cacheprovider", "-o", "timeout=0", "-p", "no:xdist", *more]
+    options.append("--hypothesis-profile=judges")
     return int(pytest.main([*options, *files], plugins=[plugin]))
 
 
