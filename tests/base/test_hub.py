@@ -99,6 +99,8 @@ def test_where_there_is_no_network_the_cache_says_which_commit(
         ("model", {"a__safetensors": 100, "a__bin": 90, "a__gguf": 80, "config__json": 3}, 103),
         ("model", {"a__bin": 90, "a__gguf": 80, "a__h5": 70, "config__json": 3}, 93),
         ("model", {"a__onnx": 90, "a__gguf": 80, "config__json": 3}, 173),
+        ("model", {"a__pt": 90, "a__gguf": 80, "config__json": 3}, 173),
+        ("space", {"a__bin": 90, "a__safetensors": 100, "a__json": 3}, 193),
         ("dataset", {"a__bin": 90, "a__safetensors": 100, "a__json": 3}, 193),
         ("model", {"a__safetensors": None, "config__json": 3}, 3),
     ],

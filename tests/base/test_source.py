@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,28 @@ def test_what_is_here_has_no_revision_and_a_hubs_has_the_commit(
     monkeypatch.setattr(source_module, "resolve_hub_model", lambda *_: cached)
     expected = ModelSource(name="org/m", directory=model, revision="abc")
     assert find_model(ModelConfig(name="org/m", revision="v2")) == expected
+    reached = HubModel(commit="abc", snapshot=None)
+    monkeypatch.setattr(source_module, "resolve_hub_model", lambda *_: reached)
+    assert find_model(ModelConfig(name="org/m")) == replace(expected, directory=None)
+
+
+def test_what_the_cache_holds_of_a_hubs_model_may_be_a_part(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").touch()
+    cached = HubModel(commit="abc", snapshot=tmp_path)
+    monkeypatch.setattr(source_module, "resolve_hub_model", lambda *_: cached)
+    with pytest.raises(RequestError, match="org/m has no weights"):
+        find_model(ModelConfig(name="org/m"))
+
+
+@pytest.mark.parametrize("name", ["m.bin", "m.zip", "m"])
+def test_a_file_that_is_no_gguf_file_is_no_model(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(RequestError, match="is a file; give a GGUF file, or the directory"):
+        find_model(ModelConfig(name=str(tmp_path / name)))
+
+
+def test_a_directory_may_be_called_as_a_gguf_file_is(model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "m.gguf")
+    assert find_model(ModelConfig(name=str(copy))).gguf is None

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.base.targets import AdapterShape
-from harness.engine.adapter import ParameterLayout, is_power_of_two
+from harness.engine.adapter import Adapter, ParameterLayout, is_power_of_two
 
 SMALL = st.integers(1, 4)
 SHAPES = st.dictionaries(
@@ -51,6 +51,27 @@ def test_whole_matrices_every_a_every_b_and_magnitudes_follow_one_another(
 def test_a_matrix_that_is_not_trained_has_no_place() -> None:
     with pytest.raises(KeyError, match="lm_head"):
         ParameterLayout({}, {"embed_tokens": (2, 3)}).whole(torch.zeros(1, 6), "lm_head")
+
+
+def test_an_adapter_and_its_gradient_have_four_bytes_a_parameter() -> None:
+    layout = ParameterLayout({3: AdapterShape(2, 4, 5)}, {"lm_head": (3, 2)})
+    adapter = Adapter(
+        name="run0",
+        layout=layout,
+        flat_P=torch.arange(24.0),
+        parameters={},
+        scalings={3: 1.5},
+        dropout=0.0,
+    )
+    assert adapter.num_parameters == 6 + 2 * (4 + 5)
+    assert adapter.num_bytes == adapter.gradient_bytes == 4 * 24
+    assert adapter.scaling == 1.5
+    assert adapter.exact_layers == frozenset()
+    firsts, seconds = adapter.halves(adapter.flat_P)
+    assert (firsts.tolist(), seconds.tolist()) == ([*range(14)], [*range(14, 24)])
+    views = adapter.of_parameters(adapter.flat_P)
+    assert [tuple(view.shape) for view in views] == [(3, 2), (2, 4), (5, 2)]
+    assert torch.equal(torch.cat([view.flatten() for view in views]), adapter.flat_P)
 
 
 @pytest.mark.parametrize("value", [2.0, 1.0, 0.25, 2.0**-20])
