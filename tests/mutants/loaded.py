@@ -121,7 +121,7 @@ def _name(code: CodeType) -> tuple[str, int]:
 def record(copy: Path, test_files: Sequence[str]) -> int:
     """Run test files unchanged and write what they reach to `reach.json`; returns pytest's exit code."""
     recorder = Recorder(copy)
-    code = _pytest(test_files, recorder)
+    code = _pytest(test_files, recorder, "-rf")
     (copy / "reach.json").write_text(json.dumps(recorder.reached()))
     return code
 
