@@ -9,8 +9,11 @@ import pytest
 from harness.config.schema import CheckpointConfig
 from harness.data.prepare import PreparedData
 from harness.engine.shared_base import SharedBase
+from harness.evals.base_domain import BITS, FORGETTING
+from harness.evals.evaluate import Results
 from harness.measure.floor import Floor, StepSize
 from harness.records.record import RunStatus
+from harness.records.scores import RowScores, keep_scores
 from harness.training import entry as entry_module
 from harness.training.entry import RunEntry
 from harness.training.loss_scale import LossScale
@@ -254,3 +257,31 @@ def test_peaks_of_phases_are_apart_and_in_company_nobodys(
     with entry.phase_peak():
         pass
     assert began == ["begun"] * 4
+
+
+def bits(*of_documents: float, weights: tuple[int, ...] = (8, 4)) -> RowScores:
+    return RowScores(rows=(0, 1), sums=of_documents, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (bits(16.0, 8.0), bits(20.0, 9.0), 5 / 12),  # five bits more in twelve bytes
+        (bits(16.0, 8.0), bits(20.0, 9.0, weights=(8, 5)), None),
+        (None, bits(20.0, 9.0), None),
+        (bits(16.0, 8.0), None, None),
+    ],
+)
+def test_what_was_forgotten_is_what_the_bases_own_texts_cost_more(
+    make_entry: MakeEntry, before: RowScores | None, after: RowScores | None, expected: float | None
+) -> None:
+    entry = make_entry()
+    keep_scores(entry.job.directory.scores, "before", {} if before is None else {BITS: before})
+    results = Results({})
+    results.scores |= {} if after is None else {BITS: after}
+    entry.tell_forgetting(results)
+    if expected is None:
+        assert results == {}
+    else:
+        assert results[FORGETTING].value == pytest.approx(expected)
+        assert results.scores[FORGETTING].sums == (4.0, 1.0)
