@@ -9,14 +9,14 @@ import torch.nn.functional as F
 
 from harness.base.build import freeze
 from harness.config.resources import BackendName
-from harness.config.schema import FloatType, LoraConfig, QuantConfig, QuantFormat
+from harness.config.schema import FloatType, LoraConfig, LoraMethod, QuantConfig, QuantFormat
 from harness.data.rows import NO_LOSS, Batch
 from harness.engine.adapter import Adapter
 from harness.engine.cpu import backend as cpu_backend
 from harness.engine.cpu import matmul as products
 from harness.engine.cpu.backend import DECODED_BYTES, why_not_cpu
 from harness.engine.cpu.decoder_layer import QuickBlock, known_blocks
-from harness.engine.cpu.llama_block import row_spans
+from harness.engine.cpu.llama_block import LlamaBlock, row_spans
 from harness.engine.cpu.matmul import FrozenWeight, Operand
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
@@ -166,6 +166,39 @@ def test_stacked_adapters_get_the_same_bits_as_ever(packed: bool) -> None:
 def test_a_pass_with_dropout_goes_its_usual_way() -> None:
     loras = [LoraConfig(rank=4, alpha=8.0, dropout=0.2), LoraConfig(rank=8, alpha=8.0)]
     assert_same_bits(three_ways("llama", loras, packed=False))
+
+
+@pytest.mark.parametrize(
+    ("lora", "keeps", "trains", "blocks"),
+    [
+        ({}, True, True, 3),
+        ({}, True, False, 3),
+        ({}, False, True, 0),  # there is no decoded weight at hand
+        ({"dropout": 0.2}, True, True, 0),
+        ({"dropout": 0.2}, True, False, 3),  # which drops nothing in an evaluation
+        ({"method": LoraMethod.dora}, True, True, 0),
+    ],
+)
+def test_blocks_compute_what_they_know(
+    monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any], keeps: bool, trains: bool, blocks: int
+) -> None:
+    shared = base_of("llama", backend=CPU_BACKEND)
+    shared.backend.keep_decoded(keeps)
+    computed: list[LlamaBlock] = []
+    real = LlamaBlock.forward
+
+    def forward(block: LlamaBlock, *given: Any) -> Any:
+        computed.append(block)
+        return real(block, *given)
+
+    monkeypatch.setattr(LlamaBlock, "forward", forward)
+    adapter = trained(shared, LoraConfig(rank=4, alpha=8.0, **lora), 0)
+    if trains:
+        shared.backend.gradients([work_of(adapter, 0, packed=True)])
+    else:
+        with torch.no_grad(), shared.only(adapter):
+            shared.model(torch.ones(1, 5, dtype=torch.int64))
+    assert len(computed) == blocks
 
 
 def test_recomputed_activations_change_nothing() -> None:
