@@ -239,6 +239,20 @@ def test_nothing_stays_decoded_behind_an_evaluation() -> None:
     assert not any(block.is_used for block in blocks_of(shared))
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_weights_that_were_written_over_are_decoded_anew_where_they_are_kept(keeps: bool) -> None:
+    shared = base_of("llama", backend=CPU_BACKEND)
+    shared.backend.keep_decoded(keeps)
+    layer: Any = shared.model.model.layers[1].mlp.up_proj
+    storage = shared.base.storage
+    storage.overwrite(layer, 2 * layer.dense_weight(torch.float32))
+    shared.backend.base_was_rewritten()
+    x = torch.randn(3, 64, generator=RANDOM.manual_seed(0))
+    assert torch.equal(layer(x), F.linear(x, layer.dense_weight(torch.float32)))
+    assert vars(layer)["forward"].is_kept is keeps
+    assert all(block.is_used is keeps for block in blocks_of(shared))
+
+
 def test_a_base_of_some_size_or_another_type_is_left_to_the_reference() -> None:
     large = DECODED_BYTES // 4 // 64
     shared = base_of("llama", vocab_size=large)
