@@ -245,6 +245,19 @@ def test_the_best_setting_of_a_line_is_chosen_and_named() -> None:
     assert any("the setting with the best mean eval/loss among 3" in n for n in table.footnotes)
 
 
+def test_one_setting_of_a_line_was_chosen_by_the_search_or_not_at_all() -> None:
+    confirmed = [
+        Run(lr=0.1, loss=loss, seed=seed, role="confirmation")
+        for seed, loss in ((1, 1.0), (2, 1.2))
+    ]
+    notes = " ".join(table_of(confirmed, choose=("optim.lr",), role=Role.confirmation).footnotes)
+    assert "optim.lr: each line's best of the search, chosen before these runs." in notes
+    assert "among" not in notes
+    assert "optim.lr: " not in " ".join(
+        table_of(seeds(1.0, 1.2, lr=0.1), choose=("optim.lr",)).footnotes
+    )
+
+
 def test_the_best_lines_first_and_no_more_than_asked() -> None:
     runs = [Run(rank=rank, loss=loss) for rank, loss in ((1, 3.0), (2, 1.0), (4, 2.0))]
     runs.append(Run(rank=8, status=RunStatus.diverged))
