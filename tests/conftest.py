@@ -17,7 +17,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_SILENT"] = "true"
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 import harness
 
@@ -29,6 +29,10 @@ settings.register_profile(
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+# Where nobody reads what fails, no smaller example is looked for, which takes many times as long.
+settings.register_profile(
+    "judges", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile("suite")
 

@@ -100,14 +100,21 @@ def test_a_fact_is_listed_with_how_many_runs_have_it_where_they_differ() -> None
     found = facts(
         parts.provenance_list(
             [
-                made_with(commit="abc", dirty=True, host="here", gpus=""),
-                made_with(commit="abc", dirty=True, host="here", gpus=""),
-                made_with(commit="abc", dirty=False, host="here", gpus="2 of <them>"),
+                made_with(commit="abc", dirty=True, host="here", gpus="", command="harness run"),
+                made_with(commit="abc", dirty=True, host="here", gpus="", command="harness run"),
+                made_with(
+                    commit="abc",
+                    dirty=False,
+                    host="here",
+                    gpus="2 of <them>",
+                    command="harness run",
+                ),
             ]
         )
     )
     assert found["commit"] == ["abc with local changes (2 runs)", "abc (1 runs)"]
     assert found["machine"] == ["here"]
+    assert found["command"] == ["harness run"], "only a commit has local changes"
     assert found["GPUs"] == ["none (2 runs)", "2 of <them> (1 runs)"]
     assert "CPU" not in found, "nobody knows it"
     assert found["started"] == ["2026-11-21T00:00:00+00:00 to 2026-11-21T00:00:00+00:00"]
