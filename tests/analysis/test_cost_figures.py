@@ -1,6 +1,7 @@
 """Figures of costs, contrasts and dependence: what is drawn equals hand-made numbers."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,7 @@ def test_memory_by_part_lies_beside_the_throughput_of_the_same_configuration(wid
     assert [sum(lengths) for lengths in zip(*widths(left), strict=True)] == [31.0, 91.0]
     assert widths(right) == [[300.0, 200.0]]
     assert left.yaxis_inverted()
+    assert right.yaxis_inverted(), "one axis for both"
     assert right.get_xlabel() == "throughput (tokens/s) ↑" or "tokens/s" in right.get_xlabel()
     assert drawing.figure is not None
     assert drawing.figure.get_figwidth() == width.value
@@ -85,6 +87,7 @@ def test_the_time_of_a_step_lies_beside_its_energy_where_a_device_told_it() -> N
     left, right = panels(with_energy)
     assert (widths(left), widths(right)) == ([[10.0, 20.0]], [[0.0, 3.0]])
     assert labels(left) == ["r=2", "r=8"]
+    assert right.yaxis_inverted(), "one axis for both"
     assert "energy (NVML)" in with_energy.caption
     alone = time_and_energy(measured(ms={2: 10.0, 8: 20.0}))
     (only,) = panels(alone)
@@ -114,10 +117,10 @@ def series(number: float, *, sharing: float | None, peak: bool = True) -> Histor
     curves = {
         "train/loss": (steps, number + steps),
         THROUGHPUT: (steps, 100 * number + steps),
-        "memory/allocated_bytes": (steps, 2048.0 * steps),
+        "memory/allocated_bytes": (steps, 2560.0 * steps),
     }
     if peak:
-        curves["memory/peak_bytes"] = (steps, 4096.0 * steps)
+        curves["memory/peak_bytes"] = (steps, 4608.0 * steps)
     if sharing is not None:
         curves["cohort/runs"] = (steps, np.array([1.0, sharing, 1.0]))
     return History(curves=curves, num_damaged_lines=0)
@@ -144,11 +147,14 @@ def test_series_of_the_best_runs_are_drawn_in_three_panels() -> None:
     loss, tokens, memory = panels(drawing)
     assert heights(loss) == [[2.0, 3.0, 4.0], [3.0, 4.0, 5.0]]
     assert heights(tokens) == [[101.0, 102.0, 103.0], [201.0, 202.0, 203.0]]
-    assert heights(memory) == [[4.0, 8.0, 12.0], [4.0, 8.0, 12.0]]
+    assert heights(memory) == [[4.5, 9.0, 13.5], [4.5, 9.0, 13.5]]
     assert memory.get_ylabel().endswith("(KiB)")
     assert "peak" in memory.get_ylabel()
     assert memory.get_ylim()[0] == tokens.get_ylim()[0] == 0
     assert [line.get_label() for line in loss.lines] == ["r=1, seed 1", "r=2, seed 1"]
+    assert all(str(line.get_label()).startswith("_") for line in [*tokens.lines, *memory.lines])
+    assert loss.get_shared_x_axes().joined(loss, memory)
+    assert memory.get_xlabel() == "optimizer step"
     assert "A line for each of 2 runs." in drawing.caption
     assert "Up to 3 runs shared a pass" in drawing.caption
     assert drawing.figure is not None
@@ -160,7 +166,7 @@ def test_a_run_without_a_peak_shows_what_was_allocated_and_alone_needs_no_legend
     drawing = series_over_steps(
         runs, {row["run_id"]: series(1.0, sharing=1.0, peak=False)}, objective=LOSS
     )
-    assert heights(panels(drawing)[2]) == [[2.0, 4.0, 6.0]]
+    assert heights(panels(drawing)[2]) == [[2.5, 5.0, 7.5]]
     assert "Each had its passes to itself." in drawing.caption
     assert drawing.figure is not None
     assert not drawing.figure.legends
@@ -205,6 +211,27 @@ def test_a_contrast_is_its_difference_with_its_interval(tmp_path: Path, margin) 
     assert "better is left" in drawing.caption
     assert len(drawing.run_ids) == 16
     assert axes.get_xlabel().startswith("Δ eval loss")
+
+
+def test_contrasts_of_bytes_are_drawn_in_their_unit_with_the_margin(tmp_path: Path) -> None:
+    mib = 2.0**20
+    losses = {rank: [mib * loss for loss in around(rank, shift=rank)] for rank in (2, 3)}
+    saved(tmp_path, losses, compare={"lora.rank": 2}, margin=2.5 * mib)
+    found = answered(load_sweep(tmp_path, "small"))
+    assert found is not None
+    drawing = contrast_intervals(replace(found, metric="memory/peak_bytes"))
+    (axes,) = panels(drawing)
+    assert axes.get_xlabel() == "Δ peak memory (MiB)"
+    (one,) = found.all
+    assert one.tested is not None
+    assert one.tested.low is not None
+    assert one.tested.high is not None
+    _, span, point = (np.asarray(line.get_xdata(), float).ravel().tolist() for line in axes.lines)
+    assert span == pytest.approx([one.tested.low / mib, one.tested.high / mib])
+    assert point == pytest.approx([one.tested.difference / mib])
+    assert point[0] == pytest.approx(1.0, abs=0.01)
+    (band,) = axes.patches
+    assert (band.get_x(), band.get_width()) == pytest.approx((-2.5, 5.0))  # pyright: ignore
 
 
 def test_contrasts_of_which_none_was_tested_are_not_drawn(tmp_path: Path) -> None:
@@ -278,7 +305,9 @@ def test_each_axis_is_a_panel_of_its_dependence_with_intervals(metric, size, dra
 )
 def test_panels_lie_two_or_three_beside_each_other(width: Width, grid: tuple[int, int]) -> None:
     drawing = dependence_panels(trials(1.0), metric=LOSS, width=width)
-    spec = panels(drawing)[0].get_subplotspec()
+    first, *others = panels(drawing)
+    assert all(first.get_shared_y_axes().joined(first, each) for each in others), "one scale"
+    spec = first.get_subplotspec()
     assert spec is not None
     assert spec.get_gridspec().get_geometry() == grid
     assert [axes.get_visible() for axes in panels(drawing)] == [True] * 3 + [False] * (
@@ -290,3 +319,49 @@ def test_too_few_trials_are_no_dependence() -> None:
     drawing = dependence_panels(trials(1.0)[:6], metric=LOSS)
     assert drawing.figure is None
     assert "6 completed trials over" in (drawing.reason or "")
+
+
+@pytest.mark.parametrize(("names", "slant"), [(("nf4", "int4"), 0), (("nf4", "x" * 12), 35)])
+def test_long_names_of_choices_are_slanted_and_cut(names: tuple[str, str], slant: int) -> None:
+    given = [
+        TrialPoint(point={"quant": name, "optim.lr": repr(rate)}, value=1.0 + place + rate)
+        for place, name in enumerate(names)
+        for rate in (0.1, 0.2, 0.3)
+    ] * 4
+    drawing = dependence_panels(given, metric=LOSS)
+    (quant,) = [axes for axes in panels(drawing) if axes.get_xlabel() == "quant"]
+    assert [label.get_text() for label in quant.get_xticklabels()] == list(names)
+    assert {label.get_rotation() for label in quant.get_xticklabels()} == {slant}
+    long = [TrialPoint(point={"quant": "y" * 15, **t.point}, value=t.value) for t in given]
+    cut = [
+        TrialPoint(point=dict(t.point) | {"quant": t.point["quant"] + "z" * 15}, value=t.value)
+        for t in long
+    ]
+    (quant,) = [a for a in panels(dependence_panels(cut, metric=LOSS)) if a.get_xlabel() == "quant"]
+    assert all(len(label.get_text()) == 14 for label in quant.get_xticklabels())
+
+
+def test_an_axis_of_ratios_has_its_ends_and_their_middle_as_ticks() -> None:
+    given = [
+        TrialPoint(point={"lora.rank": str(rank), "x": str(x)}, value=float(rank + x))
+        for rank in (2, 8, 32)
+        for x in (1, 2, 3)
+    ] * 3
+    by_name = {axes.get_xlabel(): axes for axes in panels(dependence_panels(given, metric=LOSS))}
+    assert by_name["lora.rank"].get_xscale() == "log"
+    assert by_name["lora.rank"].get_xticks().tolist() == [2.0, 8.0, 32.0]
+    assert by_name["x"].get_xscale() == "linear"
+    shown = by_name["lora.rank"].xaxis.get_major_formatter()
+    assert shown(0.0123456, 0) == "0.012"
+
+
+def test_a_run_s_throughput_is_asked_of_runs_that_have_it() -> None:
+    runs = rows(Run(rank=2, loss=1.0), Run(rank=8, loss=2.0))
+    steps = np.array([1.0, 2.0])
+    without = History(curves={"train/loss": (steps, steps)}, num_damaged_lines=0)
+    with_all = series(1.0, sharing=2.0)
+    drawing = series_over_steps(
+        runs, {runs[0]["run_id"]: without, runs[1]["run_id"]: with_all}, objective=LOSS
+    )
+    assert drawing.run_ids == (runs[1]["run_id"],)
+    assert "Up to 2 runs shared a pass" in drawing.caption
