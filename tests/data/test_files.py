@@ -139,6 +139,7 @@ USER, ASSISTANT = '{"role": "user", "content": "u"}', '{"role": "assistant", "co
         ("x.json", f"[\n{GOOD}\n{GOOD}]", PAIRS, "x.json:3: not JSON: expected ',' or ']'"),
         ("x.json", f"[{GOOD},\n", PAIRS, "x.json:2: not JSON"),
         ("x.json", f"[{GOOD}]\n{GOOD}", PAIRS, "x.json:2: not JSON: something follows the list"),
+        ("x.json", f"[{GOOD}]]", PAIRS, "x.json:1: not JSON: something follows the list"),
         ("x.json", GOOD, PAIRS, "x.json:1: not JSON: expected '['"),
         ("x.json", "[]", PAIRS, "x.json has no usable rows: it is empty"),
         ("x.txt", "hello", PAIRS, "x.txt is plain text, but data.form=pairs; set data.form=text"),
