@@ -84,6 +84,18 @@ def test_messages_become_turns(tmp_path):
     assert rows.examples == (Example(turns=turns),)
 
 
+def test_an_answer_of_calls_alone_is_something_to_learn_and_an_empty_one_is_not(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    start = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    rows = [
+        {"messages": [*start, {"role": "assistant", "content": "", "tool_calls": [call]}]},
+        {"messages": [*start, {"role": "assistant", "content": " "}]},
+    ]
+    found = _read(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows)), MESSAGES)
+    assert len(found.examples) == found.num_empty == 1
+    assert json.loads(found.examples[0].turns[-1].further) == {"tool_calls": [call]}
+
+
 GOOD = '{"prompt": "a", "response": "b"}'
 USER, ASSISTANT = '{"role": "user", "content": "u"}', '{"role": "assistant", "content": "a"}'
 

@@ -711,6 +711,21 @@ def test_what_is_asked_is_kept_for_members_that_join(url) -> None:
         question_in(open_database(url), "smal")
 
 
+def test_a_member_answers_what_another_was_asked_beyond_its_own(url) -> None:
+    mine = asked(Method.random, axes=FEW)
+    study = opened(wider(mine, trials=99), url)
+    heard = study._as_others_ask(mine)
+    assert heard.space == wider(mine).space
+    assert heard.search.trials == 99
+    assert study._as_others_ask(mine) is mine, "it is heard once"
+    study._asked = None
+    more = study._as_others_ask(replace(mine, search=replace(mine.search, trials=500)))
+    assert more.search.trials == 500
+    study._asked = None
+    other = replace(mine, space=Space(axes=(ChoiceAxis(key="lora.rank", values=("2", "64")),)))
+    assert study._as_others_ask(other) is other, "whose points the wider space lacks"
+
+
 def test_instructions_are_passed_on_once(url) -> None:
     study = opened(asked(Method.random), url)
     first, second = {"kind": "stop", "run": 1}, {"kind": "more", "trials": 9}
