@@ -167,6 +167,25 @@ def test_the_fingerprint_knows_which_file_is_which(path, write_jsonl):
 
 
 @pytest.mark.parametrize(
+    ("version", "concerned"),
+    [
+        ("_CHAT_RENDERING", {"template": Template.tokenizer}),
+        ("_HUB_READER", {"hub": "a/b", "task": None}),
+    ],
+)
+def test_what_a_new_reader_changes_has_a_new_fingerprint_and_nothing_else(
+    monkeypatch, version, concerned
+):
+    others = DataConfig(task="rule")
+    changed = replace(others, **concerned)
+    before = data_fingerprint(changed), data_fingerprint(others)
+    monkeypatch.setattr(f"harness.data.check.{version}", 99)
+    after = data_fingerprint(changed), data_fingerprint(others)
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+
+
+@pytest.mark.parametrize(
     "changes", [{"task": "dialect"}, {"train_rows": 8}, {"test_rows": 8}, {"split_seed": 1}]
 )
 def test_the_fingerprint_of_a_task_follows_what_makes_its_rows(changes):
