@@ -248,3 +248,17 @@ def test_words_are_said_to_be_missing(tmp_path, parts, words):
     assert ask(tmp_path, question=" Does  it\n work? ", expect="").question == "Does it work?"
     for nothing in ("", None):
         assert ask(tmp_path, expect=nothing).expect == ""
+
+
+def test_numbers_of_a_start_are_spelled_as_their_own_axis_has_them(tmp_path):
+    space = {
+        "lora.rank": "int(interval(2, 16))",
+        "optim.lr": "tag(log, interval(1e-4, 1e-2))",
+        "optim.warmup_steps": "range(0, 5)",
+    }
+    starts = [{"optim.lr": "1e-3", "lora.rank": 8.0, "optim.warmup_steps": 3}]
+    search = {"method": "tpe", "trials": 5, "starts": starts}
+    (start,) = ask(tmp_path, space=space, search=search).search.starts
+    assert start == {"optim.lr": "0.001", "lora.rank": "8", "optim.warmup_steps": "3"}
+    search["starts"] = [{"lora.rank": 8.5}]
+    assert "lora.rank=8.5 is not in its interval" in refusal(tmp_path, space=space, search=search)
