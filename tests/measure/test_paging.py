@@ -13,7 +13,7 @@ import torch
 from harness.measure import paging
 from harness.measure.paging import Cupti, PagingUnknown, paging_counters
 
-TO_DEVICE, TO_HOST, CPU_FAULTS, KERNEL = 1, 2, 3, 10
+TO_DEVICE, TO_HOST, CPU_FAULTS, KERNEL, LATER = 1, 2, 3, 10, 36
 
 
 class Library:
@@ -66,7 +66,8 @@ class Library:
 def test_bytes_moved_in_both_directions_are_counted_and_nothing_else(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     large = 5 * 2**32 + 7
-    records = [(25, TO_DEVICE, large), (25, CPU_FAULTS, 99), (25, TO_HOST, 4096), (KERNEL, 1, 55)]
+    records = [(25, TO_DEVICE, large), (25, CPU_FAULTS, 99), (25, TO_HOST, 4096)]
+    records += [(KERNEL, TO_DEVICE, 55), (LATER, TO_HOST, 77)]
     counters = Cupti(0, Library(records))
     assert counters.moved_bytes() == large + 4096
     assert counters.moved_bytes() == large + 4096  # nothing has moved since

@@ -32,7 +32,7 @@ from harness.question.settings import (
 )
 from harness.records.metrics import Direction
 from harness.records.run_directory import sqlite_url
-from harness.study.database import open_database, question_in
+from harness.study.database import damage_of, open_database, question_in
 from harness.study.study import Study, Trial, TrialStatus, front_of_each, ranked
 
 QUANTIZED = Condition(key="quant", values=frozenset({"nf4", "int4"}))
@@ -343,6 +343,29 @@ def test_the_best_trial_is_optunas_best_and_keeps_the_constraints(url):
     assert seen.trials[0].constraints == {"memory/peak_bytes": -5e8}
     assert seen.trials[3].constraints == {"memory/peak_bytes": 5e8}  # JSON knows no infinity
     assert study.trials[3].violations == (5e8,)
+
+
+def test_a_constraint_is_kept_or_not_however_little_is_missing(url):
+    study = opened(asked(Method.random, constraints=(MEMORY,)), url)
+    for violation in (0.0, 1e-9, 0.5, 1.0, -1e-9):
+        study.complete(study.ask().number, [0.1], [violation])
+    assert [trial.number for trial in study.best(10)] == [0, 4]
+
+
+def test_damage_of_a_database_is_found_page_by_page(url, tmp_path):
+    path = tmp_path / "study.db"
+    assert damage_of(path) is None, "where there is none"
+    study = opened(asked(Method.random), url)
+    for _ in range(20):
+        study.ask()
+    study.close()
+    assert damage_of(path) is None
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :] = b"\xff" * (len(content) - len(content) // 2)
+    path.write_bytes(content)
+    assert damage_of(path)
+    path.write_bytes(b"")
+    assert damage_of(path) is None, "an empty file is a new one"
 
 
 def test_with_two_objectives_optunas_pareto_front_comes_first(url):
