@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from harness.cli.main import dispatch
+from harness.config.compose import compose_run
 from harness.config.schema import EvalConfig
 from harness.errors import DataError, RequestError
 from harness.evals import tasks
-from harness.evals.tasks import check_tasks, tasks_fingerprint
+from harness.evals.tasks import check_tasks, task_data, tasks_fingerprint
+from harness.plan.fetch import fetched
 
 pytest.importorskip("lm_eval", reason="the extra lm_eval is not installed")
 
@@ -135,3 +137,20 @@ def test_the_librarys_manners_end_with_what_it_is_asked(capsys):
     np.random.set_state(kept[1])
     torch.set_rng_state(kept[2])
     assert drawn() == expected
+
+
+def test_data_of_the_hub_is_named_by_a_tasks_definition_or_by_its_neighbours():
+    assert task_data("hellaswag") == ["Rowan/hellaswag"]
+    assert task_data("arc_easy") == ["allenai/ai2_arc"]
+    assert task_data("mmlu") == ["cais/mmlu"], "a group, whose tasks lie beside it"
+    assert task_data("none_of_them") == []
+
+
+def test_a_plan_names_the_data_of_tasks_but_not_files_of_ones_own(own):
+    words = ["eval.tasks=[gsm8k,mmlu]", "eval.generate=false"]
+    lines = fetched([(compose_run(words), None)])
+    assert lines == [
+        "openai/gsm8k for the task gsm8k (its size is on the hub)",
+        "cais/mmlu for the task mmlu (its size is on the hub)",
+    ]
+    assert fetched([(compose_run([f"eval.tasks=[{own}]"]), None)]) == []
