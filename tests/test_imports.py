@@ -36,6 +36,7 @@ MAY_ANALYSE = ("commands", "api")
 ANALYSIS_MAY = (
     "harness.config.storage",
     "harness.config.later",
+    "harness.plan.probe",  # which settings cost nothing stands beside the probe that sets them aside
     "harness.records.columns",
     "harness.records.record",
     "harness.records.metrics",
