@@ -3,8 +3,7 @@
 import pytest
 
 from analysis.figures.factors import printed as printed_level
-from analysis.figures.memory import bytes_unit
-from analysis.printing import is_exact, printed, scale_of, status_label, with_separators
+from analysis.printing import bytes_unit, is_exact, printed, scale_of, status_label, with_separators
 from harness.records.record import RunStatus
 
 
@@ -33,8 +32,8 @@ def test_bytes_are_in_the_largest_unit_that_leaves_1_of_the_smallest(
 @pytest.mark.parametrize(
     ("largest", "shown"),
     [
-        (1.0, (1.0, "bytes")),
-        (1023.0, (1.0, "bytes")),
+        (1.0, (1.0, "B")),
+        (1023.0, (1.0, "B")),
         (1024.0, (1024.0, "KiB")),
         (2.0**20 - 1, (1024.0, "KiB")),
         (2.0**20, (2.0**20, "MiB")),
