@@ -196,7 +196,7 @@ def test_readers_and_the_way_to_a_refusal_load_nothing_heavy():
         ),
         *("harness.commands.sweep", "harness.commands.status", "harness.sweeping.driver"),
         "harness.api",
-        *("harness.commands.run_help", "harness.data.check", "harness.base.source"),
+        *("harness.commands.help", "harness.data.check", "harness.base.source"),
         *("harness.launch.job", "harness.launch.submit", "harness.launch.jobs"),
         *(name.removesuffix(".__init__") for name in analysis),
     ]
