@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from analysis.cells import MISSING
@@ -55,8 +56,7 @@ def bytes_unit(amount: float) -> tuple[float, str]:
 
 def with_separators(number: str) -> str:
     """Return a number with a comma between groups of three digits before the point."""
-    whole, point, rest = number.partition(".")
-    return f"{int(whole):,}{point}{rest}" if abs(int(whole)) >= 1000 else number
+    return f"{Decimal(number):,f}"
 
 
 def is_exact(name: str) -> bool:

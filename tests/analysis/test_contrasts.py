@@ -374,3 +374,27 @@ def test_a_question_that_cannot_be_read_or_compares_nothing_is_not_answered_so(
     assert answered(replace(sweep, asked={**sweep.asked, "compare": None})) is None
     searched = [row for row in sweep.rows if row["role"] == "search"]
     assert answered(replace(sweep, rows=searched)) is None
+
+
+def test_each_axis_tells_its_own_interactions(tmp_path: Path) -> None:
+    compares = [WITHIN, {"quant": "nf4", "per": "lora.rank"}]
+    found = answer_of(sweep_of(tmp_path, DIFFER, compare=compares))
+    assert found is not None
+    told = [
+        sentence
+        for sentence in found.sentences
+        if "depend on" in sentence or "depends on" in sentence
+    ]
+    assert [sentence.partition(" does")[0] for sentence in told] == [
+        *("What lora.rank=8", "What quant=int4")
+    ]
+    assert "depends on quant" in told[0]
+    assert "depends on lora.rank" in told[1]
+
+
+def test_a_place_whose_rows_are_not_known_does_not_hide_the_next(tmp_path: Path) -> None:
+    sweep = with_rows(sweep_of(tmp_path, AGREE), 0.5)
+    for row in sweep.rows:
+        if row["quant.format"] == "nf4":
+            row.pop("rows.eval/loss", None)
+    assert "with others it could be otherwise in 1 of 2)" in text_of(sweep)

@@ -393,7 +393,12 @@ def test_every_trial_is_a_line_across_the_axes_and_the_unfinished_are_grey() -> 
 
 @pytest.mark.parametrize(
     ("metric", "size", "unit"),
-    [(LOSS, 1.0, ""), ("eval/exact_match", 1.0, ""), ("memory/peak_bytes", 1024.0, " (KiB)")],
+    [
+        (LOSS, 1.0, ""),
+        ("eval/exact_match", 1.0, ""),
+        ("eval/bits_per_byte", 1.0, ""),
+        ("memory/peak_bytes", 1024.0, " (KiB)"),
+    ],
 )
 def test_the_better_a_trial_the_darker_its_line_and_the_bar_says_in_what_unit(
     metric: str, size: float, unit: str

@@ -116,3 +116,7 @@ def test_columns_that_cannot_be_kept_cost_nothing(out: Path) -> None:
     make_columns(path, keep=True)
     assert plain(read_histories(out, ["b"], METRICS))["b"] == EXPECTED["b"]
     assert [each.name for each in path.parent.iterdir() if each.name.startswith(".")] == []
+
+
+def test_a_run_without_a_file_does_not_hide_the_next(out: Path) -> None:
+    assert list(read_histories(out, ["missing", "b", "a", "b"], METRICS)) == ["b", "a"]

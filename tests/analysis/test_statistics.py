@@ -56,6 +56,15 @@ def test_sign_flips_are_scipys_exact_permutation_test(n: int) -> None:
     assert sign_flip_p_value(list(differences)) == pytest.approx(theirs.pvalue)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_sign_flips_are_the_same_in_every_unit(unit: float) -> None:
+    """Of eight sums 0, 0, ±0.2, ±0.4 and ±0.6 of the unit: all, two, and six lie as far out."""
+    differences = [0.1 * unit, 0.2 * unit, -0.3 * unit]
+    assert sign_flip_p_value(differences) == 1.0
+    assert sign_flip_p_value([0.1 * unit, 0.2 * unit, 0.3 * unit]) == 2 / 8
+    assert sign_flip_p_value([0.1 * unit, -0.2 * unit, 0.3 * unit]) == 6 / 8
+
+
 def test_holm_by_hand() -> None:
     # Sorted .01, .02, .03, .04 times 4, 3, 2, 1 = .04, .06, .06, .04; never falling: .04, .06, .06, .06.
     assert holm([0.04, 0.01, None, 0.03, 0.02]) == pytest.approx([0.06, 0.04, None, 0.06, 0.06])
@@ -131,3 +140,13 @@ def test_importance_finds_the_parameter_that_decides(tmp_path) -> None:
         few.tell(few.ask({"optim.lr": optuna.distributions.FloatDistribution(0, 1)}), 0.0)
     with pytest.raises(ValueError, match=r"19 completed trials of few over 1 axes.* needs 20"):
         importance(url, "few")
+
+
+def test_rows_without_a_finite_value_are_no_part_of_an_effect() -> None:
+    rows = [{"rank": 8, "loss": None}, {"rank": 8, "loss": math.nan}, {"rank": 2, "loss": math.inf}]
+    rows += [{"rank": rank, "loss": loss} for rank, loss in ((2, 5.0), (8, 4.0), (32, 1.0))]
+    found = marginal_effects(rows, "rank", "loss", [])
+    assert [(each.reference, each.level) for each in found] == [(2, 8), (2, 32), (8, 32)]
+    assert [each.by_seed[None] for each in found] == [-1.0, -4.0, -3.0]
+    assert [each.num_blocks for each in found] == [1, 1, 1]
+    assert marginal_effects(rows[:4], "rank", "loss", []) == []

@@ -20,6 +20,8 @@ LEFT_OUT = (
 """Operators of cosmic-ray that are not used."""
 UNJUDGED = ("decorator", "raise_stmt", "assert_stmt")
 """Where nothing is changed: frozen=True and its like, the wording of errors, statements to ourselves."""
+SIGNATURES = ("parameters", "param", "lambdef")
+"""Where a star or a slash says which arguments have names: cosmic-ray takes it for an operation."""
 GUARDS = ("strict", "encoding", "deepcopy")
 """Keyword arguments that only guard against what does not happen, as an assertion does, or only save time."""
 STATEMENTS = (
@@ -29,13 +31,15 @@ STATEMENTS = (
 """Nodes whose children are statements or parts of a statement's head."""
 LOOKS = (
     *("linewidth", "linewidths", "alpha", "fontsize", "figsize", "height", "pad", "rotation"),
-    *("zorder", "ncols", "markersize", "dpi", "capsize", "elinewidth", "layout"),
+    *("zorder", "ncols", "markersize", "dpi", "capsize", "elinewidth", "layout", "visible"),
+    "indent",
 )
-"""Keyword arguments that say how thick, pale, large or far apart something is drawn: judged by eye."""
+"""Keyword arguments that say how thick, pale, large or far apart something is drawn or written, and whether
+a grid lies behind it: judged by eye."""
 SIZES = ("size", "width", "length", "pad")
 """What the names of matplotlib's settings of the same kind end in."""
-PLACING = ("new_figure", "Figure", "set_xlim", "set_ylim", "margins")
-"""Functions of a figure's size and of the room around what is drawn."""
+PLACING = ("new_figure", "Figure", "set_xlim", "set_ylim", "margins", "MaxNLocator")
+"""Functions of a figure's size, of the room around what is drawn, and of how many ticks an axis has."""
 
 ELSEWHERE = {
     ("harness/measure/meter.py", "CudaMeter"): "the allocator of a GPU",
@@ -109,6 +113,8 @@ def _is_judged(node: Any) -> bool:
         if child.type in UNJUDGED or _is_type(child, parent):
             return False
         if _is_look(child):
+            return False
+        if child.type == "operator" and parent is not None and parent.type in SIGNATURES:
             return False
         if child.type == "argument" and child.children[0].get_code().strip() in (*GUARDS, *LOOKS):
             return False
