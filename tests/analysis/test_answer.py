@@ -281,6 +281,38 @@ def test_beyond_whole_numbers_are_whole_ones_from_one_on(tmp_path, axis, best, b
     assert all(f"'lora.rank={beyond}'" in note for note in notes)
 
 
+@pytest.mark.parametrize(
+    ("cases", "best", "said"),
+    [
+        (
+            {"low": ["optim.lr=0.01"], "high": ["optim.lr=0.02"]},
+            "high",
+            "(optim.lr=0.02), the largest",
+        ),
+        (
+            {"low": ["optim.lr=0.02"], "high": ["optim.lr=0.01"]},
+            "high",
+            "(optim.lr=0.01), the smallest",
+        ),
+        ({"a": ["optim.lr=0.01"], "high": ["lora.rank=2"]}, "high", None),
+        ({"a": ["optim.lr=0.01"], "high": ["optim.lr=0.02", "lora.rank=2"]}, "high", None),
+        ({"a": ["quant=nf4"], "high": ["quant=int4"]}, "high", None),
+        ({"a": ["lora.rank=8"], "high": []}, "high", None),
+    ],
+)
+def test_cases_of_one_number_have_an_edge(tmp_path, cases, best, said) -> None:
+    saved(tmp_path, {2: around(1.0)})
+    directory = tmp_path / "sweeps" / "small"
+    state = json.loads((directory / "state.json").read_text())
+    state["confirmed"] = [{**state["confirmed"][0], "point": {"rate": best}, "compared": []}]
+    (directory / "state.json").write_text(json.dumps(state))
+    question = {"name": "small", "question": "Which?", "space": {"rate": {"cases": cases}}}
+    (directory / "sweep.yaml").write_text(yaml.safe_dump(question))
+    notes = edge_notes(load_sweep(tmp_path, "small"))
+    assert [f"rate=high {said}" in note for note in notes] == ([True] if said else [])
+    assert all("A case more of rate" in note for note in notes)
+
+
 def test_an_axis_that_is_compared_has_no_edge(tmp_path) -> None:
     losses = {2: around(1.0), 4: around(0.8)}
     saved(tmp_path, losses, compare={"lora.rank": "steps"})
