@@ -43,7 +43,9 @@ def scale_of(name: str, values: Sequence[float]) -> Scale:
     if metric.unit != "bytes":
         return Scale(unit=_unit(metric), size=1, digits=metric.digits)
     size, unit = bytes_unit(min((abs(value) for value in values if value), default=0))
-    return Scale(unit=unit, size=size, digits=2 if size > 1 else 0)
+    if size == 1:
+        return Scale(unit="B", size=1, digits=0)
+    return Scale(unit=unit, size=size, digits=2)
 
 
 def bytes_unit(amount: float) -> tuple[float, str]:
@@ -51,7 +53,7 @@ def bytes_unit(amount: float) -> tuple[float, str]:
     for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if amount >= size:
             return float(size), unit
-    return 1.0, "B"
+    return 1.0, "bytes"
 
 
 def with_separators(number: str) -> str:

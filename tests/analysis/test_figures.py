@@ -304,7 +304,7 @@ def test_without_a_peak_of_their_own_the_exact_parts_stand_in_and_the_axis_says_
         for r in (2, 8)
     ]
     drawing = quality_against_memory(rows(*runs), metric=LOSS)
-    assert drawn(drawing).axes[0].get_xlabel() == "memory without activations (B) ↓"
+    assert drawn(drawing).axes[0].get_xlabel() == "memory without activations (bytes) ↓"
 
 
 def test_a_cell_of_which_a_part_is_not_known_has_no_sum_of_its_parts() -> None:

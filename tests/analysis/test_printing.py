@@ -32,8 +32,8 @@ def test_bytes_are_in_the_largest_unit_that_leaves_1_of_the_smallest(
 @pytest.mark.parametrize(
     ("largest", "shown"),
     [
-        (1.0, (1.0, "B")),
-        (1023.0, (1.0, "B")),
+        (1.0, (1.0, "bytes")),
+        (1023.0, (1.0, "bytes")),
         (1024.0, (1024.0, "KiB")),
         (2.0**20 - 1, (1024.0, "KiB")),
         (2.0**20, (2.0**20, "MiB")),
