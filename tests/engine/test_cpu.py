@@ -16,7 +16,7 @@ from harness.engine.cpu import backend as cpu_backend
 from harness.engine.cpu import matmul as products
 from harness.engine.cpu.backend import DECODED_BYTES, why_not_cpu
 from harness.engine.cpu.decoder_layer import QuickBlock, known_blocks
-from harness.engine.cpu.llama_block import LlamaBlock, row_spans
+from harness.engine.cpu.llama_block import LlamaBlock
 from harness.engine.cpu.matmul import FrozenWeight, Operand
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
@@ -354,12 +354,8 @@ def test_a_block_stands_in_only_where_all_layers_are_of_its_kind_and_nothing_is_
     assert known_blocks(shared, {}) == []
 
 
-def test_a_block_is_adapted_where_any_of_its_layers_is() -> None:
-    shared = base_of("llama", backend=CPU_BACKEND)
-    for target in ("q_proj", "o_proj", "up_proj", "1.mlp.down_proj"):
-        adapter = shared.attach(LoraConfig(rank=2, alpha=2.0, target_modules=[target]), 0)
-        with shared.only(adapter):
-            parts = row_spans(shared.plan, 5)
-            adapted = [each.block.is_adapted(parts) for each in blocks_of(shared)]
-        assert adapted == [not target.startswith("1.") or number == 1 for number in range(3)]
-    assert not blocks_of(shared)[0].block.is_adapted([])
+@pytest.mark.parametrize("target", ["0.self_attn.o_proj", "0.mlp.up_proj", "0.mlp.down_proj"])
+def test_one_adapted_layer_of_the_first_block_has_the_same_bits(target: str) -> None:
+    """Nothing before it asks for gradients."""
+    lora = LoraConfig(rank=4, alpha=8.0, target_modules=[target])
+    assert_same_bits(three_ways("llama", [lora], packed=False))
