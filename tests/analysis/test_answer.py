@@ -212,6 +212,13 @@ def test_a_best_on_the_edge_is_flagged_with_the_command_that_goes_beyond(tmp_pat
         ("interval(0.001, 0.01)", "0.0011", "0.001, the smallest", "interval(0.0005, 0.01)"),
         ("interval(0.001, 0.01)", "0.009", None, None),
         (
+            "interval(0, 100)",
+            "95",
+            "100, the largest",
+            "interval(0, 200)",
+        ),  # a twentieth, and no more
+        ("interval(0, 100)", "94.9", None, None),
+        (
             "tag(log, interval(0.001, 0.01))",
             "0.009",
             "0.01, the",
