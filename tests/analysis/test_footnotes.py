@@ -74,20 +74,27 @@ def test_a_comparison_is_explained_as_far_as_there_are_pairs() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("rates", "among"), [((1, 1), "1"), ((2, 2), "2"), ((1, 2), "1 to 2")]
-)  # fmt: skip
+@pytest.mark.parametrize(("rates", "among"), [((2, 2), "2"), ((1, 2), "1 to 2")])
 def test_a_choice_is_named_with_among_how_many(rates: tuple[int, int], among: str) -> None:
     runs = [
         Run(format=f, lr=0.1 * (n + 1), loss=1.0 + n)
         for f, count in zip(("nf4", "int4"), rates, strict=True)
         for n in range(count)
     ]
-    (note,) = [note for note in notes(runs, choose=("optim.lr",)) if "setting" in note]
+    columns = ("eval/loss", "eval/exact_match")
+    chosen = notes(runs, choose=("optim.lr",), columns=columns)
+    (note,) = [note for note in chosen if "setting" in note]
     assert note.startswith(
         f"optim.lr: for each line the setting with the best mean eval/loss among {among},"
     )
     assert not any("setting" in note for note in notes(PAIR))
+
+
+def test_where_a_line_has_one_setting_the_search_chose_it_before() -> None:
+    runs = [Run(format=f, lr=0.1, loss=1.0, role="confirmation") for f in ("nf4", "int4")]
+    said = "optim.lr: each line's best of the search, chosen before these runs."
+    assert said in notes(runs, choose=("optim.lr",), role=Role.confirmation)
+    assert not any("optim.lr" in note for note in notes(runs, choose=("optim.lr",)))
 
 
 def test_trials_of_a_search_are_no_result_but_their_costs_are() -> None:
