@@ -10,25 +10,27 @@ from harness.measure.series import PassCost
 from harness.training.passes import _smaller, _tell_cost, check_size
 
 
-class Entry(SimpleNamespace):
-    """Stands in for a run, of which there is one."""
+class Entry:
+    """Stands in for a run: what a pass reads of it, and what it is told."""
 
-    __hash__ = object.__hash__
+    def __init__(self, micro: int, activation_bytes: int | None) -> None:
+        self.told: list[Any] = []
+        self.notes: list[str] = []
+        self.note = self.notes.append
+        self.costs = SimpleNamespace(add=lambda cost, own: self.told.append((cost, own)))
+        self.slot = SimpleNamespace(
+            micro_batch_size=micro,
+            activation_bytes=activation_bytes,
+            shrink_micro_batch=self.shrink,
+        )
+
+    def shrink(self) -> bool:
+        self.slot.micro_batch_size //= 2
+        return self.slot.micro_batch_size > 0
 
 
 def entry(micro: int = 4, activation_bytes: int | None = None) -> Any:
-    """Return what a pass reads of a run, and what it is told."""
-    told: list[Any] = []
-    notes: list[str] = []
-    slot = SimpleNamespace(micro_batch_size=micro, activation_bytes=activation_bytes)
-
-    def shrink() -> bool:
-        slot.micro_batch_size //= 2
-        return slot.micro_batch_size > 0
-
-    slot.shrink_micro_batch = shrink
-    costs = SimpleNamespace(add=lambda cost, own: told.append((cost, own)))
-    return Entry(slot=slot, costs=costs, told=told, notes=notes, note=notes.append)
+    return Entry(micro, activation_bytes)
 
 
 @pytest.mark.parametrize(
