@@ -45,7 +45,7 @@ def optimizer_bytes(name: OptimizerName, sizes: Sequence[int]) -> OptimizerBytes
         case OptimizerName.adamw_8bit:
             return OptimizerBytes(_eight_bit(sizes), 0)
         case OptimizerName.paged_adamw_8bit:
-            paged = sum(_paged(size, 1 if size >= _EIGHT_BIT_FROM else 4) for size in sizes)
+            paged = sum(_paged(size, 1) for size in sizes)  # whose states are all of 8 bits
             return OptimizerBytes(_eight_bit(sizes), paged)
         case OptimizerName.paged_adamw_32bit:
             paged = sum(_paged(size, _FLOAT_BYTES) for size in sizes)
