@@ -22,21 +22,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from bench.lm_eval_tasks import write_tasks
+from bench.measured import keep, load
 from harness.commands.saved import find_saved, place_of
 from harness.config.schema import EvalConfig
 from harness.evals.evaluate import Results
-from harness.records.provenance import collect_provenance
 from harness.records.record import read_record
-from harness.records.run_directory import utc_now
 from harness.training.evaluation import score_side_by_side
 from harness.training.launch import attach_saved, open_base
 
 RANKS = (2, 4, 8, 16)
-_RESULTS = Path(__file__).parent / "results"
 _MODEL = Path(__file__).parent.parent / "harness" / "embedded" / "model"
 
 Scores = dict[str, tuple[float, float | None]]
@@ -159,7 +156,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="rows of one forward pass")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    load = psutil.getloadavg()[0]
+    before = load()
     with tempfile.TemporaryDirectory() as directory:
         out, tasks = Path(directory, "out"), Path(directory, "tasks")
         write_tasks(tasks, options.rows)
@@ -175,18 +172,13 @@ def main() -> None:
         f"the largest relative difference of a value: {passes['largest_relative_difference']:.0e}"
     )
     result = {
-        "measured_at": utc_now(),
-        "provenance": collect_provenance(arguments=["python", "-m", "bench.lm_eval"]).as_tree(),
-        "load_average_before": load,
         "options": vars(options),
         "lm_eval": theirs,
         "harness": ours,
         "equal": equal,
         "passes": passes,
     }
-    _RESULTS.mkdir(parents=True, exist_ok=True)
-    (_RESULTS / "lm_eval.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"load {load:.1f} before, {psutil.getloadavg()[0]:.1f} after; bench/results/lm_eval.json")
+    keep("lm_eval", result, before)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from scipy import stats
 
 from analysis.figures.cells import SEARCH_VALUE, cells_of
 from analysis.figures.choose import quality_figures
-from analysis.figures.drawing import Drawing
 from analysis.figures.factors import (
     ALPHA,
     BLOCK_SIZE,
@@ -30,6 +29,7 @@ from analysis.figures.memory import memory_by_parts, predicted_against_measured
 from analysis.figures.over import MAX_TICKS, metric_over, scale_axis
 from analysis.figures.search import TrialPoint, _Column, importance_bars, parallel_coordinates
 from analysis.figures.style import (
+    Drawing,
     FigureStyle,
     Look,
     Width,

@@ -147,6 +147,12 @@ def test_a_grid_with_transfer_tries_the_rates_near_the_predicted_one(tmp_path) -
     assert len(fourth) == 5
 
 
+def test_ranks_come_by_their_size_however_they_are_written(tmp_path) -> None:
+    space = space_of(tmp_path, lora__rank="choice(128, 2, 32, 8)", optim__lr=RATES)
+    stages = [{point["lora.rank"] for point in stage} for stage in transfer_stages(space)]
+    assert stages == [{"2", "8"}, {"32"}, {"128"}]
+
+
 def test_every_combination_of_the_other_axes_has_its_own_law(tmp_path) -> None:
     space = space_of(
         tmp_path, quant="choice(none, nf4)", lora__rank="choice(2, 8, 32)", optim__lr=RATES
