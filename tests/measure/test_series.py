@@ -114,6 +114,11 @@ def test_a_token_costs_four_operations_a_weight_of_the_blocks_and_six_of_the_ada
     )
 
 
+def test_where_everything_is_trained_a_weight_costs_six_operations() -> None:
+    found = work_of(base_of(tied=False), 1000, 0, devices=1, trains_all=True)
+    assert (found.per_input_token, found.per_loss_token) == (6.0 * 920, 6.0 * 40)
+
+
 def test_a_base_without_a_head_has_none_to_compute() -> None:
     base = base_of(tied=False)
     base.model.get_output_embeddings = lambda: None
