@@ -250,11 +250,16 @@ def _meter(device: torch.device) -> Meter:
 
 def resident_bytes() -> int:
     """Return the resident set of this process."""
-    try:
-        with open("/proc/self/statm", "rb", buffering=0) as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
+    try:  # kept open: opening it anew for each step costs three times as much
+        return int(os.pread(_statm(os.getpid()), 64, 0).split()[1]) * _PAGE_BYTES
     except OSError:  # no such file system
         return psutil.Process().memory_info().rss
+
+
+@functools.cache
+def _statm(process: int) -> int:
+    """Return a descriptor of the file with this process's sizes; a forked process opens its own."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def process_peak_bytes() -> int:

@@ -48,6 +48,9 @@ class TensorboardTracker:
         except Exception as error:
             self._break(error)
 
+    def log_earlier(self, rows: Sequence[Mapping[str, float | None]]) -> None:
+        """Leave them: TensorBoard shows all event files of a run as one, and would show these twice."""
+
     def finish(self, record: Record, answers: Sequence[KeptAnswer]) -> list[str]:
         """Write the final values as scalars of the last step, a few answers as text, and close."""
         if self._writer is not None:

@@ -18,6 +18,10 @@ class Tracker(Protocol):
         """Mirror one row of metrics.jsonl; steps never fall."""
         ...
 
+    def log_earlier(self, rows: Sequence[Mapping[str, float | None]]) -> None:
+        """Mirror what is missing of the rows of an earlier process of this run; call it before `log`."""
+        ...
+
     def finish(self, record: Record, answers: Sequence[KeptAnswer]) -> list[str]:
         """Mirror what the run came to, end, and return what went wrong, as notes for the record."""
         ...
@@ -27,6 +31,9 @@ class NoTracker:
     """The record on disk is enough."""
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Do nothing."""
+
+    def log_earlier(self, rows: Sequence[Mapping[str, float | None]]) -> None:
         """Do nothing."""
 
     def finish(self, record: Record, answers: Sequence[KeptAnswer]) -> list[str]:

@@ -21,7 +21,7 @@ from harness.records.metrics_log import check_metric_names, plain_number, spell_
 from harness.records.record import Record, RunStatus, record_tree
 from harness.records.redact import redact, redact_tree
 from harness.tracking.final_values import final_values
-from harness.tracking.wandb_file import has_ended
+from harness.tracking.wandb_file import has_ended, read_wandb_files
 
 if TYPE_CHECKING:
     from wandb import Run, Settings, Table
@@ -31,6 +31,7 @@ FINISH_SECONDS = (
 )
 _FILE_SECONDS = 10.0
 _BATCH_SECONDS = 1.0  # rows go to wandb in batches: a row of its own wakes four threads for it
+_FLUSH_SECONDS = 2.0  # what wandb has taken is in its file so soon, not after its 15
 _started_in: int | None = None  # process id
 _start_lock = threading.Lock()  # wandb is imported and set up once, whatever the cohort's size
 
@@ -44,6 +45,13 @@ class _Row:
 
 
 @dataclass(frozen=True, slots=True)
+class _Earlier:
+    """Rows that an earlier process of the run has logged, and may not have got as far as W&B."""
+
+    rows: Sequence[tuple[int, dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Finish:
     status: RunStatus
     values: dict[str, Any]
@@ -53,38 +61,50 @@ class _Finish:
     samples: list[Sequence[str]]
 
 
+@dataclass(slots=True)
+class _End:
+    """What a series has come to."""
+
+    lowest: float = math.inf
+    highest: float = -math.inf
+    last: float = math.nan
+
+
 class _Ends:
     """Lowest, highest and last value of each series; wandb's service would double a row's cost for them."""
 
     def __init__(self) -> None:
-        self._lowest: dict[str, float] = {}
-        self._highest: dict[str, float] = {}
-        self._last: dict[str, float] = {}
+        self._of: dict[str, _End] = {}
 
     def add(self, values: Mapping[str, float | None]) -> None:
         """Take a row in; a NaN is neither low nor high."""
         for name, value in values.items():
             if value is not None:
-                self._last[name] = value
-                if value == value:
-                    self._lowest[name] = min(value, self._lowest.get(name, value))
-                    self._highest[name] = max(value, self._highest.get(name, value))
+                end = self._of.get(name)
+                if end is None:
+                    end = self._of[name] = _End()
+                end.last = value
+                if value < end.lowest:
+                    end.lowest = value
+                if value > end.highest:
+                    end.highest = value
 
     def add_earlier(self, name: str, ends: Mapping[str, float]) -> None:
         """Take in what an earlier part of the run has left of a series."""
-        if name in self._lowest:
-            self._lowest[name] = min(self._lowest[name], ends.get("min", math.inf))
-            self._highest[name] = max(self._highest[name], ends.get("max", -math.inf))
+        if name in self._of:
+            end = self._of[name]
+            end.lowest = min(end.lowest, ends.get("min", math.inf))
+            end.highest = max(end.highest, ends.get("max", -math.inf))
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Return the ends as wandb has them in a summary."""
+        """Return the ends as wandb has them in a summary; of a series of NaN alone all are NaN."""
         return {
             name: {
-                "min": self._lowest.get(name, last),
-                "max": self._highest.get(name, last),
-                "last": last,
+                "min": end.lowest if end.lowest <= end.highest else end.last,
+                "max": end.highest if end.lowest <= end.highest else end.last,
+                "last": end.last,
             }
-            for name, last in self._last.items()
+            for name, end in self._of.items()
         }
 
 
@@ -117,11 +137,15 @@ class WandbTracker:
             "dir": str(directory),
             "resume": "allow" if self._online else None,
         }
-        self._work: queue.SimpleQueue[_Row | _Finish] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[_Row | _Earlier | _Finish] = queue.SimpleQueue()
         self._problems: list[str] = []
         self._ending = threading.Event()
         self._last_step = -1
         self._ends = _Ends()
+        self._first_step = 0
+        """The first step that W&B still takes: above 0 where an online run was resumed."""
+        self._earlier_files = [] if self._online else list(directory.rglob("*.wandb"))
+        """Offline files of earlier processes of the run."""
         self._logged_at: float | None = None
         """Of the last row that W&B has."""
         self._thread = threading.Thread(
@@ -140,6 +164,16 @@ class WandbTracker:
         self._last_step = step
         numbers = {name: plain_number(value) for name, value in values.items()}
         self._put(_Row(step, numbers, time.time()))
+
+    def log_earlier(self, rows: Sequence[Mapping[str, float | None]]) -> None:
+        """Queue the rows of an earlier process, `step` first in each; those that W&B has are left out."""
+        earlier: list[tuple[int, dict[str, Any]]] = []
+        for row in rows:
+            values = dict(row)
+            earlier.append((int(values.pop("step") or 0), values))
+        if earlier:
+            self._last_step = earlier[-1][0]
+            self._put(_Earlier(earlier))
 
     def finish(self, record: Record, answers: Sequence[KeptAnswer]) -> list[str]:
         """End the run and wait until it is written, two minutes at most; return what went wrong."""
@@ -162,7 +196,7 @@ class WandbTracker:
             self._problems.append(f"W&B did not finish within {FINISH_SECONDS:.0f} s")
         return list(self._problems)
 
-    def _put(self, work: _Row | _Finish) -> None:
+    def _put(self, work: _Row | _Earlier | _Finish) -> None:
         if self._waits or self._thread.is_alive():  # else nobody would ever take it out again
             self._work.put(work)
 
@@ -175,6 +209,7 @@ class WandbTracker:
             run = start_run(self._arguments, online=self._online)
             for name in sorted(SERIES):
                 run.define_metric(name, summary="none")
+            self._first_step = run.step  # once: each time wandb asks its service and waits
             while self._apply(run, self._work.get()):
                 if self._work.empty():
                     self._ending.wait(_BATCH_SECONDS)
@@ -190,15 +225,23 @@ class WandbTracker:
                     self._ends.add_earlier(name, earlier)
         return self._ends.summary()
 
-    def _apply(self, run: "Run", work: _Row | _Finish) -> bool:
+    def _apply(self, run: "Run", work: _Row | _Earlier | _Finish) -> bool:
         """Do one piece of work; False once the run has ended."""
         match work:
             case _Row():
                 # A resumed online run already has the rows up to its last step.
                 self._ends.add(work.values)
-                if work.step >= run.step:
+                if work.step >= self._first_step:
                     self._logged_at = work.logged_at
                     run.log(work.values | {"_timestamp": work.logged_at}, step=work.step)
+            case _Earlier():
+                kept = read_wandb_files(self._earlier_files).history
+                begin = max(self._first_step, kept[-1]["step"] + 1 if kept else 0)
+                for step, values in work.rows:
+                    self._ends.add(values)
+                    if step >= begin:
+                        self._logged_at = time.time()
+                        run.log(values | {"_timestamp": self._logged_at}, step=step)
             case _Finish():
                 last: dict[str, Any] = {"samples": _table(work.samples)} if work.samples else {}
                 if self._logged_at is not None:  # wandb gives a row the time of its last part
@@ -211,6 +254,8 @@ class WandbTracker:
                 # W&B has no place for a metric's unit.
                 run.summary["units"] = {name: METRICS[name].unit for name in sorted(SERIES)}
                 run.summary["status"] = work.status.value
+                if not self._online:  # the one value of wandb's own summary that W&B shows
+                    run.summary["_wandb"] = {"runtime": int(time.time() - run.start_time)}
                 run.finish(exit_code=_exit_code(work.status))
                 wait_for_file(Path(run.dir).parent, self._problems)
                 return False
@@ -294,6 +339,10 @@ def _settings(settings: "type[Settings]", *, online: bool) -> "Settings":
         x_disable_machine_info=True,
         x_disable_stats=True,
         x_save_requirements=False,
+        # The summary is ours: offline, wandb would write two records of its own beside each row. Online
+        # the setting would ask the server to make one.
+        x_server_side_derived_summary=not online,
+        x_transaction_log_flush_interval=_FLUSH_SECONDS,
         # Only files of this run, and only in its directory.
         symlink=False,
         use_dot_wandb=False,

@@ -29,7 +29,7 @@ from harness.plan.subject import predicted_run
 from harness.records.answers import keep_answers, read_answers
 from harness.records.columns import make_columns
 from harness.records.metrics import MEMORY_PARTS, memory_part_name
-from harness.records.metrics_log import MetricsLog
+from harness.records.metrics_log import MetricsLog, read_metrics
 from harness.records.record import (
     RESUMED,
     Estimate,
@@ -143,6 +143,8 @@ class RunEntry:
                 self.before = {k: Estimate(**v) for k, v in checkpoint.progress.before.items()}  # pyright: ignore[reportArgumentType]
             self.note(f"{RESUMED} {checkpoint.progress.step}")
         self._metrics.truncate_after(self.slot.progress.step)
+        if checkpoint is not None:
+            self._tracker.log_earlier(read_metrics(self.job.directory.metrics).rows)
         if self.job.config.optim.name.is_paged:
             self._begin_paging()
         if not self.shared_process:

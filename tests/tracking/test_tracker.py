@@ -156,6 +156,59 @@ def test_a_resumed_run_tells_one_history_and_the_same_as_the_metrics(tmp_path: P
     assert [row["step"] for row in back.history] == list(range(1, 31))
 
 
+def test_what_a_killed_process_had_not_got_as_far_as_wandb_is_told_when_the_run_goes_on(
+    tmp_path: Path,
+) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in range(1, 21):
+        log.log(step, {"train/loss": 9.0 - step, "train/grad_norm": math.inf})
+    tracker = open_tracker(OFFLINE, run_id="a", directory=tmp_path, config_tree={})
+    for step in range(1, 8):  # the rest was still on its way
+        tracker.log(step, {"train/loss": 9.0 - step, "train/grad_norm": math.inf})
+    assert tracker.finish(ended(RunStatus.interrupted), []) == []
+
+    log.truncate_after(15)
+    tracker = open_tracker(OFFLINE, run_id="a", directory=tmp_path, config_tree={})
+    tracker.log_earlier(read_metrics(tmp_path / "metrics.jsonl").rows)
+    for step in (16, 17):
+        log.log(step, {"train/loss": 0.5})
+        tracker.log(step, {"train/loss": 0.5})
+    log.close()
+    assert tracker.finish(ended(), []) == []
+    back = read_wandb_run(tmp_path)
+    assert back.history == read_metrics(tmp_path / "metrics.jsonl").rows
+    assert back.summary["train/loss"] == {"min": -6.0, "max": 8.0, "last": 0.5}
+    newest = max(tmp_path.rglob("*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    assert read_wandb_run(newest.parent).history[0]["step"] == 8  # no row is told twice
+
+
+def test_a_row_is_one_record_of_wandbs_file(tmp_path: Path) -> None:
+    from harness.tracking.wandb_file import _records
+
+    tracker = open_tracker(OFFLINE, run_id="a", directory=tmp_path, config_tree={})
+    for step in range(50):
+        tracker.log(step, {"train/loss": 1.0, "throughput/step_ms": 50.0})
+    assert tracker.finish(ended(), []) == []
+    (file,) = tmp_path.rglob("*.wandb")
+    kinds = [record.WhichOneof("record_type") for record in _records(file, [])]
+    assert kinds.count("history") == 50
+    last = len(kinds) - 1 - kinds[::-1].index("history")
+    assert kinds[kinds.index("history") : last] == ["history"] * 49
+
+
+def test_a_row_is_in_the_file_before_wandb_alone_would_write_it(tmp_path: Path) -> None:
+    tracker = open_tracker(OFFLINE, run_id="a", directory=tmp_path, config_tree={})
+    for step in (0, 1):  # a row is complete when the next one has come
+        tracker.log(step, {"train/loss": 1.0})
+    while not list(tmp_path.rglob("*.wandb")):
+        time.sleep(0.05)
+    deadline = time.monotonic() + 13  # wandb's own interval is 15 s
+    while not (rows := read_wandb_run(tmp_path).history) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert rows == [{"step": 0, "train/loss": 1.0}]  # so kill -9 cannot take it any more
+    assert tracker.finish(ended(), []) == []
+
+
 def test_rows_carry_the_time_they_were_logged_at(tmp_path: Path) -> None:
     tracker = open_tracker(OFFLINE, run_id="a", directory=tmp_path, config_tree={})
     before = time.time()
