@@ -23,7 +23,7 @@ from harness.engine.cuda import ops
 from harness.engine.cuda.attention import Attended, Heads, Sequences, attend, attend_backward
 from harness.engine.cuda.ops import Activation, Dropout, Norm, Rows, SeatProducts
 from harness.engine.cuda.seats import SeatLayout, Seats
-from harness.engine.lora_math import FOLDED, add_gradient_a, add_gradient_b, add_update
+from harness.engine.lora_math import FOLDED, add_gradient_b, add_update
 
 KNOWN = (
     "LlamaForCausalLM",
@@ -153,12 +153,12 @@ class LinearGroup:
                 continue
             layer = self.indices[number]
             kept = ops.dropped(x_NI, layer, given.dropout, given.rows)
-            add_gradient_a(products, grad_a_SRI[:, own], grad_h_NR[:, own], kept)
+            products.add_outer_(grad_a_SRI[:, own], grad_h_NR[:, own], kept)
             if grad_x is not None:
                 through = products.product(grad_h_NR[:, own], a_SRI[:, own].mT)
                 ops.dropped(through, layer, given.dropout, given.rows, grad_x)
         if given.dropout is None:
-            add_gradient_a(products, grad_a_SRI, grad_h_NR, x_NI)
+            products.add_outer_(grad_a_SRI, grad_h_NR, x_NI)
             if grad_x is not None:
                 products.add_product_(grad_x, grad_h_NR, a_SRI.mT)
         return grad_x
