@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from harness.base.layers import FrozenLinear
+from harness.base.layers import dense_weight
 
 _INTERFACE = ("num_experts", "has_gate", "has_bias", "is_transposed", "_apply_gate")
 """What transformers' `use_experts_implementation` gives a class of experts."""
@@ -137,8 +137,7 @@ class _ExpertsMatmul(torch.autograd.Function):
 def _weights(
     layer: nn.Linear, routing: Routing, transposed: bool, dtype: torch.dtype
 ) -> torch.Tensor:
-    dense = layer.dense_weight(dtype) if isinstance(layer, FrozenLinear) else layer.weight.detach()
-    stored_EDI = dense.view(routing.experts, -1, layer.in_features)
+    stored_EDI = dense_weight(layer, dtype).view(routing.experts, -1, layer.in_features)
     return stored_EDI.transpose(1, 2) if transposed else stored_EDI
 
 

@@ -62,6 +62,13 @@ class FrozenLinear(nn.Linear):
         return _FrozenMatmul.apply(input, self)  # pyright: ignore[reportReturnType]
 
 
+def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weight [O, I] that a frozen layer multiplies with, packed or not."""
+    if isinstance(layer, FrozenLinear):
+        return layer.dense_weight(dtype)
+    return layer.weight.detach().to(dtype)
+
+
 def _frozen(tensor: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 

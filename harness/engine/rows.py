@@ -48,8 +48,8 @@ class AdapterGroup:
             self._computed_KP = torch.empty_like(self._flat_KP, dtype=first.compute_dtype)
         self._gradients_KP: torch.Tensor | None = None
         self._scalings: dict[int, Scaling] = {}
-        self._norms: dict[int, torch.Tensor] = {}
-        """By layer with DoRA, for the pass in flight."""
+        self.norms: dict[int, torch.Tensor] = {}
+        """Norms [K, 1, O] of the adapted weights by layer with DoRA, once this pass has asked for them."""
         self._weights: dict[int, Weights] = {}
         self._targets: dict[int, Weights] = {}
         self._finished: list[FlatGradient] = []
@@ -76,7 +76,7 @@ class AdapterGroup:
     def begin(self, adapter_rows: Sequence[AdapterRows]) -> None:
         """Take the adapters as they are now, for one pass."""
         self.dropout_key = adapter_rows[0].dropout_key
-        self._norms.clear()
+        self.norms.clear()
         for adapter in self.adapters:
             adapter.begin_pass()
         if self.count > 1:
@@ -122,14 +122,6 @@ class AdapterGroup:
     def magnitude_targets(self, layer: int) -> torch.Tensor:
         """Return where the gradients [K, O] of one layer's magnitudes are added up."""
         return self.layout.magnitudes(self._gradients, layer)
-
-    def norms(self, layer: int) -> torch.Tensor | None:
-        """Return the norms [K, 1, O] of one layer's adapted weights, where they are known in this pass."""
-        return self._norms.get(layer)
-
-    def keep_norms(self, layer: int, norm_K1O: torch.Tensor) -> None:
-        """Keep them until the adapters change."""
-        self._norms[layer] = norm_K1O
 
     def _views(self, flat_KP: torch.Tensor, layer: int) -> Weights:
         a, b = self.layout.a(flat_KP, layer), self.layout.b(flat_KP, layer)

@@ -37,7 +37,6 @@ from harness.engine.reference.whole_modules import install, whole_module
 from harness.engine.rows import AdapterRows, RowPlan
 from harness.engine.starts import start_from_dense
 from harness.engine.whole_model import WholeModel, load_model, save_model
-from harness.errors import RequestError
 from harness.measure.memory import BaseSize, base_size
 from harness.records.record import Estimate
 
@@ -354,19 +353,12 @@ class SharedBase:
         if isinstance(adapter, WholeModel):
             load_model(adapter, self.model, directory)
             return
-        given, own = saved_tensors(directory / "adapter_model.safetensors"), self.state(adapter)
-        expected = self.file_tensors(adapter)
-        shapes = [{key: tuple(t.shape) for key, t in each.items()} for each in (expected, given)]
-        if shapes[0] != shapes[1]:
-            different = min(shapes[0].items() ^ shapes[1].items())[0]
-            raise RequestError(
-                f"{directory} holds another adapter than its record says: {different} is not as it must be"
-            )
-        for key, tensor in own.items():  # views of the flat tensor
+        file = directory / "adapter_model.safetensors"
+        given = saved_tensors(file, self.file_tensors(adapter), "adapter")
+        for key, tensor in self.state(adapter).items():  # views of the flat tensor
             found = given[key]
-            if (
-                found.shape != tensor.shape
-            ):  # QA-LoRA: a column for each input, equal within a group
+            if found.shape != tensor.shape:
+                # QA-LoRA: a column for each input, equal within a group
                 pooled = found.shape[1] // tensor.shape[1]
                 found = found[:, ::pooled] / (tensor.shape[1] / pooled)
             tensor.detach().copy_(found)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from harness.base.build import Base
-from harness.base.layers import FrozenLinear
+from harness.base.layers import dense_weight
 from harness.config.resources import BackendName
 from harness.config.schema import FloatType
 from harness.engine.cpu.decoder_layer import known_blocks
@@ -103,14 +103,7 @@ def _install_products(shared: "SharedBase") -> dict[str, FrozenWeight]:
     weights = {}
     for name, layer in layers.items():
         frozen = getattr(layer, "base_layer", layer)
-        weights[name] = FrozenWeight(partial(_dense_weight, frozen), frozen.bias)
+        weights[name] = FrozenWeight(partial(dense_weight, frozen, torch.float32), frozen.bias)
         # An attribute of the instance comes before the method of its class.
         object.__setattr__(frozen, "forward", weights[name])
     return weights
-
-
-def _dense_weight(layer: nn.Linear) -> torch.Tensor:
-    """Return the weight as the layer multiplies with it."""
-    if isinstance(layer, FrozenLinear):
-        return layer.dense_weight(torch.float32)
-    return layer.weight.detach()

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.base.code_books import table
-from harness.base.layers import FrozenLinear
+from harness.base.layers import FrozenLinear, dense_weight
 from harness.base.storage import DOUBLE_QUANT_BLOCK, Blockwise, dynamic_table
 from harness.engine.dropout import keep_mask_of_words, layer_salt
 from harness.engine.lora_math import Products
@@ -348,12 +348,9 @@ def gated_backward_(
 
 def decode_into(layer: Any, out_OI: torch.Tensor) -> None:
     """Write the weight that a frozen layer stores into contiguous `out_OI`."""
-    if not isinstance(layer, FrozenLinear):
-        out_OI.copy_(layer.weight)
-        return
-    storage = layer.storage
+    storage = layer.storage if isinstance(layer, FrozenLinear) else None
     if not (isinstance(storage, Blockwise) and storage.bits == 4 and by_kernel(out_OI)):
-        out_OI.copy_(layer.dense_weight(out_OI.dtype))
+        out_OI.copy_(dense_weight(layer, out_OI.dtype))
         return
     packed, quant = layer.weight, storage.quant
     half, block = packed.numel(), 1024
