@@ -223,18 +223,20 @@ class Block:
             self._norm_after_attention = self._second_norm
             self._second_norm = Norm.of(module.pre_feedforward_layernorm)
             self._norm_after_all = Norm.of(module.post_feedforward_layernorm)
-        self._head_norms = [
-            Norm.of(getattr(attention, name))
-            for name in ("q_norm", "k_norm")
-            if hasattr(attention, name)
-        ]
-        self.heads = Heads(
+        self.heads = heads = Heads(
             query=config.num_attention_heads,
             key=config.num_key_value_heads,
             size=attention.head_dim,
             scale=attention.scaling,
             window=window,
         )
+        normed = (("q_norm", 0, heads.query), ("k_norm", heads.query * heads.size, heads.key))
+        self._head_norms = [
+            (Norm.of(getattr(attention, name)), first, count)
+            for name, first, count in normed
+            if hasattr(attention, name)
+        ]
+        """Norms of queries and of keys, with the first column and the number of their heads."""
 
     @property
     def groups(self) -> list[LinearGroup]:
@@ -258,9 +260,7 @@ class Block:
         heads = self.heads
         x_NH, n_NH, scale_N = ops.rms_norm(x_NH, added_NH, self._norm)
         qkv_NW, of_qkv = self.qkv.forward(n_NH, seats, given)
-        before = []
-        for norm, (first, count) in zip(self._head_norms, self._normed_heads(), strict=False):
-            before.append(ops.head_norm_(qkv_NW, first, count, norm))
+        before = [ops.head_norm_(qkv_NW, at, count, norm) for norm, at, count in self._head_norms]
         ops.rotate_(qkv_NW, heads.query + heads.key, *turned[self._kind])
         attended = attend(qkv_NW, heads, given.sequences) if see is None else see(qkv_NW, heads)
         y_NH, of_o = self.o.forward(attended.out_NQD.flatten(1), seats, given)
@@ -274,11 +274,6 @@ class Block:
             gate_up_NF, out_before, of_qkv, of_o, of_gate_up, of_down,
         )  # fmt: skip
         return middle_NH, out_NH, kept
-
-    def _normed_heads(self) -> list[tuple[int, int]]:
-        """Return (first column, heads) of queries and of keys."""
-        heads = self.heads
-        return [(0, heads.query), (heads.query * heads.size, heads.key)]
 
     def backward(
         self,
@@ -316,8 +311,8 @@ class Block:
         )  # fmt: skip
         num_rotated = self.heads.query + self.heads.key
         ops.rotate_(grad_qkv, num_rotated, *turned[self._kind], back=True)
-        head_norms = zip(self._head_norms, self._normed_heads(), kept.heads_before, strict=False)
-        for norm, (first, count), (before, scale) in head_norms:
+        head_norms = zip(self._head_norms, kept.heads_before, strict=True)
+        for (norm, first, count), (before, scale) in head_norms:
             ops.head_norm_backward_(grad_qkv, first, count, before, norm, scale)
         n_NH = ops.rms_norm_again(kept.x_NH, kept.scale_N, self._norm)
         grad_n = self.qkv.backward(
