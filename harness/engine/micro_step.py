@@ -60,7 +60,7 @@ def packed_gradients(shared: "SharedBase", work: Sequence[Work]) -> list[Gradien
     )
     batches, noises = [item.batch for item in ordered], [item.noise for item in ordered]
     with (
-        shared.rows(adapter_rows_of(ordered), joint.places_BT),
+        shared.plan.rows(adapter_rows_of(ordered), joint.places_BT),
         disturbed(shared.model, batches, noises),
     ):
         logits_NV, targets_N = target_logits(shared.model, joint)
@@ -91,19 +91,12 @@ def adapter_rows_of(work: Sequence[Work]) -> list[AdapterRows]:
     """Return which rows of the joint batch are whose; all are those of a run alone, however many it has."""
     if len(work) == 1:
         (item,) = work
-        return [
-            AdapterRows(adapter=item.adapter.name, start=0, stop=0, dropout_key=item.dropout_key)
-        ]
+        return [AdapterRows(adapter=item.adapter.name, dropout_key=item.dropout_key)]
     adapter_rows, start = [], 0
     for item in work:
-        stop = start + item.batch.input_ids_BT.shape[0]
+        name, stop = item.adapter.name, start + item.batch.input_ids_BT.shape[0]
         adapter_rows.append(
-            AdapterRows(
-                adapter=item.adapter.name,
-                start=start,
-                stop=stop,
-                dropout_key=item.dropout_key,
-            )
+            AdapterRows(adapter=name, start=start, stop=stop, dropout_key=item.dropout_key)
         )
         start = stop
     return adapter_rows

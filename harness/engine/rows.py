@@ -21,8 +21,8 @@ class AdapterRows:
     """Rows [start, stop) of the joint batch belong to `adapter`; all rows, if both are 0."""
 
     adapter: str
-    start: int
-    stop: int
+    start: int = 0
+    stop: int = 0
     dropout_key: int | None
     """Seed of this micro-batch's dropout masks; None while evaluating."""
 

@@ -30,7 +30,6 @@ from harness.engine.adapter import MAGNITUDES, Adapter, ParameterLayout, saved_t
 from harness.engine.backend import choose_backend
 from harness.engine.lora_math import Weights
 from harness.engine.offload import Offload
-from harness.engine.reference.backend import ReferenceBackend
 from harness.engine.reference.experts_lora import ExpertsLora, initialized, names_in_file
 from harness.engine.reference.grouped_lora import PackedLora
 from harness.engine.reference.whole_modules import install, whole_module
@@ -117,7 +116,7 @@ class SharedBase:
 
     @property
     def model(self) -> Any:
-        """The transformers model itself; adapters act on the rows named by `rows`."""
+        """The transformers model itself; adapters act on the rows named by `plan.rows`."""
         return self.base.model
 
     def attach(self, lora: LoraConfig, seed: int) -> Adapter:
@@ -219,7 +218,7 @@ class SharedBase:
     def _attach_whole(self, name: str, lora: LoraConfig) -> Adapter:
         """Let all parameters of the model be trained."""
         adapted_layers(lora, self.base.linears)  # refuses what cannot be
-        assert isinstance(self.backend, ReferenceBackend), "other backends compute a frozen base"
+        assert self.backend.name is BackendName.reference, "other backends compute a frozen base"
         _ = self.size  # measured before the weights lie in one tensor
         whole = WholeModel.of(name, self.model, self.plan)
         self._rewritten_for = f"all of it by {name}"
@@ -253,18 +252,10 @@ class SharedBase:
         return self._peft is not None and name in self._peft.peft_config
 
     @contextmanager
-    def rows(
-        self, adapter_rows: Sequence[AdapterRows], places_BT: torch.Tensor | None = None
-    ) -> Iterator[None]:
-        """Within this context the model's rows belong to those adapters (see `RowPlan.rows`)."""
-        with self.plan.rows(adapter_rows, places_BT):
-            yield
-
-    @contextmanager
     def only(self, adapter: Adapter | None) -> Iterator[None]:
         """Within this context all rows belong to one adapter without dropout, or to the base alone."""
-        one = () if adapter is None else (_all_rows(adapter.name),)
-        with self.plan.rows(one):
+        own = [] if adapter is None else [AdapterRows(adapter=adapter.name, dropout_key=None)]
+        with self.plan.rows(own):
             yield
 
     @contextmanager
@@ -423,10 +414,6 @@ class SharedBase:
                 packed: Any = PackedLora(module, self._index[spec.name], self.plan)
                 object.__setattr__(module, "forward", packed)
                 self._lora_layers[spec.name] = module
-
-
-def _all_rows(adapter: str) -> AdapterRows:
-    return AdapterRows(adapter=adapter, start=0, stop=0, dropout_key=None)
 
 
 def _packed(layer: Any) -> PackedLora:

@@ -8,8 +8,7 @@ with the reference there.
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,8 @@ from harness.engine.cuda.decoding import Decoder, DecodingSize, cache_bytes
 from harness.engine.cuda.llama_pass import KNOWN, LlamaPass, activation_of
 from harness.engine.cuda.seats import Moments, Seats, seats_for
 from harness.engine.cuda.staging import PassKey, stage
-from harness.engine.micro_step import Gradient, Work, packed_gradients
+from harness.engine.micro_step import Work
+from harness.engine.reference.backend import ReferenceBackend
 
 if TYPE_CHECKING:
     from harness.engine.shared_base import SharedBase
@@ -155,15 +155,19 @@ class StepNumbers:
         return loss, norm
 
 
-class CudaBackend:
-    """Seats, captured passes and captured optimizer steps over one base."""
+class CudaBackend(ReferenceBackend):
+    """Seats, captured passes and captured optimizer steps over one base.
+
+    `gradients` are the reference's, for who moves adapters itself. Weights are decoded in every pass, once for
+    the rows of all runs, from packed tensors that stay where they are: nothing is kept.
+    """
 
     name = BackendName.cuda
     tolerance = 2e-3
     """In 16 bits; in float32 the two agree to rounding."""
 
     def __init__(self, shared: "SharedBase") -> None:
-        self._shared = shared
+        super().__init__(shared)
         self._device = shared.base.device
         model: Any = shared.model
         names = [spec.name for spec in shared.base.linears]
@@ -182,23 +186,6 @@ class CudaBackend:
         if self._device.type == "cuda":
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = _capture_stream(self._device)
-
-    # What every backend does -----------------------------------------------------------------------
-
-    def gradients(self, work: Sequence[Work]) -> list[Gradient]:
-        """Return the gradients of one packed pass by the reference, for who moves adapters itself."""
-        return packed_gradients(self._shared, work)
-
-    def keep_decoded(self, wanted: bool) -> None:
-        """Keep nothing: weights are decoded in every pass, once for the rows of all runs."""
-
-    def base_was_rewritten(self) -> None:
-        """Nothing is kept: passes read the packed tensors, which stay where they are."""
-
-    @contextmanager
-    def decoded(self) -> Iterator[None]:
-        """Keep nothing."""
-        yield
 
     # Seats -----------------------------------------------------------------------------------------
 
