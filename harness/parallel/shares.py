@@ -13,6 +13,7 @@ from harness.data.rows import Batch
 from harness.engine.adapter import Adapter, FlatGradient
 from harness.engine.micro_step import Gradient, Work, packed_gradients
 from harness.engine.shared_base import SharedBase
+from harness.errors import first_line
 from harness.measure.memory import is_out_of_memory
 from harness.parallel.group import Group
 from harness.parallel.messages import Fault, Share
@@ -61,8 +62,7 @@ def fault_of(error: Exception | None) -> Fault | None:
     """Return an error as it is sent."""
     if error is None:
         return None
-    first_line = (str(error).strip().splitlines() or ["without a word"])[0]
-    text = f"{type(error).__name__}: {first_line}"
+    text = f"{type(error).__name__}: {first_line(error)}"
     return Fault(is_out_of_memory=is_out_of_memory(error), text=text)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from harness.errors import first_line
 from harness.parsing import Unreadable, read_json, shaped
 from harness.records.run_directory import set_aside
 from harness.training.loss_scale import LossScale
@@ -141,8 +142,7 @@ def _load(path: Path, device: torch.device) -> Checkpoint:
             for each in (path / "adapter.pt", path / "optimizer.pt", best)
         )
     except (pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise Unreadable(f"its tensors cannot be read: {reason}") from error
+        raise Unreadable(f"its tensors cannot be read: {first_line(error)}") from error
     assert adapter is not None
     assert optimizer is not None
     return Checkpoint(

@@ -15,6 +15,7 @@ from harness.config.resources import BackendName
 from harness.data.order import ends_epochs
 from harness.engine.cuda.backend import why_not_captured
 from harness.engine.shared_base import SharedBase
+from harness.errors import first_line
 from harness.evals.base_domain import BITS, FORGETTING, forgetting
 from harness.evals.evaluate import Results, tasks_note
 from harness.measure.floor import StepSize, step_floor
@@ -63,7 +64,7 @@ def record_without_base(job: Job, error: BaseException) -> Record:
         config=config_tree(job.config),
         metrics={"memory/load_peak_bytes": meter_of(job_device(job)).read()},
         provenance=job.provenance,
-        error=f"while loading the base: {(str(error).splitlines() or ['no memory'])[0]}",
+        error=f"while loading the base: {first_line(error)}",
         notes=job.notes,
     )
     job.directory.write_config(record.config)

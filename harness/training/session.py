@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from harness.engine.shared_base import SharedBase
-from harness.errors import DiskTrouble, RunFailed, disk_refusal
+from harness.errors import DiskTrouble, RunFailed, disk_refusal, first_line
 from harness.evals.evaluate import LOSS_METRICS
 from harness.measure.memory import is_out_of_memory
 from harness.measure.meter import meter_of
@@ -300,15 +300,11 @@ def _end(session: _Session, entry: RunEntry, status: RunStatus, error: str | Non
 
 def _fail(session: _Session, entry: RunEntry, error: Exception) -> RunEnded:
     if is_out_of_memory(error):
-        return _end(session, entry, RunStatus.out_of_memory, _first_line(error))
+        return _end(session, entry, RunStatus.out_of_memory, first_line(error))
     refused = disk_refusal(error)
     if refused is not None:  # every other run would meet it too
         with contextlib.suppress(OSError):
             _end(session, entry, RunStatus.interrupted, refused)
         raise DiskTrouble(refused) from error
     entry.job.directory.append_log("".join(traceback.format_exception(error)))
-    return _end(session, entry, RunStatus.failed, f"{type(error).__name__}: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _end(session, entry, RunStatus.failed, f"{type(error).__name__}: {first_line(error)}")
