@@ -158,8 +158,8 @@ class StepNumbers:
 class CudaBackend(ReferenceBackend):
     """Seats, captured passes and captured optimizer steps over one base.
 
-    `gradients` are the reference's, for who moves adapters itself. Weights are decoded in every pass, once for
-    the rows of all runs, from packed tensors that stay where they are: nothing is kept.
+    `gradients` are the reference's, for who moves adapters itself. Weights are decoded in every pass, once
+    for the rows of all runs, from packed tensors that stay where they are: nothing is kept.
     """
 
     name = BackendName.cuda
