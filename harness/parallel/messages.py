@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from harness.config.schema import LoraConfig
-from harness.data.rows import Batch
-from harness.engine.neftune import Noise
+from harness.engine.micro_step import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +34,11 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """One rank's rows of one run's micro-batch."""
+class Share(Terms):
+    """One rank's rows of one run's micro-batch; loss tokens are those of all ranks."""
 
     name: str
-    batch: Batch
-    loss_tokens: int
-    """Tokens with loss in the whole optimizer step, over all ranks: the loss's denominator."""
-    dropout_key: int | None
-    recompute: bool
-    noise: Noise | None
-    loss_scale: float
-    offload: bool
+    """The leader's name for the adapter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
