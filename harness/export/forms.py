@@ -90,7 +90,7 @@ def _written(
             yield _merged(run, data, wanted.into, made)
         case "merged_4bit":
             dense = beside / "merged"
-            yield _unplaced(_merged(run, data, wanted.into, dense))
+            yield replace(_merged(run, data, wanted.into, dense), place="")  # which does not stay
             yield _restored(run, data, wanted.into, dense, made)
         case "gguf":
             yield from _gguf(run, data, wanted, made)
@@ -101,11 +101,6 @@ def _written(
 def _added_to(run: OpenedRun, into: Into) -> str | None:
     """Return what an adapter was added to; None where all of the model was trained."""
     return None if run.saved.config.lora.trains_all else into.value
-
-
-def _unplaced(export: Export) -> Export:
-    """Return what was measured of a folder that does not stay."""
-    return replace(export, place="")
 
 
 # The four forms ----------------------------------------------------------------------------------

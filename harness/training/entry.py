@@ -188,11 +188,10 @@ class RunEntry:
 
     @cached_property
     def _work(self) -> Work:
-        base, size = self.shared.base, self.shared.size
-        if self.job.config.lora.trains_all:
-            return work_of(base, size.logical_params, 0, self.num_processes, trains_all=True)
-        adapter = self.slot.adapter.num_parameters
-        return work_of(base, size.logical_params, adapter, self.num_processes)
+        trains_all = self.job.config.lora.trains_all
+        adapter = 0 if trains_all else self.slot.adapter.num_parameters
+        params, devices = self.shared.size.logical_params, self.num_processes
+        return work_of(self.shared.base, params, adapter, devices, trains_all=trains_all)
 
     @property
     def lasting_bytes(self) -> int:

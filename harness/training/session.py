@@ -90,15 +90,12 @@ class _Session:
     sizer: PassSizer
     stop: StopRequest
     ranks: Ranks
+    may_share: bool
+    """Whether runs may train side by side: then no run's costs are its own, even of one that is alone."""
     entries: list[RunEntry] = field(default_factory=list)
     """Runs in the order of their admission."""
     postponed: deque[Job] = field(default_factory=deque)
     """Runs for which there was no memory beside the others; they are the next."""
-    may_share: bool = field(init=False)
-    """Whether runs may train side by side: then no run's costs are its own, even of one that is alone."""
-
-    def __post_init__(self) -> None:
-        self.may_share = self.sizer.max_slots > 1
 
 
 def train(
@@ -113,7 +110,7 @@ def train(
 
     Ends when no run is left and the jobs has none, or, with a checkpoint of each, when `stop` is asked for.
     """
-    session = _Session(shared, jobs, sizer, stop, ranks)
+    session = _Session(shared, jobs, sizer, stop, ranks, may_share=sizer.max_slots > 1)
     meter_of(shared.base.device).keep_freed()
     try:
         # What a run costs is told by probes and by runs alone: they keep nothing decoded.
