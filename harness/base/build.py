@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from harness.base.experts import expose_experts
 from harness.base.layers import FrozenLinear
 from harness.base.model_config import Described, read_config, refusing
 from harness.base.prequantized import StoredWeights, check_stored
-from harness.base.quick_imports import quiet_libraries
+from harness.base.quick_imports import quiet_libraries, replaced
 from harness.base.source import ModelSource
 from harness.base.storage import Dense, Storage, storage_of
 from harness.base.stored_layers import load_stored
@@ -294,20 +294,14 @@ def _decoded(source: ModelSource, config: ModelConfig, described: Described) -> 
     return model
 
 
-@contextmanager
-def no_bar_of_gguf() -> Iterator[None]:
+def no_bar_of_gguf() -> AbstractContextManager[None]:
     """Keep the bar off the terminal that transformers' GGUF reader draws whatever it is told."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
     drawn: Any = getattr(reader, "tqdm", None)
-    if drawn is None:
-        yield
-        return
-    reader.tqdm = partial(drawn, disable=True)
-    try:
-        yield
-    finally:
-        reader.tqdm = drawn
+    return (
+        nullcontext() if drawn is None else replaced(reader, "tqdm", partial(drawn, disable=True))
+    )
 
 
 def load_dense(source: ModelSource, config: ModelConfig) -> Any:
