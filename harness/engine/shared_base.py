@@ -92,7 +92,7 @@ class SharedBase:
         for module, layers in modules.items():
             experts = experts_forward(self.model.get_submodule(module))
             assert experts is not None, module
-            experts.updates = ExpertsLora(layers, self.plan)
+            experts.updated = ExpertsLora(layers, self.plan).updated
 
     @cached_property
     def size(self) -> BaseSize:

@@ -68,7 +68,7 @@ class ExpertsLora:
         self._layers = layers
         self._plan = plan
 
-    def add(
+    def updated(
         self, name: str, x_SI: torch.Tensor, y_SO: torch.Tensor, routing: Routing
     ) -> torch.Tensor:
         """Return y with the updates of the parameter `name`."""
