@@ -137,16 +137,6 @@ class AdapterGroup:
         return self._finished
 
 
-def may_be_stacked(one: Adapter, other: Adapter) -> bool:
-    """Say whether two adapters can be one tensor; dropout draws its masks adapter by adapter."""
-    return (
-        one.layout is other.layout
-        and one.dropout == other.dropout == 0
-        and one.compute_dtype is other.compute_dtype
-        and one.exact_layers == other.exact_layers
-    )
-
-
 @dataclass(slots=True)
 class _Composition:
     """The groups of one sequence of adapters' rows, and which of them adapt a layer."""
@@ -271,14 +261,19 @@ class RowPlan:
         """Cut the sequence into neighbours that are stacked."""
         parts: list[list[AdapterRows]] = []
         for rows in adapter_rows:
-            if self.stacks and parts and self._belongs(parts[-1][-1], rows):
+            if self.stacks and parts and self._may_be_stacked(parts[-1][-1], rows):
                 parts[-1].append(rows)
             else:
                 parts.append([rows])
         return parts
 
-    def _belongs(self, one: AdapterRows, other: AdapterRows) -> bool:
-        same_size = one.stop - one.start == other.stop - other.start
-        return same_size and may_be_stacked(
-            self.adapters[one.adapter], self.adapters[other.adapter]
+    def _may_be_stacked(self, one: AdapterRows, other: AdapterRows) -> bool:
+        """Say whether two adapters can be one tensor; dropout draws its masks adapter by adapter."""
+        first, second = self.adapters[one.adapter], self.adapters[other.adapter]
+        return (
+            one.stop - one.start == other.stop - other.start
+            and first.layout is second.layout
+            and first.dropout == second.dropout == 0
+            and first.compute_dtype is second.compute_dtype
+            and first.exact_layers == second.exact_layers
         )

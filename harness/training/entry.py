@@ -58,11 +58,12 @@ if TYPE_CHECKING:
 
 def record_without_base(job: Job, error: BaseException) -> Record:
     """Write and return the record of a run whose base did not fit into memory."""
+    device = torch.device(resolved_device(job.config.resources.device))
     record = Record(
         run_id=job.run_id,
         status=RunStatus.out_of_memory,
         config=config_tree(job.config),
-        metrics={"memory/load_peak_bytes": meter_of(job_device(job)).read()},
+        metrics={"memory/load_peak_bytes": meter_of(device).read()},
         provenance=job.provenance,
         error=f"while loading the base: {first_line(error)}",
         notes=job.notes,
@@ -70,11 +71,6 @@ def record_without_base(job: Job, error: BaseException) -> Record:
     job.directory.write_config(record.config)
     write_record(job.directory.record, record)
     return record
-
-
-def job_device(job: Job) -> torch.device:
-    """Return the device that a job asks for."""
-    return torch.device(resolved_device(job.config.resources.device))
 
 
 class RunEntry:

@@ -144,7 +144,8 @@ def _admit(session: _Session) -> Iterator[Event]:
         try:
             check_size(job.config.resources.data_parallel, session.ranks.size)
             entry.start()
-            _evaluate_before(session, entry)
+            if job.config.eval.before and entry.before is None:  # else a checkpoint has brought it
+                entry.keep_results("before", evaluate_untouched(session.shared, entry))
         except Exception as error:
             if is_out_of_memory(error) and len(session.entries) > 1:
                 _postpone(session, entry)
@@ -193,12 +194,6 @@ def _interrupt(session: _Session, signal_name: str) -> Iterator[Event]:
             yield _fail(session, entry, error)
         else:
             yield _end(session, entry, RunStatus.interrupted, f"stopped by {signal_name}")
-
-
-def _evaluate_before(session: _Session, entry: RunEntry) -> None:
-    """Evaluate the untouched base, unless the run does not ask for it or a checkpoint has brought it."""
-    if entry.job.config.eval.before and entry.before is None:
-        entry.keep_results("before", evaluate_untouched(session.shared, entry))
 
 
 def _after_pass(session: _Session, outcomes: Sequence[tuple[RunEntry, Outcome]]) -> Iterator[Event]:

@@ -76,10 +76,9 @@ class LinearGroup:
         self.inputs: int = layers[0].in_features
         self._layers = tuple(layers)
         biases = [layer.bias for layer in layers]
-        has_bias = any(bias is not None for bias in biases)
+        known = next((bias for bias in biases if bias is not None), None)
         self._bias_O: torch.Tensor | None = None
-        if has_bias:
-            known = next(bias for bias in biases if bias is not None)
+        if known is not None:
             whole = zip(biases, self.outputs, strict=True)
             self._bias_O = torch.cat(
                 [known.new_zeros(n) if bias is None else bias.detach() for bias, n in whole]
