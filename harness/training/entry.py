@@ -81,8 +81,8 @@ class RunEntry:
         self.shared = shared
         self.meter = meter_of(shared.base.device)
         self.loss = self.grad_norm = float("nan")
-        self.before: dict[str, Estimate] | None = None
-        self.after: dict[str, Estimate] | None = None
+        self.evals: dict[str, dict[str, Estimate]] = {}
+        """Results `before` and `after` training, as far as they are known."""
         self.shared_process = False
         """Whether another run ever trained beside this one: then its costs are not its own."""
         self._began = self._kept_at = time.monotonic()
@@ -137,7 +137,8 @@ class RunEntry:
             self.slot.restore(checkpoint)
             self._earlier_seconds = checkpoint.progress.wall_seconds
             if checkpoint.progress.before is not None:
-                self.before = {k: Estimate(**v) for k, v in checkpoint.progress.before.items()}  # pyright: ignore[reportArgumentType]
+                before = checkpoint.progress.before.items()
+                self.evals["before"] = {k: Estimate(**v) for k, v in before}  # pyright: ignore[reportArgumentType]
             self.note(f"{RESUMED} {checkpoint.progress.step}")
         self._metrics.truncate_after(self.slot.progress.step)
         if self.job.config.optim.name.is_paged:
@@ -218,10 +219,7 @@ class RunEntry:
 
     def keep_results(self, phase: Literal["before", "after"], results: Results) -> None:
         """Keep the results of the evaluation before or after training, and what its rows say."""
-        if phase == "before":
-            self.before = dict(results)
-        else:
-            self.after = dict(results)
+        self.evals[phase] = dict(results)
         if results.answers:
             step = self.slot.progress.step if phase == "after" else 0
             keep_answers(self.job.directory.answers, phase, step, results.answers)
@@ -245,9 +243,10 @@ class RunEntry:
 
         Nothing where the adapter that is kept is another step's.
         """
-        if self.after is None or self.slot.best_adapter is not None:
+        if self.slot.best_adapter is not None:
             return {}
-        return {name: result.value for name, result in self.after.items() if name not in values}
+        after = self.evals.get("after", {})
+        return {name: result.value for name, result in after.items() if name not in values}
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write one step's metrics to disk and to the tracker."""
@@ -283,10 +282,10 @@ class RunEntry:
         self._metrics.sync()
         progress = self.slot.progress
         progress.wall_seconds = self._wall_seconds()
-        if self.before is not None:
+        if "before" in self.evals:
             progress.before = {
                 name: {"value": e.value, "standard_error": e.standard_error, "n": e.n}
-                for name, e in self.before.items()
+                for name, e in self.evals["before"].items()
             }
         save_checkpoint(
             self.job.directory.checkpoint, self.slot.checkpoint(), self.job.config.checkpoint.keep
@@ -323,9 +322,7 @@ class RunEntry:
             if status is RunStatus.completed and not self.shared_process:
                 prediction = self._prediction()
                 record.predicted = {} if prediction is None else dict(prediction.metrics())
-        for phase, results in (("before", self.before), ("after", self.after)):
-            if results is not None:
-                record.evals[phase] = results
+        record.evals |= self.evals
         if status is RunStatus.completed:
             trained = self.job.directory.trained(self.job.config.lora)
             self.shared.save(self.slot.adapter, trained)

@@ -144,7 +144,7 @@ def _admit(session: _Session) -> Iterator[Event]:
         try:
             check_size(job.config.resources.data_parallel, session.ranks.size)
             entry.start()
-            if job.config.eval.before and entry.before is None:  # else a checkpoint has brought it
+            if job.config.eval.before and "before" not in entry.evals:  # of a checkpoint
                 entry.keep_results("before", evaluate_untouched(session.shared, entry))
         except Exception as error:
             if is_out_of_memory(error) and len(session.entries) > 1:
