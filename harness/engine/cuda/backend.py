@@ -359,8 +359,7 @@ class CudaBackend(ReferenceBackend):
     def _begun(self, adapter: Adapter) -> tuple[float, torch.Tensor]:
         """Return what the seat has added up of the step in progress; B's gradient lacks the scaling."""
         seat, own_P = self._seated[adapter.name], torch.zeros_like(adapter.flat_P)
-        for there, own in self._seats.layout.views(self._seats.gradients_SP[seat], adapter, own_P):
-            own.copy_(there)
+        self._seats.read(self._seats.gradients_SP[seat], adapter, own_P)
         return self._seats.losses_S[seat].item(), own_P
 
     def do(self, body: Callable[[], None], again: Callable[[], None] | None) -> Callable[[], None]:
