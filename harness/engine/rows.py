@@ -54,6 +54,15 @@ class AdapterGroup:
         self._targets: dict[int, Weights] = {}
         self._finished: list[FlatGradient] = []
 
+    def rows(self, of: torch.Tensor, width: int) -> torch.Tensor:
+        """Return the group's part of `of` [N, …], as [K, N, …] where adapters are stacked.
+
+        A row of the batch has `width` places in it; 0: all are the group's.
+        """
+        if width:
+            of = of[self.start * width : self.stop * width]
+        return of if self.count == 1 else of.unflatten(0, (self.count, -1))
+
     def scaling(self, layer: int) -> Scaling:
         """Return what the products of one layer are multiplied by: over what dropout keeps."""
         found = self._scalings.get(layer)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
 
-from harness.engine.cpu.llama_block import BlockInput, LlamaBlock, SavedTensors, row_spans
+from harness.engine.cpu.llama_block import BlockInput, LlamaBlock, SavedTensors
 from harness.engine.cpu.matmul import FrozenWeight
 from harness.engine.rows import RowPlan
 
@@ -86,10 +86,12 @@ class QuickBlock:
         if not self.is_used or turned is None or cache is not None or not is_plain:
             return type(self.module).forward(self.module, hidden_states, **named)  # pyright: ignore[reportReturnType]
         cos_BTD, sin_BTD = turned
-        parts = row_spans(self.plan, hidden_states.shape[0] * hidden_states.shape[1])
-        given = BlockInput(parts, cos_BTD, sin_BTD, self.masks.added(named.get("attention_mask")))
+        mask = self.masks.added(named.get("attention_mask"))
+        rows, positions = self.plan.num_rows, hidden_states.shape[0] * hidden_states.shape[1]
+        width = positions // rows if rows else 0
+        given = BlockInput(present, width, cos_BTD, sin_BTD, mask)
         if torch.is_grad_enabled() and (
-            hidden_states.requires_grad or self.block.is_adapted(parts)
+            hidden_states.requires_grad or self.block.is_adapted(present)
         ):
             return _AsNode.apply(hidden_states, self.plan.anchor, self.block, given)  # pyright: ignore[reportReturnType]
         return _forward(hidden_states, self.block, given)[0]

@@ -175,10 +175,7 @@ class _Update:
 
     def _rows(self, tensor: torch.Tensor, group: AdapterGroup) -> torch.Tensor:
         """Return the group's rows as [N, …], or [K, N, …] for stacked adapters."""
-        flat = tensor.view(-1, tensor.shape[-1])
-        if self.width:
-            flat = flat[group.start * self.width : group.stop * self.width]
-        return flat if group.count == 1 else flat.view(group.count, -1, flat.shape[-1])
+        return group.rows(tensor.view(-1, tensor.shape[-1]), self.width)
 
     def _empty_gradient(self, x: torch.Tensor) -> torch.Tensor:
         """Return a tensor like x, zero where no adapter of this layer has rows."""
