@@ -15,7 +15,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGath
 from harness.base.build import Base
 from harness.base.sharding import shard_model
 from harness.parallel.group import Group
-from harness.parallel.messages import Assist
+from harness.parallel.messages import Word
 
 
 def share_out(base: Base, group: Group) -> None:
@@ -71,7 +71,7 @@ class AssistedForwards:
             return
         if not self.is_in_step:
             self._group.abandon()
-        self._group.tell(Assist())
+        self._group.tell(Word.assist)
         self.is_in_step = False
 
     def _end(self, *_: Any) -> None:

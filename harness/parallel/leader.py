@@ -19,7 +19,7 @@ from harness.engine.shared_base import SharedBase
 from harness.errors import RunFailed
 from harness.parallel.fsdp import AssistedForwards, share_out
 from harness.parallel.group import Group, RankLost
-from harness.parallel.messages import Command, Divide, Drop, End, Fault, Hold, Pass, Reply, Share
+from harness.parallel.messages import Command, Drop, Fault, Hold, Pass, Reply, Share, Word
 from harness.parallel.shares import added_up, computed, divided, fault_of
 from harness.training.passes import Ranks
 from harness.training.slot import Slot
@@ -48,7 +48,7 @@ class Leader(Ranks):
     ) -> None:
         self._notice_broken_pass()
         if kind is None and not self._group.is_broken:
-            self._tell(End())  # else the connections close, which says it too
+            self._tell(Word.end)  # else the connections close, which says it too
 
     def _tell(self, command: Command) -> None:
         self._notice_broken_pass()
@@ -64,7 +64,7 @@ class Leader(Ranks):
 
     def shard(self, base: Base) -> None:
         """Let all ranks build the base, and divide it among them."""
-        self._tell(Divide())
+        self._tell(Word.divide)
         error: Exception | None = None
         try:
             share_out(base, self._group)

@@ -108,7 +108,7 @@ def train(
 ) -> Iterator[Event]:
     """Train what `jobs` gives, as many side by side as `sizer` finds good.
 
-    Ends when no run is left and the jobs has none, or, with a checkpoint of each, when `stop` is asked for.
+    Ends when no run is left and `jobs` has none, or, with a checkpoint of each, when `stop` is asked for.
     """
     session = _Session(shared, jobs, sizer, stop, ranks, may_share=sizer.max_slots > 1)
     meter_of(shared.base.device).keep_freed()
