@@ -262,12 +262,8 @@ def interaction_p(differences_by_seed: Sequence[Sequence[float]]) -> float | Non
     if error == 0:
         return None
     ratio = seeds * float((of_level_L**2).sum()) / (levels - 1) / error
-    covariance_LL = np.cov(table_SL, rowvar=False)
-    centred_LL = covariance_LL - covariance_LL.mean(0) - covariance_LL.mean(1)[:, None]
-    centred_LL = centred_LL + covariance_LL.mean()
-    squares = float((centred_LL**2).sum()) * (levels - 1)
-    epsilon = float(np.trace(centred_LL)) ** 2 / squares if squares else 1.0
-    epsilon = min(1.0, max(1 / (levels - 1), epsilon))
+    shared_LL = rest_SL.T @ rest_SL
+    epsilon = float(np.trace(shared_LL)) ** 2 / (float((shared_LL**2).sum()) * (levels - 1))
     freedom = epsilon * (levels - 1)
     return float(fdtrc(freedom, freedom * (seeds - 1), ratio))
 
@@ -338,9 +334,10 @@ def _alike(groups: Sequence[Sequence[float]], least_p: float) -> bool:
     """Whether Bartlett's test (1937) finds the groups' deviations so like that its p is at least that."""
     from scipy.stats import bartlett
 
-    deviations = [mean_and_deviation(group)[1] or 0.0 for group in groups]
-    if min(deviations) == 0:
-        return max(deviations) == 0
+    if any(
+        len(set(group)) == 1 for group in groups
+    ):  # one that varies is unlike one that never does
+        return False
     return bool(bartlett(*groups).pvalue >= least_p)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -374,6 +371,7 @@ def _hsu(
 @lru_cache(maxsize=64)
 def one_sided_many_to_one(count: int, freedom: int, level: float = ALPHA) -> float:
     """Return Dunnett's (1955) one-sided critical value for `count` groups against one of equal size."""
+    from scipy.optimize import brentq
     from scipy.special import ndtr
 
     nodes, weights = np.polynomial.hermite_e.hermegauss(64)
@@ -384,11 +382,7 @@ def one_sided_many_to_one(count: int, freedom: int, level: float = ALPHA) -> flo
         inside = ndtr(nodes[None, :] + math.sqrt(2) * critical * spread[:, None]) ** count
         return float(of_spread @ (inside @ weights))
 
-    low, high = 0.0, 200.0
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < 1 - level else (low, middle)
-    return high
+    return float(brentq(lambda critical: within(critical) - (1 - level), 0.0, 200.0))  # pyright: ignore
 
 
 def _scaled_chi(freedom: int) -> tuple[np.ndarray, np.ndarray]:

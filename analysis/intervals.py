@@ -1,14 +1,9 @@
 """Means of a few numbers and the intervals around them. SciPy is imported by the function that needs it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
-
-BOOTSTRAP_SAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,29 +39,6 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
         return Interval(mean=mean, low=None, high=None, n=n, deviation=None)
     half = t_quantile(n - 1, confidence) * deviation / math.sqrt(n)
     return Interval(mean=mean, low=mean - half, high=mean + half, n=n, deviation=deviation)
-
-
-def bootstrap_interval(
-    values: Sequence[float],
-    confidence: float = 0.95,
-    *,
-    statistic: Callable[..., Any] = np.mean,
-    seed: int = 0,
-) -> Interval:
-    """Return the mean with the percentile bootstrap interval (Efron 1979) of `statistic`.
-
-    `statistic` takes an array and `axis`. With few values it is too narrow (for three seeds by about half):
-    it is for many, such as the rows of an evaluation. Raises as `mean_interval`.
-    """
-    mean, deviation = mean_and_deviation(values)
-    n = len(values)
-    if deviation is None:
-        return Interval(mean=mean, low=None, high=None, n=n, deviation=None)
-    drawn = np.random.default_rng(seed).integers(0, n, (BOOTSTRAP_SAMPLES, n))
-    statistics = statistic(np.asarray(values, dtype=float)[drawn], axis=-1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(statistics, [tail, 1 - tail]).tolist()
-    return Interval(mean=mean, low=low, high=high, n=n, deviation=deviation)
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:

@@ -13,19 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from analysis.intervals import Interval, bootstrap_interval, mean_interval
+from analysis.intervals import Interval, mean_interval
 from harness.records.metrics import Direction
 
 __all__ = [
     "Effect",
     "Interval",
-    "bootstrap_interval",
     "holm",
     "importance",
     "marginal_effects",
     "mean_interval",
     "pareto_front",
-    "proportion_standard_error",
     "sign_flip_p_value",
 ]
 
@@ -67,17 +65,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         highest = max(highest, min(1.0, (len(given) - rank) * p))
         adjusted[index] = highest
     return adjusted
-
-
-def proportion_standard_error(share: float, n: int) -> float | None:
-    """Return the standard error of an accuracy over `n` independent answers; None for a single one.
-
-    That of the sample mean of zeros and ones, sqrt(p(1-p)/(n-1)), as in the records. Raises ValueError for a
-    share outside 0 to 1 or n < 1.
-    """
-    if not 0 <= share <= 1 or n < 1:
-        raise ValueError(f"expected a share from 0 to 1 and n >= 1, got share={share}, n={n}")
-    return None if n == 1 else math.sqrt(share * (1 - share) / (n - 1))
 
 
 def pareto_front(

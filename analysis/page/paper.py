@@ -148,4 +148,4 @@ def _is_named(entry: str, text: str) -> bool:
     year = re.search(r"year = \{(\d+)\}", entry)
     assert author is not None, entry
     assert year is not None, entry
-    return re.search(rf"{author[1]}\b[^.;]{{0,30}}{year[1]}", text) is not None
+    return re.search(rf"{author[1]}\b(?: et al\.)?[^.;]{{0,30}}{year[1]}", text) is not None

@@ -115,13 +115,15 @@ class ReportWriter:
 
     def write_paper(self, title: str, said: str) -> None:
         """Write the documents of all tables and figures; `said`: what else names a work to cite."""
+        figures = [(name, self._captions[name]) for name in self.written.figures]
         text = [said, *(note for table in self._tables for note in table.footnotes)]
+        text += [caption for _, caption in figures]
         write_paper(
             self.directory / "paper",
             title,
             self.written.answer or "",
             self._tables,
-            [(name, self._captions[name]) for name in self.written.figures],
+            figures,
             " ".join(text),
         )
 

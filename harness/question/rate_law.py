@@ -73,7 +73,8 @@ class RateLaw:
 def best_rate(losses: Mapping[float, float]) -> BestRate:
     """Return the rate of the lowest loss, between the rates by the parabola through it and its neighbours.
 
-    The parabola is one of the loss over the rate's logarithm, and stays between the neighbours.
+    The parabola is one of the loss over the rate's logarithm; with the lowest loss in the middle its own
+    lowest point lies between the middles of the two stretches.
     """
     rates = sorted(losses)
     place = min(range(len(rates)), key=lambda index: (losses[rates[index]], index))
@@ -83,11 +84,11 @@ def best_rate(losses: Mapping[float, float]) -> BestRate:
     ys = [losses[rate] for rate in rates[place - 1 : place + 2]]
     left, right = xs[1] - xs[0], xs[2] - xs[1]
     below, above = (ys[1] - ys[0]) / left, (ys[2] - ys[1]) / right
-    if not all(map(math.isfinite, ys)) or above <= below:
+    if not all(map(math.isfinite, ys)) or above == below:
         return BestRate(rates[place], at_edge=False)
     bend = (above - below) / (left + right)
     lowest = (xs[0] + xs[1]) / 2 - below / (2 * bend)
-    return BestRate(math.exp(min(max(lowest, xs[0]), xs[2])), at_edge=False)
+    return BestRate(math.exp(lowest), at_edge=False)
 
 
 def fit_law(points: Sequence[tuple[float, float]]) -> RateLaw | None:

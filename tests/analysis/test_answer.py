@@ -2,20 +2,24 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from scipy import stats as scipy_stats
 
-from analysis.answer import Answer, Expectation, answer_of
-from analysis.contrasts import contrasts_table
+from analysis.answer import Answer, Expectation, _listed, _within, answer_of
+from analysis.contrasts import Compared, contrasts_table
 from analysis.edges import edge_notes
 from analysis.sources import load_sweep
 from harness.commands.status import status_command
+from harness.records.record import MeasuredIn
 from tests.analysis.rows_for_figures import Run
 from tests.analysis.test_report import save_sweep
 
+stats: Any = scipy_stats
 SEEDS = (10, 11, 12, 13)
 NOISE = (0.003, -0.002, 0.001, -0.002)
 
@@ -296,3 +300,172 @@ def test_how_many_cells_of_a_level_were_tried_is_said_where_it_is_unequal(tmp_pa
     assert [each.tried for each in found.answered.all] == [(1, 2), (1, 1)]
     (tuning,) = [n for n in contrasts_table(found.answered, "t").footnotes if "Tuning" in n]
     assert "the best of 1 to 2 cells of the search for each level (unequal" in tuning
+
+
+# Whole sentences, with numbers by hand -------------------------------------------------------------
+
+
+def ends(differences: Sequence[float]) -> tuple[float, float]:
+    found = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    return float(found.low), float(found.high)
+
+
+def minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
+def test_what_is_decided_is_told_with_its_size_and_interval_without_signs(tmp_path) -> None:
+    losses = {2: around(1.0), 8: around(0.9, shift=1)}
+    found = answer(tmp_path, losses, compare=COMPARE)
+    low, high = ends(minus(losses[8], losses[2]))
+    assert found.text == (
+        f"lora.rank=8 is better than 2 by 0.1000 nats/token [{-high:.4f}, {-low:.4f}]."
+    )
+
+
+def test_what_is_equivalent_is_told_with_its_signs(tmp_path) -> None:
+    losses = {2: around(1.0), 8: around(1.0005, shift=1)}
+    found = answer(tmp_path, losses, compare=COMPARE, margin=0.02)
+    low, high = ends(minus(losses[8], losses[2]))
+    assert found.text == (
+        f"lora.rank=8 is equivalent to 2 (Δ +0.0005 nats/token) [{low:+.4f}, {high:+.4f}]."
+    )
+
+
+def test_what_is_not_decided_is_told_with_the_seeds_that_would(tmp_path) -> None:
+    losses = {2: around(1.0), 8: around(1.0, 10, shift=2)}
+    found = answer(tmp_path, losses, compare=COMPARE, margin=0.02)
+    differences = minus(losses[8], losses[2])
+    low, high = ends(differences)
+    assert found.answered is not None
+    (one,) = found.answered.all
+    assert one.tested is not None
+    needed = one.tested.needed
+    assert needed is not None
+    assert found.text == (
+        f"lora.rank=8 is not told apart from 2: not decided (Δ {sum(differences) / 4:+.4f} nats/token "
+        f"[{low:+.4f}, {high:+.4f}]; n would have to be about {needed}, not 4)."
+    )
+    table = contrasts_table(found.answered, "t")
+    assert table.rows[0][-1].text == f"not decided: n ≈ {needed}"
+    assert table.columns[-1].key == "verdict"
+
+
+def test_one_seed_has_a_difference_and_no_interval(tmp_path) -> None:
+    found = answer(tmp_path, {2: [1.0], 8: [0.75]}, compare=COMPARE)
+    assert found.text == (
+        "lora.rank=8 is not told apart from 2: not decided (Δ -0.2500 nats/token)."
+    )
+    assert found.answered is not None
+    table = contrasts_table(found.answered, "t")
+    assert [cell.text for cell in table.rows[0]] == [
+        *("8", "2", "1", "-0.2500"),
+        *("—", "—", "not decided"),
+    ]
+    assert not any("Two-sided" in note for note in table.footnotes)
+
+
+def test_several_that_are_not_told_apart_are_listed_with_the_hull_of_their_intervals(
+    tmp_path,
+) -> None:
+    losses = {2: around(1.0), 4: around(1.02, 20, shift=2), 8: around(1.01, 20, shift=1)}
+    found = answer(tmp_path, losses, compare=COMPARE)
+    assert found.answered is not None
+    tested = [each.tested for each in found.answered.all]
+    lows = [each.low for each in tested if each is not None and each.low is not None]
+    highs = [each.high for each in tested if each is not None and each.high is not None]
+    sizes = sorted([minus(losses[4], losses[2]), minus(losses[8], losses[4])], key=sum)
+    first, last = (sum(each) / 4 for each in sizes)
+    assert found.text.startswith(
+        "lora.rank: 4 from 2 and 8 from 4 are not told apart: not decided "
+        f"(Δ {first:+.4f} to {last:+.4f} nats/token [{min(lows):+.4f}, {max(highs):+.4f}]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "listed"), [(["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
+)
+def test_words_are_listed_as_one_says_them(words: list[str], listed: str) -> None:
+    assert _listed(words) == listed
+
+
+def test_places_of_two_axes_are_spelled_out(tmp_path) -> None:
+    found = answer(tmp_path, {2: around(1.0), 8: around(0.9, shift=1)}, compare=COMPARE)
+    assert found.answered is not None
+    (one,) = found.answered.all
+
+    def within(**axes: str) -> Compared:
+        return replace(one, contrast=replace(one.contrast, within=axes))
+
+    both = [within(quant="nf4", lr="1"), within(quant="int4", lr="2")]
+    spelled = "quant=nf4, lr=1; quant=int4, lr=2"
+    assert _within(both, 2) == f" within each of 2 ({spelled})"
+    assert _within(both, 3) == f" within {spelled}"
+    assert (
+        _within([within(quant="nf4"), within(quant="int4")], 2) == " within each quant (nf4, int4)"
+    )
+    assert _within([within(quant="nf4"), within(quant="int4")], 3) == " within quant=nf4 and int4"
+    assert _within([within(quant="nf4")], 1) == " within quant=nf4"
+    assert _within([one], 1) == ""
+
+
+# Without contrasts ---------------------------------------------------------------------------------
+
+
+def test_one_seed_a_cell_says_nothing_of_the_others(tmp_path) -> None:
+    text = answer(tmp_path, {2: [1.0], 8: [0.75]}).text
+    assert text == (
+        "Best eval loss of 2 confirmed cells: 0.7500 nats/token with lora.rank=8; one seed a cell, so "
+        "nothing says whether it is better than the others."
+    )
+
+
+def test_others_are_set_apart_or_named_with_their_means(tmp_path) -> None:
+    apart = answer(tmp_path / "a", {2: around(3.0), 8: around(1.0, shift=1)}).text
+    assert apart == (
+        "Best eval loss of 2 confirmed cells: 1.0000 nats/token with lora.rank=8; the others are set "
+        "apart from it."
+    )
+    tied = answer(tmp_path / "b", {2: around(1.001), 8: around(1.0, shift=1)}).text
+    assert tied.endswith(
+        "with lora.rank=8; 1 of the others may be as good or better: 1.0010 with lora.rank=2."
+    )
+
+
+def test_nothing_confirmed_has_no_answer(tmp_path) -> None:
+    saved(tmp_path, {2: around(1.0), 8: around(0.9)})
+    sweep = load_sweep(tmp_path, "small")
+    for row in sweep.rows_of("confirmation"):
+        del row["after.eval/loss"]
+    assert answer_of(sweep) is None
+    sweep.objectives["adapter/trainable_params"] = "minimize"
+    assert answer_of(sweep) is None, "no cell has both"
+
+
+def test_a_point_without_axes_is_its_trial_and_the_largest_score_is_best(tmp_path) -> None:
+    saved(tmp_path, {2: [1.0], 8: [0.75]})
+    sweep = load_sweep(tmp_path, "small")
+    for row in sweep.rows:
+        row["point"] = {}
+    sweep.objectives["eval/loss"] = "maximize"
+    found = answer_of(sweep)
+    assert found is not None
+    assert found.text.startswith(
+        "Best eval loss of 2 confirmed cells: 1.0000 nats/token with trial 0;"
+    )
+
+
+def test_the_front_of_one_is_named_with_both_its_means(tmp_path) -> None:
+    saved(tmp_path, {2: around(1.0), 8: around(0.5, shift=1)})
+    sweep = load_sweep(tmp_path, "small")
+    sweep.objectives["memory/peak_bytes"] = "minimize"
+    for row in sweep.rows:
+        row["measured_in"] = MeasuredIn.cohort  # whose own peak says nothing of the run
+        row["memory/peak_bytes"] = 1.0
+        row["alone.memory/peak_bytes"] = 2048.0 if row["lora.rank"] == 8 else 4096.0
+    found = answer_of(sweep)
+    assert found is not None
+    assert found.text == (
+        "1 of 2 confirmed cells is on the front of eval loss and peak memory, by the means: 0.5000 "
+        "nats/token and 2.00 KiB with lora.rank=8."
+    )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from analysis.compare import p_text
 from analysis.contrasts import answered, contrasts_table
 from analysis.crossed import crossed_difference
 from analysis.sources import SweepData, load_sweep
+from analysis.statistics import holm
 from harness.records.record import RunStatus
 from harness.records.scores import RowScores
 from tests.analysis.rows_for_figures import Run
@@ -256,3 +258,119 @@ def test_what_is_equivalent_on_these_rows_may_not_be_on_others(
     text = text_of(sweep)
     assert "is equivalent to 2" in text
     assert ("with others it could be otherwise" in text) is otherwise
+
+
+# Interactions of several, and rows without weight ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [
+        ((2, 4, 8), "Neither difference is shown to depend on quant (least p "),
+        ((2, 4, 8, 16), "None of the 3 differences is shown to depend on quant (least p "),
+    ],
+)
+def test_several_that_do_not_depend_are_told_in_one_sentence(tmp_path: Path, ranks, said) -> None:
+    losses = {
+        (of, rank): around(1.0 + 0.5 * place, 3.0, shift=(place + (of == "int4")) % 4)
+        for of in ("nf4", "int4")
+        for place, rank in enumerate(ranks)
+    }
+    sweep = sweep_of(tmp_path, losses)
+    found = answered(sweep)
+    assert found is not None
+    raw = []
+    for rank in ranks[1:]:
+        gaps = [np.subtract(losses[of, rank], losses[of, 2]) for of in ("nf4", "int4")]
+        raw.append(float(stats.ttest_rel(*gaps).pvalue))  # pyright: ignore
+    adjusted = [p for p in holm(raw) if p is not None]
+    assert list(found.interactions.values()) == pytest.approx(adjusted)
+    assert min(adjusted) > 0.05
+    assert f"{said}= {p_text(min(adjusted))})" in text_of(sweep)
+    (note,) = [n for n in contrasts_table(found, "t").footnotes if n.startswith("Whether")]
+    each = [f"{r} beside 2 {p_text(p)}" for r, p in zip(ranks[1:], adjusted, strict=True)]
+    assert note.startswith(
+        f"Whether a difference of lora.rank depends on quant, p: {', '.join(each)} ("
+    )
+
+
+def test_beside_one_that_depends_the_rest_are_others(tmp_path: Path) -> None:
+    losses: Losses = {
+        ("nf4", 2): around(1.0),
+        ("nf4", 4): around(1.2, 3.0, shift=1),
+        ("nf4", 8): around(0.5, shift=2),
+        ("int4", 2): around(2.0, shift=1),
+        ("int4", 4): around(2.2, 3.0, shift=2),
+        ("int4", 8): around(3.5, shift=3),
+    }
+    text = text_of(sweep_of(tmp_path, losses))
+    assert "What lora.rank=8 does beside 2 depends on quant (p <0.001)." in text
+    assert "What lora.rank=4 does beside 2 is not shown to depend on quant (p = " in text
+
+
+def untrained(sweep: SweepData, weights: Mapping[int, tuple[int, ...]]) -> SweepData:
+    """Let no run have been trained; ranks have these weights of three rows."""
+    for row in sweep.rows:
+        row["optim.steps"] = 0
+        of = weights[row["lora.rank"]]
+        row["rows.eval/loss"] = RowScores(rows=(0, 1, 2), sums=(1.0, 2.0, 4.0), weights=of)
+    return sweep
+
+
+@pytest.mark.parametrize(
+    ("weights", "of_rows"),
+    [
+        ({2: (1, 1, 2), 8: (1, 1, 2)}, True),
+        ({2: (1, 1, 2), 8: (1, 2, 1)}, False),  # of other tokens
+        ({2: (0, 0, 0), 8: (0, 0, 0)}, False),  # of none
+    ],
+)
+def test_rows_are_replicates_where_both_sides_weigh_them_alike(
+    tmp_path: Path, weights: Mapping[int, tuple[int, ...]], of_rows: bool
+) -> None:
+    losses = {("nf4", 2): around(1.0), ("nf4", 8): around(0.9, shift=1)}
+    sweep = untrained(sweep_of(tmp_path, losses, compare={"lora.rank": 2}), weights)
+    found = answered(sweep)
+    assert found is not None
+    (one,) = found.all
+    assert one.of_rows is of_rows
+    assert one.by_seed.keys() == ({0, 1, 2} if of_rows else set(SEEDS))
+
+
+def test_a_ratio_s_rows_vary_as_the_ratio_does(tmp_path: Path) -> None:
+    """The linear form by hand: d + (x - y - d w) R / W, whose mean is the difference of the ratios d."""
+    losses = {("nf4", 2): around(1.0), ("nf4", 8): around(0.9, shift=1)}
+    sweep = untrained(
+        sweep_of(tmp_path, losses, compare={"lora.rank": 2}), {2: (1, 1, 2), 8: (1, 1, 2)}
+    )
+    for row in sweep.rows:
+        if row["lora.rank"] == 8:
+            row["rows.eval/loss"] = RowScores(
+                rows=(0, 1, 2), sums=(2.0, 2.0, 3.0), weights=(1, 1, 2)
+            )
+    found = answered(sweep)
+    assert found is not None
+    (one,) = found.all
+    d = 7 / 4 - 7 / 4
+    expected = [
+        d + (gap - d * w) * 3 / 4 for gap, w in zip((1.0, 0.0, -1.0), (1, 1, 2), strict=True)
+    ]
+    assert list(one.by_seed.values()) == pytest.approx(expected)
+    sweep.rows[-1]["optim.steps"] = 5
+    for row in sweep.rows:
+        row["optim.steps"] = 5
+    trained = answered(sweep)
+    assert trained is not None
+    assert not trained.all[0].of_rows
+
+
+def test_a_question_that_cannot_be_read_or_compares_nothing_is_not_answered_so(
+    tmp_path: Path,
+) -> None:
+    sweep = sweep_of(tmp_path, AGREE)
+    assert answered(sweep) is not None
+    broken = replace(sweep, asked={**sweep.asked, "space": {"quant": "choice("}})
+    assert answered(broken) is None
+    assert answered(replace(sweep, asked={**sweep.asked, "compare": None})) is None
+    searched = [row for row in sweep.rows if row["role"] == "search"]
+    assert answered(replace(sweep, rows=searched)) is None

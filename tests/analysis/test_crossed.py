@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from analysis.crossed import crossed, crossed_difference, crossed_of_means
+from analysis.crossed import Crossed, crossed, crossed_difference, crossed_of_means
 from harness.records.scores import RowScores
 
 stats: Any = scipy_stats
@@ -126,3 +126,84 @@ def test_nineteen_of_twenty_intervals_hold_the_truth_of_other_seeds_and_rows() -
         assert found is not None
         held += found.interval().contains(0.0)
     assert abs(held / tables - 0.95) < 3 * np.sqrt(0.05 * 0.95 / tables)
+
+
+def wilson(share: float, n: float, z: float) -> tuple[float, float]:
+    """The shares p that lie z of their own standard errors from what was found (Wilson 1927)."""
+    # (share - p)^2 = z^2 p (1 - p) / n, a quadratic in p
+    low, high = sorted(np.roots([1 + z**2 / n, -2 * share - z**2 / n, share**2]).real)
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_a_share_has_wilsons_interval_of_its_effective_number_of_answers(confidence: float) -> None:
+    """Kish 1965: p(1 - p) over the variance; Korn and Graubard 1998: times (z/t)^2."""
+    table = [[1, 1, 0, 1, 0, 1, 1, 1], [1, 0, 0, 1, 0, 1, 1, 1], [1, 1, 0, 1, 1, 1, 0, 1]]
+    found = crossed(scores(table))
+    assert found is not None
+    p = float(np.mean(table))
+    z, t = stats.norm.ppf((1 + confidence) / 2), stats.t(found.freedom).ppf((1 + confidence) / 2)
+    n = p * (1 - p) / found.variance * (z / t) ** 2
+    assert n < 24
+    interval = found.share_interval(confidence)
+    assert (interval.low, interval.high) == pytest.approx(wilson(p, n, z))
+    assert (interval.mean, interval.n, interval.deviation) == (pytest.approx(p), 3, None)
+
+
+def test_answers_count_at_most_once_each() -> None:
+    """Seeds and rows that balance out: less than binomial variance is no more answers than there are."""
+    found = Crossed(mean=0.5, variance=1e-6, freedom=1e9, seeds=3, rows=8)
+    z = stats.norm.ppf(0.975)
+    interval = found.share_interval()
+    assert (interval.low, interval.high) == pytest.approx(wilson(0.5, 24, z), rel=1e-6)
+
+
+def test_a_share_on_which_every_seed_and_row_agree_is_that_of_the_rows() -> None:
+    found = crossed(scores([[0.25] * 8] * 3))
+    assert found is not None
+    assert found.variance == 0
+    interval = found.share_interval()
+    expected = wilson(0.25, 8, stats.norm.ppf(0.975))
+    assert (interval.low, interval.high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("mean", "end"), [(0.0, 0.0), (1.0, 1.0)])
+def test_a_share_of_none_or_all_ends_there(mean: float, end: float) -> None:
+    interval = Crossed(mean=mean, variance=0.0, freedom=2.0, seeds=3, rows=7).share_interval()
+    z = stats.norm.ppf(0.975)
+    assert interval.low is not None
+    assert interval.high is not None
+    far = z**2 / (7 + z**2)  # where (0 - p)^2 = z^2 p (1 - p) / 7
+    assert (interval.low, interval.high) == pytest.approx((0, far) if end == 0 else (1 - far, 1))
+    assert end in (interval.low, interval.high)
+
+
+def test_means_with_their_errors_by_hand() -> None:
+    found = crossed_of_means([1.0, 2.0, 3.0], [0.1, 0.2, 0.4], 11)
+    assert found is not None
+    of_seeds, of_rows = 1 / 3, (0.01 + 0.04 + 0.16) / 3
+    assert found.mean == 2.0
+    assert found.variance == pytest.approx(of_seeds + of_rows)
+    freedom = (of_seeds + of_rows) ** 2 / (of_seeds**2 / 2 + of_rows**2 / 10)
+    assert found.freedom == pytest.approx(freedom)
+    assert (found.seeds, found.rows) == (3, 11)
+    nothing = crossed_of_means([1.0, 1.0], [0.0, 0.0], 11)
+    assert nothing is not None
+    assert (nothing.variance, nothing.freedom) == (0.0, 10.0)
+    assert crossed_of_means([1.0], [0.1], 11) is None
+    assert crossed_of_means([1.0, 2.0], [0.1, 0.1], 1) is None
+    assert crossed_of_means([1.0, 2.0], [0.1, 0.1], 2) is not None
+
+
+def test_rows_without_weight_are_no_rows() -> None:
+    weights = [2, 0, 1, 1]
+    table = np.array([[1.0, 9.0, 3.0, 2.0], [1.5, 7.0, 2.0, 2.5]])
+    found, without = (
+        crossed(scores(table, weights)),
+        crossed(scores(table[:, [0, 2, 3]], [2, 1, 1])),
+    )
+    assert found == without
+    assert found is not None
+    assert found.rows == 3
+    assert crossed(scores(table[:, :2], [2, 0])) is None, "one row is left"
+    assert crossed(scores(table[:, [0, 2]], [2, 1])) is not None

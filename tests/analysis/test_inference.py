@@ -1,5 +1,7 @@
 """Contrasts, equivalence, the best of several and interaction, against SciPy, tables or numbers by hand."""
 
+import math
+import warnings
 from itertools import product
 from typing import Any
 
@@ -292,3 +294,157 @@ def test_an_interaction_of_more_levels_is_the_corrected_analysis_of_variance(see
     freedoms = epsilon * (levels - 1), epsilon * (levels - 1) * (seeds - 1)
     assert 1 / (levels - 1) < epsilon < 1
     assert interaction_p(table) == pytest.approx(stats.f.sf(between / within, *freedoms))
+
+
+# Numbers of pairs and ends of intervals, by hand ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("deviation", "target"), [(1.0, 0.5), (1.0, 2.0), (0.3, 0.01), (2.0, 0.15)]
+)
+def test_the_pairs_needed_are_the_fewest_whose_quantiles_reach(
+    deviation: float, target: float
+) -> None:
+    pairs = np.arange(2, 1000)
+    reach = stats.t.ppf(0.975, pairs - 1) + stats.t.ppf(0.8, pairs - 1)
+    enough = pairs[pairs >= (deviation / target * reach) ** 2]
+    assert pairs_needed(deviation, target) == (enough[0] if len(enough) else None)
+
+
+def test_above_999_pairs_no_number_is_named() -> None:
+    reach = stats.t(998).ppf(0.975) + stats.t(998).ppf(0.8)
+    last = reach / np.sqrt(999)
+    assert pairs_needed(1.0, last * 1.0001) == 999
+    assert pairs_needed(1.0, last * 0.9999) is None
+    assert pairs_needed(None, 0.1) is None
+    assert pairs_needed(1.0, 0.0) is None
+
+
+def test_what_would_already_be_enough_is_not_asked_for() -> None:
+    """Ten pairs that miss 5 % by a hair: with their deviation, ten would find the difference in 8 of 10."""
+    differences = [1.0 + 0.8 * (-1) ** n for n in range(5)] + [-3.0]
+    (found,) = family_of([differences], 3.0).tested
+    assert found is not None
+    deviation = float(np.std(differences, ddof=1))
+    asked = pairs_needed(deviation, 3.0)
+    assert asked is not None
+    assert found.needed == (asked if asked > 6 and found.verdict is Verdict.undecided else None)
+    (of_mean,) = family_of([[0.5, -0.4, 0.3]], None).tested
+    assert of_mean is not None
+    assert of_mean.needed == pairs_needed(float(np.std([0.5, -0.4, 0.3], ddof=1)), 0.4 / 3)
+
+
+def test_holm_s_levels_are_those_at_which_each_was_tested() -> None:
+    """p of .001 at .05/3, of .02 at .05/2, of .9 at .05; nothing is tested after the first that fails."""
+
+    def pairs(t: float) -> list[float]:
+        return [t / math.sqrt(3) + d for d in (-1.0, 0.0, 1.0)]
+
+    low, middle, high = (float(stats.t(2).isf(p / 2)) for p in (0.001, 0.02, 0.9))
+    found = family_of([pairs(high), pairs(low), [1.0], pairs(middle)], None).tested
+    assert [each.confidence for each in found if each is not None] == pytest.approx(
+        [0.95, 1 - 0.05 / 3, 0.95, 1 - 0.05 / 2]
+    )
+    stopped = family_of([pairs(high), pairs(low), pairs(high)], None).tested
+    assert [each.confidence for each in stopped if each is not None] == pytest.approx(
+        [1 - 0.05 / 2, 1 - 0.05 / 3, 1 - 0.05 / 2]
+    )
+    none = family_of([pairs(high), pairs(0.1)], None).tested
+    assert [each.confidence for each in none if each is not None] == pytest.approx([0.975, 0.975])
+
+
+# Comparisons with the best, by hand ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smaller_is_better", [True, False])
+def test_of_two_cells_the_interval_is_the_constrained_one_of_their_pairs(smaller_is_better) -> None:
+    one, other = [1.0, 1.4, 0.9, 1.3], [1.2, 1.5, 1.3, 1.4]
+    found = compare_with_best(
+        [dict(enumerate(one)), dict(enumerate(other))], smaller_is_better=smaller_is_better
+    )
+    assert found is not None
+    assert found[1] == "Hsu's comparisons with the best, seeds as blocks"
+    ends = stats.ttest_rel(one, other).confidence_interval(0.90)  # one-sided 5 % on each side
+    difference = float(np.mean(one) - np.mean(other))
+    for each, sign in zip(found[0], (1, -1), strict=True):
+        assert each.interval is not None
+        low, high = sorted((sign * ends.low, sign * ends.high))
+        assert each.interval.mean == pytest.approx(sign * difference)
+        assert each.interval.low == pytest.approx(min(0.0, low), abs=1e-4)
+        assert each.interval.high == pytest.approx(max(0.0, high), abs=1e-4)
+        assert each.interval.n == 4
+    assert [each.may_be_best for each in found[0]] == [smaller_is_better, not smaller_is_better]
+
+
+def test_of_two_cells_without_common_seeds_it_is_that_of_the_pooled_t_test() -> None:
+    one, other = [1.0, 1.4, 0.9, 1.3], [1.3, 1.5, 1.2]
+    cells = [dict(enumerate(one)), dict(enumerate(other, start=10))]
+    found = compare_with_best(cells, smaller_is_better=True)
+    assert found is not None
+    assert found[1] == "Hsu's comparisons with the best, seeds not shared"
+    ends = stats.ttest_ind(one, other).confidence_interval(0.90)
+    first, second = found[0]
+    assert first.interval is not None
+    assert second.interval is not None
+    assert (first.interval.low, first.interval.high) == pytest.approx(
+        (min(0.0, ends.low), max(0.0, ends.high)), abs=1e-4
+    )
+    assert (second.interval.low, second.interval.high) == pytest.approx(
+        (min(0.0, -ends.high), max(0.0, -ends.low)), abs=1e-4
+    )
+    assert first.may_be_best
+    assert second.may_be_best, "its interval holds 0"
+
+
+def test_of_more_cells_the_allowance_is_dunnetts() -> None:
+    generator = np.random.default_rng(7)
+    samples = [generator.normal(mean, 1.0, 6) for mean in (0.0, 0.4, 2.5)]
+    cells = [dict(enumerate(each, start=10 * n)) for n, each in enumerate(samples)]
+    found = compare_with_best(cells, smaller_is_better=True)
+    assert found is not None
+    for index, each in enumerate(found[0]):
+        others = [sample for place, sample in enumerate(samples) if place != index]
+        theirs = stats.dunnett(
+            *others, control=samples[index], alternative="greater", rng=np.random.default_rng(0)
+        )
+        reach = (
+            theirs.statistic * 0
+        )  # the allowance: how far the lower end lies below the difference
+        reach = np.array([s.mean() for s in others]) - samples[index].mean()
+        reach = reach - theirs.confidence_interval(0.95).low
+        gaps = np.array([samples[index].mean() - s.mean() for s in others])
+        assert each.interval is not None
+        assert each.interval.mean == pytest.approx(gaps.max())
+        assert each.interval.low == pytest.approx(min(0.0, (gaps - reach).max()), abs=0.02)
+        assert each.interval.high == pytest.approx(max(0.0, (gaps + reach).max()), abs=0.02)
+        assert each.may_be_best is bool((gaps - reach).max() <= 0)
+
+
+def test_a_cell_that_never_varies_is_not_pooled_with_one_that_does() -> None:
+    cells = [{0: 1.0, 1: 1.0, 2: 1.0}, {0: 1.5, 1: 1.1, 2: 1.4}]
+    found = compare_with_best(cells, smaller_is_better=True)
+    assert found is not None
+    assert found[1] == "each pair by its own spread, 5 %/(k - 1) one-sided"
+    assert [each.interval for each in found[0]] == [None, None]
+    p = stats.ttest_1samp([0.5, 0.1, 0.4], 0, alternative="greater").pvalue
+    assert found[0][1].may_be_best is bool(p >= 0.05)
+
+
+def test_each_pair_by_its_own_spread_is_tested_at_a_share_of_five_percent() -> None:
+    """The second is worse than the first at p = .03: enough among two cells, not among four (.05/3)."""
+    base = {0: 0.0, 1: 0.0, 2: 0.0}
+    t = float(stats.t(2).isf(0.03))
+    near = {seed: (t / math.sqrt(3) + d) for seed, d in enumerate((-1.0, 0.0, 1.0))}
+    wild = [{0: 50.0, 1: 9000.0, 2: -300.0}, {0: 70.0, 1: -9000.0, 2: 700.0}]
+    two = compare_with_best([base, near], smaller_is_better=True)
+    four = compare_with_best([base, near, *wild], smaller_is_better=True)
+    assert two is not None
+    assert four is not None
+    assert (two[0][1].may_be_best, four[0][1].may_be_best) == (False, True)
+
+
+def test_counted_cells_are_compared_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _is_larger({0: 2.0, 1: 2.0}, {2: 1.0, 3: 1.0}, 0.05)
+        assert not _is_larger({0: 1.0, 1: 1.0}, {2: 1.0, 3: 1.0}, 0.05)

@@ -1,14 +1,17 @@
 """Rows from run directories, sweeps and what W&B holds; what cannot be used is named and left out."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from analysis.frame import Role, value_of
+from analysis.frame import Role, Row, value_of
 from analysis.render import csv, latex, markdown
-from analysis.sources import load_runs, load_sweep, unique_rows
+from analysis.sources import SweepData, assembled, load_runs, load_sweep, unique_rows
 from analysis.tables import Spec, build_table
 from analysis.wandb_runs import WandbFiles
 from harness.config.schema import TrackerConfig, TrackerName
@@ -253,3 +256,148 @@ def test_a_record_without_provenance_is_a_row() -> None:
 
     row = flat_row(Record(run_id="a", status=RunStatus.completed, config={"seed": 0}))
     assert (row["role"], row["trial"], row["point"]) == (None, None, {})
+
+
+# A sweep of its state ------------------------------------------------------------------------------
+
+
+def state_of(**more: Any) -> dict[str, Any]:
+    """A state with two trials that share a run, a probe, a confirmation and a clone."""
+    trials = [
+        {"number": 0, "point": {"b": "1", "a": "x"}, "runs": ["s0", "both"], "probe": "p"},
+        {"number": 1, "point": {"a": "y", "c": "2"}, "runs": ["both", "s1"], "probe": None},
+    ]
+    lines = [
+        {"run_id": "s0", "role": "probe", "status": "completed"},  # the trials say what it is
+        {"run_id": "clone", "role": "clone", "status": "training"},
+        {"run_id": "s1", "role": "search", "status": "completed"},
+    ]
+    confirmed = [
+        {"trial": 1, "point": {"a": "z"}, "runs": ["c1"]},
+        {"trial": 7, "point": {"a": "w"}, "runs": ["c7"]},
+    ]
+    given = {"name": "s", "question": "Q?", "expect": "E.", "method": "tpe"}
+    given |= {"objectives": {"eval/loss": "minimize"}}
+    return given | {"trials": trials, "runs": lines, "confirmed": confirmed} | more
+
+
+def made(
+    state: dict[str, Any], asked: dict[str, Any], lost: Sequence[str] = (), **more: Any
+) -> SweepData:
+    def read(run_ids: Sequence[str]) -> tuple[list[Row], list[str]]:
+        found = rows(*(Run(run_id=each, loss=1.0) for each in run_ids if each not in lost))
+        return found, []
+
+    return assembled(state, asked, Path("out/sweeps/s"), read, **more)
+
+
+def test_runs_have_the_place_that_their_sweep_s_trials_give_them() -> None:
+    sweep = made(state_of(), {})
+    places = {
+        row["run_id"]: (row["role"], row["trial"], row["point"].get("a")) for row in sweep.rows
+    }
+    assert places == {
+        "s0": ("search", 0, "x"),
+        "both": ("search", 0, "x"),  # the first of its trials
+        "p": ("probe", 0, "x"),
+        "s1": ("search", 1, "y"),
+        "c1": ("confirmation", 1, "y"),
+        "c7": ("confirmation", 7, "w"),  # of a trial that this state does not list
+        "clone": ("clone", None, None),
+    }
+    assert [row["run_id"] for row in sweep.rows_of("clone")] == ["clone"]
+    confirmed = made(state_of(), {}, only_confirmed=True)
+    assert [row["run_id"] for row in confirmed.rows] == ["c1", "c7"]
+
+
+@pytest.mark.parametrize(("of", "trial"), [("s", 1), ("other", None)])
+def test_a_clone_has_the_trial_that_its_own_record_names(of: str, trial: int | None) -> None:
+    def read(run_ids: Sequence[str]) -> tuple[list[Row], list[str]]:
+        found = rows(Run(run_id="clone", role="clone", trial=1))
+        return [found[0] | {"provenance.sweep": of}], []
+
+    (row,) = assembled(state_of(), {}, Path(), read).rows
+    assert row["trial"] == trial
+
+
+def test_a_run_without_a_record_is_named_where_it_has_begun() -> None:
+    lost = ("s0", "s1", "clone", "c7")
+    assert made(state_of(), {}, lost).problems == [
+        *("run s0 has no record", "run s1 has no record")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("space", "axes"),
+    [
+        ({"c": "", "a": "", "unused": ""}, ("c", "a", "b")),  # as asked, then what points have
+        ({}, ("b", "a", "c")),
+    ],
+)
+def test_axes_are_in_the_order_of_the_question(
+    space: dict[str, str], axes: tuple[str, ...]
+) -> None:
+    assert made(state_of(), {"space": space}).axes == axes
+    begun = made(state_of(trials=[], confirmed=[]), {"space": space})
+    assert begun.axes == tuple(space), "no trial has a point yet"
+
+
+def test_a_study_is_where_it_was_asked_for_or_in_the_sweep_s_directory() -> None:
+    asked = {"study": {"storage": "postgresql://there"}}
+    assert made(state_of(), asked).storage_url == "postgresql://there"
+    assert made(state_of(), {}).storage_url == SweepDirectory(Path("out"), "s").storage
+    assert made(state_of(), {"study": {}, "base": ["a=1"]}).storage_url.endswith("study.db")
+    assert made(state_of(), {"base": ["a=1"]}).base == ("a=1",)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "No such file or directory"),
+        ("- a list", "it has no question"),
+        ("space: [1]", "it has no question"),
+        ("base: {a: 1}", "it has no question"),
+        ("study: 3", "it has no question"),
+        ("{", "line 2"),
+    ],
+)
+def test_a_question_that_cannot_be_read_is_named_and_the_rest_is_reported(
+    tmp_path: Path, text: str | None, reason: str
+) -> None:
+    write_sweep(tmp_path, SWEEP)
+    for run in SWEEP:
+        run.write(tmp_path)
+    question = SweepDirectory(tmp_path, "s").question
+    if text is None:
+        question.unlink()
+    else:
+        question.write_text(text)
+    sweep = load_sweep(tmp_path, "s")
+    (problem,) = sweep.problems
+    assert problem.startswith(f"{question} cannot be used (")
+    assert reason in problem
+    assert sweep.asked == {}
+    assert len(sweep.rows) == len(SWEEP)
+    assert sweep.axes == ("quant", "lora.rank"), "as the trials have them"
+
+
+def test_a_record_whose_configuration_is_no_tree_is_named(tmp_path: Path) -> None:
+    one, other = (run.write(tmp_path) / "run.json" for run in seeds(1.0, 2.0))
+    tree = json.loads(one.read_text())
+    tree["provenance"]["gpus"] = [3]
+    one.write_text(json.dumps(tree))
+    found, problems = load_runs(tmp_path)
+    assert [row["seed"] for row in found] == [1]
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{one} is damaged (TypeError: ")
+    assert problems[0].endswith("; left out")
+    assert other.exists()
+
+
+def test_the_first_four_keys_that_differ_are_named_and_not_where_a_run_was_made() -> None:
+    one, other = rows(Run(run_id="a", loss=1.0), Run(run_id="a", loss=1.0))
+    other |= {"wall_seconds": 5.0, "provenance.host": "b", "trial": 3, "error": "e", "notes": ["n"]}
+    assert unique_rows([one, other]) == ([one], [])
+    other |= {f"data.{name}": 1 for name in "edcba"}
+    (problem,) = unique_rows([one, other])[1]
+    assert "different results (data.a, data.b, data.c, data.d): none of them is used" in problem

@@ -7,13 +7,11 @@ import pytest
 from scipy import stats
 
 from analysis.statistics import (
-    bootstrap_interval,
     holm,
     importance,
     marginal_effects,
     mean_interval,
     pareto_front,
-    proportion_standard_error,
     sign_flip_p_value,
 )
 from harness.records.metrics import Direction
@@ -45,16 +43,6 @@ def test_what_has_no_mean_is_refused(values: list[float]) -> None:
         mean_interval(values)
 
 
-def test_the_bootstrap_interval_is_scipys() -> None:
-    values = list(np.random.default_rng(1).normal(size=60))
-    ours = bootstrap_interval(values)
-    theirs = stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(2)
-    ).confidence_interval
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
-    assert bootstrap_interval(values) == ours, "the same numbers have the same interval"
-
-
 @pytest.mark.parametrize("n", [2, 5, 9])
 def test_sign_flips_are_scipys_exact_permutation_test(n: int) -> None:
     differences = np.random.default_rng(n).normal(0.6, size=n)
@@ -73,14 +61,6 @@ def test_holm_by_hand() -> None:
     assert holm([0.04, 0.01, None, 0.03, 0.02]) == pytest.approx([0.06, 0.04, None, 0.06, 0.06])
     assert holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([None]) == [None]
-
-
-def test_the_error_of_an_accuracy_is_that_of_zeros_and_ones() -> None:
-    answers = [1] * 77 + [0] * 23
-    assert proportion_standard_error(0.77, 100) == pytest.approx(stats.sem(answers))
-    assert proportion_standard_error(1.0, 1) is None
-    with pytest.raises(ValueError, match=r"share=1\.2"):
-        proportion_standard_error(1.2, 10)
 
 
 def test_the_front_is_what_nothing_else_beats() -> None:

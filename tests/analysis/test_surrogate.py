@@ -9,7 +9,13 @@ from scipy import stats as scipy_stats
 from scipy.optimize import check_grad
 from scipy.spatial.distance import cdist
 
-from analysis.surrogate import Dependence, _loss_and_gradient, _Process, partial_dependence
+from analysis.surrogate import (
+    Dependence,
+    _Column,
+    _loss_and_gradient,
+    _Process,
+    partial_dependence,
+)
 
 stats: Any = scipy_stats
 OF_FORMAT = {"none": 0.0, "nf4": 0.05, "int4": 0.4}
@@ -182,3 +188,103 @@ def test_an_axis_that_not_every_trial_has_leaves_those_without_it_alone() -> Non
     found = by_axis(partial_dependence(points, values))["x"]
     assert found.levels == (0.0, 1.0, 2.0)
     assert found.mean == pytest.approx([3.5, 4.0, 4.5], abs=0.15)
+
+
+def test_intervals_reach_1_96_posterior_deviations_in_the_objectives_own_unit() -> None:
+    generator = np.random.default_rng(3)
+    x = np.repeat([0.0, 1.0, 2.0], 10)
+    y = 5 + 2 * x + generator.normal(0, 0.5, 30)
+    (found,) = partial_dependence([{"x": repr(float(v))} for v in x], y.tolist())
+    fitted = _Process.fitted(x[:, None] / 2, (y - y.mean()) / y.std())
+    for place, level in enumerate((0.0, 0.5, 1.0)):
+        mean, deviation = fitted.averaged(np.full((30, 1), level))
+        half = stats.norm.ppf(0.975) * deviation * y.std()
+        assert found.mean[place] == pytest.approx(mean * y.std() + y.mean(), rel=1e-6)
+        assert found.low[place] == pytest.approx(found.mean[place] - half, rel=1e-5)
+        assert found.high[place] == pytest.approx(found.mean[place] + half, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "by_ratio"),
+    [(1.0, 10.0, False), (1.0, 10.5, True), (-1.0, 10.5, False), (0.0, 10.5, False)],
+)
+def test_only_positive_values_more_than_tenfold_apart_are_fitted_by_ratio(
+    least: float, most: float, by_ratio: bool
+) -> None:
+    points = [{"x": repr(float(n % 2))} for n in range(24)]
+    values = [(least, most)[n % 2] for n in range(24)]
+    (found,) = partial_dependence(points, values)
+    for low, mean, high in zip(found.low, found.mean, found.high, strict=True):
+        if by_ratio:
+            assert mean / low == pytest.approx(high / mean)
+        else:
+            assert mean - low == pytest.approx(high - mean)
+
+
+@pytest.mark.parametrize(("axes", "needed"), [(1, 20), (4, 20), (5, 25)])
+def test_an_axis_takes_five_trials_and_all_of_them_twenty(axes: int, needed: int) -> None:
+    generator = np.random.default_rng(0)
+    points = [
+        {f"a{n}": repr(float(generator.random())) for n in range(axes)} for _ in range(needed)
+    ]
+    values = generator.random(needed).tolist()
+    with pytest.raises(
+        ValueError, match=rf"{needed - 1} completed trials over {axes} axes: .* {needed} or"
+    ):
+        partial_dependence(points[:-1], values[:-1])
+    fixed = [point | {"fixed": "1"} for point in points]
+    assert len(partial_dependence(fixed, values)) == axes, "what never varied is no axis"
+
+
+def test_nothing_that_varies_is_no_dependence() -> None:
+    with pytest.raises(ValueError, match="over 0 axes"):
+        partial_dependence([{"x": "1"}] * 30, [float(n) for n in range(30)])
+
+
+@pytest.mark.parametrize(
+    ("spelled", "encoded", "is_numeric", "is_logarithmic"),
+    [
+        (["0", "1", "4"], [[0.0], [0.25], [1.0]], True, False),
+        (["1", "2", "4"], [[0.0], [0.5], [1.0]], True, True),  # fourfold: by ratio
+        (["1", "2", "3.9"], [[0.0], [1 / 2.9], [1.0]], True, False),
+        (["-4", "-1", "0"], [[0.0], [0.75], [1.0]], True, False),
+        (["1", None, "3"], [[0.0, 0.0], [0.5, 1.0], [1.0, 0.0]], True, False),
+        (["b", "a", "b"], [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], False, False),
+        (["b", None, "a"], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]], False, False),
+        (["1", "a", "2"], np.eye(3).tolist(), False, False),  # one word: all are names
+        (["7", "7", None], [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], False, False),
+    ],
+)
+def test_an_axis_is_a_number_from_0_to_1_or_a_column_a_name(
+    spelled, encoded, is_numeric, is_logarithmic
+) -> None:
+    column = _Column.of("x", spelled)
+    np.testing.assert_allclose(column.encoded_ND, encoded)
+    assert (column.is_numeric, column.is_logarithmic) == (is_numeric, is_logarithmic)
+
+
+def test_points_are_moved_to_a_level_but_for_those_without_the_axis() -> None:
+    number = _Column.of("x", ["1", None, "3"])
+    np.testing.assert_allclose(number.at(2.0), [[0.5, 0.0], [0.5, 1.0], [0.5, 0.0]])
+    np.testing.assert_allclose(number.at(3.0), [[1.0, 0.0], [0.5, 1.0], [1.0, 0.0]])
+    np.testing.assert_allclose(_Column.of("x", ["1", "3"]).at(3.0), [[1.0], [1.0]])
+    named = _Column.of("x", ["b", None, "a"])
+    assert named.levels == ["b", "a"]
+    np.testing.assert_allclose(named.at("a"), [[0, 1, 0], [0, 0, 1], [0, 1, 0]])
+    np.testing.assert_allclose(_Column.of("x", ["b", "a"]).at("b"), [[1, 0], [1, 0]])
+    np.testing.assert_allclose(number.encoded_ND[0], [0.0, 0.0], err_msg="and stay where they were")
+
+
+def test_an_axis_that_does_nothing_is_long_and_one_that_does_much_is_short() -> None:
+    generator = np.random.default_rng(4)
+    x = generator.random((60, 2))
+    fitted = _Process.fitted(x, np.sin(9 * x[:, 0]) * math.sqrt(2))
+    assert fitted.lengths_D[0] < 0.5
+    assert fitted.lengths_D[1] > 2
+
+
+def test_prior_deviation_far_from_every_point_is_that_of_the_signal() -> None:
+    fitted = _Process.fitted(np.zeros((4, 1)), np.array([1.0, -1.0, 0.5, -0.5]))
+    mean, deviation = fitted.averaged(np.full((3, 1), 1e6))
+    assert mean == pytest.approx(0.0, abs=1e-12)
+    assert deviation == pytest.approx(math.sqrt(fitted.signal))

@@ -1,10 +1,15 @@
 """Which rows are shown of a split, and how long its rows are."""
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from harness.data.preview import Lengths, ShownRow, Stretch, _chosen, lengths
+from harness.config.schema import DataConfig, DataForm, Split
+from harness.data.prepare import PreparedData, prepare_data
+from harness.data.preview import Lengths, ShownRow, Stretch, _chosen, lengths, shown_rows
 from harness.data.rows import TokenRows
 
 
@@ -65,3 +70,51 @@ def test_a_row_counts_its_tokens_and_those_that_are_learned() -> None:
     assert (row.tokens, row.loss_tokens) == (13, 7)
     tree = row.as_dict()
     assert (tree["tokens"], tree["loss_tokens"], len(tree["stretches"])) == (13, 7, 4)
+
+
+@pytest.fixture
+def prepared(tmp_path, spm_tokenizer):
+    """Prepare rows of a kind, of at most so many tokens."""
+
+    def prepare(rows: list[dict[str, str]], **settings: Any) -> tuple[PreparedData, DataConfig]:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        config = DataConfig(path=str(path), validation_rows=0, test_rows=0, **settings)
+        return prepare_data(config, spm_tokenizer, "fingerprint", tmp_path / "cache"), config
+
+    return prepare
+
+
+def test_a_row_is_shown_as_its_prompt_and_what_is_learned_and_what_is_cut(
+    prepared, spm_tokenizer
+) -> None:
+    answers = ["Lily", "the sun " * 200, "I do not know " * 4]
+    data, config = prepared([{"prompt": "Hi", "response": a} for a in answers], max_length=32)
+    prompt = spm_tokenizer("Hi\n")["input_ids"]
+    shown = shown_rows(data, config, spm_tokenizer, Split.train, 3)
+    assert shown[0].row == 0
+    assert [row.tokens for row in shown[1:]] == sorted((r.tokens for r in shown[1:]), reverse=True)
+    for row in shown:
+        answer = [*spm_tokenizer(answers[row.example], add_special_tokens=False)["input_ids"]]
+        whole = [*prompt, *answer, spm_tokenizer.eos_token_id]
+        kept, cut = whole[:32], whole[32:]
+        decode = lambda ids: spm_tokenizer.decode(ids, clean_up_tokenization_spaces=False)  # noqa: E731
+        assert row.stretches == (
+            Stretch(text=decode(prompt), carries_loss=False, tokens=len(prompt)),
+            Stretch(
+                text=decode(kept[len(prompt) :]), carries_loss=True, tokens=len(kept) - len(prompt)
+            ),
+        )
+        assert row.cut_tokens == len(cut)
+        text = decode(cut)
+        assert row.cut_text == (text[:200] + "…" if len(text) > 200 else text)
+    assert {row.cut_text[-1:] for row in shown} > {"", "…"}
+
+
+def test_a_plain_text_goes_on_and_is_not_cut(prepared, spm_tokenizer) -> None:
+    rows = [{"text": "Once upon a time there was a girl. " * 9}, {"text": "The end."}]
+    data, config = prepared(rows, max_length=16, form=DataForm.text)
+    shown = shown_rows(data, config, spm_tokenizer, Split.train, 99)
+    assert len(shown) == len(data.train) > 2
+    assert {(row.cut_tokens, row.cut_text) for row in shown} == {(0, "")}
+    assert {row.example for row in shown} == {0, 1}

@@ -4,7 +4,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from harness.evals.choice_scoring import choose_answers  # noqa: E402
+from harness.data.rows import NO_LOSS  # noqa: E402
+from harness.evals.choice_scoring import (  # noqa: E402
+    ChoiceRow,
+    _ending,
+    _num_shared,
+    choice_rows,
+    choose_answers,
+)
 from harness.evals.choices import (  # noqa: E402
     Question,
     ShotQuestion,
@@ -109,3 +116,42 @@ def _inputs_of(model, monkeypatch) -> list:
 
     monkeypatch.setattr(model, "forward", record)
     return seen
+
+
+def test_rows_are_padded_and_carry_loss_on_the_choice_alone() -> None:
+    rows = choice_rows([ChoiceRow(ids=[7, 8, 9, 5], start=2), ChoiceRow(ids=[7, 8], start=1)])
+    assert rows.input_ids_NT.tolist() == [[7, 8, 9, 5], [7, 8, 0, 0]]
+    assert rows.targets_NT.tolist() == [[NO_LOSS, 9, 5, NO_LOSS], [8, NO_LOSS, NO_LOSS, NO_LOSS]]
+    assert rows.lengths_N.tolist() == [4, 2]
+    assert rows.source_N.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "kept", "kept_start"),
+    [
+        (4, 9, [1, 2, 3, 4, 5, 6], 4),
+        (4, 6, [1, 2, 3, 4, 5, 6], 4),
+        (4, 5, [2, 3, 4, 5, 6], 3),
+        (4, 3, [4, 5, 6], 1),
+        (4, 2, [5, 6], 1),  # of a choice that is too long itself the first token is context
+    ],
+)
+def test_a_row_that_is_too_long_keeps_its_end(
+    start: int, length: int, kept: list[int], kept_start: int
+) -> None:
+    row = _ending(ChoiceRow(ids=[1, 2, 3, 4, 5, 6], start=start), length)
+    assert row == ChoiceRow(ids=kept, start=kept_start)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared"),
+    [
+        ([[1, 2, 3], [1, 2, 4]], 2),
+        ([[1, 2], [1, 2, 4]], 2),
+        ([[1, 2, 3], [4, 2, 3]], 0),
+        ([[5]], 1),
+        ([[1, 2, 3], [1, 9, 3]], 1),
+    ],
+)
+def test_rows_share_what_they_begin_with(rows: list[list[int]], shared: int) -> None:
+    assert _num_shared(rows) == shared

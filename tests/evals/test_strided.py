@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from harness.config.schema import DataConfig, DataForm, EvalConfig, Split
 from harness.data.example import Example
 from harness.data.prepare import prepare_data
+from harness.data.rows import NO_LOSS
 from harness.evals.evaluate import evaluate_model
 from harness.evals.strided import strided_rows
 
@@ -71,3 +72,30 @@ def test_pieces_of_one_document_are_joined_as_they_were(tokenizer):
         strided_rows(whole, tokenizer, 32, 16).input_ids_NT,
         strided_rows(pieces, tokenizer, 32, 16).input_ids_NT,
     )
+
+
+@pytest.mark.parametrize(("window", "stride"), [(8, 7), (8, 3), (8, 1), (16, 5)])
+def test_windows_end_with_the_text_and_score_what_no_earlier_one_has(tokenizer, window, stride):
+    for characters in (1, 5, 9, 20, 23, 41, 60, 90):
+        text = STORY[:characters]
+        ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        rows = strided_rows([Example(text=text)], tokenizer, window, stride)
+        begins = [0]
+        while begins[-1] + window < len(ids):
+            begins.append(begins[-1] + stride)
+        assert len(rows) == len(begins)
+        scored = 1
+        for row, begin in enumerate(begins):
+            part = ids[begin : begin + window]
+            assert rows.lengths_N[row] == len(part)
+            assert rows.source_N[row] == row
+            padding = window - len(part)
+            assert rows.input_ids_NT[row].tolist() == part + [0] * padding
+            after = [
+                token if begin + place >= scored else NO_LOSS
+                for place, token in enumerate(part)
+                if place
+            ]
+            assert rows.targets_NT[row].tolist() == after + [NO_LOSS] * (padding + 1)
+            scored = begin + len(part)
+        assert scored == len(ids)

@@ -19,6 +19,8 @@ from tests.mutants.edits import Edit
 SECONDS, BESIDE_SECONDS = 30.0, 10.0
 """Tests that judge one change take no longer together, as measured without it: those that run its lines; and
 where none does, those that run something else of its module."""
+QUICK_SECONDS = 1.0
+"""Tests that take longer judge after those that do not."""
 AT_IMPORT = ""
 """The context of what runs outside of tests."""
 
@@ -164,7 +166,7 @@ class Reach:
         self._file.write_text(json.dumps(self._kept))
 
     def judges(self, mutant: Mutant | Edit) -> list[Reached]:
-        """Return the tests that run the changed lines: those of the module's own file first, the quick first.
+        """Return the tests that run the changed lines: the quick first, of these the module's own file's.
 
         Their sum stays within SECONDS. What runs at import, and what no test runs in its own process, is
         judged by the tests that run anything of its module.
@@ -179,8 +181,13 @@ class Reach:
             Reached(each["test"], each["seconds"], each["setup"]) for each in running or of_module
         ]
         stem = Path(mutant.module).stem
+        own = f"test_{stem}"
         found.sort(
-            key=lambda each: (Path(each.file).stem != f"test_{stem}", each.seconds + each.setup)
+            key=lambda each: (
+                each.seconds + each.setup > QUICK_SECONDS,
+                Path(each.file).stem != own,
+                each.seconds + each.setup,
+            )
         )
         total, chosen, files = 0.0, [], set[str]()
         for each in found:

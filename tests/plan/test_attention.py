@@ -6,7 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.plan.attention import Kernel, _backward_work, _on_cpu, _on_cuda, planned_attention
+from harness.plan.attention import (
+    Kernel,
+    _additive,
+    _backward_work,
+    _on_cpu,
+    _on_cuda,
+    planned_attention,
+)
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -117,6 +124,36 @@ def test_a_call_on_cuda_keeps_what_its_kernel_keeps(
         assert not scores
         assert [shape for shape in shapes if len(shape) == 3] == [(1, 4, sums)]
         assert ((1, 1, 40, 40) in shapes) is has_mask
+
+
+@pytest.mark.parametrize(("length", "row"), [(1, 16), (15, 16), (16, 16), (17, 32), (40, 48)])
+@pytest.mark.parametrize("kind", [torch.bool, torch.bfloat16])
+def test_the_efficient_kernel_takes_masks_in_rows_of_16_of_the_querys_type(
+    length: int, row: int, kind: torch.dtype
+) -> None:
+    query = torch.empty(2, 4, length, 8, dtype=torch.bfloat16, device="meta")
+    mask = torch.ones(2, 1, length, length, dtype=kind, device="meta")
+    efficient = _additive(mask, query, Kernel.cuda_efficient)
+    assert (efficient.shape, efficient.dtype) == (mask.shape, torch.bfloat16)
+    assert efficient.untyped_storage().nbytes() == 2 * length * row * 2
+    on_cpu = _additive(mask, query, Kernel.cpu_flash)
+    assert on_cpu.untyped_storage().nbytes() == 2 * length * length * 2
+
+
+def test_what_kernels_return_has_the_memory_order_that_they_write() -> None:
+    """The efficient kernel rows of all heads, forward and backward; flash that of its query."""
+    for kernel, order in (("efficient", (0, 2, 1, 3)), ("flash", (0, 1, 2, 3))):
+        dtype = torch.float32 if kernel == "efficient" else torch.bfloat16
+        query, key, value = (
+            torch.empty(2, 3, 5, 8, dtype=dtype, device="meta", requires_grad=True)
+            for _ in range(3)
+        )
+        with planned_attention("cuda"):
+            out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        (gradient,) = torch.autograd.grad(out.sum(), query)
+        for tensor in (out, gradient):
+            assert tensor.shape == (2, 3, 5, 8)
+            assert tensor.permute(order).is_contiguous(), kernel
 
 
 @pytest.mark.parametrize(

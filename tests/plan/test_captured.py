@@ -19,8 +19,11 @@ from harness.config.schema import (
     RunConfig,
 )
 from harness.engine.cuda.backend import CudaBackend
+from harness.engine.cuda.staging import bucket
+from harness.plan.base_bytes import base_bytes
 from harness.plan.captured import TILE, _key, captured_bytes, plans_captured
 from harness.plan.model import PlannedModel
+from harness.plan.predict import predict
 from harness.plan.prediction import BatchSize
 from tests.engine.test_cpu import base_of, trained
 from tests.plan.engine import Bases
@@ -127,3 +130,42 @@ def test_the_longest_example_is_the_next_power_of_two_and_at_least_a_tile(length
 def test_sequences_are_a_power_of_two_above_all_examples_and_what_is_left(rows, cohort, sequences):
     key = _key(BatchSize(rows, 10, 9), 1, cohort, has_dropout=False, recompute=True)
     assert key.sequences == sequences > rows * cohort + 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "seats", "cohort", "positions", "losses"),
+    [
+        (BatchSize(2, 50, 20), 1, 1, 128, 32),  # 100 and 20, in tiles of 64 and 16
+        (BatchSize(2, 50, 20), 4, 3, 384, 64),  # of several each fills tiles of its own: 3 x 128
+        (BatchSize(1, 64, 16), 2, 2, 128, 32),
+    ],
+)
+def test_positions_fill_tiles_of_a_run_where_several_share_a_pass(
+    batch: BatchSize, seats: int, cohort: int, positions: int, losses: int
+) -> None:
+    key = _key(batch, seats, cohort, has_dropout=False, recompute=False)
+    assert (key.positions, key.loss_positions) == (bucket(positions, 64), bucket(losses, 16))
+
+
+@pytest.mark.parametrize("cohort", [1, 3])
+@pytest.mark.parametrize("best", [False, True])
+def test_the_peak_of_captured_steps_is_that_of_what_lies_on_the_gpu(
+    bases: Bases, cohort: int, best: bool
+) -> None:
+    """Base, PEFT's adapters, seats (which hold gradients and moments), best adapters, cuBLAS, the pass."""
+    planned = bases.planned("uneven")
+    config = RunConfig(
+        quant=QuantConfig(compute_dtype=HALF),
+        lora=LoraConfig(rank=4, alpha=8.0, compute_dtype=HALF),
+        optim=OptimConfig(steps=1),
+    )
+    config.eval.keep_best = best
+    batch = BatchSize(2, 16, 11)
+    found = predict(planned, config, batch, cohort=cohort, device="cuda")
+    captured = captured_bytes(planned, config.lora, batch, cohort, recompute=False)
+    base = base_bytes(planned.outline, planned.storage)
+    adapters = 4 * found.trainable_params * cohort
+    lasting = base.weight_bytes + base.constant_bytes + adapters * (1 + best) + captured.seats
+    assert found.peak_bytes == lasting + 2 * 32 * 2**20 + captured.peak
+    assert found.cohort_parts["activation"] == captured.peak
+    assert found.transient_bytes == 0

@@ -2,14 +2,23 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from harness.base.targets import AdaptedShape, LinearSpec
 from harness.cli.main import dispatch
 from harness.commands.plan_table import _counted
 from harness.config.schema import ModelConfig
 from harness.errors import RequestError
-from harness.plan.parameter_table import _short, toy_rows, worked_example
+from harness.plan.parameter_table import (
+    CountedModel,
+    _short,
+    counted_model,
+    table_rows,
+    toy_rows,
+    worked_example,
+)
 from tests.random_models import SHAPES, save_random_model
 
 QV = ["q_proj", "v_proj"]
@@ -147,3 +156,88 @@ def test_what_makes_no_table_is_refused(words, message, capsys):
 def test_counts_are_thousands_or_millions(count: float, text: str) -> None:
     """As the nearest numbers in binary round: 1.15 lies below, and 1.05 above."""
     assert _short(count) == text
+
+
+def made(*linears: LinearSpec, targets: list[str], **dimensions: int) -> CountedModel:
+    text = SimpleNamespace(**dimensions)
+    config = SimpleNamespace(get_text_config=lambda: text)
+    return counted_model("made", config, 1_000_000, linears, targets)
+
+
+@pytest.mark.parametrize(
+    ("target", "outputs"),
+    [
+        ("q_proj", 4 * 32),
+        ("k_proj", 2 * 32),
+        ("v_proj", 2 * 32),
+        ("gate_proj", 200),
+        ("up_proj", 200),
+    ],
+)
+@pytest.mark.parametrize("head", [{"head_dim": 32}, {"hidden_size": 128}])
+def test_a_part_of_a_fused_matrix_has_the_outputs_that_are_its_own(target, outputs, head) -> None:
+    """Four heads of 32 with two of keys and of values in 256 outputs; gate and up in halves of 400."""
+    layers = [
+        LinearSpec(f"layers.{n}.{name}", 64, size)
+        for n in range(2)
+        for name, size in (("attn.qkv_proj", 256), ("mlp.gate_up_proj", 400))
+    ]
+    found = made(*layers, targets=[target], num_attention_heads=4, **head)
+    assert found.shapes == (AdaptedShape(64, outputs),) * 2
+    assert found.adapter_params(5) == 2 * 5 * (64 + outputs)
+    assert found.most == min(64, outputs)
+    assert found.adapter_params(found.most) is not None
+    assert found.adapter_params(found.most + 1) is None
+
+
+def test_a_table_has_counts_shares_and_bytes_of_every_model() -> None:
+    small = made(LinearSpec("layers.0.mlp.up_proj", 8, 100), targets=["up_proj"])
+    large = made(LinearSpec("layers.0.mlp.up_proj", 300, 212), targets=["up_proj"])
+    tables = dict(table_rows([small, large], [1, 8, 9]))
+    assert tables == {
+        "Parameters": [
+            ["rank", "made", "made"],
+            ["1", "108", "512"],
+            ["8", "864", "4,096"],
+            ["9", "—", "4,608"],
+        ],
+        "Share of the model's own parameters": [
+            ["rank", "made", "made"],
+            ["1", "0.0108 %", "0.0512 %"],
+            ["8", "0.0864 %", "0.4096 %"],
+            ["9", "—", "0.4608 %"],
+        ],
+        "Bytes in float32": [
+            ["rank", "made", "made"],
+            ["1", "432 B", "2.00 KiB"],
+            ["8", "3.38 KiB", "16.00 KiB"],
+            ["9", "—", "18.00 KiB"],
+        ],
+    }
+
+
+def test_the_worked_example_line_by_line() -> None:
+    """B A by hand: (1, 2, 3) times (4, 5, 6); and with (2, 0, 1) times (1, 3, 0) added to it."""
+    text = worked_example()
+    assert text[1:4] == [
+        "    [ 1] x [ 4  5  6] = [ 4  5  6]",
+        "    [ 2]                [ 8 10 12]",
+        "    [ 3]                [12 15 18]",
+    ]
+    assert text[5:8] == [
+        "    [ 1  2] x [ 4  5  6] = [ 6 11  6]",
+        "    [ 2  0]   [ 1  3  0]   [ 8 10 12]",
+        "    [ 3  1]                [13 18 18]",
+    ]
+    assert "4096 x 4096 = 16,777,216 at rank 8 become 65,536" in text[-1]
+
+
+def test_every_cell_of_the_toy_is_2_r_times_the_root() -> None:
+    head, *rows = toy_rows()
+    sizes = {"7B": 7e9, "13B": 13e9, "70B": 70e9, "180B": 180e9}
+    assert head == ["rank", *sizes]
+    for rank, *cells in rows:
+        expected = [2 * int(rank) * size**0.5 for size in sizes.values()]
+        shown = [float(cell[:-1]) * {"K": 1e3, "M": 1e6}[cell[-1]] for cell in cells]
+        assert shown == pytest.approx(expected, rel=0.05)
+    assert [int(row[0]) for row in rows] == [1, 2, 8, 16, 512]

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.config.resources import Shard
 from harness.config.schema import (
     FloatType,
     LoraConfig,
+    LoraMethod,
     OptimConfig,
     OptimizerName,
     QuantConfig,
@@ -18,6 +20,7 @@ from harness.config.schema import (
     RunConfig,
 )
 from harness.errors import RequestError
+from harness.plan.base_bytes import gathered_bytes
 from harness.plan.model import PlannedModel
 from harness.plan.predict import predict
 from harness.plan.prediction import STATIC_PARTS, BatchSize
@@ -134,3 +137,62 @@ def test_an_answer_needs_neither_peft_nor_bitsandbytes_and_names_need_no_torch()
     )
     assert json.loads(done.stdout) == [[], []]
     assert done.stderr == ""
+
+
+def test_what_json_has_of_a_prediction(
+    llama: PlannedModel, config: RunConfig, batch: BatchSize
+) -> None:
+    found = predict(llama, config, batch, cohort=3, device="cuda")
+    tree = found.tree()
+    assert tree["parts"] == found.cohort_parts
+    assert (tree["cohort"], tree["device"]) == (3, "cuda")
+    assert tree["transient_bytes"] == found.transient_bytes
+    assert tree["peak_bytes"] == found.peak_bytes
+    assert tree["metrics"] == found.metrics()
+    assert found.metrics()["memory/gradient_bytes"] == 4 * 159_907_840
+    assert found.metrics()["adapter/trainable_params"] == 159_907_840
+    assert found.static_bytes == sum(found.cohort_parts[part] for part in STATIC_PARTS)
+    assert found.bits_per_param == pytest.approx(4.127, abs=5e-4)
+
+
+def test_a_share_of_the_activations_is_rounded_up(
+    llama: PlannedModel, config: RunConfig, batch: BatchSize
+) -> None:
+    found = predict(llama, config, batch, cohort=3, device="cpu")
+    share, rest = divmod(found.cohort_parts["activation"], 3)
+    assert found.parts["activation"] == share + (rest > 0)
+
+
+@pytest.mark.parametrize("compute", FloatType)
+def test_full_fine_tuning_has_float32_copies_of_16_bit_weights_only(
+    llama: PlannedModel, batch: BatchSize, compute: FloatType
+) -> None:
+    config = RunConfig(
+        quant=QuantConfig(format=QuantFormat.none, compute_dtype=compute),
+        lora=LoraConfig(method=LoraMethod.none),
+        optim=OptimConfig(steps=1, batch_size=2),
+    )
+    found = predict(llama, config, batch, device="cuda")
+    params, copies = 6_738_415_616, compute is not FloatType.float32
+    assert found.trainable_params == found.logical_params == params
+    assert found.parts["adapter"] == 4 * params * copies
+    assert found.parts["gradient"] == 4 * params
+    with pytest.raises(
+        RequestError, match="2 runs side by side: a run that trains the model itself"
+    ):
+        predict(llama, config, batch, cohort=2, device="cuda")
+
+
+def test_of_a_base_that_processes_share_each_has_its_part_and_what_it_gathers(
+    llama: PlannedModel, config: RunConfig, batch: BatchSize
+) -> None:
+    alone = predict(llama, config, batch, device="cuda")
+    config.resources.shard, config.resources.data_parallel = Shard.fsdp, 4
+    found = predict(llama, config, batch, device="cuda")
+    for part in ("base", "quant_constants"):
+        assert found.parts[part] == pytest.approx(alone.parts[part] / 4, rel=0.01)
+    gathered = gathered_bytes(llama.outline, llama.storage)
+    assert found.transient_bytes == alone.transient_bytes + gathered
+    static = sum(found.cohort_parts[part] for part in STATIC_PARTS)
+    beside = found.working_bytes + found.library_bytes
+    assert found.peak_bytes == static + beside + found.parts["activation"] + found.transient_bytes

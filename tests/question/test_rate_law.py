@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.question.rate_law import (
     best_rate,
@@ -71,6 +73,51 @@ def test_a_best_rate_at_an_edge_says_so_and_infinite_losses_are_no_neighbours() 
     assert best_rate({1e-3: 0.1, 1e-2: 0.2}).rate == 1e-3
     beside = best_rate({1e-3: 0.3, 3e-3: 0.2, 1e-2: math.inf})
     assert (beside.rate, beside.at_edge) == (3e-3, False)
+
+
+@given(
+    rates=st.lists(st.integers(1, 10_000), min_size=3, max_size=6, unique=True),
+    losses=st.lists(st.integers(0, 20), min_size=6, max_size=6),
+)
+def test_a_best_rate_is_numpys_parabola_or_an_edge_or_the_first_of_a_flat(
+    rates: list[int], losses: list[int]
+) -> None:
+    given_losses = {float(rate): loss / 7 for rate, loss in zip(rates, losses, strict=False)}
+    best, ordered = best_rate(given_losses), sorted(given_losses)
+    ys = [given_losses[rate] for rate in ordered]
+    place = ys.index(min(ys))
+    assert best.at_edge is (place in (0, len(ys) - 1))
+    near = slice(place - 1, place + 2)
+    if best.at_edge or len(set(ys[near])) == 1:
+        assert best.rate == ordered[place]
+        return
+    a, b, _ = np.polyfit(np.log(ordered[near]), ys[near], 2)
+    assert math.log(best.rate) == pytest.approx(-b / (2 * a), rel=1e-6, abs=1e-6)
+
+
+def test_intervals_are_as_wide_as_their_confidence() -> None:
+    law = fit_law(POINTS)
+    assert law is not None
+    xs, ys = np.log([rank for rank, _ in POINTS]), np.log([rate for _, rate in POINTS])
+    line: Any = scipy.stats.linregress(xs, ys)
+    t = scipy.stats.t.ppf(0.9, len(POINTS) - 2)
+    low, high = law.slope_interval(0.8) or (0, 0)
+    assert (low, high) == pytest.approx(
+        (line.slope - t * line.stderr, line.slope + t * line.stderr)
+    )
+    narrow, wide = law.prediction_interval(64, 0.8), law.prediction_interval(64)
+    assert narrow is not None
+    assert wide is not None
+    assert wide[0] < narrow[0] < law.predicted(64) < narrow[1] < wide[1]
+    ratio = math.log(wide[1] / law.predicted(64)) / math.log(narrow[1] / law.predicted(64))
+    assert ratio == pytest.approx(scipy.stats.t.ppf(0.975, len(POINTS) - 2) / t)
+
+
+def test_three_ranks_have_a_law_with_one_degree_of_freedom() -> None:
+    law = fit_law(POINTS[:1] + POINTS[2:3] + POINTS[4:5])
+    assert law is not None
+    assert law.n == 3
+    assert law.slope_interval() is not None
 
 
 RATES = "choice(1e-4, 3e-4, 1e-3, 3e-3, 1e-2)"

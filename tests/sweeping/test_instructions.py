@@ -14,9 +14,7 @@ from harness.question.axes import ChoiceAxis
 from harness.question.check_space import check_space
 from harness.question.load import load_question
 from harness.question.points import Space
-from harness.question.question import Question
-from harness.question.settings import Transfer
-from harness.question.widen import can_grow_to, contains, with_trials, with_value
+from harness.question.widen import with_value
 from harness.records.record import RunStatus, read_records
 from harness.study.database import open_engine
 from harness.study.leases import Leases
@@ -64,76 +62,6 @@ def test_instructions_are_read_once_each_and_a_torn_line_costs_no_other(tmp_path
         raw.write(b'{"kind": "burn"}\n[1]\n\xff\n')
     assert file.read_on() == [second]
     assert Instructions(file.file).read_on() == [first, second]
-
-
-# The question ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("axis", "before", "value", "after"),
-    [
-        ("lora.rank", "choice(2, 8)", "4", "choice(2, 4, 8)"),
-        ("lora.rank", "choice(8, 2)", "4", "choice(8, 2, 4)"),
-        ("quant", "choice(nf4, int4)", "fp4", "choice(nf4, int4, fp4)"),
-        ("optim.lr", "choice(1e-3, 1e-2)", "3e-2", "choice(0.001, 0.01, 0.03)"),
-        ("optim.lr", "tag(log, interval(1e-3, 1e-2))", "0.1", "tag(log, interval(0.001, 0.1))"),
-        ("lora.rank", "range(2, 9, 2)", "12", "range(2, 14, 2)"),
-    ],
-)
-def test_a_value_more_has_its_place_on_the_axis(ask, axis, before, value, after):
-    search = {"method": "random", "trials": 4}
-    question = load_question(str(ask(space={axis: before}, search=search)), [])
-    wider = with_value(question, axis, value)
-    assert wider.space.axes[0].described == f"{axis}: {after}"
-    assert contains(wider.space, question.space)
-    assert not contains(question.space, wider.space)
-    assert with_value(wider, axis, value) == wider
-
-
-@pytest.mark.parametrize(
-    ("axis", "value", "words"),
-    [
-        ("lora.rnk", "4", "no axis of this sweep; near names: lora.rank"),
-        ("quant", "nf5", "quant=nf5 is no option of quant; near names: nf4"),
-        ("lora.rank", "four", "must be a whole number"),
-        ("layers", "mlp", "layers has cases, which name several keys each"),
-        ("optim.lr", "-1", "a logarithm needs numbers above 0"),
-    ],
-)
-def test_what_an_axis_cannot_have_is_refused_in_words(ask, axis, value, words):
-    space = {
-        "lora.rank": "choice(2, 8)",
-        "quant": "choice(nf4, int4)",
-        "layers": {"cases": {"qv": ["lora=qv"], "all": ["lora=all_linear"]}},
-        "optim.lr": "tag(log, interval(1e-3, 1e-2))",
-    }
-    question = load_question(str(ask(space=space, search={"method": "random", "trials": 4})), [])
-    with pytest.raises(RequestError) as refused:
-        with_value(question, axis, value)
-    assert words in str(refused.value)
-
-
-def test_a_grid_whose_rates_are_transferred_does_not_grow(ask):
-    space = {"lora.rank": "choice(1, 2, 4)", "optim.lr": "choice(1e-3, 2e-3, 4e-3, 8e-3, 16e-3)"}
-    question = load_question(str(ask(space=space, search={"transfer": "lr"})), [])
-    with pytest.raises(RequestError, match="the space cannot grow"):
-        with_value(question, "lora.rank", "8")
-    wider = replace(question, space=with_value(replace_transfer(question), "lora.rank", "8").space)
-    assert not can_grow_to(wider, question.space)
-    assert can_grow_to(replace_transfer(wider), question.space)
-
-
-def replace_transfer(question: Question) -> Question:
-    return replace(question, search=replace(question.search, transfer=Transfer.none))
-
-
-def test_a_grid_has_all_trials_and_a_search_gets_more(ask):
-    with pytest.raises(RequestError, match="every point of its space already"):
-        with_trials(load_question(str(ask()), []), 9)
-    search = {"method": "random", "trials": 4}
-    question = load_question(str(ask("random", search=search)), [])
-    assert with_trials(question, 9).search.trials == 9
-    assert with_trials(question, 2).search.trials == 4
 
 
 # The study ---------------------------------------------------------------------------------------
