@@ -3,8 +3,8 @@
 import copy
 import itertools
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ class SharedBase:
             if start != self._rewritten_for:
                 self._rewritten_for = start
                 self.backend.base_was_rewritten()
-        adapter = self._flattened(name, lora)
+        adapter = self._flattened(name, lora, wholes)
         # PEFT would look at weights for DoRA, and copy modules; here the file alone is told.
         config.use_dora = lora.method is LoraMethod.dora
         config.modules_to_save = [name.rpartition(".")[2] for name, _ in wholes.values()] or None
@@ -251,22 +251,18 @@ class SharedBase:
         """Say whether PEFT's model has an adapter: not one of fused experts alone."""
         return self._peft is not None and name in self._peft.peft_config
 
-    @contextmanager
-    def only(self, adapter: Adapter | None) -> Iterator[None]:
+    def only(self, adapter: Adapter | None) -> AbstractContextManager[None]:
         """Within this context all rows belong to one adapter without dropout, or to the base alone."""
         own = [] if adapter is None else [AdapterRows(adapter=adapter.name, dropout_key=None)]
-        with self.plan.rows(own):
-            yield
+        return self.plan.rows(own)
 
-    @contextmanager
-    def side_by_side(self, adapters: Sequence[Adapter], rows: int) -> Iterator[None]:
+    def side_by_side(self, adapters: Sequence[Adapter], rows: int) -> AbstractContextManager[None]:
         """Within this context each adapter has so many rows of a batch, in their order, without dropout."""
         adapter_rows = [
             AdapterRows(adapter=a.name, start=i * rows, stop=(i + 1) * rows, dropout_key=None)
             for i, a in enumerate(adapters)
         ]
-        with self.plan.rows(adapter_rows):
-            yield
+        return self.plan.rows(adapter_rows)
 
     def recompute_activations(self, wanted: bool, *, offload: bool = False) -> None:
         """Switch gradient checkpointing for the passes to come; `offload`: blocks' inputs wait on the host.
@@ -354,15 +350,17 @@ class SharedBase:
                 found = found[:, ::pooled] / (tensor.shape[1] / pooled)
             tensor.detach().copy_(found)
 
-    def _flattened(self, name: str, lora: LoraConfig) -> Adapter:
-        """Move the parameters that PEFT has just initialized into one flat tensor."""
+    def _flattened(
+        self, name: str, lora: LoraConfig, wholes: dict[str, tuple[str, tuple[int, int]]]
+    ) -> Adapter:
+        """Move the parameters that PEFT has just initialized into one flat tensor, and those of `wholes`
+        (`expect_wholes`)."""
         of_experts = self._of_experts[name]
         layers = {
             spec.name: of_experts.get(spec.name) or self._lora_layers[spec.name]
             for spec in adapted_layers(lora, self.base.linears)
         }
         shapes = adapter_shapes(lora, self.base.linears)
-        wholes = self.expect_wholes(lora)
         key = tuple(shapes.items()), tuple(wholes)
         if key not in self._layouts:
             self._layouts[key] = ParameterLayout(
