@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from analysis.cells import MISSING
@@ -52,8 +53,7 @@ def scale_of(name: str, values: Sequence[float]) -> Scale:
 
 def with_separators(number: str) -> str:
     """Return a number with a comma between groups of three digits before the point."""
-    whole, point, rest = number.partition(".")
-    return f"{int(whole):,}{point}{rest}" if abs(int(whole)) >= 1000 else number
+    return f"{Decimal(number):,f}"
 
 
 def is_exact(name: str) -> bool:

@@ -332,6 +332,26 @@ def test_what_is_equivalent_is_told_with_its_signs(tmp_path) -> None:
     )
 
 
+def test_a_table_has_both_tests_of_each_line(tmp_path) -> None:
+    losses = {2: around(1.0), 8: around(1.01, 5, shift=1), 16: [1.0]}
+    found = answer(tmp_path, losses, compare={"lora.rank": 2}, margin=0.02)
+    assert found.answered is not None
+    table = contrasts_table(found.answered, "t")
+    keys = [column.key for column in table.columns]
+    one, other = (dict(zip(keys, line, strict=True)) for line in table.rows)
+    differences = minus(losses[8], losses[2])
+    p = stats.ttest_1samp(differences, 0).pvalue
+    lower = stats.ttest_1samp(differences, -0.02, alternative="greater").pvalue
+    upper = stats.ttest_1samp(differences, 0.02, alternative="less").pvalue
+    assert one["p"].text == f"{p:.3f}"
+    assert one["p equivalence"].text == f"{max(lower, upper):.3f}"
+    assert (other["p"].text, other["p equivalence"].text) == ("—", "—"), "one pair is not tested"
+    assert (one["n"].text, other["n"].text) == ("4", "1")
+    notes = " ".join(table.footnotes)
+    assert "within ±0.02 nats/token, the question's margin" in notes
+    assert "Two-sided" not in notes, "not of every line"
+
+
 def test_what_is_not_decided_is_told_with_the_seeds_that_would(tmp_path) -> None:
     losses = {2: around(1.0), 8: around(1.0, 10, shift=2)}
     found = answer(tmp_path, losses, compare=COMPARE, margin=0.02)

@@ -41,3 +41,15 @@ def test_runs_of_cohorts_and_runs_that_failed_do_not_count() -> None:
     assert table is not None
     assert {line[1].text for line in table.rows} == {"1"}
     assert calibration_table([flat_row(each) for each in (shared, failed)]) is None
+
+
+def test_what_measured_nothing_is_off_by_nothing_or_by_no_share() -> None:
+    rows = [flat_row(record("a", predicted=0.0, measured=0.0))]
+    table = calibration_table(rows)
+    assert table is not None
+    assert [cell.text for cell in table.rows[-1][-2:]] == ["0.00", "0.00"]
+    off = calibration_table([flat_row(record("b", predicted=1.0, measured=0.0))])
+    assert off is not None
+    assert [cell.text for cell in off.rows[-1][-2:]] == ["inf", "inf"]
+    assert off.rows[-1][1].n == 1
+    assert calibration_table([]) is None

@@ -73,6 +73,7 @@ def test_memory_by_part_lies_beside_the_throughput_of_the_same_configuration(wid
     assert [sum(lengths) for lengths in zip(*widths(left), strict=True)] == [31.0, 91.0]
     assert widths(right) == [[300.0, 200.0]]
     assert left.yaxis_inverted()
+    assert right.yaxis_inverted(), "one axis for both"
     assert right.get_xlabel() == "throughput (tokens/s) ↑" or "tokens/s" in right.get_xlabel()
     assert drawing.figure is not None
     assert drawing.figure.get_figwidth() == width.value
@@ -85,6 +86,7 @@ def test_the_time_of_a_step_lies_beside_its_energy_where_a_device_told_it() -> N
     left, right = panels(with_energy)
     assert (widths(left), widths(right)) == ([[10.0, 20.0]], [[0.0, 3.0]])
     assert labels(left) == ["r=2", "r=8"]
+    assert right.yaxis_inverted(), "one axis for both"
     assert "energy (NVML)" in with_energy.caption
     alone = time_and_energy(measured(ms={2: 10.0, 8: 20.0}))
     (only,) = panels(alone)
@@ -149,6 +151,9 @@ def test_series_of_the_best_runs_are_drawn_in_three_panels() -> None:
     assert "peak" in memory.get_ylabel()
     assert memory.get_ylim()[0] == tokens.get_ylim()[0] == 0
     assert [line.get_label() for line in loss.lines] == ["r=1, seed 1", "r=2, seed 1"]
+    assert all(str(line.get_label()).startswith("_") for line in [*tokens.lines, *memory.lines])
+    assert loss.get_shared_x_axes().joined(loss, memory)
+    assert memory.get_xlabel() == "optimizer step"
     assert "A line for each of 2 runs." in drawing.caption
     assert "Up to 3 runs shared a pass" in drawing.caption
     assert drawing.figure is not None
@@ -278,7 +283,9 @@ def test_each_axis_is_a_panel_of_its_dependence_with_intervals(metric, size, dra
 )
 def test_panels_lie_two_or_three_beside_each_other(width: Width, grid: tuple[int, int]) -> None:
     drawing = dependence_panels(trials(1.0), metric=LOSS, width=width)
-    spec = panels(drawing)[0].get_subplotspec()
+    first, *others = panels(drawing)
+    assert all(first.get_shared_y_axes().joined(first, each) for each in others), "one scale"
+    spec = first.get_subplotspec()
     assert spec is not None
     assert spec.get_gridspec().get_geometry() == grid
     assert [axes.get_visible() for axes in panels(drawing)] == [True] * 3 + [False] * (
@@ -290,3 +297,49 @@ def test_too_few_trials_are_no_dependence() -> None:
     drawing = dependence_panels(trials(1.0)[:6], metric=LOSS)
     assert drawing.figure is None
     assert "6 completed trials over" in (drawing.reason or "")
+
+
+@pytest.mark.parametrize(("names", "slant"), [(("nf4", "int4"), 0), (("nf4", "x" * 12), 35)])
+def test_long_names_of_choices_are_slanted_and_cut(names: tuple[str, str], slant: int) -> None:
+    given = [
+        TrialPoint(point={"quant": name, "optim.lr": repr(rate)}, value=1.0 + place + rate)
+        for place, name in enumerate(names)
+        for rate in (0.1, 0.2, 0.3)
+    ] * 4
+    drawing = dependence_panels(given, metric=LOSS)
+    (quant,) = [axes for axes in panels(drawing) if axes.get_xlabel() == "quant"]
+    assert [label.get_text() for label in quant.get_xticklabels()] == list(names)
+    assert {label.get_rotation() for label in quant.get_xticklabels()} == {slant}
+    long = [TrialPoint(point={"quant": "y" * 15, **t.point}, value=t.value) for t in given]
+    cut = [
+        TrialPoint(point=dict(t.point) | {"quant": t.point["quant"] + "z" * 15}, value=t.value)
+        for t in long
+    ]
+    (quant,) = [a for a in panels(dependence_panels(cut, metric=LOSS)) if a.get_xlabel() == "quant"]
+    assert all(len(label.get_text()) == 14 for label in quant.get_xticklabels())
+
+
+def test_an_axis_of_ratios_has_its_ends_and_their_middle_as_ticks() -> None:
+    given = [
+        TrialPoint(point={"lora.rank": str(rank), "x": str(x)}, value=float(rank + x))
+        for rank in (2, 8, 32)
+        for x in (1, 2, 3)
+    ] * 3
+    by_name = {axes.get_xlabel(): axes for axes in panels(dependence_panels(given, metric=LOSS))}
+    assert by_name["lora.rank"].get_xscale() == "log"
+    assert by_name["lora.rank"].get_xticks().tolist() == [2.0, 8.0, 32.0]
+    assert by_name["x"].get_xscale() == "linear"
+    shown = by_name["lora.rank"].xaxis.get_major_formatter()
+    assert shown(0.0123456, 0) == "0.012"
+
+
+def test_a_run_s_throughput_is_asked_of_runs_that_have_it() -> None:
+    runs = rows(Run(rank=2, loss=1.0), Run(rank=8, loss=2.0))
+    steps = np.array([1.0, 2.0])
+    without = History(curves={"train/loss": (steps, steps)}, num_damaged_lines=0)
+    with_all = series(1.0, sharing=2.0)
+    drawing = series_over_steps(
+        runs, {runs[0]["run_id"]: without, runs[1]["run_id"]: with_all}, objective=LOSS
+    )
+    assert drawing.run_ids == (runs[1]["run_id"],)
+    assert "Up to 2 runs shared a pass" in drawing.caption

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,17 @@ import pytest
 
 from analysis.contrasts import answered, contrasts_table
 from analysis.published import Published, load_published
-from analysis.published_order import Order, ordering, ordering_table, published_spec
+from analysis.published_order import (
+    Order,
+    _claim,
+    ordering,
+    ordering_table,
+    published_spec,
+)
 from analysis.render import markdown
 from analysis.sources import load_sweep
 from analysis.tables import build_table
+from harness.question.compare import Expected
 from harness.records.run_directory import RunDirectory
 from harness.records.scores import RowScores, keep_scores
 from tests.analysis.test_answer import around, saved
@@ -124,3 +132,94 @@ def test_rows_are_the_replicates_where_nothing_is_trained(tmp_path) -> None:
     assert one.tested.n == 3
     assert one.tested.difference == pytest.approx(-0.1)  # every row is a tenth lower, by its tokens
     assert "the test rows are the replicates" in " ".join(contrasts_table(found, "t").footnotes)
+
+
+# Several at once ------------------------------------------------------------------------------------
+
+
+def test_orders_that_differ_are_named_each_with_its_pairs(tmp_path) -> None:
+    """Published: 1.21 at rank 2, 1.17 at 8, 1.16 at 16 and 32."""
+    losses = {
+        2: around(1.0),
+        8: around(0.9, shift=1),  # better, as published
+        16: around(1.1, shift=2),  # worse
+        32: around(1.0, 30.0, shift=3),
+    }
+    _, _, found = placed(tmp_path, losses, compare={"lora.rank": 2})
+    assert [each.order for each in found.placed] == [Order.appears, Order.reverse, Order.undecided]
+    assert found.sentence == (
+        "Of 3 published comparisons the ordering appears in 1 (8 beside 2), is reversed in 1 (16 beside 2), "
+        "is not decided in 1 (32 beside 2)."
+    )
+
+
+def test_a_side_that_was_not_confirmed_is_not_measured_and_its_line_says_why(tmp_path) -> None:
+    asked = {"compare": {"lora.rank": 2, "expected": "better"}, "published": PUBLISHED}
+    saved(tmp_path, {2: around(1.0), 8: around(0.9, shift=1)}, **asked)
+    file = tmp_path / "sweeps" / "small" / "sweep.yaml"
+    file.write_text(file.read_text().replace("choice(2, 8)", "choice(2, 8, 16)"))
+    sweep = load_sweep(tmp_path, "small")
+    answer = answered(sweep)
+    assert answer is not None
+    found = ordering(sweep, answer)
+    assert found is not None
+    assert [each.order for each in found.placed] == [Order.appears, Order.unmeasured]
+    assert "is not measured in 1 (16 beside 2)" in found.sentence
+    assert [len(each.values) for each in found.placed] == [1, 0]
+    table = ordering_table(found, "t")
+    line = [cell.text for cell in table.rows[1]]
+    assert line[:4] == ["16", "2", "—", "better"]
+    assert line[4:7] == ["—", "—", "—"]
+    assert line[7] == "no cell with lora.rank=16 was measured and kept the constraints"
+    assert line[8] == "not measured"
+    assert len(table.columns) == len(line) == len(table.rows[0])
+    assert table.columns[0].label == "lora.rank"
+    assert table.columns[2].label.startswith("published Δ: ")
+    assert table.rows[0][2].number == "-0.04"
+    assert len(table.footnotes) == 2, "the paper has one of its own"
+
+
+def test_a_paper_that_has_neither_side_claims_nothing(tmp_path) -> None:
+    losses = {3: around(1.0), 6: around(0.9, shift=1)}
+    sweep, answer, found = placed(tmp_path, losses, compare={"lora.rank": "steps"})
+    assert found.sentence == "No published comparison stands beside these."
+    table = ordering_table(found, "t")
+    assert [cell.text for cell in table.rows[0]][2] == "—", "what it is by the paper"
+    assert len(table.footnotes) == 1
+    nameless = replace(sweep, asked={**sweep.asked, "published": ["no_such_table"]})
+    assert published_spec(nameless, answer) is None
+    unknown = ordering(nameless, answer)
+    assert unknown is not None
+    assert [each.values for each in unknown.placed] == [()]
+
+
+def test_a_score_that_falls_is_worse_and_one_that_rises_is_better() -> None:
+    table = load_published("lora_rank_query_value")  # an accuracy
+    assert _claim(table, 0.5, 0.2) is Expected.better
+    assert _claim(table, -0.5, 0.2) is Expected.worse
+    assert _claim(table, 0.2, 0.2) is Expected.equivalent
+    assert _claim(table, -0.21, 0.2) is Expected.worse
+    loss = load_published("lora_e2e_loss")
+    assert _claim(loss, -0.01, 0.0) is Expected.better
+    assert _claim(loss, 0.01, 0.0) is Expected.worse
+    assert _claim(loss, 0.0, 0.0) is Expected.equivalent
+
+
+def test_the_published_table_has_a_line_for_each_level_and_chooses_what_was_tuned(tmp_path) -> None:
+    losses = {2: around(1.0), 8: around(0.9, shift=1)}
+    sweep, answer, _ = placed(tmp_path, losses, compare={"lora.rank": "steps"})
+    tuned = replace(sweep, axes=("optim.lr", "lora.rank", "unused"))
+    for row in tuned.rows:
+        row["point"] = row["point"] | {"optim.lr": "0.001"}
+    spec = published_spec(tuned, answer)
+    assert spec is not None
+    assert (spec.rows, spec.choose, spec.columns) == (
+        ("lora.rank",),
+        ("optim.lr",),
+        ("eval/loss",),
+    )
+    assert spec.published == ("lora_e2e_loss",)
+    assert spec.title == f"{tuned.question} Published beside ours, on fresh seeds."
+    unasked = published_spec(replace(tuned, question=""), answer)
+    assert unasked is not None
+    assert unasked.title.startswith("small Published")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from analysis.question_cost import cost_table
 from harness.records.record import MeasuredIn, RunStatus
 
@@ -84,3 +86,58 @@ def test_probes_have_ended_and_are_no_runs() -> None:
     )
     assert table is not None
     assert any("Energy of 1 of 2 runs" in note for note in table.footnotes)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (60.0, "1.0 min"),
+        (3594.0, "59.9 min"),
+        (3600.0, "1.0 h"),
+        (3600.0 * 1234.5, "1,234.5 h"),
+    ],
+)
+def test_a_time_is_in_the_unit_that_one_would_say(seconds: float, text: str) -> None:
+    assert lines([run("10:00:00", seconds)])["time with a run in progress"] == text
+
+
+def test_spans_count_once_however_they_lie() -> None:
+    """A span inside another, one that begins where another ends, and a gap: 100 + 20 + 5 seconds."""
+    rows = [
+        run("10:02:00", 5),
+        run("10:00:30", 10),
+        run("10:00:00", 100),
+        run("10:01:40", 20),
+        run("10:00:20", 10),
+    ]
+    assert lines(rows)["time with a run in progress"] == "2.1 min"
+    assert lines([*rows, run("11:00:00", 25)])["time with a run in progress"] == "2.5 min"
+
+
+def test_what_has_not_ended_or_has_no_steps_costs_nothing_yet() -> None:
+    waiting = run("10:00:00", 30) | {"wall_seconds": None}
+    assert cost_table([waiting], 1) is None
+    found = lines([waiting, run("10:00:00", 30)])
+    assert found["runs that ended, probes among them"] == "1"
+    unstepped = run("10:00:00", 30, **{"optim.steps": 0})
+    key = "steps of the completed runs alone, one after the other"
+    assert lines([unstepped])[key] == "—"
+    failed = run("10:00:00", 30, status=RunStatus.failed)
+    assert lines([failed, run("10:00:00", 30)])[key] == "5 s"
+    probe = run("10:00:00", 30, measured_in=MeasuredIn.probe, role="probe")
+    assert cost_table([probe], 1) is None, "probes alone are no question"
+
+
+def test_the_notes_say_what_is_known() -> None:
+    told = run("10:00:00", 30, **{"cohort/energy_joules": 1.0})
+    table = cost_table([told], 1)
+    assert table is not None
+    assert not any("energy" in note.lower() for note in table.footnotes)
+    assert any("of 1 of 1 completed runs" in note for note in table.footnotes)
+    silent = cost_table([run("10:00:00", 30, **{"alone.throughput/step_ms": None})], 1)
+    assert silent is not None
+    assert "No device told its energy." in silent.footnotes
+    assert len(silent.footnotes) == 2, "no loop can be reckoned"
+    assert {cell.run_ids for line in table.rows for cell in line[1:]} == {(told["run_id"],)}

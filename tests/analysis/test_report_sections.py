@@ -17,6 +17,7 @@ from analysis.figures.style import Width
 from analysis.frame import Row
 from analysis.histories import History
 from analysis.page.writer import ReportWriter
+from analysis.render.latex import LatexLayout
 from analysis.sources import SweepData
 from harness.records.record import MeasuredIn, RunStatus
 from tests.analysis.rows_for_figures import Run, rows
@@ -380,3 +381,130 @@ def test_only_runs_that_were_asked_to_generate_have_answers() -> None:
         )
         == []
     )
+
+
+# Whole pages, with their figures named and not written ---------------------------------------------
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> list[Kept]:
+    """Every directory that a report makes."""
+    made: list[Kept] = []
+
+    def writer(directory: Path, layout: LatexLayout | None = None) -> Kept:
+        made.append(Kept(directory))
+        return made[-1]
+
+    monkeypatch.setattr(report, "ReportWriter", writer)
+    return made
+
+
+@dataclass
+class Held(Made):
+    """A source of one sweep, or of rows."""
+
+    rows: list[Row] = field(default_factory=list)
+    whole: SweepData | None = None
+    report = "report_held"
+
+    def runs(self) -> tuple[list[Row], list[str]]:
+        return self.rows, ["one thing could not be used"]
+
+    def sweep(self, name: str) -> SweepData:
+        assert self.whole is not None
+        return self.whole
+
+
+def sections_of(page: str) -> list[str]:
+    return re.findall(r'<section id="(\w+)">', page)
+
+
+def test_all_runs_are_shown_in_their_groups_the_largest_first(
+    tmp_path: Path, pages: list[Kept]
+) -> None:
+    found = rows(
+        *(Run(task="small", rank=rank, loss=2.0 + rank) for rank in (2, 8)),
+        *(Run(task="large", rank=rank, loss=1.0 + rank, exact=1 / rank, peak=1024.0 * rank)
+          for rank in (2, 8, 16)),
+        *(Run(task=f"t{n}", loss=1.0) for n in range(3)),
+        Run(task="failed", status=RunStatus.diverged),
+    )  # fmt: skip
+    written = report.report_runs(tmp_path, Held(rows=found))
+    (page,) = pages
+    assert written is page.written
+    assert written.index == tmp_path / "report_held" / "index.html"
+    shown = set(page.shown)
+    assert {"group1_eval_loss_over_rank", "group1_eval_exact_match_over_rank"} <= shown
+    assert "group1_eval_loss_against_memory" in shown
+    assert "group2_eval_loss_over_rank" in shown
+    assert "group1_curves_train_loss" in page.drawn
+    assert "group1_memory_beside_throughput" in page.drawn
+    assert written.tables == ["group1_runs", "group2_runs", "group3_runs", "group4_runs"]
+    assert written.lacks == [
+        "one thing could not be used",
+        "1 run with status diverged",
+        "no figures of the 1 runs with data.task=t2",
+        "no figures of the 1 runs with data.task=failed",
+    ]
+    text = written.index.read_text()
+    assert "<h1>9 runs under " in text
+    assert "<title>9 runs</title>" in text
+    assert re.findall(r"<h2>(.*?)</h2>", text)[:2] == ["data.task=large", "data.task=small"]
+    assert sections_of(text) == [
+        *("figures1", "figures2", "figures3", "figures4"),
+        *("runs", "provenance"),
+    ]
+    alone = Held(rows=found[:2])
+    report.report_runs(tmp_path, alone)
+    assert "eval_loss_over_rank" in pages[1].shown, "one group needs no number"
+    assert pages[1].written.tables == ["runs"]
+    unmeasured = Held(rows=rows(Run(task="a"), Run(task="b", loss=1.0)))
+    report.report_runs(tmp_path, unmeasured)
+    assert sections_of(pages[2].written.index.read_text()) == ["figures2", "runs", "provenance"]
+
+
+def test_a_sweep_s_page_has_its_sections_in_order(tmp_path: Path, pages: list[Kept]) -> None:
+    parts: dict[str, Any] = {"parts": (1, 1, 1, 1, 1, 1)}
+    found = [*confirmed_rows(), *searched_rows()]
+    found.append(
+        placed("probe", {"lora.rank": "2"}, rank=2, peak=9.0, measured_in=MeasuredIn.probe, **parts)
+    )
+    for row in found:
+        row["predicted.memory/peak_bytes"] = 2048.0
+    tree = state() | {"method": "grid", "updated_at": "now", "devices": ["cpu"]}
+    tree |= {"trials": [trial | {"runs": []} for trial in trials_of(4)]}
+    tree["objectives"] = {LOSS: "minimize"}
+    whole = with_state(sweep_of(found, directory=tmp_path / "sweeps" / "small"), tree)
+    written = report.report_sweep(
+        tmp_path, "small", refresh_seconds=7, source=Held(whole=whole, answers={})
+    )
+    (page,) = pages
+    assert written.index == tmp_path / "sweeps" / "small" / "report_held" / "index.html"
+    text = written.index.read_text()
+    assert sections_of(text) == [
+        *("verdict", "figures", "search", "cost", "tables", "question_cost", "runs", "predicted"),
+        *("provenance", "reproduce"),
+    ]
+    assert 'http-equiv="refresh" content="7"' in text
+    assert "<b>Expected:</b> nothing was stated" in text
+    assert "<h1>Which rank?</h1>" in text
+    assert written.answer is not None
+    assert written.answer.startswith("Best eval loss of 2 confirmed cells")
+    assert f"<b>Found:</b> {written.answer}" in text
+    assert written.tables[:1] == ["confirmation"]
+    assert {"search", "cost", "effects", "question_cost", "predicted_memory"} <= set(written.tables)
+    assert "answer_" not in " ".join(page.drawn)
+    assert (page.directory / "paper" / "main.tex").exists()
+    assert "Which rank?" in (page.directory / "paper" / "main.tex").read_text()
+    seen = {row["trial"]: row.get(SEARCH_VALUE) for row in found if row["role"] == "confirmation"}
+    assert seen == {0: 1.0, 1: 2.0}, "what the search saw chooses"
+    unasked = with_state(
+        sweep_of([], question="", directory=tmp_path / "sweeps" / "empty"),
+        tree | {"trials": [], "status": "running"},
+    )
+    nothing = report.report_sweep(tmp_path, "empty", source=Held(whole=unasked))
+    text = nothing.index.read_text()
+    assert sections_of(text) == ["lacks", "runs", "reproduce"]
+    assert "<h1>small</h1>" in text
+    assert nothing.answer is None
+    assert "refresh" not in text.partition("<style>")[0]

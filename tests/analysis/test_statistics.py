@@ -56,6 +56,15 @@ def test_sign_flips_are_scipys_exact_permutation_test(n: int) -> None:
     assert sign_flip_p_value(list(differences)) == pytest.approx(theirs.pvalue)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_sign_flips_are_the_same_in_every_unit(unit: float) -> None:
+    """Of eight sums 0, 0, ±0.2, ±0.4 and ±0.6 of the unit: all, two, and six lie as far out."""
+    differences = [0.1 * unit, 0.2 * unit, -0.3 * unit]
+    assert sign_flip_p_value(differences) == 1.0
+    assert sign_flip_p_value([0.1 * unit, 0.2 * unit, 0.3 * unit]) == 2 / 8
+    assert sign_flip_p_value([0.1 * unit, -0.2 * unit, 0.3 * unit]) == 6 / 8
+
+
 def test_holm_by_hand() -> None:
     # Sorted .01, .02, .03, .04 times 4, 3, 2, 1 = .04, .06, .06, .04; never falling: .04, .06, .06, .06.
     assert holm([0.04, 0.01, None, 0.03, 0.02]) == pytest.approx([0.06, 0.04, None, 0.06, 0.06])

@@ -29,13 +29,15 @@ STATEMENTS = (
 """Nodes whose children are statements or parts of a statement's head."""
 LOOKS = (
     *("linewidth", "linewidths", "alpha", "fontsize", "figsize", "height", "pad", "rotation"),
-    *("zorder", "ncols", "markersize", "dpi", "capsize", "elinewidth", "layout"),
+    *("zorder", "ncols", "markersize", "dpi", "capsize", "elinewidth", "layout", "visible"),
+    "indent",
 )
-"""Keyword arguments that say how thick, pale, large or far apart something is drawn: judged by eye."""
+"""Keyword arguments that say how thick, pale, large or far apart something is drawn or written, and whether
+a grid lies behind it: judged by eye."""
 SIZES = ("size", "width", "length", "pad")
 """What the names of matplotlib's settings of the same kind end in."""
-PLACING = ("new_figure", "Figure", "set_xlim", "set_ylim", "margins")
-"""Functions of a figure's size and of the room around what is drawn."""
+PLACING = ("new_figure", "Figure", "set_xlim", "set_ylim", "margins", "MaxNLocator")
+"""Functions of a figure's size, of the room around what is drawn, and of how many ticks an axis has."""
 
 ELSEWHERE = {
     ("harness/measure/meter.py", "CudaMeter"): "the allocator of a GPU",
