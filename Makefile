@@ -20,9 +20,11 @@ demo: .venv/.installed  ## a sweep on the embedded base, confirmed on fresh seed
 	$(BIN)/harness report demo
 
 # A file stays with one process, which shares what it builds; what takes long comes first (tests/conftest.py).
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+# Three on two cores: many tests wait for servers, signals and Slurm.
+WORKERS ?= 3
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test: .venv/.installed  ## the laptop suite: no network, no GPU
+test: .venv/.installed  ## the laptop suite: no network, no GPU; WORKERS=6 for more cores
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: .venv/.installed  ## what takes longer than the laptop suite allows

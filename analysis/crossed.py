@@ -44,8 +44,7 @@ class Crossed:
         """
         from scipy.special import ndtri
 
-        p = min(1.0, max(0.0, self.mean))
-        z = float(ndtri((1 + confidence) / 2))
+        p, z = self.mean, float(ndtri((1 + confidence) / 2))
         if 0 < p < 1 and self.variance > 0:
             most = self.seeds * self.rows
             n = min(most, p * (1 - p) / self.variance)

@@ -3,10 +3,11 @@
 import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from analysis.sources import SweepData
 from harness.errors import RequestError
-from harness.question.axes import Axis, NumberAxis
+from harness.question.axes import Axis, CaseAxis, NumberAxis
 from harness.question.compare import spelled_combination
 from harness.question.entries import Entries, read_axes
 
@@ -15,20 +16,34 @@ NEAR_EDGE = 0.05
 COMMON_STEP = 2.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """A tuned number whose best value is the smallest or largest that was tried."""
+
+    sentence: str
+    advice: str
+    """How to look beyond, with the sweep's path on this machine."""
+
+
 def edge_notes(sweep: SweepData) -> list[str]:
-    """Return a sentence for each tuned number whose best value is the smallest or largest that was tried."""
+    """Return what is to be said of each edge."""
+    return [f"{edge.sentence} {edge.advice}" for edge in edges_of(sweep)]
+
+
+def edges_of(sweep: SweepData) -> list[Edge]:
+    """Return every edge at which a confirmed cell lies."""
     try:
         axes = read_axes(Entries(axes=dict(sweep.asked.get("space") or {})))
     except RequestError:
         return []
-    notes = []
+    edges = []
     for axis in axes:
         numbers = _numbers(axis)
         if len(numbers) < 2 or axis.key in _compared_keys(sweep):
             continue
         for is_high in (False, True):
-            command = _command(sweep, axis, numbers, is_high=is_high)
-            if command is None:
+            advice = _advice(sweep, axis, numbers, is_high=is_high)
+            if advice is None:
                 continue
             levels = [
                 spelled_combination(line["compared"][0])
@@ -36,16 +51,16 @@ def edge_notes(sweep: SweepData) -> list[str]:
                 else f"trial {line['trial']}"
                 for line in sweep.state["confirmed"]
                 if axis.key in line["point"]
-                and _is_on_edge(axis, numbers, float(line["point"][axis.key]), is_high=is_high)
+                and _is_on_edge(axis, numbers, line["point"][axis.key], is_high=is_high)
             ]
             if levels:
-                end = numbers[-1] if is_high else numbers[0]
-                notes.append(
-                    f"{axis.key}={end:g}, the {'largest' if is_high else 'smallest'} that was tried, is the "
-                    f"best for {'; '.join(levels)}: a better one may lie beyond. This tries it, and trains "
-                    f"nothing again: {command}"
+                sentence = (
+                    f"{_named_end(axis, numbers, is_high=is_high)}, the "
+                    f"{'largest' if is_high else 'smallest'} that was tried, is the best for "
+                    f"{'; '.join(levels)}: a better one may lie beyond."
                 )
-    return notes
+                edges.append(Edge(sentence=sentence, advice=advice))
+    return edges
 
 
 def _compared_keys(sweep: SweepData) -> set[str]:
@@ -60,14 +75,38 @@ def _numbers(axis: Axis) -> list[float]:
     """Return the values of an axis of numbers by size, or the ends of its interval; else none."""
     if isinstance(axis, NumberAxis):
         return [axis.low, axis.high]
+    if isinstance(axis, CaseAxis):
+        return sorted(_case_numbers(axis).values())
     try:
         return sorted(float(text) for text in axis.choices or ())
     except ValueError:
         return []
 
 
-def _is_on_edge(axis: Axis, numbers: Sequence[float], value: float, *, is_high: bool) -> bool:
+def _case_numbers(axis: CaseAxis) -> dict[str, float]:
+    """Return the number behind each label, of cases that set one key alone and all the same; else none."""
+    if any(len(given) != 1 for given in axis.cases.values()):
+        return {}
+    parts = {label: given[0].partition("=") for label, given in axis.cases.items()}
+    if len({key for key, _, _ in parts.values()}) != 1:
+        return {}
+    try:
+        return {label: float(text) for label, (_, _, text) in parts.items()}
+    except ValueError:
+        return {}
+
+
+def _named_end(axis: Axis, numbers: Sequence[float], *, is_high: bool) -> str:
     end = numbers[-1] if is_high else numbers[0]
+    if not isinstance(axis, CaseAxis):
+        return f"{axis.key}={end:g}"
+    label = next(label for label, number in _case_numbers(axis).items() if number == end)
+    return f"{axis.key}={label} ({axis.cases[label][0]})"
+
+
+def _is_on_edge(axis: Axis, numbers: Sequence[float], level: str, *, is_high: bool) -> bool:
+    end = numbers[-1] if is_high else numbers[0]
+    value = _case_numbers(axis)[level] if isinstance(axis, CaseAxis) else float(level)
     if not isinstance(axis, NumberAxis):
         return value == end
     scale = math.log if axis.log else float
@@ -83,10 +122,10 @@ def _is_whole(sweep: SweepData, axis: Axis) -> bool:
     return bool(found) and all(isinstance(value, int) for value in found)
 
 
-def _command(
-    sweep: SweepData, axis: Axis, numbers: Sequence[float], *, is_high: bool
-) -> str | None:
-    """Return what looks beyond an end; None where an axis of whole numbers has nothing there."""
+def _advice(sweep: SweepData, axis: Axis, numbers: Sequence[float], *, is_high: bool) -> str | None:
+    """Return how to look beyond an end; None where an axis of whole numbers has nothing there."""
+    if isinstance(axis, CaseAxis):
+        return f"A case more of {axis.key} in {sweep.directory / 'sweep.yaml'} tries it, under another name."
     end, inner = (numbers[-1], numbers[-2]) if is_high else (numbers[0], numbers[1])
     ratio = end / inner if inner and not isinstance(axis, NumberAxis) else COMMON_STEP
     if isinstance(axis, NumberAxis) and not is_high:
@@ -108,4 +147,5 @@ def _command(
     asked = shlex.quote(
         str(sweep.directory / "sweep.yaml")
     )  # with all that the command line changed
-    return f"harness sweep {asked} {override} name={sweep.name}_wider"
+    command = f"harness sweep {asked} {override} name={sweep.name}_wider"
+    return f"This tries it, and trains nothing again: {command}"

@@ -108,8 +108,11 @@ def how_tested(family: str, pairs: int, method: Method) -> str:
 def _how_chosen(spec: Spec, chosen: Sequence[int]) -> list[str]:
     if not spec.choose:
         return []
-    among = f"{min(chosen)}" if min(chosen) == max(chosen) else f"{min(chosen)} to {max(chosen)}"
     keys = " and ".join(spec.choose)
+    if max(chosen) == 1:
+        confirmed = spec.role is Role.confirmation
+        return [f"{keys}: each line's best of the search, chosen before these runs."] * confirmed
+    among = f"{min(chosen)}" if min(chosen) == max(chosen) else f"{min(chosen)} to {max(chosen)}"
     return [
         f"{keys}: for each line the setting with the best mean {spec.columns[0]} among {among}, chosen on "
         "the numbers shown."

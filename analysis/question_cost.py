@@ -22,7 +22,7 @@ def cost_table(rows: Sequence[Row], devices: int) -> Table | None:
     ids = tuple(row["run_id"] for row in ended)
     machines = sorted({str(row.get("provenance.host")) for row in ended})
     busy = sum(
-        _union_seconds(row for row in ended if str(row.get("provenance.host")) == machine)
+        busy_seconds(row for row in ended if str(row.get("provenance.host")) == machine)
         for machine in machines
     )
     completed = [row for row in runs if row["status"] is RunStatus.completed]
@@ -69,7 +69,7 @@ def cost_table(rows: Sequence[Row], devices: int) -> Table | None:
     )
 
 
-def _union_seconds(rows: Iterable[Row]) -> float:
+def busy_seconds(rows: Iterable[Row]) -> float:
     """Return how long at least one of the runs was in progress."""
     spans = []
     for row in rows:

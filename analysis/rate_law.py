@@ -268,21 +268,31 @@ def saving_table(savings: Sequence[Saving], metric: str, title: str) -> Table:
 
 
 def law_sentences(laws: Sequence[LawOfPlace]) -> list[str]:
-    """Say what each law is, and whether the rate is shown to move."""
+    """Say what each law is, whether the rate is shown to move, and how much of it the grid's edges decide."""
     sentences = []
     for each in laws:
+        edge, tried = each.at_edge, len(each.best)
         ends = each.law.slope_interval(CONFIDENCE)
         where = f" ({spelled_combination(each.place)})" if each.place else ""
+        if edge == tried:
+            sentences.append(
+                f"{each.scaling}{where}: no law, since every best rate lies at an edge of what was tried."
+            )
+            continue
+        at_edge = (
+            f" ({edge} of {tried} best rates lie at an edge of what was tried)" if edge else ""
+        )
         moves = "is not shown to move"
         if ends is not None and not ends[0] <= 0 <= ends[1]:
             moves = "falls" if each.law.slope < 0 else "rises"
         interval = "" if ends is None else f" {_ends(ends, '+.2f')}"
         ranks = sorted({rank for rank, _, _ in each.best})
-        factor = each.law.predicted(ranks[-1]) / each.law.predicted(ranks[0])
+        span = ranks[-1] / ranks[0]
+        factors = "" if ends is None else f" {_ends((span ** ends[0], span ** ends[1]), '.2g')}"
         sentences.append(
             f"{each.scaling}{where}: the best rate {moves} with the rank, slope {each.law.slope:+.2f}"
-            f"{interval}, {factor:.2g} times from rank {ranks[0]} to {ranks[-1]}; rank {each.next_rank} "
-            f"would want {each.law.predicted(each.next_rank):.2g}."
+            f"{interval}, {span**each.law.slope:.2g} times{factors} from rank {ranks[0]} to {ranks[-1]}; "
+            f"rank {each.next_rank} would want {each.law.predicted(each.next_rank):.2g}{at_edge}."
         )
     return sentences
 

@@ -2,23 +2,24 @@
 written down.
 
 Each is run and reported as by `harness sweep papers/NAME scale=SCALE` and `harness report`; one that has
-ended is
-not trained again. Writes a page for each into docs/papers, with its tables, figures, runs, seeds and
+ended is not trained again. Writes a page for each into docs/papers, with its tables, figures, runs, seeds and
 hardware, and the index of all that have one. `--no-run` writes what is there.
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from analysis.edges import edges_of
 from analysis.published import load_published, published_names
+from analysis.question_cost import busy_seconds
 from analysis.report import report_sweep
 from analysis.sources import SweepData, load_sweep
 from harness.config.compose import compose_run
@@ -29,10 +30,18 @@ from harness.records.record import RunStatus
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ROOT / "docs" / "papers"
 FOLDER = "papers/"
-SCALES = ("embedded", "smollm2_cpu", "smollm2", "paper")
+SCALES = ("embedded", "smollm2_cpu", "smollm2_mmlu", "smollm2", "paper")
+OF_A_MACHINE = ("paths.", "tracker", "resources.")
+"""Keys in front of what a run's name and numbers do not depend on."""
 TABLES = ("ordering", "published", "contrasts", "rate_law", "rate_transfer")
 FIGURES = ("contrasts", "best_rate_over_rank")
 WITHOUT_NUMBERS = "no numbers"
+WITH_A_RUN = "minutes with a run in progress"
+OF_WHAT_MACHINE = (
+    "They were measured on two cores that had other work at the same time, some of them with one worker: "
+    "idle cores need less."
+)
+NEEDS_A_GPU = "what it asks cannot be measured without one"
 INTRODUCTION = (
     "Each is one file in `sweeps/papers/`: a question with what the paper claims, at the scales `embedded` "
     "(two CPU cores, a few minutes), `smollm2` (a real small model of 135 million parameters) and `paper` "
@@ -42,18 +51,6 @@ INTRODUCTION = (
     "A verdict is the test's: the published ordering *appears*, *is reversed*, *does not appear* or *is not "
     "decided*. A base of 1.3 million parameters can show an ordering; it cannot refute a paper on 7 billion.",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """What the index says of one page."""
-
-    name: str
-    scale: str
-    question: str
-    sentence: str
-    runs: int
-    minutes: float
 
 
 def main(words: Sequence[str]) -> int:
@@ -121,6 +118,7 @@ def write_page(out: Path, name: str, scale: str) -> None:
         f"**Found:** {found}",
         *([f"**Published:** {written.ordering}"] if written.ordering else []),
         *(f"**Law:** {law}" for law in written.laws),
+        *(f"**Edge of the grid:** {edge.sentence}" for edge in edges_of(sweep)),
         *(f"![{figure}](images/{sweep.name}_{figure}.png)" for figure in pictures),
         *(
             (report / "tables" / f"{table}.md").read_text("utf-8").strip()
@@ -144,13 +142,14 @@ def _how(sweep: SweepData) -> list[str]:
             "; ".join(dict.fromkeys(str(row[key]) for row in rows if row.get(key))) or "not known"
         )
 
+    base = [word for word in asked_for.get("base") or [] if not word.startswith(OF_A_MACHINE)]
     lines = [
-        f"- **Runs**: {len(rows)} ({outcome}), {_minutes(sweep):.1f} minutes from the first to the last.",
+        f"- **Runs**: {len(rows)} ({outcome}); {_minutes(sweep):.1f} {WITH_A_RUN}.",
         f"- **Seeds**: search {_listed(asked_for['search'].get('seeds'))}, confirmation "
         f"{_listed(confirm.get('seeds'))}.",
         f"- **Hardware**: {of('provenance.cpu')}; GPUs: {of('provenance.gpus')}.",
         f"- **Versions**: {of('provenance.packages')}; commit {of('provenance.commit')}.",
-        f"- **Every run**: `{'` `'.join(asked_for.get('base') or [])}`",
+        f"- **Every run**: `{'` `'.join(base)}`",
     ]
     names = "\n".join(f"- `{row['run_id']}` ({row['role']})" for row in rows)
     folded = f"<details><summary>The runs</summary>\n\n{names}\n\n</details>"
@@ -162,17 +161,9 @@ def _listed(seeds: Sequence[int] | None) -> str:
 
 
 def _minutes(sweep: SweepData) -> float:
-    """Return the minutes from the first run's begin to the last one's end."""
-    from datetime import datetime
-
-    begun = [
-        (datetime.fromisoformat(row["started_at"]).timestamp(), row["wall_seconds"] or 0.0)
-        for row in sweep.rows
-        if row.get("started_at")
-    ]
-    if not begun:
-        return 0.0
-    return (max(at + took for at, took in begun) - min(at for at, _ in begun)) / 60
+    """Return the minutes in which a run was in progress, whenever it was asked."""
+    timed = (row for row in sweep.rows if row.get("started_at") and row["wall_seconds"] is not None)
+    return busy_seconds(timed) / 60
 
 
 # The index ----------------------------------------------------------------------------------------
@@ -180,21 +171,30 @@ def _minutes(sweep: SweepData) -> float:
 
 def write_index() -> None:
     """Write docs/papers/README.md: every paper with what its pages found, and what is not there."""
-    lines = ["| paper | question | scale | the published ordering |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| paper | question | scale | the published ordering | minutes |",
+        "| --- | --- | --- | --- | ---: |",
+    ]
+    took: dict[str, float] = {}
     for path in sorted((sweeps_directory() / FOLDER).glob("*.yaml")):
         tree = _tree_of(path.stem)
         for scale in tree["scales"]:
             page = DOCUMENTS / f"{path.stem}_{scale}.md"
             if not page.exists():
                 continue
+            minutes = _read_minutes(page)
+            took[scale] = took.get(scale, 0.0) + minutes
+            named = f"[{path.stem}]({page.name})"
             lines.append(
-                f"| [{path.stem}]({page.name}) | {tree['question']} | {scale} | {_said(page)} |"
+                f"| {named} | {tree['question']} | {scale} | {_said(page)} | {minutes:.1f} |"
             )
+    total = "; ".join(f"{minutes:.0f} at scale {scale}" for scale, minutes in took.items())
     parts = [
         "# The papers as presets",
         *INTRODUCTION,
         "\n".join(lines),
-        f"Without a page yet: {', '.join(_without_page()) or 'none'}.",
+        f"Minutes with a run in progress, together: {total}. {OF_WHAT_MACHINE}",
+        f"Without a page: {'; '.join(_without_page()) or 'none'}.",
         "## What can never stand beside a run of ours",
         "\n".join(_never()) or "Nothing.",
         "## Published numbers",
@@ -204,9 +204,21 @@ def write_index() -> None:
 
 
 def _without_page() -> list[str]:
-    """Return the papers of which nothing has been run."""
+    """Return the papers of which nothing has been run, and why where that is known."""
     names = sorted(path.stem for path in (sweeps_directory() / FOLDER).glob("*.yaml"))
-    return [n for n in names if not any(DOCUMENTS.glob(f"{n}_*.md"))]
+    return [
+        f"`{name}`, not run yet"
+        if SCALES[0] in scales_of(name)
+        else f"`{name}`, whose scales {' and '.join(scales_of(name))} are a GPU's: {NEEDS_A_GPU}"
+        for name in names
+        if not any((DOCUMENTS / f"{name}_{scale}.md").exists() for scale in scales_of(name))
+    ]
+
+
+def _read_minutes(page: Path) -> float:
+    """Return the minutes that a page says its runs took; 0 where it says none."""
+    found = re.search(rf"([\d.]+) {WITH_A_RUN}", page.read_text("utf-8"))
+    return 0.0 if found is None else float(found[1])
 
 
 def _said(page: Path) -> str:

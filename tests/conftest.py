@@ -17,7 +17,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_SILENT"] = "true"
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 import harness
 
@@ -30,32 +30,40 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+# Where nobody reads what fails, no smaller example is looked for, which takes many times as long.
+settings.register_profile(
+    "judges", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate]
+)
 settings.load_profile("suite")
 
 pytest_plugins = ["tests.postgres"]
 
 
-FIRST = (
-    "sweeping",
-    "parallel",
-    "training",
-    "launch",
-    "commands",
-    "faults",
-    "test_examples.py",
-    "test_api.py",
+LONG = (
+    *("launch/test_slurm.py", "sweeping/test_member.py", "sweeping/test_sweep.py"),
+    *("commands/test_run.py", "parallel/test_sharding.py", "parallel/test_command.py"),
+    *("engine/test_backends.py", "study/test_study.py", "training/test_captured.py"),
+    *("training/test_same_as_alone.py", "analysis/test_report.py", "plan/test_passes.py"),
+    *("test_wheel.py", "test_examples.py", "sweeping/test_crash.py", "parallel/test_ranks.py"),
+    *("sweeping/test_probes.py", "sweeping/test_tenancy_faults.py", "sweeping/test_artifacts.py"),
+    *("test_api.py", "training/test_session.py", "plan/test_captured.py"),
 )
-"""What takes long comes first, so that no worker is left with it in the end."""
+"""Files that take long, the longest first, so that no worker is left with one in the end."""
+ROOMS = ("sweeping", "parallel", "training", "launch", "commands", "analysis", "tracking", "faults")
+"""Then come rooms that take long."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order files by how long their rooms take; a file stays with one worker, which shares what it builds."""
-
+    """Order files by how long they take; a file stays with one worker, which shares what it builds."""
     here = Path(__file__).parent
 
-    def rank(item: pytest.Item) -> int:
-        parts = item.path.relative_to(here).parts if item.path.is_relative_to(here) else ("",)
-        return FIRST.index(parts[0]) if parts[0] in FIRST else len(FIRST)
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        name = item.path.relative_to(here).as_posix() if item.path.is_relative_to(here) else ""
+        room = name.partition("/")[0]
+        return (
+            LONG.index(name) if name in LONG else len(LONG),
+            ROOMS.index(room) if room in ROOMS else len(ROOMS),
+        )
 
     items.sort(key=rank)
 

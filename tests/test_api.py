@@ -108,7 +108,7 @@ def result(out: Path, served_workers) -> harness.SweepResult:
             "lora.rank": [2, 4],
             "targets": {"cases": {"qv": ["lora=qv"], "all": ["lora=all_linear"]}},
         },
-        "search": {"method": "grid"},
+        "search": {"method": "grid", "probe": False},
         "objective": "eval/loss",
         "confirm": {"top": 1, "seeds": [5, 6], "split": "test"},
     }

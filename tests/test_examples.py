@@ -9,7 +9,7 @@ import pytest
 from tests.commands.forked import Command
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-SHORT = ("tracker=none", "eval=loss", "resources.devices=cpu")
+SHORT = ("tracker=none", "eval=loss", "resources.devices=cpu", "search.probe=false")
 
 
 def run(code: str | Path, directory: Path, *arguments: str) -> str:

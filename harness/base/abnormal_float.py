@@ -8,6 +8,7 @@ Zero joins them afterwards, as published, so that the cells beside it reach to 0
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -27,57 +28,44 @@ def abnormal_float(block_size: int) -> tuple[float, ...]:
 class _Scaled:
     """|x| / max |x| of a block of independent normal x, for those that are not the largest.
 
-    Given the largest, m, they are normal and cut off at m; m has the density B P(m)^(B - 1) p(m), where P and
-    p are the distribution and the density of one |x|.
+    Given the largest, m, they are normal and cut off at m; m has a density like P(m)^(B - 1) exp(-m²/2),
+    where P is the distribution of one |x|.
     """
 
     def __init__(self, block_size: int) -> None:
-        self.m = torch.linspace(0, 12, _MAXIMA, dtype=torch.float64)[1:]
-        inside = torch.erf(self.m / math.sqrt(2))
-        density = block_size * inside ** (block_size - 1) * self._density(self.m)
-        weight = density * (self.m[1] - self.m[0])
+        self._m = torch.linspace(0, 12, _MAXIMA, dtype=torch.float64)[1:]
+        inside = torch.erf(self._m / math.sqrt(2))
+        weight = inside ** (block_size - 1) * torch.exp(-self._m.square() / 2)
         self._over_inside = weight / weight.sum() / inside
-
-    @staticmethod
-    def _density(x: torch.Tensor) -> torch.Tensor:
-        return math.sqrt(2 / math.pi) * torch.exp(-x.square() / 2)
 
     def distribution(self, y: torch.Tensor) -> torch.Tensor:
         """Return the share of values below each y in [0, 1]."""
-        return torch.erf(y.unsqueeze(1) * self.m / math.sqrt(2)) @ self._over_inside
-
-    def density(self, y: torch.Tensor) -> torch.Tensor:
-        """Return its derivative."""
-        return self._density(y.unsqueeze(1) * self.m) @ (self._over_inside * self.m)
+        return torch.erf(y.unsqueeze(1) * self._m / math.sqrt(2)) @ self._over_inside
 
 
 def _half(block_size: int, count: int) -> list[float]:
     """Return `count` values between 0 and 1, each the median of its cell; the last borders on that of 1.
 
-    Cells meet midway between values, the first begins at 0. By Newton's method on D(q) = (D(left edge) +
-    D(right edge)) / 2, from values that take medians in turn (Lloyd).
+    Cells meet midway between values, the first begins at 0. Solves D(q) = (D(left edge) + D(right edge)) / 2,
+    from values that take medians in turn (Lloyd).
     """
+    from scipy.optimize import root
+
     scaled = _Scaled(block_size)
     grid = torch.linspace(0, 1, 1025, dtype=torch.float64)
     shares = scaled.distribution(grid)
-    q = torch.linspace(0, 1, count + 2, dtype=torch.float64)[1:]
+    ends = grid[[0, -1]]
 
-    def edges() -> torch.Tensor:
-        return torch.cat([q.new_zeros(1), (q[1:] + q[:-1]) / 2])
+    def middles(q: torch.Tensor) -> torch.Tensor:
+        edges = torch.cat([ends[:1], (q + torch.cat([q[1:], ends[1:]])) / 2])
+        at_edges = scaled.distribution(edges)
+        return (at_edges[1:] + at_edges[:-1]) / 2
 
+    def miss(values: Any) -> Any:
+        q = torch.from_numpy(values)
+        return (scaled.distribution(q) - middles(q)).numpy()
+
+    q = torch.linspace(0, 1, count + 2, dtype=torch.float64)[1:-1]
     for _ in range(50):
-        at_edges = scaled.distribution(edges())
-        wanted = (at_edges[1:] + at_edges[:-1]) / 2
-        q[:-1] = grid[torch.searchsorted(shares, wanted)]
-    for _ in range(20):
-        at_edges = scaled.distribution(edges())
-        slopes = scaled.density(edges()) / 4
-        slopes[0] = 0  # that edge stays at 0
-        miss = scaled.distribution(q[:-1]) - (at_edges[1:] + at_edges[:-1]) / 2
-        slope = torch.diag(scaled.density(q[:-1]) - slopes[1:] - slopes[:-1])
-        slope -= torch.diag(slopes[1:-1], 1) + torch.diag(slopes[1:-1], -1)
-        step = torch.linalg.solve(slope, miss)
-        q[:-1] -= step
-        if bool(step.abs().max() < 1e-14):
-            break
-    return q[:-1].tolist()
+        q = grid[torch.searchsorted(shares, middles(q))]
+    return root(miss, q.numpy(), tol=1e-14).x.tolist()

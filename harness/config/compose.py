@@ -3,6 +3,7 @@
 Must not import torch, transformers or wandb.
 """
 
+import copy
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -203,7 +204,7 @@ def lora_dtype_for(device: str, base_dtype: str) -> str:
 
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:
-    """Return the configuration of one run.
+    """Return the configuration of one run; Hydra composes once per combination of group options.
 
     Raises RequestError for an override that cannot be read, an unknown key, group or option (with near
     names), a value of the wrong type, or several values where one is meant.
@@ -212,6 +213,21 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     prepared = prepare_overrides(overrides)
+    try:
+        found = _with_fields(prepared)
+    except (HydraException, OmegaConfBaseException, ValueError, ArithmeticError, RecursionError):
+        found = None  # refused: Hydra says why
+    return found or composed_by_hydra(prepared)
+
+
+def composed_by_hydra(prepared: Sequence[str]) -> RunConfig:
+    """Return what Hydra alone makes of `prepare_overrides`' result, in the time of ten `compose_run`.
+
+    Raises RequestError as that does.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         return run_config(compose_tree(prepared))
     except (HydraException, OmegaConfBaseException) as error:
@@ -222,6 +238,60 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
         raise RequestError("a value refers to itself by ${…}; give it as it is") from None
     except (ValueError, ArithmeticError) as error:  # of a conversion to the key's type
         raise RequestError(f"a value cannot be taken: {error}") from error
+
+
+def _with_fields(prepared: Sequence[str]) -> RunConfig | None:
+    """Return the tree of all options of groups, with Hydra's own call applied for each plain `key=value`.
+
+    None where an override is neither.
+    """
+    from omegaconf import OmegaConf
+
+    options = group_options()
+    groups: list[str] = []
+    fields: list[Override] = []
+    for text in prepared:
+        override = parse_override(text)[1]
+        if override.package is not None:
+            return None
+        if override.key_or_group in options and (_is_plain(override) or override.is_add()):
+            groups.append(text)
+        elif override.key_or_group in _all_keys() and _is_plain(override):
+            fields.append(override)
+        else:
+            return None
+    tree = copy.deepcopy(_tree_of_groups(tuple(groups), _files_of_groups()))
+    for field in fields:
+        OmegaConf.update(tree, field.key_or_group, field.value(), merge=True)
+    return run_config(tree)
+
+
+def _is_plain(override: "Override") -> bool:
+    """Whether an override is `key=value`, without + or ~."""
+    from hydra.core.override_parser.types import OverrideType
+
+    return override.type is OverrideType.CHANGE
+
+
+@lru_cache(maxsize=256)
+def _tree_of_groups(
+    groups: tuple[str, ...], files: tuple[tuple[str, int, int], ...]
+) -> "DictConfig":
+    """Return the tree of some options, as these files have it; it is never to be changed."""
+    del files
+    return compose_tree(groups)
+
+
+def _files_of_groups() -> tuple[tuple[str, int, int], ...]:
+    """Return every file that Hydra may read, its size, and when it was changed."""
+    found = []
+    for tree in (conf_directory(), own_directory()):
+        for directory in () if tree is None else (tree, *filter(Path.is_dir, tree.iterdir())):
+            with os.scandir(directory) as files:
+                for file in files:
+                    status = file.stat()
+                    found.append((file.path, status.st_size, status.st_mtime_ns))
+    return tuple(sorted(found))
 
 
 def compose_tree(prepared: Sequence[str]) -> "DictConfig":

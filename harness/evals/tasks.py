@@ -7,7 +7,7 @@ one, or a directory of such files. Must not import torch or lm_eval: each takes 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -23,6 +23,8 @@ from harness.parsing import Unreadable, home_path, read_yaml
 _SUFFIXES = (".yaml", ".yml")
 _MOST_FILES = 10_000
 """Of one local data set; more are no evaluation."""
+_LOADERS = {"json", "csv", "text", "parquet", "arrow"}
+"""What a definition names in place of a data set where it reads files."""
 
 
 def check_tasks(config: EvalConfig) -> None:
@@ -42,7 +44,7 @@ def check_tasks(config: EvalConfig) -> None:
     for name in config.tasks:
         if is_local(name):
             task_files(name)
-        elif not _is_registered(name):
+        elif _defining(name) is None:
             raise RequestError(
                 f"eval.tasks: {name!r} is no task, group or tag of lm-evaluation-harness {tasks_version()}"
                 f"{near_names(name, _registered())}; `lm_eval ls tasks` lists them, and a file of your own "
@@ -188,16 +190,33 @@ def _own_files() -> list[Path]:
     return list(Path(spec.submodule_search_locations[0], "tasks").rglob("*.yaml"))
 
 
+def task_data(name: str) -> list[str]:
+    """Return the hub's data sets that one of the library's own tasks reads, or those of its directory.
+
+    A group's tasks lie beside it, as a rule; what it takes from elsewhere is not found.
+    """
+    file = _defining(name)
+    if file is None:
+        return []
+    return _data_sets([file]) or _data_sets(sorted(file.parent.rglob("*yaml")))
+
+
+def _data_sets(files: Iterable[Path]) -> list[str]:
+    pattern = re.compile(rb"^dataset_path:\s*[\"']?([\w.-]+(?:/[\w.-]+)?)", re.M)
+    found = [path.decode() for file in files for path in pattern.findall(file.read_bytes())]
+    return [path for path in dict.fromkeys(found) if path not in _LOADERS]
+
+
 @cache
-def _is_registered(name: str) -> bool:
-    """Whether a definition names it; files that are called alike are looked at first, a second all.
+def _defining(name: str) -> Path | None:
+    """Return the file whose definition names it; files called alike are looked at first, a second all.
 
     lm-evaluation-harness's own index parses 14,000 files, which takes ten times as long.
     """
     word = re.escape(name).encode()
     pattern = re.compile(rb"^(?:(?:task|group|tag):|\s*-)\s*[\"']?" + word + rb"[\"']?\s*$", re.M)
     files = sorted(_own_files(), key=lambda file: file.stem != name and file.parent.name != name)
-    return any(pattern.search(file.read_bytes()) for file in files)
+    return next((file for file in files if pattern.search(file.read_bytes())), None)
 
 
 @cache

@@ -1,5 +1,5 @@
-"""What a sweep would fetch before it trains: models and data sets that are not on this machine. No
-network.
+"""What a sweep would fetch before it trains: models, data sets and tasks' data that are not on this machine.
+No network.
 """
 
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from harness.base.source import EMBEDDED, PACKAGED, find_model
 from harness.config.schema import RunConfig
 from harness.errors import RequestError
+from harness.evals.tasks import is_local, task_data
 from harness.parsing import home_path
 from harness.plan.prediction import Prediction
 from harness.records.metrics import format_bytes
@@ -31,6 +32,10 @@ def fetched(planned: Iterable[tuple[RunConfig, Prediction | None]]) -> list[str]
         if hub is not None and not home_path(hub).exists():
             part = config.data.hub_split
             data[hub] = f"{hub} ({part} rows; its size is on the hub)"
+        for task in config.eval.tasks:
+            if not is_local(task):
+                sets = " and ".join(task_data(task)) or "data"
+                data[f"task {task}"] = f"{sets} for the task {task} (its size is on the hub)"
     lines = []
     for name, params in models.items():
         if name in PACKAGED:

@@ -8,7 +8,14 @@ from harness.base.packed_rows import why_apart
 from harness.base.source import ModelSource, find_model, model_fingerprint
 from harness.config.devices import resolved_device
 from harness.config.keyed import Keyed
-from harness.config.schema import DataConfig, ModelConfig, OptimizerName, RunConfig
+from harness.config.schema import (
+    DataConfig,
+    ModelConfig,
+    OptimizerName,
+    PathsConfig,
+    RunConfig,
+    TrackerConfig,
+)
 from harness.config.validate import validate
 from harness.data.check import check_data
 from harness.data.prepare import PreparedData, prepare_data
@@ -89,7 +96,21 @@ def predicted_run(
     model = _loaded(source, Keyed(config.model))
     batch, _ = largest_micro_batch(config, rows, min(steps, _MOST_STEPS), apart=_apart(model))
     device = resolved_device(config.resources.device).partition(":")[0]
-    return predict(model, config, batch, device=device)
+    same_cost = replace(
+        config,
+        optim=replace(config.optim, lr=1.0),
+        seed=0,
+        tracker=TrackerConfig(),
+        paths=PathsConfig(),
+    )
+    return _predicted(source, Keyed(same_cost), batch, device)
+
+
+@lru_cache(maxsize=64)  # of a sweep many runs cost the same, and each traces a pass
+def _predicted(
+    source: ModelSource, key: Keyed[RunConfig], batch: BatchSize, device: str
+) -> Prediction:
+    return predict(_loaded(source, Keyed(key.value.model)), key.value, batch, device=device)
 
 
 def _apart(model: PlannedModel) -> bool:

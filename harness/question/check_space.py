@@ -6,9 +6,9 @@ Must not import torch, transformers or wandb.
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from harness.config.compose import compose_run
 from harness.config.schema import DataForm, RunConfig, Split
 from harness.errors import RequestError
-from harness.question.composer import Composer
 from harness.question.points import Point, Space
 from harness.question.question import Question
 from harness.question.settings import Method
@@ -77,11 +77,10 @@ def check_space(
 def _checked(
     question: Question, judged: Callable[[RunConfig], RunConfig]
 ) -> Iterator[tuple[Point, RunConfig | str]]:
-    composer = Composer(question.base)
     seed = f"seed={question.search.seeds[0]}"
     for point in sample_points(question):
         try:
-            config = composer.compose([*question.space.overrides(point), seed])
+            config = compose_run([*question.base, *question.space.overrides(point), seed])
             check(judged(config))
             check_measured(question, config)
         except RequestError as error:

@@ -8,6 +8,7 @@ fingerprints have none of the three and survive.
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -206,6 +207,7 @@ def _environment_secrets(environ: Mapping[str, str]) -> Iterable[str]:
     return sorted(values | {quote(value, safe="") for value in values}, key=len, reverse=True)
 
 
+@lru_cache(maxsize=1024)  # asked for every text of every record
 def _is_secret_variable(name: str) -> bool:
     words = _words(name)
     if not words or words[-1] in _LOCATION_WORDS or name in ("PWD", "OLDPWD"):

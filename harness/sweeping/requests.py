@@ -6,13 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from harness.base.source import ModelSource, find_model, model_fingerprint
+from harness.config.compose import compose_run
 from harness.config.identity import identify
 from harness.config.keyed import Keyed
 from harness.config.schema import DataConfig, ModelConfig, PathsConfig, RunConfig
 from harness.data.check import data_fingerprint
 from harness.evals.tasks import tasks_fingerprint
 from harness.plan.probe import probe_config
-from harness.question.composer import Composer
 from harness.question.points import Point
 from harness.question.question import Question
 from harness.records.run_directory import RunDirectory
@@ -25,14 +25,14 @@ class RequestMaker:
 
     def __init__(self, question: Question) -> None:
         self._space = question.space
-        self._composer = Composer(base_of(question))
+        self._base = base_of(question)
         self._model = lru_cache(maxsize=None)(_model_of)
         self._data = lru_cache(maxsize=None)(_data_of)
         self._writable: set[str] = set()
 
     def config(self, point: Point, overrides: Sequence[str] = ()) -> RunConfig:
         """Return the checked configuration of a point. Raises RequestError for what is refused."""
-        config = self._composer.compose([*self._space.overrides(point), *overrides])
+        config = compose_run([*self._base, *self._space.overrides(point), *overrides])
         check(config)
         return config
 

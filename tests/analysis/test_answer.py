@@ -10,7 +10,14 @@ import pytest
 import yaml
 from scipy import stats as scipy_stats
 
-from analysis.answer import Answer, Expectation, _listed, _within, answer_of
+from analysis.answer import (
+    Answer,
+    Expectation,
+    _contrast_sentence,
+    _listed,
+    _within,
+    answer_of,
+)
 from analysis.contrasts import Compared, contrasts_table
 from analysis.edges import edge_notes
 from analysis.sources import load_sweep
@@ -205,6 +212,13 @@ def test_a_best_on_the_edge_is_flagged_with_the_command_that_goes_beyond(tmp_pat
         ("interval(0.001, 0.01)", "0.0011", "0.001, the smallest", "interval(0.0005, 0.01)"),
         ("interval(0.001, 0.01)", "0.009", None, None),
         (
+            "interval(0, 100)",
+            "95",
+            "100, the largest",
+            "interval(0, 200)",
+        ),  # a twentieth, and no more
+        ("interval(0, 100)", "94.9", None, None),
+        (
             "tag(log, interval(0.001, 0.01))",
             "0.009",
             "0.01, the",
@@ -272,6 +286,38 @@ def test_beyond_whole_numbers_are_whole_ones_from_one_on(tmp_path, axis, best, b
     notes = edge_notes(load_sweep(tmp_path, "small"))
     assert len(notes) == (beyond is not None)
     assert all(f"'lora.rank={beyond}'" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("cases", "best", "said"),
+    [
+        (
+            {"low": ["optim.lr=0.01"], "high": ["optim.lr=0.02"]},
+            "high",
+            "(optim.lr=0.02), the largest",
+        ),
+        (
+            {"low": ["optim.lr=0.02"], "high": ["optim.lr=0.01"]},
+            "high",
+            "(optim.lr=0.01), the smallest",
+        ),
+        ({"a": ["optim.lr=0.01"], "high": ["lora.rank=2"]}, "high", None),
+        ({"a": ["optim.lr=0.01"], "high": ["optim.lr=0.02", "lora.rank=2"]}, "high", None),
+        ({"a": ["quant=nf4"], "high": ["quant=int4"]}, "high", None),
+        ({"a": ["lora.rank=8"], "high": []}, "high", None),
+    ],
+)
+def test_cases_of_one_number_have_an_edge(tmp_path, cases, best, said) -> None:
+    saved(tmp_path, {2: around(1.0)})
+    directory = tmp_path / "sweeps" / "small"
+    state = json.loads((directory / "state.json").read_text())
+    state["confirmed"] = [{**state["confirmed"][0], "point": {"rate": best}, "compared": []}]
+    (directory / "state.json").write_text(json.dumps(state))
+    question = {"name": "small", "question": "Which?", "space": {"rate": {"cases": cases}}}
+    (directory / "sweep.yaml").write_text(yaml.safe_dump(question))
+    notes = edge_notes(load_sweep(tmp_path, "small"))
+    assert [f"rate=high {said}" in note for note in notes] == ([True] if said else [])
+    assert all("A case more of rate" in note for note in notes)
 
 
 def test_an_axis_that_is_compared_has_no_edge(tmp_path) -> None:
@@ -489,3 +535,116 @@ def test_the_front_of_one_is_named_with_both_its_means(tmp_path) -> None:
         "1 of 2 confirmed cells is on the front of eval loss and peak memory, by the means: 0.5000 "
         "nats/token and 2.00 KiB with lora.rank=8."
     )
+
+
+@pytest.mark.parametrize(
+    ("space", "points", "said"),
+    [
+        # Words have no edge, whole numbers none below 1; what comes after them has.
+        (
+            {"quant": "choice(nf4, int4)", "lora.rank": "choice(1, 2)"},
+            [{"quant": "nf4", "lora.rank": "1"}, {"quant": "nf4", "lora.rank": "2"}],
+            ["lora.rank=2, the largest"],
+        ),
+        (
+            {"lora.rank": "choice(2, 4)", "optim.lr": "choice(0.1, 0.2)"},
+            [{"lora.rank": "2", "optim.lr": "0.2"}],
+            ["lora.rank=2, the smallest", "optim.lr=0.2, the largest"],
+        ),
+        ({"lora.rank": "choice("}, [{"lora.rank": "2"}], []),
+        ({"lora.rank": "choice(2, 4)"}, [{"optim.lr": "0.1"}], []),
+    ],
+)
+def test_every_edge_of_every_axis_is_named(tmp_path, space, points, said) -> None:
+    saved(tmp_path, {2: around(1.0)})
+    sweep = load_sweep(tmp_path, "small")
+    lines = [{"point": point, "trial": n, "compared": []} for n, point in enumerate(points)]
+    notes = edge_notes(
+        replace(sweep, asked={"space": space}, state={**sweep.state, "confirmed": lines})
+    )
+    assert [note.partition(" that was tried")[0] for note in notes] == said
+
+
+def test_the_levels_that_end_at_an_edge_are_named_together(tmp_path) -> None:
+    saved(tmp_path, {2: around(1.0)})
+    sweep = load_sweep(tmp_path, "small")
+    lines = [
+        {"point": {"optim.lr": rate, "quant": of}, "trial": 3, "compared": compared}
+        for of, rate, compared in (
+            ("nf4", "0.2", [{"quant": "nf4"}]),
+            ("int4", "0.1", [{"quant": "int4"}]),
+            ("fp4", "0.2", None),
+        )
+    ]
+    asked = {"space": {"optim.lr": "choice(0.1, 0.2)"}, "compare": {"quant": "each"}}
+    notes = edge_notes(replace(sweep, asked=asked, state={**sweep.state, "confirmed": lines}))
+    assert [note.partition("is the best for ")[2].partition(":")[0] for note in notes] == [
+        *("quant=int4", "quant=nf4; trial 3")
+    ]
+
+
+def test_of_three_sizes_the_least_and_the_largest_are_told(tmp_path) -> None:
+    sizes = {4: 0.3, 8: 0.1, 16: 0.2}
+    losses = {2: around(1.0)} | {
+        rank: around(1 - size, shift=place) for place, (rank, size) in enumerate(sizes.items())
+    }
+    found = answer(tmp_path / "a", losses, compare={"lora.rank": 2})
+    assert found.answered is not None
+    one, *_ = found.answered.all
+    tested = [each.tested for each in found.answered.all if each.tested is not None]
+    lows = sorted(-each.high for each in tested if each.high is not None)
+    highs = sorted(-each.low for each in tested if each.low is not None)
+    text = _contrast_sentence(found.answered, "lora.rank", "8", "2", found.answered.all)
+    assert text == (
+        f"lora.rank=8 is better than 2 by 0.1000 to 0.3000 nats/token [{lows[0]:.4f}, {highs[-1]:.4f}]."
+    )
+    assert one.contrast.level == "4"
+    wild = {2: around(1.0)} | {
+        rank: around(1 - size / 5, 30.0, shift=place)
+        for place, (rank, size) in enumerate(sizes.items())
+    }
+    undecided = answer(tmp_path / "b", wild, compare={"lora.rank": 2})
+    assert undecided.answered is not None
+    known = [each.tested for each in undecided.answered.all if each.tested is not None]
+    differences = sorted(each.difference for each in known)
+    needed = [each.needed for each in known if each.needed is not None]
+    assert undecided.text.startswith(
+        "lora.rank=4, 8 and 16 are not told apart from 2: not decided "
+        f"(Δ {differences[0]:+.4f} to {differences[2]:+.4f} nats/token ["
+    )
+    assert len(set(needed)) > 1
+    assert undecided.text.endswith(f"; n would have to be about {max(needed)}, not 4).")
+
+
+def test_three_counts_of_tried_cells_are_told_from_the_least_to_the_most(tmp_path) -> None:
+    saved(
+        tmp_path,
+        {2: around(1.0), 4: around(0.9, shift=1), 8: around(0.8, shift=2)},
+        compare=COMPARE,
+    )
+    sweep = load_sweep(tmp_path, "small")
+    trials = [
+        {
+            "number": 10 * rank + n,
+            "point": {"lora.rank": str(rank), "x": str(n)},
+            "status": "completed",
+        }
+        for rank, count in ((2, 5), (4, 3), (8, 4))
+        for n in range(count)
+    ]
+    again = replace(sweep, state={**sweep.state, "trials": trials})
+    found = answer_of(again)
+    assert found is not None
+    assert found.answered is not None
+    assert [each.tried for each in found.answered.all] == [(3, 5), (4, 3)]
+    notes = contrasts_table(found.answered, "t").footnotes
+    assert any(
+        note.startswith("Tuning: the best of 3 to 5 cells of the search for each level (unequal")
+        for note in notes
+    )
+    even = [trial for trial in trials if int(trial["point"]["x"]) < 3]
+    found = answer_of(replace(sweep, state={**sweep.state, "trials": even}))
+    assert found is not None
+    assert found.answered is not None
+    notes = contrasts_table(found.answered, "t").footnotes
+    assert "Tuning: the best of 3 cells of the search for each level." in notes

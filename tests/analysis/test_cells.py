@@ -118,6 +118,7 @@ def test_what_did_not_complete_is_counted_in_words() -> None:
         ((1, 1), LOSS, "One seed a point (n=1), so no intervals."),
         ((2, 2), LOSS, "Mean over seeds, n=2; bars are 95 % t intervals."),
         ((3, 2), LOSS, "Mean over seeds, n=2 to 3; bars are 95 % t intervals."),
+        ((4, 3, 2), LOSS, "Mean over seeds, n=2 to 4; bars are 95 % t intervals."),
         ((1, 3), LOSS,
          "Mean over seeds, n=1 to 3; bars are 95 % t intervals (none where n=1)."),
         ((2, 2), MATCH,

@@ -174,3 +174,22 @@ def test_a_line_without_a_value_is_on_no_front() -> None:
         for line, cell in zip(table.rows, column(table, "front"), strict=True)
     }
     assert marks == {"nf4": "yes", "int4": "no", "none": "no", "fp4": "yes"}
+
+
+def test_the_first_column_is_compared_and_best_first() -> None:
+    runs = [
+        Run(format=f, seed=s, loss=loss + s * wide, match=match + s / 10)
+        for f, loss, match, wide in (("nf4", 1.0, 0.2, 0.1), ("int4", 2.0, 0.4, 0.2))
+        for s in (0, 1)
+    ]
+    both = {"columns": ("eval/loss", "eval/exact_match"), "against": {"quant.format": "nf4"}}
+    table = table_of(runs, **both)
+    assert [cell.text for cell in column(table, "difference")] == ["+1.0500", "reference"]
+    turned = {**both, "columns": ("eval/exact_match", "eval/loss")}
+    assert [cell.text for cell in column(table_of(runs, **turned), "difference")] == [
+        *("+0.200", "reference")
+    ]
+    first = table_of(runs, columns=both["columns"], best_first=True)
+    assert [line[0].text for line in first.rows] == ["nf4", "int4"]
+    other = table_of(runs, columns=turned["columns"], best_first=True)
+    assert [line[0].text for line in other.rows] == ["int4", "nf4"]

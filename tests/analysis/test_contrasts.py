@@ -374,3 +374,46 @@ def test_a_question_that_cannot_be_read_or_compares_nothing_is_not_answered_so(
     assert answered(replace(sweep, asked={**sweep.asked, "compare": None})) is None
     searched = [row for row in sweep.rows if row["role"] == "search"]
     assert answered(replace(sweep, rows=searched)) is None
+
+
+def test_each_axis_tells_its_own_interactions(tmp_path: Path) -> None:
+    compares = [WITHIN, {"quant": "nf4", "per": "lora.rank"}]
+    found = answer_of(sweep_of(tmp_path, DIFFER, compare=compares))
+    assert found is not None
+    told = [
+        sentence
+        for sentence in found.sentences
+        if "depend on" in sentence or "depends on" in sentence
+    ]
+    assert [sentence.partition(" does")[0] for sentence in told] == [
+        *("What lora.rank=8", "What quant=int4")
+    ]
+    assert "depends on quant" in told[0]
+    assert "depends on lora.rank" in told[1]
+
+
+def test_a_place_whose_rows_are_not_known_does_not_hide_the_next(tmp_path: Path) -> None:
+    sweep = with_rows(sweep_of(tmp_path, AGREE), 0.5)
+    for row in sweep.rows:
+        if row["quant.format"] == "nf4":
+            row.pop("rows.eval/loss", None)
+    assert "with others it could be otherwise in 1 of 2)" in text_of(sweep)
+
+
+def test_equivalence_on_other_rows_is_asked_of_the_90_percent_interval(tmp_path: Path) -> None:
+    """Two one-sided tests at 5 %: between the ends of the 90 and the 95 % interval there is no warning."""
+    losses = {("nf4", 2): around(1.0), ("nf4", 8): around(1.0, shift=1)}
+    found = answered(with_rows(sweep_of(tmp_path / "a", losses, compare={"lora.rank": 2}), 0.02))
+    assert found is not None
+    (one,) = found.all
+    assert one.crossed is not None
+    error = np.sqrt(one.crossed.variance)
+    half = [stats.t(one.crossed.freedom).ppf(share) * error for share in (0.95, 0.975)]
+    far = [abs(one.crossed.mean) + each for each in half]
+    for place, margin in enumerate((far[0] * 0.99, (far[0] + far[1]) / 2, far[1] * 1.01)):
+        sweep = sweep_of(
+            tmp_path / str(place), losses, compare={"lora.rank": 2}, margin=float(margin)
+        )
+        text = text_of(with_rows(sweep, 0.02))
+        assert "is equivalent to 2" in text
+        assert ("with others it could be otherwise" in text) is (place == 0)

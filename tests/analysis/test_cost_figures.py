@@ -1,6 +1,7 @@
 """Figures of costs, contrasts and dependence: what is drawn equals hand-made numbers."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,10 +117,10 @@ def series(number: float, *, sharing: float | None, peak: bool = True) -> Histor
     curves = {
         "train/loss": (steps, number + steps),
         THROUGHPUT: (steps, 100 * number + steps),
-        "memory/allocated_bytes": (steps, 2048.0 * steps),
+        "memory/allocated_bytes": (steps, 2560.0 * steps),
     }
     if peak:
-        curves["memory/peak_bytes"] = (steps, 4096.0 * steps)
+        curves["memory/peak_bytes"] = (steps, 4608.0 * steps)
     if sharing is not None:
         curves["cohort/runs"] = (steps, np.array([1.0, sharing, 1.0]))
     return History(curves=curves, num_damaged_lines=0)
@@ -146,7 +147,7 @@ def test_series_of_the_best_runs_are_drawn_in_three_panels() -> None:
     loss, tokens, memory = panels(drawing)
     assert heights(loss) == [[2.0, 3.0, 4.0], [3.0, 4.0, 5.0]]
     assert heights(tokens) == [[101.0, 102.0, 103.0], [201.0, 202.0, 203.0]]
-    assert heights(memory) == [[4.0, 8.0, 12.0], [4.0, 8.0, 12.0]]
+    assert heights(memory) == [[4.5, 9.0, 13.5], [4.5, 9.0, 13.5]]
     assert memory.get_ylabel().endswith("(KiB)")
     assert "peak" in memory.get_ylabel()
     assert memory.get_ylim()[0] == tokens.get_ylim()[0] == 0
@@ -165,7 +166,7 @@ def test_a_run_without_a_peak_shows_what_was_allocated_and_alone_needs_no_legend
     drawing = series_over_steps(
         runs, {row["run_id"]: series(1.0, sharing=1.0, peak=False)}, objective=LOSS
     )
-    assert heights(panels(drawing)[2]) == [[2.0, 4.0, 6.0]]
+    assert heights(panels(drawing)[2]) == [[2.5, 5.0, 7.5]]
     assert "Each had its passes to itself." in drawing.caption
     assert drawing.figure is not None
     assert not drawing.figure.legends
@@ -210,6 +211,27 @@ def test_a_contrast_is_its_difference_with_its_interval(tmp_path: Path, margin) 
     assert "better is left" in drawing.caption
     assert len(drawing.run_ids) == 16
     assert axes.get_xlabel().startswith("Δ eval loss")
+
+
+def test_contrasts_of_bytes_are_drawn_in_their_unit_with_the_margin(tmp_path: Path) -> None:
+    mib = 2.0**20
+    losses = {rank: [mib * loss for loss in around(rank, shift=rank)] for rank in (2, 3)}
+    saved(tmp_path, losses, compare={"lora.rank": 2}, margin=2.5 * mib)
+    found = answered(load_sweep(tmp_path, "small"))
+    assert found is not None
+    drawing = contrast_intervals(replace(found, metric="memory/peak_bytes"))
+    (axes,) = panels(drawing)
+    assert axes.get_xlabel() == "Δ peak memory (MiB)"
+    (one,) = found.all
+    assert one.tested is not None
+    assert one.tested.low is not None
+    assert one.tested.high is not None
+    _, span, point = (np.asarray(line.get_xdata(), float).ravel().tolist() for line in axes.lines)
+    assert span == pytest.approx([one.tested.low / mib, one.tested.high / mib])
+    assert point == pytest.approx([one.tested.difference / mib])
+    assert point[0] == pytest.approx(1.0, abs=0.01)
+    (band,) = axes.patches
+    assert (band.get_x(), band.get_width()) == pytest.approx((-2.5, 5.0))  # pyright: ignore
 
 
 def test_contrasts_of_which_none_was_tested_are_not_drawn(tmp_path: Path) -> None:

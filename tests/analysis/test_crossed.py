@@ -207,3 +207,34 @@ def test_rows_without_weight_are_no_rows() -> None:
     assert found.rows == 3
     assert crossed(scores(table[:, :2], [2, 0])) is None, "one row is left"
     assert crossed(scores(table[:, [0, 2]], [2, 1])) is not None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_variance_of_any_table_is_that_of_its_sums_of_squares(seed: int) -> None:
+    """The rest by difference: all squares less those of seeds and rows (Searle and others 1992)."""
+    generator = np.random.default_rng(seed)
+    seeds, rows = 3 + seed % 2, 7
+    table = generator.normal(0, 1.3, (seeds, 1)) * (seed != 4) + generator.normal(0, 0.9, rows) * (
+        seed != 5
+    )
+    table = table + generator.normal(0, 0.6, (seeds, rows)) + 5
+    whole = table.mean()
+    of_seeds = rows * sum((row.mean() - whole) ** 2 for row in table)
+    of_rows = seeds * sum((column.mean() - whole) ** 2 for column in table.T)
+    rest = sum((value - whole) ** 2 for value in table.ravel()) - of_seeds - of_rows
+    freedoms = (seeds - 1, rows - 1, (seeds - 1) * (rows - 1))
+    by_seed, by_row, left = (
+        s / f for s, f in zip((of_seeds, of_rows, rest), freedoms, strict=True)
+    )
+    joint = by_seed + by_row - left
+    found = crossed(scores(table))
+    assert found is not None
+    if joint > max(by_seed, by_row):
+        terms = by_seed**2 / freedoms[0] + by_row**2 / freedoms[1] + left**2 / freedoms[2]
+        expected = joint / (seeds * rows), joint**2 / terms
+    elif by_seed >= by_row:
+        expected = by_seed / (seeds * rows), freedoms[0]
+    else:
+        expected = by_row / (seeds * rows), freedoms[1]
+    assert (found.variance, found.freedom) == pytest.approx(expected)
+    assert (found.seeds, found.rows, found.mean) == (seeds, rows, pytest.approx(whole))

@@ -89,3 +89,25 @@ def test_what_varies_beside_the_factors_gives_no_effect() -> None:
     """Two runs of one cell and seed: something else varies, and nothing is held fixed."""
     twice = rows([Run(rank=rank, loss=LOSS[rank], role="search") for rank in (2, 8)] * 2)
     assert effects_table(twice, "eval/loss") is None
+
+
+def test_a_change_of_bytes_is_in_a_unit_of_its_own_and_a_table_says_how_it_was_tested() -> None:
+    runs = [
+        Run(rank=rank, seed=seed, loss=LOSS[rank] + 0.01 * seed * rank, role="search")
+        for rank in LOSS
+        for seed in (0, 1, 2)
+    ]
+    table = effects_table(rows(runs), "eval/loss")
+    assert table is not None
+    assert [column.header for column in table.columns[:6]] == [
+        *("factor", "from", "to", "blocks", "seeds"),
+        "Δ eval loss (nats/token)",
+    ]
+    assert "With 3 pairs it leans" in table.footnotes[0]
+    assert [line[3].n for line in table.rows] == [1, 1]
+    assert [line[4].n for line in table.rows] == [3, 3]
+    pair = [run for run in runs if run.seed < 2]
+    two = effects_table(rows(pair), "eval/loss")
+    assert two is not None
+    assert "With 2 pairs" in two.footnotes[0]
+    assert "One seed" not in two.footnotes[0]

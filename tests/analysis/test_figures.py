@@ -241,7 +241,12 @@ def test_target_sets_are_compared_only_at_one_budget() -> None:
 def test_memory_is_stacked_by_part_and_settings_that_change_nothing_share_a_bar() -> None:
     kib = 1024.0
     runs = [
-        Run(format=f, lr=lr, loss=1.0, parts=(base * kib, kib, 2 * kib, 2 * kib, 4 * kib, 3 * kib))
+        Run(
+            format=f,
+            lr=lr,
+            loss=1.0,
+            parts=(base * kib + 512, kib, 2 * kib, 2 * kib, 4 * kib, 3 * kib),
+        )
         for f, base in (("nf4", 10), ("none", 80))
         for lr in (1e-3, 1e-2)
     ]
@@ -250,7 +255,7 @@ def test_memory_is_stacked_by_part_and_settings_that_change_nothing_share_a_bar(
     assert [label.get_text() for label in axes.get_yticklabels()] == ["nf4", "none"]
     bars = [bar for bar in axes.containers if isinstance(bar, BarContainer)]
     widths = np.array([[patch.get_width() for patch in bar] for bar in bars])
-    np.testing.assert_allclose(widths.sum(axis=0), [22.0, 92.0])
+    np.testing.assert_allclose(widths.sum(axis=0), [22.5, 92.5])
     assert axes.get_xlabel() == "memory (KiB)"
 
 
@@ -284,12 +289,12 @@ def test_activations_come_from_probes_and_their_absence_is_said() -> None:
 
 def test_the_front_is_that_of_the_means() -> None:
     cells = {2: (10.0, 3.0), 8: (20.0, 2.0), 16: (30.0, 2.5), 32: (40.0, 1.0)}  # 16 is dominated
-    runs = [Run(rank=r, peak=m * 1024, loss=v) for r, (m, v) in cells.items()]
+    runs = [Run(rank=r, peak=m * 1024 + 512, loss=v) for r, (m, v) in cells.items()]
     drawing = quality_against_memory(rows(*runs), metric=LOSS)
     front = next(
         line for line in drawn(drawing).axes[0].lines if line.get_label() == "Pareto front"
     )
-    np.testing.assert_allclose(np.asarray(front.get_xydata()), [[10, 3], [20, 2], [40, 1]])
+    np.testing.assert_allclose(np.asarray(front.get_xydata()), [[10.5, 3], [20.5, 2], [40.5, 1]])
     assert "4 cells, 3 of them on the front" in drawing.caption
 
 
@@ -393,22 +398,27 @@ def test_every_trial_is_a_line_across_the_axes_and_the_unfinished_are_grey() -> 
 
 @pytest.mark.parametrize(
     ("metric", "size", "unit"),
-    [(LOSS, 1.0, ""), ("eval/exact_match", 1.0, ""), ("memory/peak_bytes", 1024.0, " (KiB)")],
+    [
+        (LOSS, 1.0, ""),
+        ("eval/exact_match", 1.0, ""),
+        ("eval/bits_per_byte", 1.0, ""),
+        ("memory/peak_bytes", 1024.0, " (KiB)"),
+    ],
 )
 def test_the_better_a_trial_the_darker_its_line_and_the_bar_says_in_what_unit(
     metric: str, size: float, unit: str
 ) -> None:
     trials = [
         TrialPoint(point={"a": str(n), "b": str(n % 2)}, value=size * value)
-        for n, value in enumerate((1.0, 4.0, 2.0, 3.0))
+        for n, value in enumerate((1.5, 4.0, 2.0, 3.0))
     ]
     axes, bar = drawn(parallel_coordinates(trials, metric=metric)).axes
-    assert bar.get_ylim() == (1.0, 4.0)
+    assert bar.get_ylim() == (1.5, 4.0)
     assert bar.get_ylabel().endswith(unit)
     _, lines = (c for c in axes.collections if isinstance(c, LineCollection))
     light = np.asarray(lines.get_colors())[:, :3].sum(axis=1)
     assert (np.diff(light) < 0).all(), "the best last, on top, and the darkest"
-    best = 1.0 if metric != "eval/exact_match" else 4.0
+    best = 1.5 if metric != "eval/exact_match" else 4.0
     (last,) = [t for t in trials if t.value == size * best]
     height = {str(n): n / 3 for n in range(4)}[last.point["a"]]
     assert lines.get_segments()[-1][0, 1] == pytest.approx(height, abs=0.0121)

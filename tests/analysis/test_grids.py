@@ -137,6 +137,9 @@ def test_the_caption_counts_seeds_and_the_cells_that_share_a_square() -> None:
     runs += [Run(rank=2, alpha=4.0, loss=1.0, seed=1), Run(rank=4, alpha=4.0, lr=1.0, loss=0.5)]
     shared = heat_map(rows(*runs), across=RANK, down=ALPHA, metric=LOSS)
     assert "n=1 to 2;" in shared.caption
+    more = [Run(rank=4, alpha=8.0, loss=1.0, seed=seed) for seed in (1, 2)]
+    three = heat_map(rows(*runs, *more), across=RANK, down=ALPHA, metric=LOSS)
+    assert "n=1 to 3;" in three.caption
     assert (
         "Up to 2 cells share a square (they differ in optim.lr): the one with the best"
         in shared.caption
@@ -189,11 +192,11 @@ def test_one_budget_is_within_five_percent_of_one_of_them(other: float, drawn: b
 
 
 def test_the_budget_that_most_sets_share_is_taken_and_unknown_ones_are_none() -> None:
-    sizes = {"a": 100.0, "b": 100.0, "c": 500.0, "d": 505.0, "e": 510.0, "f": None}
+    sizes = {"f": None, "a": 100.0, "b": 100.0, "c": 500.0, "d": 505.0, "e": 510.0}
     found = rows(*(Run(targets=(name,), parameters=p, loss=1.0) for name, p in sizes.items()))
     drawing = targets_at_equal_budget(found, metric=LOSS)
-    assert {row["run_id"] for row in found[2:5]} == set(drawing.run_ids)
-    assert targets_at_equal_budget(found[5:], metric=LOSS).reason == (
+    assert {row["run_id"] for row in found[3:]} == set(drawing.run_ids)
+    assert targets_at_equal_budget(found[:1], metric=LOSS).reason == (
         "fewer than two target sets whose trainable parameters lie within 10%"
     )
     nothing = targets_at_equal_budget(rows(Run()), metric=LOSS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +117,18 @@ def test_columns_that_cannot_be_kept_cost_nothing(out: Path) -> None:
     make_columns(path, keep=True)
     assert plain(read_histories(out, ["b"], METRICS))["b"] == EXPECTED["b"]
     assert [each.name for each in path.parent.iterdir() if each.name.startswith(".")] == []
+
+
+def test_a_run_without_a_file_does_not_hide_the_next(out: Path) -> None:
+    assert list(read_histories(out, ["missing", "b", "a", "b"], METRICS)) == ["b", "a"]
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(3600, True), (90, True), (10, False), (0, False)])
+def test_a_file_grows_no_more_when_it_has_been_still_for_a_minute(
+    out: Path, seconds: int, kept: bool
+) -> None:
+    path = out / "runs" / "b" / "metrics.jsonl"
+    before = time.time() - seconds
+    os.utime(path, (before, before))
+    read_histories(out, ["b"], METRICS)
+    assert columns_path(path).exists() is kept

@@ -458,3 +458,34 @@ def test_counted_cells_are_compared_without_a_warning() -> None:
         warnings.simplefilter("error")
         assert _is_larger({0: 2.0, 1: 2.0}, {2: 1.0, 3: 1.0}, 0.05)
         assert not _is_larger({0: 1.0, 1: 1.0}, {2: 1.0, 3: 1.0}, 0.05)
+
+
+@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize(("shift", "unit"), [(100.0, 1.0), (-3.0, 1.0), (0.0, 1e-6), (0.0, 1e6)])
+def test_an_interval_moves_and_grows_with_what_it_is_of(
+    method: Method, shift: float, unit: float
+) -> None:
+    differences = [1.2, 0.4, 2.2, 1.9, 0.8, 1.1, -0.3]
+    low, high = interval_of(differences, method, 0.95)
+    moved = interval_of([unit * d + shift for d in differences], method, 0.95)
+    assert moved == pytest.approx((unit * low + shift, unit * high + shift), abs=1e-9 * unit)
+    turned = interval_of([-d for d in differences], method, 0.95)
+    assert turned == pytest.approx((-high, -low), abs=1e-9)
+
+
+def test_an_interval_of_sign_flips_is_that_of_an_exhaustive_search() -> None:
+    """The ends are means of pairs of halves: beyond the last shift that is not rejected, by a fine grid."""
+    differences = [1.2, 0.4, 2.2, 1.9, 0.8, 1.1, -0.3]
+    low, high = interval_of(differences, Method.sign_flips, 0.9)
+
+    def p(shift: float) -> float:
+        shifted = [d - shift for d in differences]
+        sums = [
+            abs(sum(sign * d for sign, d in zip(signs, shifted, strict=True)))
+            for signs in product((1, -1), repeat=7)
+        ]
+        return sum(each >= abs(sum(shifted)) - 1e-9 for each in sums) / len(sums)
+
+    for inside, outside in ((low + 1e-5, low - 1e-5), (high - 1e-5, high + 1e-5)):
+        assert p(inside) >= 0.1
+        assert p(outside) < 0.1

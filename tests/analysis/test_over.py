@@ -193,18 +193,18 @@ def test_nothing_or_too_much_is_no_figure_of_memory() -> None:
 
 @pytest.mark.parametrize("width", list(Width))
 def test_predicted_is_across_measured_upwards_in_one_unit(width: Width) -> None:
-    found = rows(*(Run(rank=r, peak=1024.0 * r) for r in (1, 2, 4)), Run(rank=8, peak=None))
-    for row, predicted in zip(found, (1024.0, 3072.0, 2048.0), strict=False):
+    found = rows(*(Run(rank=r, peak=1536.0 * r) for r in (1, 2, 4)), Run(rank=8, peak=None))
+    for row, predicted in zip(found, (1536.0, 4608.0, 3072.0), strict=False):
         row["predicted.memory/peak_bytes"] = predicted
     drawing = predicted_against_measured(found, width=width)
     assert drawing.figure is not None
     (axes,) = drawing.figure.axes
     equal, points = axes.lines
-    assert np.asarray(points.get_xydata()).tolist() == [[1.0, 1.0], [3.0, 2.0], [2.0, 4.0]]
+    assert np.asarray(points.get_xydata()).tolist() == [[1.5, 1.5], [4.5, 3.0], [3.0, 6.0]]
     ends = np.asarray(equal.get_xydata())
     assert (ends[:, 0] == ends[:, 1]).all()
-    assert ends.min() < 1.0
-    assert ends.max() > 4.0
+    assert ends.min() < 1.5
+    assert ends.max() > 6.0
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted (KiB)", "measured (KiB)")
     assert drawing.caption.startswith(
         "3 runs or probes. Median absolute error 50.0% of the measured"

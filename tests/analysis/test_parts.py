@@ -3,15 +3,19 @@
 import base64
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from analysis.frame import Row
 from analysis.page import parts
 from harness.records.record import RunStatus
 from tests.analysis.rows_for_figures import Run, rows
+from tests.analysis.test_default import sweep_of
 
 
 def parsed(html: str) -> ET.Element:
@@ -100,14 +104,21 @@ def test_a_fact_is_listed_with_how_many_runs_have_it_where_they_differ() -> None
     found = facts(
         parts.provenance_list(
             [
-                made_with(commit="abc", dirty=True, host="here", gpus=""),
-                made_with(commit="abc", dirty=True, host="here", gpus=""),
-                made_with(commit="abc", dirty=False, host="here", gpus="2 of <them>"),
+                made_with(commit="abc", dirty=True, host="here", gpus="", command="harness run"),
+                made_with(commit="abc", dirty=True, host="here", gpus="", command="harness run"),
+                made_with(
+                    commit="abc",
+                    dirty=False,
+                    host="here",
+                    gpus="2 of <them>",
+                    command="harness run",
+                ),
             ]
         )
     )
     assert found["commit"] == ["abc with local changes (2 runs)", "abc (1 runs)"]
     assert found["machine"] == ["here"]
+    assert found["command"] == ["harness run"], "only a commit has local changes"
     assert found["GPUs"] == ["none (2 runs)", "2 of <them> (1 runs)"]
     assert "CPU" not in found, "nobody knows it"
     assert found["started"] == ["2026-11-21T00:00:00+00:00 to 2026-11-21T00:00:00+00:00"]
@@ -188,3 +199,54 @@ def test_a_picture_carries_its_drawing_and_a_narrow_one_for_a_phone(narrow: str 
 def test_figures_lie_in_a_grid_and_none_in_nothing() -> None:
     assert parts.figure_grid([]) == ""
     assert parts.figure_grid(["<b/>", "<i/>"]) == '<div class="figures"><b/><i/></div>'
+
+
+# How it stands, and again ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("statuses", "told"),
+    [
+        (["completed", "failed", "completed"], "2 completed, 1 failed"),
+        (["running"], "1 running"),
+        ([], "none asked"),
+    ],
+)
+def test_a_sweep_s_status_is_a_line(statuses: list[str], told: str) -> None:
+    state = {
+        "status": "finished",
+        "method": "tpe",
+        "trials": [{"status": status} for status in statuses],
+        "trials_requested": 7,
+        "objectives": {"eval/loss": "minimize", "memory/peak_bytes": "minimize"},
+        "updated_at": "2026-11-21",
+    }
+    assert parts.status_line(state, rows(Run(), Run(seed=1))) == (
+        f"finished · tpe · 7 trials requested ({told}) · 2 runs with a record · eval/loss (minimize) and "
+        "memory/peak_bytes (minimize) · updated 2026-11-21"
+    )
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_sweep_is_asked_again_with_its_question(tmp_path: Path, kept: bool) -> None:
+    asked = {"name": "small", "question": "a < b?", "base": ["optim.lr=1"]}
+    sweep = replace(
+        sweep_of([], asked=asked, directory=tmp_path),
+        base=("optim.lr=1", "paths.out=/x y", "tracker=none"),
+    )
+    text = "name: small  # as it was written, with a < b\n"
+    if kept:
+        (tmp_path / "sweep.yaml").write_text(text)
+    html = parts.reproduction(sweep)
+    commands, question = parsed(html).findall(".//pre")
+    assert commands.text == "harness sweep small.yaml\nharness report small paths.out=/x y"
+    copied = parsed(html).find(".//textarea")
+    assert copied is not None
+    assert copied.text == question.text
+    assert copied.get("id") == "sweep-yaml"
+    if kept:
+        assert question.text == text
+    else:
+        assert question.text is not None
+        assert yaml.safe_load(question.text) == asked
+        assert list(yaml.safe_load(question.text)) == list(asked), "in its order"

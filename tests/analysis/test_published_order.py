@@ -223,3 +223,16 @@ def test_the_published_table_has_a_line_for_each_level_and_chooses_what_was_tune
     unasked = published_spec(replace(tuned, question=""), answer)
     assert unasked is not None
     assert unasked.title.startswith("small Published")
+
+
+def test_a_paper_that_has_not_the_levels_does_not_hide_the_next(tmp_path) -> None:
+    losses = {2: around(1.0), 8: around(0.9, shift=1)}
+    both = {"published": ["qlora_mmlu", *PUBLISHED], "compare": {"lora.rank": "steps"}}
+    sweep, answer, found = placed(tmp_path, losses, **both)
+    assert [table.name for table, _, _ in found.placed[0].values] == PUBLISHED
+    assert found.placed[0].order is Order.appears
+    spec = published_spec(sweep, answer)
+    assert spec is not None
+    keys = [column.key for column in build_table(spec, sweep.rows).columns]
+    assert PUBLISHED[0] in keys
+    assert "qlora_mmlu" not in keys

@@ -76,7 +76,7 @@ def test_the_slope_is_the_one_that_the_losses_were_made_with() -> None:
     assert by_rank.law.predicted(64) == pytest.approx(2e-3 / math.sqrt(2))
     said = law_sentences([by_rank])[0]
     assert "falls with the rank, slope -0.50" in said
-    assert "0.25 times from rank 2 to 32; rank 64 would want 0.0014." in said
+    assert "0.25 times [0.25, 0.25] from rank 2 to 32; rank 64 would want 0.0014." in said
     table = markdown(law_table([fixed, by_rank], "t"))
     assert "| by_rank | alpha ∝ r | 6 | 0.008 | 0.004 | 0.002 | \u22120.50 |" in table
     assert best_rate_over_rank([fixed, by_rank]).figure is not None
@@ -86,6 +86,15 @@ def test_a_best_rate_at_an_edge_is_counted() -> None:
     (law,) = laws_of(searched(by_rank={2: 8e-3, 8: 2e-3, 32: 5e-4}))
     assert law.at_edge == 2  # both seeds of rank 32, whose best is below the least that was tried
     assert "2 of 6 best rates lie at an edge" in " ".join(law_table([law], "t").footnotes)
+    assert "(2 of 6 best rates lie at an edge of what was tried)." in law_sentences([law])[0]
+
+
+def test_of_best_rates_at_edges_alone_there_is_no_law() -> None:
+    (law,) = laws_of(searched(by_rank={2: 1.0, 8: 1.0, 32: 1.0}))
+    assert law.at_edge == 6
+    assert law_sentences([law]) == [
+        "alpha ∝ r (scaling=by_rank): no law, since every best rate lies at an edge of what was tried."
+    ]
 
 
 def test_what_a_transfer_would_save_and_lose_is_that_of_the_grid() -> None:
@@ -139,11 +148,12 @@ def test_a_law_is_scipys_line_through_the_logarithms_of_the_best_rates() -> None
     assert cells["rank 2"].n == 2
     assert cells["n"].text == "6"
     (said,) = law_sentences([law])
-    factor = math.exp(line.slope * math.log(16))
+    factor, *ends = (16**slope for slope in (line.slope, line.slope - reach, line.slope + reach))
     moves = "falls" if line.slope + reach < 0 else "is not shown to move"
     assert said == (
         f"alpha ∝ r (scaling=by_rank): the best rate {moves} with the rank, slope {line.slope:+.2f} {shown}, "
-        f"{factor:.2g} times from rank 2 to 32; rank 64 would want {ahead:.2g}."
+        f"{factor:.2g} times [{ends[0]:.2g}, {ends[1]:.2g}] from rank 2 to 32; "
+        f"rank 64 would want {ahead:.2g}."
     )
 
 
@@ -268,3 +278,12 @@ def test_a_law_is_drawn_with_its_points_its_line_and_what_lies_ahead() -> None:
     ]
     assert drawing.run_ids == (*laws[0].run_ids, *laws[1].run_ids)
     assert best_rate_over_rank([]).reason == "no rank has rates enough on both sides of its best"
+
+
+def test_a_place_without_a_law_does_not_hide_the_next() -> None:
+    sweep = searched(few={2: 4e-3, 8: 4e-3}, by_rank=BY_RANK)
+    assert [law.place for law in laws_of(sweep)] == [{"scaling": "by_rank"}]
+    assert {tuple(each.place.values()) for each in savings_of(sweep)} == {("by_rank",)}
+    first = sweep.rows[0] | {"run_id": "unmeasured"}
+    del first["after.eval/loss"]
+    assert laws_of(replace(sweep, rows=[first, *sweep.rows])) == laws_of(sweep)

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from analysis.cells import Cell, Column, ColumnKind
+from analysis.intervals import Interval
 from analysis.render import csv, html, latex, latex_document, markdown
+from analysis.render.latex import FontSize, LatexLayout, TableWidth
+from analysis.render.latex import escaped as latex_escaped
 from analysis.tables import Spec, Table, build_table
 from harness.records.record import MeasuredIn, RunStatus
 from tests.analysis.records_for_tables import Run, rows, seeds
@@ -144,3 +148,155 @@ def test_latex_compiles_as_it_is(tmp_path: Path) -> None:
     printed = compiled(latex_document(tables), tmp_path)
     assert (tmp_path / "t.pdf").stat().st_size > 10_000
     assert "passwd" not in printed, "nothing was read"
+
+
+def plain_table(*lines: tuple[str, ...], kinds: str = "kcs", note: str = "") -> Table:
+    """A table of words: k a key, c a count, s a statistic."""
+    named = {"k": ColumnKind.key, "c": ColumnKind.count, "s": ColumnKind.statistic}
+    return Table(
+        name="t",
+        title="Title",
+        columns=[Column(key=f"{k}{n}", label=f"{k}{n}", kind=named[k]) for n, k in enumerate(kinds)],
+        rows=[[Cell(text=t, number=t if t[:1].isdigit() else None) for t in line] for line in lines],
+        footnotes=[note] if note else [],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lines", "title", "header"),
+    [
+        ([("a", "1", "5"), ("b", "2", "5")], "Title", "{k0} & {c1} & {s2}"),
+        ([("a", "1", "5"), ("a", "2", "5")], "Title (k0 = a)", "{c1} & {s2}"),
+        ([("a", "1", "5"), ("a", "1", "6")], "Title (k0 = a, c1 = 1)", "{s2}"),
+        ([("a", "1", "5")], "Title", "{k0} & {c1} & {s2}"),  # one line varies in nothing
+    ],
+)
+def test_a_key_or_count_that_never_varies_stands_in_the_caption(
+    lines, title: str, header: str
+) -> None:
+    text = latex(plain_table(*lines))
+    assert f"\\caption{{{title}}}" in text
+    assert f"\\toprule\n{header} \\\\\n" in text
+
+
+def test_a_table_of_nothing_but_constants_keeps_them() -> None:
+    text = latex(plain_table(("a", "1"), ("a", "1"), kinds="kc"))
+    assert "\\caption{Title}" in text
+    assert "{k0} & {c1}" in text
+
+
+@pytest.mark.parametrize(
+    ("numbers", "layout"),
+    [
+        (("5", "12"), "S[table-format=2]"),
+        (("1.25", "-10.5"), "S[table-format=+2.2]"),
+        (("+1.2",), "S[table-format=+1.1]"),
+        (("1.5", "words"), "S[table-format=1.1]"),
+        (("words", "—"), "l"),
+    ],
+)
+def test_numbers_are_aligned_by_their_digits(numbers: tuple[str, ...], layout: str) -> None:
+    table = Table(
+        name="t",
+        title="T",
+        columns=[Column(key="x", label="x", kind=ColumnKind.statistic)],
+        rows=[
+            [Cell(text=text, number=text if text.lstrip("+-")[:1].isdigit() else None)]
+            for text in numbers
+        ],
+    )
+    assert f"\\begin{{tabular}}{{{layout}}}" in latex(table)
+
+
+def test_what_stands_behind_a_number_has_a_column_of_its_own() -> None:
+    cells = [
+        Cell(text="1.5 ± 0.2", number="1.5", spread="± 0.2", note="†", best=True),
+        Cell(text="1.6", number="1.6", tied=True),
+        Cell(text="OOM", note="‡"),
+        Cell(text="—"),
+    ]
+    table = Table(
+        name="a_b.c",
+        title="T",
+        columns=[Column(key="x", label="x", kind=ColumnKind.metric)],
+        rows=[[cell] for cell in cells],
+    )
+    text = latex(table)
+    assert "\\begin{tabular}{S[table-format=1.1]@{\\,}l}" in text
+    assert "\\multicolumn{2}{c}{x} \\\\" in text
+    lines = text.partition("\\midrule\n")[2].partition("\\bottomrule")[0].splitlines()
+    assert lines == [
+        "\\bfseries 1.5 & $\\pm$ 0.2 \\textdagger{} \\\\",
+        "1.6 & $\\approx$ \\\\",
+        "{OOM} & (U+2021) \\\\",
+        "{---} & \\\\",
+    ]
+    assert "\\label{tab:a-b-c}" in text
+    assert "minipage" not in text, "there is no note"
+    narrow = Table(name="t", title="T", columns=table.columns, rows=[[cells[2]], [cells[3]]])
+    assert "{OOM (U+2021)} \\\\" in latex(narrow)
+
+
+def test_a_note_is_as_wide_as_the_table_may_be() -> None:
+    table = plain_table(("a", "1", "5"), note="Of a_b.c.")
+    assert "\\begin{minipage}{\\columnwidth}" in latex(table)
+    wide = LatexLayout(width=TableWidth.text, font=FontSize.script)
+    text = latex(table, wide)
+    assert "\\begin{minipage}{\\textwidth}" in text
+    assert "max width=\\textwidth" in text
+    assert "\\scriptsize\n" in text
+    assert "\\begin{table*}" in text
+    assert "Of a\\_\\allowbreak{}b.\\allowbreak{}c." in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("é", "é"),
+        ("ſ", "(U+017F)"),
+        ("Ɓ", "(U+0181)"),
+        ("Ω", "(U+03A9)"),
+        ("~", "\\textasciitilde{}"),
+        ("a\tb", "a b"),
+        ("x-1", "x-1"),
+        ("at -1", "at $-$1"),
+        ("2-1", "2-1"),
+    ],
+)
+def test_letters_are_printed_or_named(text: str, shown: str) -> None:
+    assert latex_escaped(text) == shown
+
+
+def test_html_says_what_is_best_tied_missing_and_what_an_interval_spans() -> None:
+    cells = [
+        Cell(text="1.5", value=1.5, best=True, note="†",
+             interval=Interval(mean=1.5, low=1.25, high=1.75, n=3, deviation=0.1)),
+        Cell(text="1.6", value=1.6, tied=True,
+             interval=Interval(mean=1.6, low=None, high=None, n=1, deviation=None)),
+        Cell(text="OOM"),
+    ]  # fmt: skip
+    table = Table(
+        name="t",
+        title="A `code` title",
+        columns=[Column(key="x", label="x", kind=ColumnKind.metric)],
+        rows=[[cell] for cell in cells],
+    )
+    text = html(table)
+    assert '<td class="metric best" title="n=3, 1.25 to 1.75"><b>1.5</b> †</td>' in text
+    assert '<td class="metric tied" title="n=1">1.6 ≈</td>' in text
+    assert '<td class="metric no-number">OOM</td>' in text
+    assert "<caption>A <code>code</code> title</caption>" in text
+    assert "<tfoot>" not in text
+    noted = Table(name="t", title="t", columns=table.columns * 2, rows=[], footnotes=["a", "b"])
+    assert '<td colspan="2"><p>a</p><p>b</p></td>' in html(noted)
+
+
+def test_csv_has_the_ends_of_an_interval_or_nothing() -> None:
+    cells = [
+        Cell(text="1.5", value=1.5, n=3,
+             interval=Interval(mean=1.5, low=1.25, high=None, n=3, deviation=0.1)),
+        Cell(text="OOM"),
+    ]  # fmt: skip
+    columns = [Column(key="x", label="x", kind=ColumnKind.metric)]
+    text = csv(Table(name="t", title="t", columns=columns, rows=[[cell] for cell in cells]))
+    assert text.splitlines() == ["x,x low,x high,x deviation,x n", "1.5,1.25,,0.1,3", "OOM,,,,0"]

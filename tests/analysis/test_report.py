@@ -60,6 +60,11 @@ def confirmed() -> list[Run]:
     ]
 
 
+def of_one_rank() -> list[Run]:
+    """Two runs of a search and what was confirmed of one: tables and few figures, which take seconds."""
+    return [*searched(), *confirmed()[:3]]
+
+
 def save_runs(out: Path, runs: Sequence[Run]) -> None:
     for run in runs:
         directory = RunDirectory(out / "runs" / run.run_id)
@@ -278,7 +283,7 @@ def test_what_a_sweep_lacks_is_said(tmp_path: Path) -> None:
 
 
 def test_a_torn_record_is_named_and_the_rest_is_reported(tmp_path: Path) -> None:
-    runs = [*searched(), *confirmed()]
+    runs = of_one_rank()
     save_sweep(tmp_path, runs)
     torn = tmp_path / "runs" / runs[0].run_id / "run.json"
     torn.write_text(torn.read_text()[:100])
@@ -309,7 +314,7 @@ def test_all_runs_are_reported_in_groups_that_can_be_compared(tmp_path: Path) ->
 
 
 def test_the_command_prints_where_the_page_is_and_what_is_missing(tmp_path, capsys) -> None:
-    save_sweep(tmp_path, searched())
+    save_sweep(tmp_path, searched()[:1])
     assert report_command(["small", f"paths.out={tmp_path}"], watch=False) == 0
     said = capsys.readouterr()
     assert said.out.startswith(f"{tmp_path}/sweeps/small/report/index.html  (")
@@ -332,14 +337,14 @@ def test_a_wrong_name_among_right_ones_writes_nothing(tmp_path) -> None:
 
 
 def test_watching_reports_again_until_the_sweep_has_ended(tmp_path, monkeypatch, capsys) -> None:
-    save_sweep(tmp_path, searched(), status=SweepStatus.running)
+    save_sweep(tmp_path, searched()[:1], status=SweepStatus.running)
     directory = SweepDirectory(tmp_path, "small")
     pages = []
 
     def sleep(seconds: float) -> None:  # the sweep ends during the second pause
         pages.append((directory.report / "index.html").read_text())
         if len(pages) == 2:
-            save_sweep(tmp_path, searched())
+            save_sweep(tmp_path, searched()[:1])
 
     monkeypatch.setattr(command.time, "sleep", sleep)
     with directory.lock():  # a driver
@@ -383,7 +388,7 @@ def test_the_paper_compiles_without_an_overfull_box(report: Path, document: str)
 
 
 def test_a_look_is_chosen_by_words_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
-    save_sweep(tmp_path, [*searched(), *confirmed()])
+    save_sweep(tmp_path, of_one_rank())
     words = ["small", f"paths.out={tmp_path}", "table.width=text", "figure.style=slides"]
     assert report_command(words, watch=False) == 0
     table = tmp_path / "sweeps" / "small" / "report" / "tables" / "confirmation.tex"

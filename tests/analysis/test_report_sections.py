@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from analysis import report
-from analysis.answer import Answer, Expectation
+from analysis.answer import Answer, Expectation, answer_of
 from analysis.figures.cells import SEARCH_VALUE
 from analysis.figures.choose import Draw
 from analysis.figures.style import Width
@@ -18,9 +18,10 @@ from analysis.frame import Row
 from analysis.histories import History
 from analysis.page.writer import ReportWriter
 from analysis.render.latex import LatexLayout
-from analysis.sources import SweepData
+from analysis.sources import SweepData, load_sweep
 from harness.records.record import MeasuredIn, RunStatus
 from tests.analysis.rows_for_figures import Run, rows
+from tests.analysis.test_answer import around, saved
 from tests.analysis.test_default import placed, sweep_of
 from tests.analysis.test_rate_law import BY_RANK, searched
 
@@ -349,7 +350,8 @@ def answering(rank: int, **more: Any) -> Row:
 
 def test_answers_of_the_best_four_cells_stand_side_by_side() -> None:
     found = [answering(rank) for rank in (32, 16, 8, 4, 2, 1)]
-    told = {row["run_id"]: [("2 + 2", "4", "5", str(row["lora.rank"]))] for row in found}
+    asked = [("2 + 2", "4", "5", "4"), ("3 + 3", "6", "5", "6")]
+    told = {row["run_id"]: asked[: 1 + (row["lora.rank"] > 1)] for row in found}
     source = Made(answers=told)
     (section,) = report._answers(found, [LOSS], source)
     assert source.asked == [row["run_id"] for row in reversed(found[2:])]
@@ -436,6 +438,7 @@ def test_all_runs_are_shown_in_their_groups_the_largest_first(
     shown = set(page.shown)
     assert {"group1_eval_loss_over_rank", "group1_eval_exact_match_over_rank"} <= shown
     assert "group1_eval_loss_against_memory" in shown
+    assert "group1_eval_exact_match_against_memory" not in shown, "by the first metric"
     assert "group2_eval_loss_over_rank" in shown
     assert "group1_curves_train_loss" in page.drawn
     assert "group1_memory_beside_throughput" in page.drawn
@@ -508,3 +511,38 @@ def test_a_sweep_s_page_has_its_sections_in_order(tmp_path: Path, pages: list[Ke
     assert "<h1>small</h1>" in text
     assert nothing.answer is None
     assert "refresh" not in text.partition("<style>")[0]
+
+
+def test_the_answer_is_its_figure_what_is_published_of_it_and_its_table(tmp_path: Path) -> None:
+    losses = {2: around(1.0), 8: around(0.9, shift=1)}
+    for published in ([], ["lora_e2e_loss"], ["no_such_table"]):
+        out = tmp_path / str(len(published)) / "".join(published)
+        saved(out, losses, compare={"lora.rank": "steps"}, published=published)
+        sweep = load_sweep(out, "small")
+        page = Kept(out / "report")
+        answer = answer_of(sweep)
+        assert answer is not None
+        body = report._answer_body(page, sweep, answer)
+        assert page.shown == ["contrasts"]
+        assert body.startswith("<figures >")
+        if not published:
+            assert page.written.tables == ["contrasts"]
+            assert page.written.ordering is None
+            assert "Published:" not in body
+            continue
+        assert page.written.ordering is not None
+        assert f"<b>Published:</b> {page.written.ordering}" in body
+        own = ["published"] if published == ["lora_e2e_loss"] else []
+        assert page.written.tables == ["contrasts", *own, "ordering"]
+        places = [body.index(f'id="table-{name}"') for name in ("ordering", *own, "contrasts")]
+        assert places == sorted(places)
+        assert "Contrasts on fresh seeds." in body
+        assert "Whether the published ordering appears." in body
+
+
+def test_what_has_no_quality_among_its_objectives_has_no_answer_to_draw(tmp_path: Path) -> None:
+    said = Answer(sentences=("One.",), expectation=None, answered=None)
+    both = {"memory/peak_bytes": "minimize", "eval/loss": "minimize"}
+    page = Kept(tmp_path)
+    assert report._answer_body(page, sweep_of(confirmed_rows(), objectives=both), said)
+    assert page.shown == ["answer_eval_loss_against_memory"], "the second is the quality"

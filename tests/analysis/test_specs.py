@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from analysis.frame import Role
 from analysis.published import load_published, published_names
@@ -28,6 +29,18 @@ def tables_of(out: Path, name: str) -> list[Table]:
 
 def test_every_ready_question_has_tables_of_its_own() -> None:
     assert sorted(OF_SWEEP) == SWEEPS
+
+
+def test_what_alpha_s_tables_hold_fixed_is_what_its_question_does() -> None:
+    question = yaml.safe_load((REPOSITORY / "sweeps" / "alpha.yaml").read_text())
+    fixed = {
+        key: float(value)
+        for overrides in question["space"]["fixed"]["cases"].values()
+        for key, _, value in (override.partition("=") for override in overrides)
+    }
+    by_alpha, by_rank = OF_SWEEP["alpha"]
+    assert by_alpha.where == {"lora.rank": (fixed["lora.rank"],)}
+    assert by_rank.where == {"alpha/rank": (fixed["lora.alpha_over_rank"],)}
 
 
 @pytest.fixture(scope="module")

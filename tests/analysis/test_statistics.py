@@ -140,3 +140,13 @@ def test_importance_finds_the_parameter_that_decides(tmp_path) -> None:
         few.tell(few.ask({"optim.lr": optuna.distributions.FloatDistribution(0, 1)}), 0.0)
     with pytest.raises(ValueError, match=r"19 completed trials of few over 1 axes.* needs 20"):
         importance(url, "few")
+
+
+def test_rows_without_a_finite_value_are_no_part_of_an_effect() -> None:
+    rows = [{"rank": 8, "loss": None}, {"rank": 8, "loss": math.nan}, {"rank": 2, "loss": math.inf}]
+    rows += [{"rank": rank, "loss": loss} for rank, loss in ((2, 5.0), (8, 4.0), (32, 1.0))]
+    found = marginal_effects(rows, "rank", "loss", [])
+    assert [(each.reference, each.level) for each in found] == [(2, 8), (2, 32), (8, 32)]
+    assert [each.by_seed[None] for each in found] == [-1.0, -4.0, -3.0]
+    assert [each.num_blocks for each in found] == [1, 1, 1]
+    assert marginal_effects(rows[:4], "rank", "loss", []) == []

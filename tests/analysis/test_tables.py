@@ -245,6 +245,19 @@ def test_the_best_setting_of_a_line_is_chosen_and_named() -> None:
     assert any("the setting with the best mean eval/loss among 3" in n for n in table.footnotes)
 
 
+def test_one_setting_of_a_line_was_chosen_by_the_search_or_not_at_all() -> None:
+    confirmed = [
+        Run(lr=0.1, loss=loss, seed=seed, role="confirmation")
+        for seed, loss in ((1, 1.0), (2, 1.2))
+    ]
+    notes = " ".join(table_of(confirmed, choose=("optim.lr",), role=Role.confirmation).footnotes)
+    assert "optim.lr: each line's best of the search, chosen before these runs." in notes
+    assert "among" not in notes
+    assert "optim.lr: " not in " ".join(
+        table_of(seeds(1.0, 1.2, lr=0.1), choose=("optim.lr",)).footnotes
+    )
+
+
 def test_the_best_lines_first_and_no_more_than_asked() -> None:
     runs = [Run(rank=rank, loss=loss) for rank, loss in ((1, 3.0), (2, 1.0), (4, 2.0))]
     runs.append(Run(rank=8, status=RunStatus.diverged))
@@ -337,3 +350,92 @@ def test_what_is_asked_for_must_exist() -> None:
         spec(against={"lora.rank": 8})
     with pytest.raises(TableRefused, match="none of 0 runs"):
         build_table(spec(), [])
+
+
+# Several sides, several lines ----------------------------------------------------------------------
+
+
+def test_sides_are_in_order_each_line_with_its_own_best_and_its_counts() -> None:
+    losses = {
+        ("nf4", 2): 3.0,
+        ("nf4", 8): 1.0,
+        ("nf4", 16): 2.0,
+        ("int4", 2): 1.0,
+        ("int4", 16): 5.0,
+    }
+    runs = [Run(format=f, rank=r, loss=loss) for (f, r), loss in losses.items()]
+    runs += [
+        Run(format="nf4", rank=8, seed=1, loss=1.1),
+        Run(format="nf4", rank=16, seed=1, loss=2.1),
+    ]
+    runs += [Run(format="nf4", rank=2, seed=1, status=RunStatus.diverged)]
+    table = table_of(runs, across="lora.rank", columns=("eval/loss", "memory/adapter_bytes"))
+    assert [column.key for column in table.columns] == [
+        *("quant.format", "n"),
+        *(f"eval/loss lora.rank={rank}" for rank in (2, 8, 16)),
+        *(f"memory/adapter_bytes lora.rank={rank}" for rank in (2, 8, 16)),
+    ]
+    int4, nf4 = table.rows
+    assert [cell.text.split()[0] for cell in int4[2:5]] == ["1.0000", "—", "5.0000"]
+    assert [cell.best for cell in int4[2:5]] == [True, False, False]
+    assert [cell.best for cell in nf4[2:5]] == [False, True, False]
+    assert (int4[1].text, int4[1].n) == ("1", 2), "as many on each side"
+    assert (nf4[1].text, nf4[1].n) == ("1 + 1 diverged; 2; 2", 5)
+    assert len(nf4[1].run_ids) == 6
+
+
+def test_lines_are_ordered_by_the_first_column_those_without_a_value_last() -> None:
+    runs = [
+        Run(rank=rank, match=match, loss=loss)
+        for rank, match, loss in ((1, 0.2, 2.0), (2, None, 0.5), (4, 0.9, 3.0), (8, 0.5, 1.0))
+    ]
+    by_score = {
+        "rows": ("lora.rank",),
+        "columns": ("eval/exact_match", "eval/loss"),
+        "best_first": True,
+    }
+    assert texts(table_of(runs, **by_score), "lora.rank") == ["4", "8", "1", "2"]
+    by_loss = {**by_score, "columns": ("eval/loss",)}
+    assert texts(table_of(runs, **by_loss), "lora.rank") == ["2", "8", "1", "4"]
+    plain = table_of(runs, rows=("lora.rank",), columns=("eval/loss",), limit=3)
+    assert texts(plain, "lora.rank") == ["1", "2", "4"]
+    assert plain.footnotes[0] == "The first 3 of 4 lines."
+    whole = table_of(runs, rows=("lora.rank",), columns=("eval/loss",), limit=4)
+    assert not any("of 4 lines" in note for note in whole.footnotes)
+
+
+def test_what_became_of_the_runs_is_counted_in_one_cell() -> None:
+    runs = [
+        Run(seed=0, status=RunStatus.diverged),
+        Run(seed=1, status=RunStatus.out_of_memory),
+        Run(seed=2, status=RunStatus.out_of_memory),
+    ]
+    (failed,) = column(table_of(runs), "n")
+    assert (failed.text, failed.number, failed.n) == ("2 OOM + 1 diverged", None, 0)
+    (both,) = column(table_of([*runs, Run(seed=3, loss=1.0), Run(seed=4, loss=1.0)]), "n")
+    assert (both.text, both.n, len(both.run_ids)) == ("2 + 2 OOM + 1 diverged", 2, 5)
+    (good,) = column(table_of(seeds(1.0, 2.0)), "n")
+    assert (good.text, good.number, good.n) == ("2", "2", 2)
+
+
+def test_comparisons_stand_behind_the_first_column_and_published_values_last() -> None:
+    runs = [*seeds(1.0, 1.1, match=0.5), *seeds(2.0, 2.2, format="fp4", match=0.25)]
+    table = table_of(
+        runs,
+        columns=("eval/loss", "eval/exact_match"),
+        against={"quant.format": "nf4"},
+        front={"eval/loss": Direction.minimize, "eval/exact_match": Direction.maximize},
+        published=("qlora_mmlu",),
+    )
+    assert [each.key for each in table.columns] == [
+        *("quant.format", "n", "eval/loss"),
+        *("difference", "difference interval", "p"),
+        *("eval/exact_match", "front", "qlora_mmlu"),
+    ]
+    assert table.footnotes[-1].startswith("QLoRA") or "arXiv 2305.14314" in table.footnotes[-1]
+
+
+def test_a_published_value_beside_values_of_several_sides() -> None:
+    runs = [Run(format=f, rank=r, loss=1.0) for f in ("fp4", "none") for r in (2, 8)]
+    table = table_of(runs, across="lora.rank", published=("qlora_mmlu",))
+    assert texts(table, "qlora_mmlu") == ["52.2", "53.0"]

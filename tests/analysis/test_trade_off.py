@@ -79,10 +79,10 @@ def test_of_a_score_more_is_better_on_the_front() -> None:
 
 def test_a_point_is_a_mean_with_its_interval_over_seeds() -> None:
     losses = (2.0, 3.0, 7.0)
-    runs = [Run(rank=2, seed=seed, loss=loss, peak=1024.0) for seed, loss in enumerate(losses)]
-    drawing = quality_against_memory(rows(*runs, Run(rank=8, loss=1.0, peak=4096.0)), metric=LOSS)
+    runs = [Run(rank=2, seed=seed, loss=loss, peak=1536.0) for seed, loss in enumerate(losses)]
+    drawing = quality_against_memory(rows(*runs, Run(rank=8, loss=1.0, peak=4608.0)), metric=LOSS)
     axes = axes_of(drawing)
-    assert points_of(axes) == {"2": [[1.0, 4.0]], "8": [[4.0, 1.0]]}
+    assert points_of(axes) == {"2": [[1.5, 4.0]], "8": [[4.5, 1.0]]}
     segments = {
         str(each.get_label()): each.lines[2][0].get_segments()[0][:, 1].tolist()  # pyright: ignore
         for each in axes.containers

@@ -25,6 +25,8 @@ def test_shares_are_of_all_matrices_of_the_blocks() -> None:
     assert (found.packed, found.adapted) == (0.9, 0.2)
     found = coverage(compose_run(["quant=nf4", ALL]), LINEARS, {})
     assert (found.packed, found.adapted) == (1.0, 1.0)
+    found = coverage(compose_run(["quant=none", "lora=none"]), LINEARS, {"experts": 100})
+    assert (found.packed, found.adapted) == (0.9, 1.0)  # full fine-tuning changes them, too
 
 
 @pytest.mark.parametrize(

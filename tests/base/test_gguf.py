@@ -1,14 +1,16 @@
 """GGUF files as bases: the weights that the package gguf decodes, recorded as rounded before."""
 
 import json
+import re
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from harness.base.build import build_base, inspect_model, load_tokenizer
-from harness.base.gguf_header import _TYPES, read_gguf_header
+from harness.base.gguf_header import _TYPES, GgufHeader, read_gguf_header
 from harness.base.source import PACKAGED, find_model, model_fingerprint
 from harness.config.schema import ModelConfig, QuantConfig, QuantFormat
 from harness.errors import RequestError
@@ -136,6 +138,82 @@ def run_here(capsys):
 
 
 # What is refused ---------------------------------------------------------------------------------
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def header(*tensors: tuple[bytes, list[int], int], values: bytes = b"", count: int = 1) -> bytes:
+    """Return a header by the format's definition: an architecture, more values, tensors of some types."""
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), count)
+    out += text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama") + values
+    for name, shape, kind in tensors:
+        numbers = struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, 0)
+        out += text(name) + numbers
+    return out
+
+
+def read(content: bytes, directory: Path) -> GgufHeader:
+    (directory / "m.gguf").write_bytes(content)
+    return read_gguf_header(directory / "m.gguf")
+
+
+def test_the_storage_is_that_of_the_blocks_matrices_the_largest_part_first(tmp_path: Path) -> None:
+    found = read(
+        header(
+            (b"blk.0.a", [2, 3], 12),
+            (b"blk.0.b", [2, 3, 4], 14),
+            (b"blk.1.a", [2, 3], 12),
+            (b"blk.1.c", [1, 3], 77),
+            (b"blk.1.norm", [50], 0),
+            (b"token_embd", [90, 90], 8),
+        ),
+        tmp_path,
+    )
+    assert found.block_types == {"Q4_K": 12, "Q6_K": 24, "type 77": 3}
+    assert found.storage == "Q6_K and Q4_K and type 77"
+    assert found.is_rounded
+    assert not found.has_tokenizer
+    plain = read(header((b"blk.0.a", [2, 3], 0), (b"blk.0.b", [2, 3], 28)), tmp_path)
+    assert not plain.is_rounded
+    assert read(header(), tmp_path).storage == "F32"
+
+
+SOME = (b"blk.0.a", [2, 3], 0)
+KEY = text(b"k") + struct.pack("<I", 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (header((b"blk.0.a", [1] * 4, 0)), None),
+        (header((b"blk.0.a", [1] * 5, 0)), "blk.0.a has 5 dimensions"),
+        (header(SOME, values=KEY + text(b"1" * 90), count=2), None),
+        (header(SOME, values=KEY + struct.pack("<Q", 10**6), count=2), "it counts 1,000,000 of"),
+        (
+            header(SOME, values=KEY + struct.pack("<Q", 60), count=2)[:90],
+            "it ends before its tensors",
+        ),
+        (header(SOME, values=text(b"k") + struct.pack("<I", 99), count=2), "a value of type 99"),
+        (b"GGUG" + header()[4:], "it does not begin with GGUF"),
+        (header()[:4] + struct.pack("<I", 4) + header()[8:], "it is of version 4"),
+        (header()[:4] + struct.pack("<I", 2) + header()[8:], None),
+        (header().replace(b"general.a", b"special.a"), "it does not name its architecture"),
+        (
+            header(values=text(b"k") + struct.pack("<IIQ", 9, 10, 20), count=2),
+            "a text in it is longer than the file",  # 20 numbers of 8 bytes
+        ),
+    ],
+)
+def test_what_is_damaged_is_told_and_what_is_just_possible_is_read(
+    tmp_path: Path, content: bytes, told: str | None
+) -> None:
+    if told is None:
+        assert read(content, tmp_path).architecture == "llama"
+    else:
+        with pytest.raises(RequestError, match=re.escape(told)):
+            read(content, tmp_path)
 
 
 def damaged(content: bytes) -> list[tuple[str, bytes]]:

@@ -120,7 +120,7 @@ def test_a_log_that_nobody_reads_any_more_prints_no_traceback(
 ) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", True)
     closed = io.StringIO()
-    handler, logger = logging.StreamHandler(closed), logging.getLogger("transformers.tests")
+    handler, logger = logging.StreamHandler(closed), logging.getLogger("tests.nobody")
     logger.addHandler(handler)
     closed.close()
     try:

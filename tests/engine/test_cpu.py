@@ -9,12 +9,14 @@ import torch.nn.functional as F
 
 from harness.base.build import freeze
 from harness.config.resources import BackendName
-from harness.config.schema import FloatType, LoraConfig, QuantConfig, QuantFormat
+from harness.config.schema import FloatType, LoraConfig, LoraMethod, QuantConfig, QuantFormat
 from harness.data.rows import NO_LOSS, Batch
 from harness.engine.adapter import Adapter
+from harness.engine.cpu import backend as cpu_backend
 from harness.engine.cpu import matmul as products
-from harness.engine.cpu.backend import DECODED_BYTES
-from harness.engine.cpu.decoder_layer import QuickBlock
+from harness.engine.cpu.backend import DECODED_BYTES, why_not_cpu
+from harness.engine.cpu.decoder_layer import QuickBlock, known_blocks
+from harness.engine.cpu.llama_block import LlamaBlock
 from harness.engine.cpu.matmul import FrozenWeight, Operand
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
@@ -166,6 +168,39 @@ def test_a_pass_with_dropout_goes_its_usual_way() -> None:
     assert_same_bits(three_ways("llama", loras, packed=False))
 
 
+@pytest.mark.parametrize(
+    ("lora", "keeps", "trains", "blocks"),
+    [
+        ({}, True, True, 3),
+        ({}, True, False, 3),
+        ({}, False, True, 0),  # there is no decoded weight at hand
+        ({"dropout": 0.2}, True, True, 0),
+        ({"dropout": 0.2}, True, False, 3),  # which drops nothing in an evaluation
+        ({"method": LoraMethod.dora}, True, True, 0),
+    ],
+)
+def test_blocks_compute_what_they_know(
+    monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any], keeps: bool, trains: bool, blocks: int
+) -> None:
+    shared = base_of("llama", backend=CPU_BACKEND)
+    shared.backend.keep_decoded(keeps)
+    computed: list[LlamaBlock] = []
+    real = LlamaBlock.forward
+
+    def forward(block: LlamaBlock, *given: Any) -> Any:
+        computed.append(block)
+        return real(block, *given)
+
+    monkeypatch.setattr(LlamaBlock, "forward", forward)
+    adapter = trained(shared, LoraConfig(rank=4, alpha=8.0, **lora), 0)
+    if trains:
+        shared.backend.gradients([work_of(adapter, 0, packed=True)])
+    else:
+        with torch.no_grad(), shared.only(adapter):
+            shared.model(torch.ones(1, 5, dtype=torch.int64))
+    assert len(computed) == blocks
+
+
 def test_recomputed_activations_change_nothing() -> None:
     lora = LoraConfig(rank=4, alpha=8.0)
     kept = three_ways("llama", [lora], packed=True)
@@ -204,6 +239,19 @@ def test_nothing_stays_decoded_behind_an_evaluation() -> None:
     assert not any(block.is_used for block in blocks_of(shared))
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_weights_that_were_written_over_are_decoded_anew_where_they_are_kept(keeps: bool) -> None:
+    shared = base_of("llama", backend=CPU_BACKEND)
+    shared.backend.keep_decoded(keeps)
+    layer: Any = shared.model.model.layers[1].mlp.up_proj
+    storage = shared.base.storage
+    storage.overwrite(layer, 2 * layer.dense_weight(torch.float32))
+    shared.backend.base_was_rewritten()
+    x = torch.randn(3, 64, generator=RANDOM.manual_seed(0))
+    assert torch.equal(layer(x), F.linear(x, layer.dense_weight(torch.float32)))
+    assert all(block.is_used is keeps for block in blocks_of(shared))
+
+
 def test_a_base_of_some_size_or_another_type_is_left_to_the_reference() -> None:
     large = DECODED_BYTES // 4 // 64
     shared = base_of("llama", vocab_size=large)
@@ -228,3 +276,86 @@ def test_products_have_the_bits_of_linear(
     expected = F.linear(x, weight, bias)
     assert torch.equal(Operand(weight).times(x, bias), expected)
     assert torch.equal(Operand(weight).times(x, bias, added=added), expected + added)
+
+
+@pytest.mark.parametrize("inputs", [64, 192, 256])
+def test_a_few_rows_have_the_bits_of_linear_too(
+    inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens that are generated come one by one, for a few prompts."""
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    operand = Operand(torch.randn(96, inputs, generator=RANDOM.manual_seed(0)))
+    for rows in range(1, 9):
+        x = torch.randn(rows, inputs, generator=RANDOM)
+        assert torch.equal(operand.times(x), F.linear(x, operand.weight_OI)), rows
+
+
+@pytest.mark.parametrize(
+    ("capability", "maker", "expected"),
+    [
+        ("AVX512", "AuthenticAMD", True),
+        ("AVX512", "GenuineIntel", False),  # MKL withholds nothing from its own
+        ("AVX512", None, False),
+        ("AVX2", "AuthenticAMD", False),
+    ],
+)
+def test_onednn_is_for_wide_vectors_of_other_makers(
+    monkeypatch: pytest.MonkeyPatch, capability: str, maker: str | None, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(products, "_maker", lambda: maker)
+    assert products.onednn_is_faster.__wrapped__() is expected
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert not products.onednn_is_faster.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\nvendor_id\t: other\n", "AuthenticAMD"),
+        ("processor\t: 0\nCPU implementer\t: 0x41\n", None),
+        (None, None),
+    ],
+)
+def test_the_maker_is_what_the_processor_calls_itself(
+    monkeypatch: pytest.MonkeyPatch, text: str | None, expected: str | None
+) -> None:
+    def read_text(_: Any) -> str:
+        if text is None:
+            raise FileNotFoundError
+        return text
+
+    monkeypatch.setattr(products.Path, "read_text", read_text)
+    assert products._maker() == expected
+
+
+def test_a_small_base_is_one_whose_layers_and_head_have_few_bytes_when_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = base_of("llama").base
+    block = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 172  # q, o; k, v; gate, up, down
+    decoded = 4 * (3 * block + 300 * 64)
+    monkeypatch.setattr(cpu_backend, "DECODED_BYTES", decoded)
+    assert why_not_cpu(base) is None
+    monkeypatch.setattr(cpu_backend, "DECODED_BYTES", decoded - 1)
+    assert f"decoded, the base has {decoded} bytes" in (why_not_cpu(base) or "")
+    base.processes = 2
+    assert "divided among 2 processes" in (why_not_cpu(base) or "")
+
+
+def test_a_block_stands_in_only_where_all_layers_are_of_its_kind_and_nothing_is_peculiar() -> None:
+    assert len(blocks_of(base_of("llama"))) == SHAPE["num_hidden_layers"]
+    assert not blocks_of(base_of("llama", hidden_act="gelu"))
+    shared = base_of("llama", backend=BackendName.reference)
+    shared.model.config._attn_implementation = "eager"
+    assert known_blocks(shared, {}) == []
+    shared.model.config._attn_implementation = "sdpa"
+    shared.base.linears = shared.base.linears[:-1]  # a layer of a block is not among them
+    assert known_blocks(shared, {}) == []
+
+
+@pytest.mark.parametrize("target", ["0.self_attn.o_proj", "0.mlp.up_proj", "0.mlp.down_proj"])
+def test_one_adapted_layer_of_the_first_block_has_the_same_bits(target: str) -> None:
+    """Nothing before it asks for gradients."""
+    lora = LoraConfig(rank=4, alpha=8.0, target_modules=[target])
+    assert_same_bits(three_ways("llama", [lora], packed=False))

@@ -227,11 +227,12 @@ def test_a_saved_adapter_is_loaded_by_peft(kind: str, tmp_path: Path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_runs_in_a_cohort_are_as_alone(kind: str):
-    """Other ranks, other targets, other numbers of rows, and one that leaves the experts alone."""
+    """Other ranks, targets, numbers of rows; two leave the experts alone, one of them after all others."""
     loras = [
         ALL,
         LoraConfig(rank=4, alpha=4.0, target_modules=["experts"]),
         LoraConfig(rank=3, alpha=5.0, target_modules=["attention"]),
+        LoraConfig(rank=6, alpha=5.0, target_modules=["q_proj"]),
         copy.deepcopy(ALL),
     ]
     alone = []

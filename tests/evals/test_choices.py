@@ -1,5 +1,6 @@
 """Multiple-choice files: what is read, what is refused, and how a prompt reads."""
 
+import json
 from itertools import islice
 
 import pytest
@@ -9,11 +10,13 @@ from harness.embedded.corpus import SKILLS, Part, skill_pairs
 from harness.errors import DataError, RequestError
 from harness.evals.choices import (
     ChoiceForm,
+    answers,
     check_choices,
     evenly_spaced,
     load_questions,
     prompt_text,
     read_choices,
+    score_divisors,
 )
 
 
@@ -158,3 +161,65 @@ def test_arc_prompt(write_jsonl):
     assert prompt_text(question, [shot]) == (
         "Question: What is dry?\nAnswer: Water\n\nQuestion: What is wet?\nAnswer:"
     )
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "indices"),
+    [
+        (10, 4, [0, 2, 5, 7]),
+        (10, 1, [0]),
+        (4, 4, [0, 1, 2, 3]),
+        (5, 4, [0, 1, 2, 3]),
+        (7, 3, [0, 2, 4]),
+    ],
+)
+def test_few_are_evenly_spaced_over_many(count: int, limit: int, indices: list[int]) -> None:
+    assert evenly_spaced(count, limit) == indices
+
+
+@pytest.mark.parametrize(("count", "works"), [(1, False), (2, True), (26, True), (27, False)])
+def test_a_question_has_two_choices_and_a_letter_for_each(write_jsonl, count, works):
+    texts = [f"text {n}" for n in range(count)]
+    mmlu = {"question": "Q?", "choices": texts, "answer": count - 1}
+    arc = {"question": "Q?", "choices": {"text": texts, "label": texts}, "answerKey": texts[-1]}
+    for row in (mmlu, arc):
+        path = write_jsonl([row])
+        if not works:
+            with pytest.raises(DataError, match="2 to 26 texts"):
+                read_choices(path)
+            continue
+        (question,) = read_choices(path)
+        assert question.answer == count - 1
+        letters = [f" {chr(ord('A') + n)}" for n in range(count)]
+        assert list(answers(question)) == (letters if row is mmlu else [f" {t}" for t in texts])
+        assert list(score_divisors(question)) == [1 if row is mmlu else len(t) for t in texts]
+
+
+@pytest.mark.parametrize("answer", [-1, 4, 1.0, None])
+def test_an_answer_is_the_index_of_a_choice(write_jsonl, answer):
+    with pytest.raises(DataError, match="an index from 0 to 3"):
+        read_choices(write_jsonl([{**_mmlu(), "answer": answer}]))
+    assert read_choices(write_jsonl([_mmlu(answer=0)]))[0].answer == 0
+
+
+def test_blank_lines_are_counted_and_half_a_character_is_named(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    good = json.dumps(_mmlu())
+    file.write_text(f"{good}\n\n  \n{good}\n")
+    assert len(read_choices(str(file))) == 2
+    file.write_text(f"{good}\n\n" + good.replace("Two", "\\ud83d"))
+    with pytest.raises(DataError, match=r"rows\.jsonl:3: a text has half of a character"):
+        read_choices(str(file))
+    file.write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: cannot be read: nested too deeply"):
+        read_choices(str(file))
+
+
+def test_the_smallest_numbers_that_can_be_asked_for(write_jsonl):
+    path = write_jsonl([_mmlu(text, "law") for text in ("A?", "B?")])
+    one = EvalConfig(choice_path=path, choice_shots_path=path, choice_shots=1, choice_rows=1)
+    check_choices(one)
+    (item,) = load_questions(one)
+    assert (item.question.text, [shot.text for shot in item.shots]) == ("A?", ["B?"])
+    none = load_questions(EvalConfig(choice_path=path))
+    assert [item.shots for item in none] == [(), ()]

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from harness.config.schema import DataConfig, DataForm, EvalConfig, Split  # noqa: E402
 from harness.data.prepare import prepare_data  # noqa: E402
 from harness.embedded.corpus import Part, documents, skill_pairs  # noqa: E402
-from harness.evals.evaluate import evaluate_model  # noqa: E402
+from harness.evals.evaluate import evaluate_model, tasks_note  # noqa: E402
 
 LOSS = {"eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/token_accuracy"}
 TEXT = {"eval/exact_match", "eval/rouge_l"}
@@ -125,3 +125,79 @@ def test_prompts_that_lose_their_start_are_reported(
     with caplog.at_level(logging.WARNING):
         evaluated(questions, EvalConfig(generate_rows=5, max_new_tokens=30))
     assert "the start of 5 of 5 prompts was cut off" in caplog.text
+
+
+def test_answers_are_kept_with_their_row_prompt_and_reference(evaluated, write_jsonl, tmp_path):
+    """Four prompts of seven rows, evenly spaced over those whose answer is learned; and one that is asked."""
+    pairs = list(islice(skill_pairs("reverse", Part.HELD_OUT, seed=9), 8))
+    rows: list[Any] = [
+        {
+            "messages": [
+                {"role": "user", "content": pair.prompt},
+                {"role": "assistant", "content": pair.response},
+            ]
+        }
+        for pair in pairs
+    ]
+    rows[0]["messages"] += rows[1]["messages"]
+    rows[0]["messages"][-1] = {**rows[0]["messages"][-1], "weight": 0}
+    asking, answer = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
+    (tmp_path / "asked.txt").write_text("How are you?\n\nWho is Tom?\n")
+    data = DataConfig(
+        path=write_jsonl([{"messages": [asking, answer]}], "train.jsonl"),
+        validation_path=write_jsonl(rows),
+        form=DataForm.messages,
+        test_rows=0,
+        answers=str(tmp_path / "asked.txt"),
+    )
+    results = evaluated(data, EvalConfig(max_new_tokens=3, generate_rows=4, batch_size=3))
+    split = [each for each in results.answers if not each.asked]
+    assert [each.row for each in split] == [1, 2, 4, 6]  # of 1 … 7: 0, 1, 3, 5
+    for each in split:
+        assert each.prompt.strip() == pairs[each.row].prompt
+        assert each.reference.strip() == pairs[each.row].response
+    asked = [each for each in results.answers if each.asked]
+    assert [(each.row, each.prompt.strip(), each.reference) for each in asked] == [
+        *((0, "How are you?", ""), (1, "Who is Tom?", "")),
+    ]
+    assert results.scores["eval/exact_match"].rows == (1, 2, 4, 6)
+    right = [float(each.answer.strip() == each.reference.strip()) for each in split]
+    assert list(results.scores["eval/exact_match"].sums) == right
+
+
+def test_rouge_leaves_out_references_without_a_word(evaluated, write_jsonl):
+    rows = [{"prompt": f"{n}?", "response": text} for n, text in enumerate(("a b", "!", "c"))]
+    data = DataConfig(
+        path=write_jsonl([{"prompt": "x", "response": "y"}] * 4, "train.jsonl"),
+        validation_path=write_jsonl(rows),
+        test_rows=0,
+    )
+    results = evaluated(data, EvalConfig(max_new_tokens=2))
+    assert results["eval/exact_match"].n == 3
+    assert results["eval/rouge_l"].n == 2
+    assert results.scores["eval/rouge_l"].rows == (0, 2)
+
+
+def test_prompts_that_lose_solved_examples_are_reported(
+    evaluated, questions, model, mmlu_rows, write_jsonl, monkeypatch, caplog
+):
+    path = write_jsonl(mmlu_rows, "mmlu.jsonl")
+    config = EvalConfig(
+        choice_path=path, choice_shots_path=path, choice_shots=2, choice_rows=3, generate=False
+    )
+    with caplog.at_level(logging.WARNING):
+        evaluated(questions, config)
+    assert not caplog.records
+    monkeypatch.setattr(model.config, "max_position_embeddings", 20)
+    with caplog.at_level(logging.WARNING):
+        evaluated(questions, config)
+    said = "of 3 questions 3 had fewer than eval.choice_shots=2 solved examples, and 3 lost"
+    assert said in caplog.text
+
+
+def test_what_tasks_have_cost_is_said_in_a_sentence() -> None:
+    about = {"requests": 1234, "version": "0.4", "seconds": 2.345, "copies": 1}
+    said = "eval.tasks before training: 1,234 requests of lm-evaluation-harness 0.4 in 2.3 s"
+    assert tasks_note("before", about) == said
+    both = tasks_note("before", about | {"copies": 2})
+    assert both == f"{said}, answered for 2 adapters at once"

@@ -2,15 +2,24 @@
 
 import copy
 import logging
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from harness.engine.cuda.decoding import DecodingSize  # noqa: E402
 from harness.errors import RequestError  # noqa: E402
-from harness.evals.copies import ALONE  # noqa: E402
-from harness.evals.decoding import TextStops  # noqa: E402
-from harness.evals.generation import Decoding, generate_copies  # noqa: E402
+from harness.evals.copies import ALONE, Copies  # noqa: E402
+from harness.evals.decoding import Sampling, TextStops, _rows_of  # noqa: E402
+from harness.evals.generation import (  # noqa: E402
+    Decoding,
+    _copies_at_once,
+    _left_padded,
+    generate_copies,
+)
 
 CPU = torch.device("cpu")
 NEW_TOKENS = 24
@@ -135,3 +144,120 @@ def test_a_prompt_beyond_the_context_keeps_its_end(model, tokenizer, prompts):
 def test_answers_as_long_as_the_context_are_refused(model, tokenizer, prompts):
     with pytest.raises(RequestError, match=r"eval\.max_new_tokens=512 .* context of 512 tokens"):
         _generate(model, tokenizer, prompts, max_new_tokens=512)
+
+
+class Ending:
+    """Copies of one model, of which each ends its answers after so many tokens of its own."""
+
+    def __init__(self, model, ends: dict[int, int], eos: int) -> None:
+        self.ends, self.eos = ends, eos
+        self.chosen: list[int] = []
+        self.rows = self.calls = 0
+        self.batches: list[int] = []
+        self.hook = model.register_forward_hook(self.end)
+
+    @contextmanager
+    def sharing(self, chosen, rows):
+        if self.chosen != list(chosen) and len(chosen) == len(self.ends):
+            self.calls = 0
+        self.chosen, self.rows = list(chosen), rows
+        yield
+
+    def end(self, _, inputs, outputs) -> None:
+        self.batches.append(len(outputs.logits))
+        for index, number in enumerate(self.chosen):
+            if self.calls == self.ends[number]:
+                outputs.logits[index * self.rows : (index + 1) * self.rows, -1, self.eos] = 1e9
+        self.calls += 1
+
+
+def test_a_copy_that_has_ended_leaves_the_batch_and_the_others_go_on(
+    model, tokenizer, prompts, alone
+) -> None:
+    """Three copies of two prompts: after 3, 7 and 5 tokens their batch has 6, 4 and 2 rows."""
+    ends, told = {0: 3, 1: 7, 2: 5}, []
+    ending = Ending(model, ends, tokenizer.eos_token_id)
+    try:
+        copies = Copies(3, ending.sharing)
+        decoding = Decoding(
+            batch_size=2, max_new_tokens=NEW_TOKENS, tell=lambda *said: told.append(said)
+        )
+        found = generate_copies(model, tokenizer, prompts[:2], decoding, CPU, copies)
+    finally:
+        ending.hook.remove()
+    assert ending.batches == [6] * 4 + [4] * 2 + [2] * 2
+    for number, generated in enumerate(found):
+        assert generated.num_new_tokens == [ends[number] + 1] * 2
+        said = [answer[: ends[number]] for answer in alone[:2]]
+        assert generated.texts == [decoded(tokenizer, answer) for answer in said]
+        for prompt, answer in enumerate(said):
+            assert [token for c, p, token in told if (c, p) == (number, prompt)] == answer
+
+
+class Quick:
+    """Something quicker that answers for a model, of so many copies at once; it says what it was asked."""
+
+    def __init__(self, answers: list[list[int]], of: list[list[int]], at_once: int) -> None:
+        self._answers, self._of, self._at_once = answers, of, at_once
+        self.asked: list[tuple[list[int], int, DecodingSize]] = []
+
+    def at_once(self, size: DecodingSize) -> int:
+        return self._at_once
+
+    def answers(self, chosen, prompts, size, stop_ids):
+        self.asked.append((list(chosen), len(prompts), size))
+        assert stop_ids == sorted(stop_ids)
+        own = [self._answers[self._of.index(list(prompt))] for prompt in prompts]
+        return [[[*answer, 77, 78] for answer in own] for _ in chosen]
+
+
+def test_what_is_quicker_answers_greedily_for_all_copies_and_never_where_something_is_drawn(
+    model, tokenizer, prompts, alone
+) -> None:
+    quick = Quick(alone, prompts, at_once=2)
+    copies = Copies(3, ALONE.sharing, quick)  # pyright: ignore[reportArgumentType]
+    decoding = Decoding(batch_size=4, max_new_tokens=NEW_TOKENS)
+    found = generate_copies(model, tokenizer, prompts, decoding, CPU, copies)
+    stops = [tokenizer.eos_token_id in answer for answer in alone]
+    for generated in found:
+        whole = [a if stop else [*a, 77, 78] for a, stop in zip(alone, stops, strict=True)]
+        assert generated.texts == [decoded(tokenizer, answer) for answer in whole]
+    size = DecodingSize(rows=4, length=max(map(len, prompts)) + NEW_TOKENS, new_tokens=NEW_TOKENS)
+    assert quick.asked == [(copies, rows, size) for rows in (4, 4, 1) for copies in ([0, 1], [2])]
+    drawn = replace(decoding, sampling=Sampling(temperature=1.0), max_new_tokens=1)
+    generate_copies(model, tokenizer, prompts[:1], drawn, CPU, replace(copies, count=1))
+    told = replace(decoding, tell=lambda *_: None, max_new_tokens=1)
+    generate_copies(model, tokenizer, prompts[:1], told, CPU, replace(copies, count=1))
+    assert len(quick.asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("positions", "at_once"), [(1, 2**13), (2**12, 2), (2**13, 1), (2**14, 1), (2**13 - 1, 1)]
+)
+def test_so_many_copies_decode_together_as_256_mib_of_keys_and_values_hold(positions, at_once):
+    """At most a key and a value of the hidden size, in 4 bytes, for each of 8 layers of 512."""
+    text = SimpleNamespace(hidden_size=512, num_hidden_layers=8)
+    config = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))
+    assert _copies_at_once(config, positions) == at_once
+
+
+def test_prompts_are_padded_on_their_left() -> None:
+    found = _left_padded([[5, 6], [7, 8, 9], [4]], 3, CPU)
+    assert found["input_ids"].tolist() == [[3, 5, 6], [7, 8, 9], [3, 3, 4]]
+    assert found["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1], [0, 0, 1]]
+
+
+def test_rows_of_copies_that_go_on_are_kept() -> None:
+    assert _rows_of([True, False, True], 2).tolist() == [0, 1, 4, 5]
+    assert _rows_of([False, True], 3).tolist() == [3, 4, 5]
+
+
+def test_a_text_can_have_ended_in_as_many_tokens_as_it_has_bytes_and_two(tokenizer) -> None:
+    stops = TextStops.of(["ab", "", "é!"], tokenizer)
+    assert stops is not None
+    assert (stops.texts, stops.window) == (("ab", "é!"), 3 + 2)
+    ids = tokenizer("the end.", add_special_tokens=False)["input_ids"]
+    end = TextStops.of(["end"], tokenizer)
+    assert end is not None
+    assert end.reached(ids)
+    assert not end.reached(tokenizer("the start", add_special_tokens=False)["input_ids"])

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from harness.cli.main import dispatch
+from harness.config.compose import compose_run
 from harness.config.schema import EvalConfig
 from harness.errors import DataError, RequestError
 from harness.evals import tasks
-from harness.evals.tasks import check_tasks, tasks_fingerprint
+from harness.evals.tasks import check_tasks, task_data, tasks_fingerprint
+from harness.plan.fetch import fetched
 
 pytest.importorskip("lm_eval", reason="the extra lm_eval is not installed")
 
@@ -90,3 +92,20 @@ def test_contents_of_what_a_definition_names_are_part_of_what_a_run_is(own):
     assert tasks_fingerprint(EvalConfig(tasks=["gsm8k"])) != tasks_fingerprint(
         EvalConfig(tasks=["piqa"])
     )
+
+
+def test_data_of_the_hub_is_named_by_a_tasks_definition_or_by_its_neighbours():
+    assert task_data("hellaswag") == ["Rowan/hellaswag"]
+    assert task_data("arc_easy") == ["allenai/ai2_arc"]
+    assert task_data("mmlu") == ["cais/mmlu"], "a group, whose tasks lie beside it"
+    assert task_data("none_of_them") == []
+
+
+def test_a_plan_names_the_data_of_tasks_but_not_files_of_ones_own(own):
+    words = ["eval.tasks=[gsm8k,mmlu]", "eval.generate=false"]
+    lines = fetched([(compose_run(words), None)])
+    assert lines == [
+        "openai/gsm8k for the task gsm8k (its size is on the hub)",
+        "cais/mmlu for the task mmlu (its size is on the hub)",
+    ]
+    assert fetched([(compose_run([f"eval.tasks=[{own}]"]), None)]) == []

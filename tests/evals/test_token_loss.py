@@ -8,11 +8,19 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from harness.data.rows import NO_LOSS, TokenRows  # noqa: E402
+from harness.data.rows import NO_LOSS, Batch, TokenRows  # noqa: E402
 from harness.embedded.corpus import STORY, Part, documents  # noqa: E402
+from harness.engine.forward import target_logits  # noqa: E402
 from harness.evals import token_loss  # noqa: E402
-from harness.evals.copies import Copies  # noqa: E402
-from harness.evals.token_loss import RowSums, loss_results, score_rows  # noqa: E402
+from harness.evals.copies import ALONE, Copies  # noqa: E402
+from harness.evals.token_loss import (  # noqa: E402
+    RowSums,
+    loss_results,
+    loss_scores,
+    score_rows,
+    summed,
+)
+from harness.records.scores import RowScores  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -173,3 +181,71 @@ def test_training_goes_on_after_an_evaluation(model, sequences):
     ids = torch.tensor([sequences[0]])
     trained(input_ids=ids, labels=ids).loss.backward()
     assert trained.get_input_embeddings().weight.grad.norm() > 0
+
+
+def test_scores_of_clusters_are_sums_in_the_order_of_their_numbers():
+    sums = RowSums(
+        loss_sum_N=torch.tensor([2.0, 1.0, 3.0, 3.0], dtype=torch.float64),
+        correct_N=torch.tensor([1, 0, 0, 2]),
+        tokens_N=torch.tensor([1, 1, 1, 3]),
+    )
+    numbers = torch.tensor([7, 4, 4, 9])
+    found = loss_scores(sums, numbers)
+    assert found == {
+        "eval/loss": RowScores(rows=(4, 7, 9), sums=(4.0, 2.0, 3.0), weights=(2, 1, 3)),
+        "eval/token_accuracy": RowScores(rows=(4, 7, 9), sums=(0, 1, 2), weights=(2, 1, 3)),
+    }
+    assert summed(sums.loss_sum_N, sums.correct_N, numbers) == RowScores(
+        rows=(4, 7, 9), sums=(4.0, 2.0, 3.0), weights=(0, 1, 2)
+    )
+
+
+@pytest.mark.parametrize("text_bytes", [None, [0, 0, 0, 0], [3, 5, 0, 8]])
+def test_bits_per_byte_are_nats_over_the_logarithm_of_two_and_the_bytes(text_bytes):
+    sums = RowSums(
+        loss_sum_N=torch.tensor([2.0, 1.0, 3.0, 3.0], dtype=torch.float64),
+        correct_N=torch.tensor([1, 0, 0, 2]),
+        tokens_N=torch.tensor([1, 1, 1, 3]),
+    )
+    given = None if text_bytes is None else torch.tensor(text_bytes)
+    results = loss_results(sums, torch.arange(4), given)
+    if text_bytes == [3, 5, 0, 8]:
+        # Of a row without bytes there is nothing to divide by, and it is no cluster.
+        assert results["eval/bits_per_byte"].value == pytest.approx(6 / math.log(2) / 16)
+        assert results["eval/bits_per_byte"].n == 3
+    else:
+        assert "eval/bits_per_byte" not in results
+
+
+def test_what_is_quicker_scores_as_the_model_does(model, sequences):
+    """Something that computes with the model itself, and says what it was asked."""
+    rows, asked = _rows(sequences, PROMPTS), []
+
+    class Quick:
+        def score(self, chosen, batch):
+            asked.append((list(chosen), len(batch.input_ids_BT)))
+            with torch.no_grad():
+                logits_MV, targets_M = target_logits(model, batch)
+            loss_M = torch.nn.functional.cross_entropy(logits_MV, targets_M, reduction="none")
+            right_M = (logits_MV.argmax(dim=-1) == targets_M).float()
+            return [torch.stack([loss_M, right_M])] * len(chosen)
+
+    copies = Copies(2, ALONE.sharing, Quick())  # pyright: ignore[reportArgumentType]
+    alone = score_rows(model, rows, 5, CPU)
+    for sums in token_loss.score_copies(model, rows, 5, CPU, copies):
+        torch.testing.assert_close(sums.loss_sum_N, alone.loss_sum_N, rtol=1e-6, atol=0)
+        assert sums.loss_sum_N.dtype is torch.float64
+        assert sums.correct_N.equal(alone.correct_N)
+        assert sums.tokens_N.equal(alone.tokens_N)
+    assert [n for chosen, n in asked for _ in chosen] == [5, 5, 5, 5, 2, 2]
+
+
+def test_a_batch_is_repeated_whole(sequences):
+    rows = _rows(sequences[:3], PROMPTS[:3])
+    batch = rows.batch([0, 1, 2])
+    segments = torch.ones_like(batch.input_ids_BT)
+    batch = Batch.of(batch.input_ids_BT, batch.targets_BT, segments)
+    assert token_loss.repeated(batch, 1) is batch
+    thrice = token_loss.repeated(batch, 3)
+    for name in ("input_ids_BT", "targets_BT", "segments_BT"):
+        assert torch.equal(getattr(thrice, name), torch.cat([getattr(batch, name)] * 3))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.measure import paging
 from harness.measure.paging import Cupti, PagingUnknown, paging_counters
 
 TO_DEVICE, TO_HOST, CPU_FAULTS, KERNEL = 1, 2, 3, 10
@@ -72,3 +73,20 @@ def test_where_nothing_counts_the_reason_is_cuptis_own() -> None:
         Cupti(0, Library([], refuses="CUPTI_ERROR_NOT_SUPPORTED_HERE"))
     with pytest.raises(PagingUnknown, match="nowhere"):
         paging_counters(torch.device("cpu"))
+
+
+def test_the_library_is_that_of_torchs_own_cuda(monkeypatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(PagingUnknown, match="is built without CUDA"):
+        paging._library()
+    monkeypatch.setattr(torch.version, "cuda", "99.4")
+    with pytest.raises(PagingUnknown, match=r"libcupti\.so\.99 cannot be loaded: "):
+        paging._library()
+
+
+def test_a_gpu_is_counted_by_its_number_or_the_current_one(monkeypatch) -> None:
+    monkeypatch.setattr(paging, "_counters", lambda index: index)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 5)
+    assert paging_counters(torch.device("cuda", 0)) == 0
+    assert paging_counters(torch.device("cuda", 3)) == 3
+    assert paging_counters(torch.device("cuda")) == 5

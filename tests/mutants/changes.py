@@ -20,6 +20,8 @@ LEFT_OUT = (
 """Operators of cosmic-ray that are not used."""
 UNJUDGED = ("decorator", "raise_stmt", "assert_stmt")
 """Where nothing is changed: frozen=True and its like, the wording of errors, statements to ourselves."""
+SIGNATURES = ("parameters", "param", "lambdef")
+"""Where a star or a slash says which arguments have names: cosmic-ray takes it for an operation."""
 GUARDS = ("strict", "encoding", "deepcopy")
 """Keyword arguments that only guard against what does not happen, as an assertion does, or only save time."""
 STATEMENTS = (
@@ -111,6 +113,8 @@ def _is_judged(node: Any) -> bool:
         if child.type in UNJUDGED or _is_type(child, parent):
             return False
         if _is_look(child):
+            return False
+        if child.type == "operator" and parent is not None and parent.type in SIGNATURES:
             return False
         if child.type == "argument" and child.children[0].get_code().strip() in (*GUARDS, *LOOKS):
             return False

@@ -121,7 +121,7 @@ def _name(code: CodeType) -> tuple[str, int]:
 def record(copy: Path, test_files: Sequence[str]) -> int:
     """Run test files unchanged and write what they reach to `reach.json`; returns pytest's exit code."""
     recorder = Recorder(copy)
-    code = _pytest(test_files, recorder)
+    code = _pytest(test_files, recorder, "-rf")
     (copy / "reach.json").write_text(json.dumps(recorder.reached()))
     return code
 
@@ -130,11 +130,12 @@ def judge(copy: Path, tests: Sequence[Reached]) -> int:
     """Run tests one by one until one fails, whose name goes to `killer.txt`; returns pytest's exit code."""
     resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
     files = dict.fromkeys(each.file for each in tests)
-    return _pytest(list(files), Judge(copy / "killer.txt", tests))
+    return _pytest(list(files), Judge(copy / "killer.txt", tests), "--tb=no")
 
 
 def _pytest(files: Sequence[str], plugin: object, *more: str) -> int:
     options = ["-x", "-q", "-p", "no:cacheprovider", "-o", "timeout=0", "-p", "no:xdist", *more]
+    options.append("--hypothesis-profile=judges")
     return int(pytest.main([*options, *files], plugins=[plugin]))
 
 

@@ -169,7 +169,8 @@ class Reach:
         """Return the tests that run the changed lines: the quick first, of these the module's own file's.
 
         Their sum stays within SECONDS. What runs at import, and what no test runs in its own process, is
-        judged by the tests that run anything of its module.
+        judged by the tests that run anything of its module, else by those of the file of its name or its
+        package's.
         """
         tests = [each for name in self._asked for each in self._kept[name]["tests"]]
         of_module = [each for each in tests if mutant.module in each["lines"]]
@@ -177,11 +178,15 @@ class Reach:
         running = [each for each in of_module if changed & set(each["lines"][mutant.module])]
         if not mutant.function:
             running = []
+        path = Path(mutant.module)
+        own = f"test_{path.stem}"
+        named = (own, f"test_{path.parent.name}")  # of constants alone nothing runs in a test
+        of_module = of_module or [
+            each for each in tests if Path(each["test"].split("::")[0]).stem in named
+        ]
         found = [
             Reached(each["test"], each["seconds"], each["setup"]) for each in running or of_module
         ]
-        stem = Path(mutant.module).stem
-        own = f"test_{stem}"
         found.sort(
             key=lambda each: (
                 each.seconds + each.setup > QUICK_SECONDS,

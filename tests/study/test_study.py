@@ -7,10 +7,13 @@ import os
 import random
 import sqlite3
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from harness.errors import RequestError
@@ -29,7 +32,8 @@ from harness.question.settings import (
 )
 from harness.records.metrics import Direction
 from harness.records.run_directory import sqlite_url
-from harness.study.study import Study, Trial, TrialStatus
+from harness.study.database import open_database, question_in
+from harness.study.study import Study, Trial, TrialStatus, front_of_each, ranked
 
 QUANTIZED = Condition(key="quant", values=frozenset({"nf4", "int4"}))
 AXES = (
@@ -146,9 +150,10 @@ SEARCHES = [
 
 
 @pytest.mark.parametrize(("method", "objectives", "count"), SEARCHES)
-def test_every_method_searches_a_mixed_conditional_space_with_diverged_runs_in_silence(
-    method, objectives, count, url, capfd
+def test_every_method_searches_a_mixed_conditional_space_in_silence_resumed_or_not(
+    method, objectives, count, url, tmp_path, capfd
 ):
+    """With diverged runs, too. Resumed again and again it draws what an undisturbed study draws."""
     question = asked(method, objectives=objectives, constraints=(MEMORY,))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -167,16 +172,8 @@ def test_every_method_searches_a_mixed_conditional_space_with_diverged_runs_in_s
         assert 0 <= int(trial.point["optim.warmup_steps"]) <= 20
     different = {tuple(trial.point.items()) for trial in trials}
     assert len(different) > 0.9 * count  # a child of nsga2 may equal its parent
-
-
-@pytest.mark.parametrize(("method", "objectives", "count"), SEARCHES)
-def test_a_study_that_is_resumed_again_and_again_draws_what_an_undisturbed_one_draws(
-    method, objectives, count, tmp_path
-):
-    question = asked(method, objectives=objectives, constraints=(MEMORY,))
-    undisturbed = search(question, f"sqlite:///{tmp_path / 'a.db'}", count)
-    resumed = search(question, f"sqlite:///{tmp_path / 'b.db'}", count, reopen_every=4)
-    assert resumed == undisturbed
+    resumed = search(question, f"sqlite:///{tmp_path / 'resumed.db'}", count, reopen_every=4)
+    assert resumed == trials
 
 
 def test_the_parameters_in_the_database_are_the_point(url):
@@ -625,3 +622,131 @@ def test_a_grid_with_transfer_waits_for_the_lower_ranks_and_goes_on_as_it_would_
     with pytest.raises(ValueError, match="all 16 points"):
         study.ask()
     study.close()
+
+
+def test_rates_are_transferred_to_the_best_of_what_is_maximized_too(url) -> None:
+    question = asked(Method.grid, axes=(RANKS, RATES), transfer=Transfer.lr, objectives=(EXACT,))
+    study = opened(question, url)
+    for _ in range(10):
+        trial = study.ask()
+        away = abs(math.log(float(trial.point["optim.lr"]) / 3e-3))
+        study.complete(trial.number, [1.0 - 0.1 * away], [])  # at every rank best at 3e-3
+    tried = [study.ask().point["optim.lr"] for _ in range(3)]
+    assert tried == ["1e-3", "3e-3", "1e-2"]
+    study.close()
+
+
+# A wider space ------------------------------------------------------------------------------------
+
+FEW = (
+    ChoiceAxis(key="lora.rank", values=("2", "8")),
+    ChoiceAxis(key="optim.lr", values=("0.001", "0.01")),
+)
+
+
+def wider(question: Question, **changes) -> Question:
+    more = ChoiceAxis(key="lora.rank", values=("2", "4", "8"))
+    search = replace(question.search, **changes)
+    return replace(question, space=Space(axes=(more, *question.space.axes[1:])), search=search)
+
+
+@pytest.mark.parametrize("method", [Method.random, Method.tpe, Method.gp])
+def test_a_search_knows_what_it_was_told_when_its_space_has_grown(method, url) -> None:
+    question = asked(method, axes=FEW)
+    study = opened(question, url)
+    for number in range(6):
+        study.complete(number, [float(study.ask().point["lora.rank"])], [])
+    points = [trial.point for trial in study.trials]
+    study.extend(wider)
+    assert [trial.point for trial in study.trials] == points
+    for number in range(6, 26):
+        study.complete(number, [float(study.ask().point["lora.rank"])], [])
+    ranks = [trial.point["lora.rank"] for trial in study.trials]
+    assert ranks[:6] == [point["lora.rank"] for point in points]
+    assert "4" in ranks[6:]
+    study.close()
+    stored = in_optuna(url)
+    assert [str(trial.params["lora.rank"]) for trial in stored] == ranks
+    assert [t.distributions["lora.rank"] for t in stored] == [
+        CategoricalDistribution((2, 4, 8))
+    ] * 26
+    again = opened(wider(question), url)
+    assert [trial.point["lora.rank"] for trial in again.trials] == ranks
+    again.close()
+    with pytest.raises(RequestError, match="its trials would not be comparable"):
+        opened(question, url)
+
+
+def test_a_grid_goes_on_behind_what_it_has_asked(url) -> None:
+    study = opened(asked(Method.grid, axes=FEW), url)
+    first = [study.ask().point for _ in range(3)]
+    study.extend(wider)
+    points = [*first, *(study.ask().point for _ in range(3))]
+    cells = {(rank, rate) for rank in ("2", "4", "8") for rate in ("0.001", "0.01")}
+    assert {(p["lora.rank"], p["optim.lr"]) for p in points} == cells
+    assert [trial.point for trial in study.trials] == points
+    with pytest.raises(ValueError, match="all 6 points"):
+        study.ask()
+    study.close()
+    again = opened(wider(asked(Method.grid, axes=FEW)), url)
+    assert [trial.point for trial in again.trials] == points
+    again.close()
+
+
+def test_what_is_asked_is_kept_for_members_that_join(url) -> None:
+    study = opened(asked(Method.random, axes=FEW), url)
+    study.extend(lambda asked: wider(asked, trials=99))
+    study.close()
+    tree = question_in(open_database(url), "small")
+    assert tree["search"]["trials"] == 99
+    assert tree["space"]["lora.rank"] == "choice(2, 4, 8)"
+    with pytest.raises(RequestError, match=r"no sweep 'smal' has begun .* near names: small"):
+        question_in(open_database(url), "smal")
+
+
+def test_instructions_are_passed_on_once(url) -> None:
+    study = opened(asked(Method.random), url)
+    first, second = {"kind": "stop", "run": 1}, {"kind": "more", "trials": 9}
+    study.pass_on([first])
+    study.pass_on([first, second])
+    study.pass_on([])
+    assert study.instructions == [first, second]
+    study.close()
+    assert opened(asked(Method.random), url).instructions == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ([math.inf], [1.0]),
+        ([-math.inf], [-1.0]),
+        ([0.0, math.inf], [0.0, 1.0]),
+        ([-3.0, 2.0, math.inf], [-3.0, 2.0, 3.0]),
+        ([0.5, -math.inf], [0.5, -0.5]),
+    ],
+)
+def test_an_infinite_violation_is_as_large_as_the_largest_distance(told, kept, url) -> None:
+    study = opened(asked(Method.random, constraints=(MEMORY,)), url)
+    for violation in told:
+        study.complete(study.ask().number, [0.1], [violation])
+    assert [trial.violations for trial in study.trials] == [(each,) for each in kept]
+
+
+@pytest.mark.parametrize(
+    ("costs", "fronts"),
+    [
+        ([[3.0], [1.0], [3.0], [2.0]], [2, 0, 2, 1]),
+        ([[1, 2], [2, 1], [2, 2], [3, 3], [1, 2]], [0, 0, 1, 2, 0]),
+        ([[1, 1], [1, 2], [0, 5]], [0, 1, 0]),
+    ],
+)
+def test_fronts_are_those_that_no_other_row_is_better_than(costs, fronts) -> None:
+    assert front_of_each(np.array(costs, dtype=float)) == fronts
+
+
+def test_rows_are_ranked_by_front_then_first_objective_then_order() -> None:
+    both = [Direction.minimize, Direction.maximize]
+    values = [(2.0, 9.0), (1.0, 5.0), (1.0, 4.0), (2.0, 9.0), (0.5, 0.0)]
+    assert ranked(values, both) == [4, 1, 0, 3, 2]
+    assert ranked([], both) == []
+    assert ranked([(1.0,), (3.0,), (2.0,)], [Direction.maximize]) == [1, 2, 0]

@@ -5,6 +5,7 @@ import math
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from analysis.render import csv
+from analysis.sources import load_sweep
+from analysis.specs import specs_for
+from analysis.tables import build_table
 from harness.records.record import RunStatus, read_metrics, read_records
 from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
 from tests.commands.forked import Command
@@ -96,6 +101,14 @@ def losses(out: Path) -> dict[str, list[float]]:
     return found
 
 
+def tables(out: Path, name: str) -> dict[str, tuple[str, str]]:
+    """Return every table of the sweep's report, with the runs behind each cell."""
+    sweep = load_sweep(out, name)
+    assert sweep.problems == []
+    found = [build_table(spec, sweep.rows) for spec in specs_for(sweep)]
+    return {table.name: (csv(table), table.sources()) for table in found}
+
+
 @pytest.mark.parametrize(
     ("kills", "cohort", "rates"),
     [
@@ -140,6 +153,12 @@ def test_a_sweep_that_is_killed_again_and_again_ends_like_one_that_is_not(
     for run_id in losses(killed):
         rows = read_metrics(killed / "runs" / run_id / "metrics.jsonl").rows
         assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+
+    told = tables(killed, file.stem)
+    assert {"confirmation", "search", "cost"} <= told.keys()
+    shutil.rmtree(SweepDirectory(killed, file.stem).path)
+    assert start(file, killed).wait(SECONDS) == 0  # one process that finds the same records
+    assert tables(killed, file.stem) == told
 
 
 def test_ctrl_c_keeps_checkpoints_says_how_to_go_on_and_the_same_command_ends_it(ask, tmp_path):

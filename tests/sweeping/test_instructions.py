@@ -4,17 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from analysis.frame import Role
 from analysis.sources import load_sweep
 from harness.cli.main import dispatch
-from harness.errors import RequestError
 from harness.question.axes import ChoiceAxis
-from harness.question.check_space import check_space
 from harness.question.load import load_question
 from harness.question.points import Space
-from harness.question.widen import with_value
+from harness.question.widen import with_trials, with_value
 from harness.records.record import RunStatus, read_records
 from harness.study.database import open_engine
 from harness.study.leases import Leases
@@ -22,7 +18,6 @@ from harness.study.study import Study
 from harness.sweeping import messages
 from harness.sweeping.inbox import Inbox
 from harness.sweeping.instructions import Instruction, InstructionKind, Instructions, as_told
-from harness.sweeping.member import open_study
 from harness.sweeping.requests import RequestMaker
 from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
 
@@ -64,56 +59,14 @@ def test_instructions_are_read_once_each_and_a_torn_line_costs_no_other(tmp_path
     assert Instructions(file.file).read_on() == [first, second]
 
 
-# The study ---------------------------------------------------------------------------------------
-
-
-def begun(file: Path, question=None) -> Study:
-    question = question or load_question(str(file), [])
-    return open_study(question, check_space(question), directory_of(file), None)
-
-
-@pytest.mark.parametrize("method", ["random", "tpe", "gp"])
-def test_a_search_goes_on_with_a_value_more_and_knows_what_it_was_told(ask, method):
-    space = {"lora.rank": "choice(2, 8)", "optim.lr": "tag(log, interval(1e-3, 1e-2))"}
-    file = ask(space=space, search={"method": method, "trials": 40})
-    study = begun(file)
-    points = []
-    for number in range(12):
-        point = study.ask().point
-        points.append(point)
-        study.complete(number, [float(point["lora.rank"])], [])
-    study.extend(lambda asked: with_value(asked, "lora.rank", "4"))
-    assert [trial.point for trial in study.trials] == points
-    for number in range(12, 32):
-        study.complete(number, [float(study.ask().point["lora.rank"])], [])
-    points = [trial.point for trial in study.trials]
-    assert "4" in {point["lora.rank"] for point in points[12:]}
-    study.close()
-
-    wider = as_told(
-        load_question(str(file), []),
-        [Instruction(kind=InstructionKind.add_value, axis="lora.rank", value="4")],
-    )
-    again = begun(file, wider)
-    assert [trial.point for trial in again.trials] == points
-    assert [t.values[0] for t in again.trials if t.values] == [
-        float(p["lora.rank"]) for p in points
+def test_a_question_is_asked_as_it_was_told(ask):
+    search = {"method": "random", "trials": 4}
+    question = load_question(str(ask(space={"lora.rank": "choice(2, 8)"}, search=search)), [])
+    told = [
+        Instruction(kind=InstructionKind.add_value, axis="lora.rank", value="4"),
+        Instruction(kind=InstructionKind.more_trials, trials=9),
     ]
-    again.close()
-    with pytest.raises(RequestError, match="its trials would not be comparable"):
-        begun(file)
-
-
-def test_a_grid_goes_on_behind_what_it_has_asked(ask):
-    file = ask(space={"lora.rank": "choice(2, 8)", "optim.lr": "choice(1e-3, 1e-2)"})
-    study = begun(file)
-    first = [study.ask().point for _ in range(3)]
-    study.extend(lambda asked: with_value(asked, "lora.rank", "4"))
-    rest = [study.ask().point for _ in range(3)]
-    cells = {(rank, rate) for rank in ("2", "4", "8") for rate in ("0.001", "0.01")}
-    assert {(p["lora.rank"], p["optim.lr"]) for p in [*first, *rest]} == cells
-    assert [trial.point for trial in study.trials] == [*first, *rest]
-    study.close()
+    assert as_told(question, told) == with_trials(with_value(question, "lora.rank", "4"), 9)
 
 
 # The sweep ---------------------------------------------------------------------------------------

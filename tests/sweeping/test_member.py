@@ -21,7 +21,7 @@ from tests.sweeping.test_crash import completed, lines_of, losses
 
 SECONDS = 120.0
 HEARTBEAT_SECONDS = 2
-TRIALS = 18
+TRIALS = 12
 
 
 def member(command: str, sweep: str, out: Path, *overrides: str) -> Command:
@@ -54,7 +54,7 @@ def sweep_log(out: Path, name: str) -> str:
 def test_three_members_one_of_them_killed_train_every_cell_once_and_find_what_one_alone_finds(
     ask, tmp_path, postgres_database
 ):
-    space = {"lora.rank": "choice(1,2,4)", "optim.lr": "choice(2e-4,1e-3,5e-3)"}
+    space = {"lora.rank": "choice(1,2,4)", "optim.lr": "choice(1e-3,5e-3)"}
     question = {
         "base": ("optim.steps=20", "eval.every_steps=10", "checkpoint.every_steps=10"),
         "space": space | {"quant": "choice(nf4,int4)"},
@@ -70,7 +70,7 @@ def test_three_members_one_of_them_killed_train_every_cell_once_and_find_what_on
     wait_until(lambda: lines_of(together) > 0, first, log)
     storage = f"study.storage={postgres_database}"
     others = [member("worker", "three", together, storage) for _ in range(2)]
-    wait_until(lambda: len(completed(together)) >= 6, first, log)
+    wait_until(lambda: len(completed(together)) >= 4, first, log)
     victim = others[0]
     known = completed(together)
     os.killpg(victim.pid, signal.SIGKILL)

@@ -1,4 +1,7 @@
-"""The report of a sweep that was killed, stopped, extended and given again is that of an undisturbed one."""
+"""The report of a sweep that was killed, stopped, extended and given again is that of an undisturbed one.
+
+Of its tables alone test_crash.py says so in the laptop suite.
+"""
 
 import os
 import re
@@ -15,7 +18,7 @@ from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
 from tests.sweeping.test_crash import start
 
 SECONDS = 240.0
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def report_of(out: Path, name: str) -> dict[str, bytes]:
@@ -84,7 +87,6 @@ def test_a_sweep_that_was_killed_stopped_and_given_again_has_the_report_of_an_un
     assert len(search.splitlines()) == 1 + 2
 
 
-@pytest.mark.slow
 def test_a_sweep_that_was_extended_has_the_report_of_one_that_was_asked_for_at_once(ask, tmp_path):
     space = {"lora.rank": "choice(1,2,4)", "optim.lr": "tag(log, interval(1e-3, 1e-2))"}
     out = tmp_path / "out"

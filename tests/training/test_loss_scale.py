@@ -1,6 +1,8 @@
 """Training in float16: a run's own loss scale, by the reference and in seats."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from harness.config.schema import FloatType, LoraConfig, OptimConfig, QuantConfi
 from harness.engine.cuda.backend import CudaBackend
 from harness.engine.shared_base import SharedBase
 from harness.training.loss_scale import LossScale
+from harness.training.session import Diverged, _move
 from harness.training.slot import Slot, clip
 from tests.engine.test_grouped_lora import random_base
 from tests.training.rows import job_on_random_rows
@@ -33,6 +36,59 @@ def test_the_scale_follows_torchs_grad_scaler(overflows: list[int]) -> None:
         optimizer.zero_grad()
         assert ours.value == theirs.get_scale(), step
     assert ours.skipped_steps == len(overflows)
+
+
+def test_a_scale_below_one_helps_no_more() -> None:
+    scale = LossScale(value=2.0)
+    found = []
+    for _ in range(3):
+        found.append(scale.is_exhausted)
+        scale.overflowed()
+    assert found == [False, False, True]  # of 2, 1 and a half
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "scale", "outcome"),
+    [
+        (1.0, 2.0, None, "moved"),
+        (1.0, 2.0, 4.0, "moved"),
+        (1.0, math.inf, 2.0, "left out"),
+        (1.0, math.nan, 2.0, "left out"),
+        (1.0, math.inf, 1.0, "diverged"),  # although nothing is multiplied any more
+        (1.0, math.inf, None, "diverged"),
+        (math.nan, 2.0, None, "diverged"),
+        (math.inf, math.inf, 4.0, "diverged"),
+    ],
+)
+def test_a_step_moves_a_run_or_is_left_out_or_is_its_last(
+    loss: float, norm: float, scale: float | None, outcome: str
+) -> None:
+    kept = None if scale is None else LossScale(value=scale)
+    moved: list[str] = []
+    logged: list[int] = []
+    slot = SimpleNamespace(
+        progress=SimpleNamespace(step=4, loss_scale=kept),
+        update=lambda: moved.append("moved"),
+        skip_update=lambda own: own.overflowed(),
+    )
+    values = {"train/loss": loss}
+    entry: Any = SimpleNamespace(
+        loss=loss,
+        grad_norm=norm,
+        slot=slot,
+        step_values=lambda lasting: values,
+        log=lambda step, _: logged.append(step),
+    )
+    if outcome == "diverged":
+        with pytest.raises(Diverged, match=f"^step 5: loss {loss}, gradient norm {norm}$"):
+            _move(entry, 0)
+        assert logged == [5]
+    else:
+        assert _move(entry, 0) is values
+        assert logged == []
+    assert moved == (["moved"] if outcome == "moved" else [])
+    if kept is not None:
+        assert kept.skipped_steps == (math.isfinite(loss) and not math.isfinite(norm))
 
 
 def slot_of(compute: FloatType, backend: type[CudaBackend] | None) -> Slot:

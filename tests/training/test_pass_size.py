@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.training import pass_size
 from harness.training.entry import RunEntry
 from harness.training.pass_size import PassSizer, best_size, is_enough, ladder, size_to_time
 
@@ -58,6 +59,8 @@ def test_short_passes_are_timed_more_often() -> None:
     assert is_enough(4, [0.05] * 3)
     assert not is_enough(1, [0.05] * 3)
     assert is_enough(1, [0.001] * MANY)
+    assert not is_enough(1, [0.001] * (MANY - 1))
+    assert not is_enough(1, [9.0] * 2)
 
 
 def test_larger_sizes_are_tried_until_one_costs_time() -> None:
@@ -136,6 +139,47 @@ def test_a_machine_that_becomes_busy_is_timed_again() -> None:
     assert sizer.slots == 1
 
 
+def test_times_are_taken_anew_after_128_passes_then_256_and_at_last_every_2048() -> None:
+    sizer, one, waits = PassSizer(max_slots=2), [entry()], [0]
+    for _ in range(6):
+        while sizer.is_timing(one):
+            sizer.observe(one, 1.0)
+        sizer.observe([entry(), entry()], 1.0)  # the first of its kind warms up
+        while sizer.is_timing([entry(), entry()]):
+            sizer.observe([entry(), entry()], 2.0)
+        waits.append(0)
+        while not sizer.is_timing(one):
+            sizer.observe(one, 1.0)
+            waits[-1] += 1
+    assert waits[1:] == [128, 256, 512, 1024, 2048, 2048]
+
+
+def test_a_measurement_counts_as_much_as_the_one_before() -> None:
+    """Two runs a pass were slow once, and twice as quick the next time: the median of both lies between."""
+    sizer, pair = PassSizer(max_slots=2), [entry(), entry()]
+    for seconds in (3.0, 0.5):
+        for group, of_pass in ((pair[:1], 1.0), (pair, seconds)):
+            while sizer.is_timing(group):
+                sizer.observe(group, of_pass)
+        if seconds == 3.0:
+            for _ in range(128):
+                sizer.observe(pair, seconds)
+    assert sizer.groups(pair) == [pair]
+    assert sizer.description == "2 of 2 slots a pass, 1.14 x one at a time"
+
+
+def test_the_first_pass_of_a_size_warms_up_and_is_not_timed() -> None:
+    sizer, pair = PassSizer(max_slots=2), [entry(), entry()]
+    for group in (pair[:1], pair):
+        sizer.observe(group, 99.0)
+        sizer.forget_timing(group)  # captured anew: the next is the first again
+        sizer.observe(group, 99.0)
+        while sizer.is_timing(group):
+            sizer.observe(group, 1.0 + 0.5 * len(group))
+    assert sizer.groups(pair) == [pair]
+    assert sizer.description == "2 of 2 slots a pass, 1.50 x one at a time"
+
+
 def test_runs_of_other_micro_batches_are_timed_apart_and_share_no_pass() -> None:
     sizer = PassSizer(max_slots=8)
     simulate(sizer, lambda n: 0.1 + 0.01 * n, runs=8, passes=60)
@@ -156,6 +200,41 @@ def test_the_size_grows_only_as_predicted_memory_allows() -> None:
     assert sizer.slots == 4  # five fifths are more than nine tenths
 
 
+def measured(
+    monkeypatch: pytest.MonkeyPatch, count: int, pass_bytes: int, adapter_bytes: int, used: int
+) -> int:
+    """Return how many runs share a pass in 10,000 bytes, `used` of them by others, after one of `count`."""
+    meter = SimpleNamespace(used_bytes=lambda: used, usable_bytes=lambda: 10_000)
+    monkeypatch.setattr(pass_size, "meter_of", lambda device: meter)
+    sizer = PassSizer(max_slots=16)
+    sizer.observe_bytes([entry(adapter_bytes=adapter_bytes)] * count, pass_bytes)
+    simulate(sizer, lambda n: 0.1 + 0.01 * n, runs=16, passes=60)
+    return sizer.slots
+
+
+@pytest.mark.parametrize(
+    ("count", "pass_bytes", "adapter_bytes", "used", "slots"),
+    [
+        (1, 900, 0, 0, 10),  # nine tenths of the memory
+        (1, 901, 0, 0, 9),
+        (3, 2700, 0, 0, 10),  # of all three
+        (1, 500, 100, 0, 10),  # an adapter comes with its gradient and two moments
+        (1, 500, 101, 0, 9),
+        (1, 900, 0, 901, 8),
+        (1, 20_000, 0, 0, 1),
+    ],
+)
+def test_as_many_runs_share_a_pass_as_have_room_with_what_they_keep(
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    pass_bytes: int,
+    adapter_bytes: int,
+    used: int,
+    slots: int,
+) -> None:
+    assert measured(monkeypatch, count, pass_bytes, adapter_bytes, used) == slots
+
+
 def test_a_prediction_bounds_the_size_until_a_pass_has_been_measured() -> None:
     free = 10**12
     sizer = PassSizer(max_slots=16, memory_bytes=free, predicted_bytes=lambda entry: free // 5)
@@ -168,7 +247,7 @@ def test_a_prediction_bounds_the_size_until_a_pass_has_been_measured() -> None:
 
 def test_a_pass_that_has_run_out_of_memory_is_the_last_of_its_size() -> None:
     sizer = PassSizer(max_slots=16)
-    assert sizer.ran_out([entry() for _ in range(8)]) == 4
+    assert sizer.ran_out([entry() for _ in range(7)]) == 4  # the larger half
     sizer.observe_bytes([entry()], pass_bytes=1)
     simulate(sizer, lambda n: 0.1 + 0.01 * n, runs=16, passes=100)
     assert sizer.slots == 4

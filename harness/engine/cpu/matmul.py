@@ -52,6 +52,8 @@ def _piece(outputs: int, inputs: int) -> int | None:
     return None
 
 
+_FEWEST_ROWS = 4
+"""Rows below which MKL sums in an order that no pieces have: those of a token that is generated."""
 _Pieces = list[tuple[slice, torch.Tensor]]
 """Columns of the input, and those of the weight."""
 
@@ -94,11 +96,10 @@ class Operand:
         added: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return x W^T + bias + `added` for contiguous x [..., I], outside autograd; at most one of both."""
-        pieces = self._pieces
-        if pieces is None:
+        pieces, rows = self._pieces, x.view(-1, x.shape[-1])
+        if pieces is None or len(rows) < _FEWEST_ROWS:
             y = F.linear(x, self.weight_OI, bias_O)
             return y if added is None else y.add_(added)
-        rows = x.view(-1, x.shape[-1])
         if added is not None and len(pieces) == 1:
             linear: Any = torch.ops.mkldnn._linear_pointwise.binary
             flat = linear(rows, added.view(-1, len(self.weight_OI)), pieces[0][1], bias_O, "add")

@@ -1,14 +1,18 @@
-"""A composer gives what `compose_run` gives, or refuses in its words, only faster."""
+"""`compose_run` gives what Hydra gives, or refuses in its words, only faster."""
 
 import itertools
 import random
 
 import pytest
 
-from harness.config.compose import compose_run, group_options
+from harness.config import compose
+from harness.config.compose import (
+    CONFIG_DIR_VARIABLE,
+    compose_run,
+    group_options,
+    prepare_overrides,
+)
 from harness.errors import RequestError
-from harness.question import composer as composer_module
-from harness.question.composer import Composer
 from harness.request import check
 
 BASES = {
@@ -79,62 +83,73 @@ def outcome(compose, overrides):
         return str(error)
 
 
-def test_it_composes_each_kind_of_override_as_compose_run_does():
+def hydras(overrides):
+    """Return what Hydra makes of all overrides at once."""
+    return compose.composed_by_hydra(prepare_overrides(overrides))
+
+
+def test_each_kind_of_override_gives_what_hydra_makes_of_it():
     base = BASES["of a sweep"]
-    composer = Composer(base)
     for override in (*FIELDS, *UNUSUAL):
-        expected = outcome(compose_run, [*base, override])
-        assert outcome(composer.compose, [override]) == expected, override
+        overrides = [*base, override]
+        assert outcome(compose_run, overrides) == outcome(hydras, overrides), override
 
 
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
-def test_it_composes_several_overrides_as_compose_run_does(base):
+def test_several_overrides_give_what_hydra_makes_of_them(base):
     draw = random.Random(len(base))
-    composer = Composer(base)
-    for _ in range(6):
-        overrides = draw.sample([*FIELDS, *GROUPS], draw.randint(2, 8))
-        expected = outcome(compose_run, [*base, *overrides])
-        assert outcome(composer.compose, overrides) == expected, overrides
+    for _ in range(4):
+        overrides = [*base, *draw.sample([*FIELDS, *GROUPS], draw.randint(2, 8))]
+        assert outcome(compose_run, overrides) == outcome(hydras, overrides), overrides
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_it_refuses_what_compose_run_refuses_in_its_words(wrong):
-    composer = Composer(["data=facts"])
-    for overrides in ([wrong], ["quant=int4", wrong, "optim.lr=1e-3"]):
-        expected = outcome(compose_run, ["data=facts", *overrides])
-        assert isinstance(expected, str)
-        assert outcome(composer.compose, overrides) == expected
+def test_what_is_wrong_is_refused_in_hydras_words(wrong):
+    overrides = ["data=facts", "quant=int4", wrong, "optim.lr=1e-3"]
+    expected = outcome(hydras, overrides)
+    assert isinstance(expected, str)
+    assert outcome(compose_run, overrides) == expected
 
 
 def test_one_composition_leaves_no_trace_in_the_next():
-    composer = Composer(["lora.target_modules=[q_proj]"])
-    before = composer.compose([])
-    changed = composer.compose(["lora.target_modules=[v_proj]", "optim.lr=1", "tracker.tags=[a]"])
+    base = ["lora.target_modules=[q_proj]"]
+    before = compose_run(base)
+    changed = compose_run(["lora.target_modules=[v_proj]", "optim.lr=1", "tracker.tags=[a]"])
     changed.lora.target_modules.append("o_proj")
     changed.tracker.tags.append("b")
-    assert composer.compose([]) == before == compose_run(["lora.target_modules=[q_proj]"])
+    assert compose_run(base) == before == hydras(base)
 
 
 def test_the_compute_type_follows_the_device_each_time(monkeypatch):
-    composer = Composer([])
-    assert composer.compose([]).quant.compute_dtype.value == "float32"
+    assert compose_run([]).quant.compute_dtype.value == "float32"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert composer.compose([]).quant.compute_dtype.value == "bfloat16"
-    assert composer.compose(["resources.device=cpu"]).quant.compute_dtype.value == "float32"
+    assert compose_run([]).quant.compute_dtype.value == "bfloat16"
+    assert compose_run(["resources.device=cpu"]).quant.compute_dtype.value == "float32"
 
 
 def test_hydra_composes_once_per_combination_of_groups(monkeypatch):
     calls = []
-    compose_tree = composer_module.compose_tree
+    compose_tree = compose.compose_tree
     monkeypatch.setattr(
-        composer_module, "compose_tree", lambda groups: calls.append(groups) or compose_tree(groups)
+        compose, "compose_tree", lambda groups: calls.append(groups) or compose_tree(groups)
     )
-    monkeypatch.setattr(composer_module, "compose_run", None)
-    composer = Composer(["data=facts", "optim.steps=10"])
+    compose._tree_of_groups.cache_clear()
+    base = ["data=facts", "optim.steps=10"]
     for quant, rank, rate in itertools.product(("nf4", "int4"), range(1, 6), (1e-3, 1e-2)):
-        config = composer.compose([f"quant={quant}", f"lora.rank={rank}", f"optim.lr={rate}"])
+        config = compose_run([*base, f"quant={quant}", f"lora.rank={rank}", f"optim.lr={rate}"])
         assert (config.lora.rank, config.optim.lr) == (rank, rate)
     assert calls == [("data=facts", "quant=nf4"), ("data=facts", "quant=int4")]
+
+
+def test_a_file_that_is_changed_is_read_again(tmp_path, monkeypatch):
+    file = tmp_path / "quant" / "mine.yaml"
+    file.parent.mkdir()
+    monkeypatch.setenv(CONFIG_DIR_VARIABLE, str(tmp_path))
+    for size in (32, 128):
+        file.write_text(f"format: nf4\nblock_size: {size}\n")
+        assert compose_run(["quant=mine"]).quant.block_size == size
+    (tmp_path / "quant" / "other.yaml").write_text("format: int4\n")
+    assert compose_run(["quant=other"]).quant.format.value == "int4"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +168,7 @@ def test_a_cell_is_refused_as_a_plain_run_is(overrides):
     with pytest.raises(RequestError) as expected:
         run_command(overrides, as_json=True)
     with pytest.raises(RequestError) as refused:
-        check(Composer([]).compose(overrides))
+        check(compose_run(overrides))
     assert str(refused.value) == str(expected.value)
 
 
