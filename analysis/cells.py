@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import assert_never
 
 from analysis.statistics import Interval
 from harness.records.metrics import Direction
@@ -41,20 +40,7 @@ class Column:
     def header(self) -> str:
         """The label with unit and an arrow to the better side."""
         unit = f" ({self.unit})" if self.unit else ""
-        return f"{self.label}{unit}{self.arrow}"
-
-    @property
-    def arrow(self) -> str:
-        """An arrow to the better side, preceded by a space."""
-        match self.direction:
-            case Direction.minimize:
-                return " ↓"
-            case Direction.maximize:
-                return " ↑"
-            case Direction.neither:
-                return ""
-            case unknown:
-                assert_never(unknown)
+        return f"{self.label}{unit}{self.direction.arrow}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.cells import MISSING, Cell, Column, ColumnKind, Table
@@ -105,7 +105,7 @@ def answered(sweep: SweepData) -> Answered | None:
     family = family_of([list(each.by_seed.values()) for each in flat], margin)
     tested = iter(family.tested)
     whole = tuple(
-        tuple(_with(each, next(tested)) for each in of_compare) for of_compare in compared
+        tuple(replace(each, tested=next(tested)) for each in of_compare) for of_compare in compared
     )
     return Answered(
         metric=metric,
@@ -221,19 +221,6 @@ def _tried(sweep: SweepData, combination: Point, axes: Sequence[str]) -> int:
         and all(trial["point"].get(key) == combination.get(key) for key in axes)
     }
     return len(points)
-
-
-def _with(compared: Compared, tested: Tested | None) -> Compared:
-    return Compared(
-        contrast=compared.contrast,
-        tested=tested,
-        missing=compared.missing,
-        by_seed=compared.by_seed,
-        of_rows=compared.of_rows,
-        crossed=compared.crossed,
-        run_ids=compared.run_ids,
-        tried=compared.tried,
-    )
 
 
 def _interactions(compared: Sequence[Compared]) -> dict[tuple[str, str, str], float | None]:

@@ -8,7 +8,7 @@ from analysis.frame import FULL_FINE_TUNING, Role, Row
 from analysis.groups import Group, is_cost, metric_name
 from analysis.inference import FEWEST_FOR_EXACT, Method, method_for
 from analysis.metric_cells import COHORT_MARK
-from analysis.spec import Spec, Spread
+from analysis.spec import Spec
 from harness.records.record import RESUMED
 
 MAX_NOTES = 8
@@ -31,7 +31,7 @@ def footnotes(
     flat = [cell for row in cells for cell in row]
     rows = [row for group in groups for row in (*group.rows, *group.probes)]
     return [
-        *_how_spread(spec, flat),
+        *_how_spread(flat),
         *_how_marked(spec, flat),
         *_how_compared(spec, groups, flat),
         *_how_chosen(spec, chosen),
@@ -42,23 +42,18 @@ def footnotes(
     ]
 
 
-def _how_spread(spec: Spec, cells: Sequence[Cell]) -> list[str]:
+def _how_spread(cells: Sequence[Cell]) -> list[str]:
     single = any(cell.interval is not None and cell.n == 1 and not cell.note for cell in cells)
     alone = ["n=1: one run, so no interval."] if single else []
     shares = [cell for cell in cells if cell.spread and cell.spread.startswith("[")]
     if shares:
         alone.append(
-            f"In brackets: {100 * spec.confidence:g} % intervals of a share over seeds and rows (Wilson "
-            "1927, with the effective number of answers of Korn and Graubard 1998)."
+            "In brackets: 95 % intervals of a share over seeds and rows (Wilson 1927, with the effective "
+            "number of answers of Korn and Graubard 1998)."
         )
     if not any(cell.spread and cell.spread.startswith("±") for cell in cells):
         return alone
-    match spec.spread:
-        case Spread.interval:
-            what = f"half-widths of {100 * spec.confidence:g} % t-intervals"
-        case Spread.deviation:
-            what = "sample standard deviations"
-    return [f"Cells are means ± {what} over the n seeds.", *alone]
+    return ["Cells are means ± half-widths of 95 % t-intervals over the n seeds.", *alone]
 
 
 def _how_marked(spec: Spec, cells: Sequence[Cell]) -> list[str]:
@@ -126,7 +121,7 @@ def _where_from(spec: Spec, cells: Sequence[Cell]) -> list[str]:
     if any(COHORT_MARK in (cell.note or "") for cell in cells):
         lines.append(
             f"{COHORT_MARK} Measured in a cohort, whose runs share one process: not the cost of a run "
-            f"alone{'' if spec.show_cohort_costs else ', so left out'}."
+            "alone, so left out."
         )
     return lines
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from harness.config.later import by_default, with_new_names
 from harness.config.storage import WITHOUT_BLOCKS, storage_label
-from harness.records.record import Record
+from harness.plan.probe import costs_nothing
+from harness.records.record import MeasuredIn, Record
 
 Row = dict[str, Any]
 
@@ -80,6 +81,26 @@ def flat_row(record: Record) -> Row:
 def config_keys(row: Row) -> set[str]:
     """Return the dotted configuration keys of a row; names of metrics, unlike them, hold a slash."""
     return {key for key in row if is_config_key(key)}
+
+
+def is_without_effect(key: str) -> bool:
+    """Whether a configuration key changes no result."""
+    return key.startswith(("paths.", "tracker.", "checkpoint.", "resources."))
+
+
+def is_probe(row: Row) -> bool:
+    """Whether a row is of a run that measured the cost of its configuration, and nothing else."""
+    return row["measured_in"] is MeasuredIn.probe or row.get("role") == Role.probe.value
+
+
+def cost_key(row: Row) -> frozenset[Any]:
+    """Return what costs go by: the settings that change them, and who computed the passes."""
+    return frozenset(
+        item
+        for item in row.items()
+        if (is_config_key(item[0]) and not costs_nothing(item[0]))
+        or item[0] == "provenance.backend"
+    )
 
 
 def is_config_key(key: str) -> bool:
@@ -158,20 +179,22 @@ def value_of(row: Row, key: str) -> Any:
     match key:
         case "quant" if "quant.format" in row:
             return storage_label(row["quant.format"], row.get("quant.double_quant"))
-        case "alpha":
-            return _alpha_over_rank(row, row.get("lora.rank"))
-        case "alpha/rank":
-            return _alpha_over_rank(row, 1)
+        case "alpha" | "alpha/rank":
+            return _alpha(row, over_rank=key == "alpha/rank")
         case _:
             return BEFORE.get(key) if "lora.rank" in row else None
 
 
-def _alpha_over_rank(row: Row, times: int | None) -> float | None:
-    """Return alpha/rank times a number, from whichever of the two keys was given."""
-    alpha, over_rank, rank = map(row.get, ("lora.alpha", "lora.alpha_over_rank", "lora.rank"))
-    if over_rank is None and alpha is not None and rank:
-        over_rank = alpha / rank
-    return None if over_rank is None or times is None else float(over_rank * times)
+def _alpha(row: Row, *, over_rank: bool) -> float | None:
+    """Return alpha, or alpha/rank, whichever of the two was given."""
+    given = row.get("lora.alpha_over_rank" if over_rank else "lora.alpha")
+    other = row.get("lora.alpha" if over_rank else "lora.alpha_over_rank")
+    rank = row.get("lora.rank")
+    if given is not None:
+        return float(given)
+    if other is None or not rank:
+        return None
+    return float(other / rank if over_rank else other * rank)
 
 
 def metric_key(column: str) -> str:

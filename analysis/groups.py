@@ -1,28 +1,33 @@
 """Rows into the groups that a table averages, and the refusal to average unlike runs."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.cells import TableRefused
-from analysis.frame import BEFORE, Role, Row, config_keys, is_config_key, metric_key, value_of
+from analysis.frame import (
+    BEFORE,
+    Role,
+    Row,
+    config_keys,
+    cost_key,
+    is_config_key,
+    is_probe,
+    is_without_effect,
+    metric_key,
+    value_of,
+)
 from analysis.printing import is_exact
 from analysis.spec import Spec
 from harness.errors import near_names
+from harness.plan.probe import costs_nothing
 from harness.records.metrics import COHORT_SHARES, METRICS, Direction
 from harness.records.record import MeasuredIn, RunStatus
 
 PHASES = ("before", "after")
 _SEED = "seed"
-_WITHOUT_EFFECT = ("paths.", "tracker.", "checkpoint.", "resources.")
 _CONTENTS = ("provenance.model_fingerprint", "provenance.data_fingerprint")
-COST_NOTHING = (
-    *_WITHOUT_EFFECT,
-    *("eval.", "lora.alpha", "lora.rslora", "optim.lr", "optim.schedule", "optim.warmup_steps"),
-    *("optim.weight_decay", "optim.beta", "optim.epsilon", "optim.steps", "optim.epochs", _SEED),
-)
-"""Beginnings of the keys that do not change what a step costs in memory or time: a probe sets them aside."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,13 +59,12 @@ def grouped(spec: Spec, rows: Sequence[Row]) -> list[Group]:
     Raises TableRefused for nothing to show, unlike runs in a group, or a seed that comes twice.
     """
     _check_columns(spec)
-    chosen = [row for row in rows if not _is_probe(row) and _is_let_in(spec, row)]
+    chosen = [row for row in rows if not is_probe(row) and _is_let_in(spec, row)]
     if not chosen:
         role = f" of the role {spec.role.value}" if spec.role else ""
         raise TableRefused(
             f"table {spec.name}: none of {len(rows)} runs{role} is let in"
             + (f" by where={dict(spec.where)}" if spec.where else "")
-            + (f" and seeds={spec.seeds}" if spec.seeds else "")
         )
     across = () if spec.across is None else (spec.across,)
     keys = (*spec.rows, *spec.choose, *across)
@@ -74,7 +78,7 @@ def grouped(spec: Spec, rows: Sequence[Row]) -> list[Group]:
     ordered = sorted(found, key=sort_key)
     groups = [Group(values=values, rows=found[values]) for values in ordered]
     if any(metric_name(name) in COHORT_SHARES for name in spec.columns):
-        _add_probes(groups, [row for row in rows if _is_probe(row)])
+        _add_probes(groups, [row for row in rows if is_probe(row)])
     return groups
 
 
@@ -91,11 +95,11 @@ def check_alike(group: Sequence[Row], named: Row, *, costs_only: bool = False) -
             "confirmation and search do not mix; give the table a role"
         )
     if costs_only:
-        _check_keys_alike(group, named, COST_NOTHING)
+        _check_keys_alike(group, named, costs_nothing)
         return
     cells = {row.get("provenance.cell_id") for row in group}
     if None in cells or len(cells) > 1:
-        _check_keys_alike(group, named, _WITHOUT_EFFECT)
+        _check_keys_alike(group, named, is_without_effect)
     if len(cells - {None}) > 1:
         raise TableRefused(
             f"the runs of {_spelled(named)} have the same configuration and different identities "
@@ -109,10 +113,10 @@ def check_alike(group: Sequence[Row], named: Row, *, costs_only: bool = False) -
             )
 
 
-def _check_keys_alike(group: Sequence[Row], named: Row, ignored: tuple[str, ...]) -> None:
+def _check_keys_alike(group: Sequence[Row], named: Row, is_ignored: Callable[[str], bool]) -> None:
     first = group[0]
     keys = sorted(set[str]().union(*map(config_keys, group)))
-    keys = [key for key in keys if key != _SEED and not key.startswith(ignored)]
+    keys = [key for key in keys if key != _SEED and not is_ignored(key)]
     for key in (*keys, *_CONTENTS):
         absent = None if key in _CONTENTS else "absent"  # W&B's files say nothing of contents
         absent = BEFORE.get(key, absent)  # of a run from before the key
@@ -189,14 +193,8 @@ def is_cost(name: str) -> bool:
     return is_exact(name) or name in COHORT_SHARES
 
 
-def _is_probe(row: Row) -> bool:
-    return row["measured_in"] is MeasuredIn.probe or row.get("role") == Role.probe.value
-
-
 def _is_let_in(spec: Spec, row: Row) -> bool:
     if spec.role is not None and row.get("role") != spec.role.value:
-        return False
-    if spec.seeds is not None and row.get(_SEED) not in spec.seeds:
         return False
     return all(value_of(row, key) in allowed for key, allowed in spec.where.items())
 
@@ -228,19 +226,9 @@ def _add_probes(groups: Sequence[Group], probes: Sequence[Row]) -> None:
         return
     by_cost: dict[frozenset[Any], list[Row]] = {}
     for probe in probes:
-        by_cost.setdefault(_cost_key(probe), []).append(probe)
+        by_cost.setdefault(cost_key(probe), []).append(probe)
     for group in groups:
-        group.probes = by_cost.get(_cost_key(group.rows[0]), [])
-
-
-def _cost_key(row: Row) -> frozenset[Any]:
-    """Return what costs go by: the configuration, and who computed the passes."""
-    return frozenset(
-        item
-        for item in row.items()
-        if (is_config_key(item[0]) and not item[0].startswith(COST_NOTHING))
-        or item[0] == "provenance.backend"
-    )
+        group.probes = by_cost.get(cost_key(group.rows[0]), [])
 
 
 def _spelled(named: Row) -> str:

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, assert_never
+from typing import Any
 
 from analysis.cells import MISSING, Cell, Column, ColumnKind
 from analysis.frame import metric_key
 from analysis.groups import Group, counted, metric_name
 from analysis.printing import Scale, is_exact, scale_of, status_label, with_separators
 from analysis.shares import share_interval
-from analysis.spec import Spec, Spread
-from analysis.statistics import Interval, mean_interval
+from analysis.statistics import mean_interval
 from harness.records.metrics import COHORT_SHARES, METRICS, Direction
 
 COHORT_MARK = "†"
@@ -21,27 +20,27 @@ BySeed = dict[Any, float]
 
 
 def metric_column(
-    spec: Spec, column: str, groups: Sequence[Group | None], *, of: str = ""
+    column: str, groups: Sequence[Group | None]
 ) -> tuple[Column, list[Cell], list[BySeed]]:
     """Return a metric's column over groups: header, cells, and the finite values by seed behind each cell.
 
-    `of` goes in front of the label; None among the groups is a combination that no run has.
+    None among the groups is a combination that no run has.
     """
     name = metric_name(column)
-    found = [_found(spec, group, column) for group in groups]
+    found = [_found(group, column) for group in groups]
     means = [sum(values.values()) / len(values) for values, _, _ in found if values]
     scale = scale_of(name, means)
     metric = METRICS[name]
     phase = "" if column == name else f" {column.partition('.')[0]}"
     header = Column(
-        key=f"{of} {column}".strip(),
-        label=f"{of + ', ' if of else ''}{metric.label}{phase}",
+        key=column,
+        label=f"{metric.label}{phase}",
         kind=ColumnKind.metric,
         unit=scale.unit,
         direction=Direction.neither if column.startswith("before.") else metric.direction,
     )
     cells = [
-        _cell(spec, group, column, scale, values, run_ids, note)
+        _cell(group, column, scale, values, run_ids, note)
         for group, (values, run_ids, note) in zip(groups, found, strict=True)
     ]
     if all(cell.n <= 1 for cell in cells):  # the column n and a footnote say it for all of them
@@ -56,24 +55,20 @@ def metric_column(
     return header, cells, values
 
 
-def _found(
-    spec: Spec, group: Group | None, column: str
-) -> tuple[BySeed, tuple[str, ...], str | None]:
+def _found(group: Group | None, column: str) -> tuple[BySeed, tuple[str, ...], str | None]:
     """Return the values by seed, the runs that they come from, and the mark of a footnote."""
     if group is None:
         return {}, (), None
     key = metric_key(column)
     pairs, mark = counted(group, column), None
-    if not pairs and metric_name(column) in COHORT_SHARES:
-        shared = [(row.get("seed"), row) for row in group.completed if row.get(key) is not None]
-        if shared:
-            pairs, mark = (shared if spec.show_cohort_costs else []), COHORT_MARK
+    in_company = any(row.get(key) is not None for row in group.completed)
+    if not pairs and in_company and metric_name(column) in COHORT_SHARES:
+        mark = COHORT_MARK
     values = {seed: row[key] for seed, row in pairs}
     return values, tuple(row["run_id"] for _, row in pairs), mark
 
 
 def _cell(
-    spec: Spec,
     group: Group | None,
     column: str,
     scale: Scale,
@@ -90,17 +85,16 @@ def _cell(
         return Cell(text=", ".join(labels), run_ids=tuple(row["run_id"] for row in group.rows))
     if not all(map(math.isfinite, values.values())):
         return Cell(text=NOT_FINITE, n=len(values), run_ids=run_ids)
-    interval = mean_interval(list(values.values()), spec.confidence)
+    interval = mean_interval(list(values.values()))
     exact = is_exact(metric_name(column)) and not interval.deviation
     number = scale.number(interval.mean)
-    of_share = column if spec.spread is Spread.interval else ""
-    share = share_interval([row for _, row in counted(group, column)], of_share, spec.confidence)
+    share = share_interval([row for _, row in counted(group, column)], column)
     if share is not None:
         interval = replace(share, deviation=interval.deviation)
         spread = f"[{scale.number(share.low or 0.0)}, {scale.number(share.high or 0.0)}]"
     else:
-        width = None if exact else _spread(spec.spread, interval, scale)
-        spread = None if width is None else f"± {with_separators(width)}"
+        width = None if exact else interval.half_width
+        spread = None if width is None else f"± {with_separators(scale.number(width))}"
     text = with_separators(number) + (f" {spread}" if spread else "")
     n = interval.n
     remarks = [f"(n={n})"] if not exact and (n == 1 or n != len(group.completed)) else []
@@ -121,14 +115,3 @@ def _without_n(cell: Cell, group: Group | None) -> str | None:
     if cell.note is None or group is None or len(group.completed) != 1:
         return cell.note
     return cell.note.removeprefix("(n=1)").strip() or None
-
-
-def _spread(spread: Spread, interval: Interval, scale: Scale) -> str | None:
-    match spread:
-        case Spread.interval:
-            width = interval.half_width
-        case Spread.deviation:
-            width = interval.deviation
-        case unknown:
-            assert_never(unknown)
-    return None if width is None else scale.number(width)

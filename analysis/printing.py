@@ -9,8 +9,6 @@ from analysis.cells import MISSING
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import RunStatus
 
-_BYTES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
-_BYTE_DIGITS = 2
 _EXACT_PREFIXES = ("adapter/", "base/")
 _EXACT = frozenset(
     f"memory/{part}_bytes"
@@ -44,11 +42,18 @@ def scale_of(name: str, values: Sequence[float]) -> Scale:
     metric = METRICS[name]
     if metric.unit != "bytes":
         return Scale(unit=_unit(metric), size=1, digits=metric.digits)
-    smallest = min((abs(value) for value in values if value), default=0)
-    for unit, size in _BYTES:
-        if smallest >= size:
-            return Scale(unit=unit, size=size, digits=_BYTE_DIGITS)
-    return Scale(unit="B", size=1, digits=0)
+    size, unit = bytes_unit(min((abs(value) for value in values if value), default=0))
+    if size == 1:
+        return Scale(unit="B", size=1, digits=0)
+    return Scale(unit=unit, size=size, digits=2)
+
+
+def bytes_unit(amount: float) -> tuple[float, str]:
+    """Return the size and the name of the largest binary unit that leaves at least 1."""
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if amount >= size:
+            return float(size), unit
+    return 1.0, "bytes"
 
 
 def with_separators(number: str) -> str:

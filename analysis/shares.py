@@ -28,7 +28,7 @@ def is_share(name: str) -> bool:
     return name in SHARES or (is_task_metric(name) and name.split("/")[2] in _TASK_SHARES)
 
 
-def share_interval(rows: Sequence[Row], column: str, confidence: float = 0.95) -> Interval | None:
+def share_interval(rows: Sequence[Row], column: str) -> Interval | None:
     """Return the interval of a share, from the runs of one cell; None for other metrics, or from one seed.
 
     `column` is a metric, or `before.` and a metric. Where the scores of the rows are not known, the standard
@@ -44,4 +44,4 @@ def share_interval(rows: Sequence[Row], column: str, confidence: float = 0.95) -
         errors = [row.get(f"{key}.standard_error") or 0.0 for row in rows]
         counts = [row.get(f"{key}.n") or 0 for row in rows]
         found = crossed_of_means([row[key] for row in rows], errors, min(counts))
-    return None if found is None else found.share_interval(confidence)
+    return None if found is None else found.share_interval()

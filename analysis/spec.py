@@ -1,21 +1,11 @@
-"""What a table is to show, as data: rows, columns, filters, seeds."""
+"""What a table is to show, as data: rows, columns, filters, comparisons."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from analysis.frame import Role
 from harness.records.metrics import Direction
-
-
-class Spread(Enum):
-    """What stands after ±."""
-
-    interval = "interval"
-    """Half-width of the t-interval over seeds."""
-    deviation = "deviation"
-    """Sample standard deviation over seeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +25,6 @@ class Spec:
     """Only the runs that a sweep trained for this; None: of whatever runs there are."""
     where: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Key -> the values that are let in."""
-    seeds: tuple[int, ...] | None = None
-    """Only these seeds."""
     choose: tuple[str, ...] = ()
     """Keys that vary within a line: the line shows the setting of them with the best first column."""
     best_first: bool = False
@@ -50,12 +38,8 @@ class Spec:
     """Compare with the best line instead."""
     front: Mapping[str, Direction] = field(default_factory=dict)
     """Two or more of the columns and their directions: the lines that no other is better than are marked."""
-    spread: Spread = Spread.interval
-    confidence: float = 0.95
     published: tuple[str, ...] = ()
     """Names of files in analysis/published; each becomes a column beside ours."""
-    show_cohort_costs: bool = False
-    """Show memory and throughput that only a shared process measured, with a footnote."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a table without rows or columns, or with two references."""

@@ -105,7 +105,6 @@ def marginal_effects(
     factor: str,
     metric: str,
     others: Sequence[str],
-    seed: str = "seed",
 ) -> list[Effect]:
     """Return what each change of `factor` does to `metric` with the `others` held fixed, seed by seed.
 
@@ -122,12 +121,12 @@ def marginal_effects(
             continue
         block = tuple(row.get(key) for key in others)
         of_block = blocks.setdefault(row.get(factor), {}).setdefault(block, {})
-        if row.get(seed) in of_block:
+        if row.get("seed") in of_block:
             raise ValueError(
                 f"two rows have {factor}={row.get(factor)} and {dict(zip(others, block, strict=True))}: "
                 "name what else varies among `others`"
             )
-        of_block[row.get(seed)] = value
+        of_block[row.get("seed")] = value
     effects = []
     for reference, level in combinations(blocks, 2):
         a, b = blocks[level], blocks[reference]

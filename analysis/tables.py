@@ -12,7 +12,7 @@ from analysis.groups import Group, chosen_groups, grouped, sort_key
 from analysis.metric_cells import BySeed, metric_column
 from analysis.printing import printed, status_label
 from analysis.published import published_columns
-from analysis.spec import Spec, Spread
+from analysis.spec import Spec
 from harness.records.metrics import Direction
 from harness.records.record import RunStatus
 
@@ -21,7 +21,6 @@ __all__ = [
     "Column",
     "ColumnKind",
     "Spec",
-    "Spread",
     "Table",
     "TableRefused",
     "build_table",
@@ -46,7 +45,7 @@ def build_table(spec: Spec, rows: Sequence[Row]) -> Table:
     columns: _Columns = []
     first: tuple[list[Cell], list[BySeed]] | None = None
     for name in spec.columns:
-        header, cells, values = metric_column(spec, name, groups)
+        header, cells, values = metric_column(name, groups)
         cells = marked_best(cells, values, header.direction)
         columns.append((header, cells))
         first = first or (cells, values)
@@ -117,7 +116,7 @@ def _across(spec: Spec, groups: Sequence[Group]) -> Table:
     columns: _Columns = []
     for name in spec.columns:
         whole = [by_place.get((line, side)) for line in lines for side in sides]
-        header, cells, values = metric_column(spec, name, whole)  # one scale for all sides
+        header, cells, values = metric_column(name, whole)  # one scale for all sides
         marked = [
             marked_best(
                 cells[start : start + len(sides)],

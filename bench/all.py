@@ -17,7 +17,10 @@ All arms get the same number of threads. `--quick` only shows that all works.
 """
 
 import argparse
+import hashlib
 import json
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -25,55 +28,57 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from bench import report, tracking
+from bench.measured import BENCH, load
 from bench.peers.arms import Setting
-from bench.peers.environment import ready_python, versions
+from bench.peers.search import sixty_four
+from bench.peers.single import EMBEDDED, measure, model_plan
+from bench.peers.sweeps import sixteen
 from bench.peers.table import lines_of, markdown
 from harness.records.provenance import collect_provenance
 from harness.records.run_directory import utc_now, write_text
 
-RESULTS = Path(__file__).parent / "results" / "peers.json"
-QUICK_RESULTS = Path(__file__).parent / ".work" / "peers_quick.json"
-
-
-def _run(setting: Setting) -> dict[str, Any]:
-    from bench.peers.single import EMBEDDED, measure
-
-    return measure(setting, EMBEDDED)
-
-
-def _sweep(setting: Setting) -> dict[str, Any]:
-    from bench.peers.sweeps import sixteen
-
-    return sixteen(setting)
-
-
-def _search(setting: Setting) -> dict[str, Any]:
-    from bench.peers.search import sixty_four
-
-    return sixty_four(setting)
-
-
-def _tracking(setting: Setting) -> dict[str, Any]:
-    from bench.tracking import measure
-
-    return measure(setting.directory, 1 if setting.quick else 4)
-
-
-def _report(setting: Setting) -> dict[str, Any]:
-    from bench.report import POINTS, RUNS, measure
-
-    return measure(setting.directory, 200 if setting.quick else RUNS, POINTS)
-
-
+RESULTS = BENCH / "results" / "peers.json"
+QUICK_RESULTS = BENCH / ".work" / "peers_quick.json"
+PEERS = BENCH / ".peers"
+"""The peers' own environment, made from `requirements.txt` with pip."""
+REQUIREMENTS = BENCH / "peers" / "requirements.txt"
+_VERSIONS = (
+    "import importlib.metadata as m, json; "
+    "print(json.dumps({n: m.version(n) for n in "
+    "('torch', 'transformers', 'peft', 'bitsandbytes', 'trl', 'accelerate', 'datasets', 'hydra-core')}))"
+)
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
-    "run": _run,
-    "sweep": _sweep,
-    "search": _search,
-    "tracking": _tracking,
-    "report": _report,
+    "run": lambda setting: measure(setting, EMBEDDED),
+    "sweep": sixteen,
+    "search": sixty_four,
+    "tracking": lambda setting: tracking.measure(setting.directory, 1 if setting.quick else 4),
+    "report": lambda setting: report.measure(
+        setting.directory, 200 if setting.quick else report.RUNS, report.POINTS
+    ),
 }
+
+
+def ready_python() -> Path:
+    """Return the peers' interpreter; makes the environment where it is not there or not of these pins."""
+    python, stamp = PEERS / "bin" / "python", PEERS / ".installed"
+    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    print(f"installing the peers into {PEERS}", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", PEERS], check=True)
+    quiet = ["--quiet", "--disable-pip-version-check"]
+    pins = ["-c", str(BENCH.parent / "constraints.txt"), "-r", str(REQUIREMENTS)]
+    subprocess.run([python, "-m", "pip", "install", *quiet, *pins], check=True)
+    (PEERS / ".gitignore").write_text("*\n")
+    stamp.write_text(wanted)
+    return python
+
+
+def versions(python: Path) -> dict[str, str]:
+    """Return what is installed there."""
+    done = subprocess.run([python, "-c", _VERSIONS], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def main() -> int:
@@ -81,8 +86,6 @@ def main() -> int:
     options = _options()
     parts = {"run": PARTS["run"]}
     if options.model is not None:
-        from bench.peers.single import measure, model_plan
-
         plan = model_plan(*options.model)
         parts["run_model"] = lambda setting: measure(setting, plan)
     parts |= PARTS
@@ -128,7 +131,7 @@ def _measured(
     part: Callable[[Setting], dict[str, Any]], python: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Run one part in a directory of its own; returns its result with when and where it was measured."""
-    load, began = psutil.getloadavg()[0], time.monotonic()
+    before, began = load(), time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         setting = Setting(
             peers_python=python,
@@ -143,7 +146,7 @@ def _measured(
         "took_seconds": time.monotonic() - began,
         "threads": options.threads,
         "devices": options.devices,
-        "load_average_before": load,
+        "load_average_before": before,
         "machine": collect_provenance().as_tree(),
     }
 

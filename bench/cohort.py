@@ -12,47 +12,28 @@ Passes of more than `--most-tokens` positions are left out: they take minutes an
 """
 
 import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import psutil
 import torch
 
-from bench.loops import Step, Times
-from bench.step import (
-    FORMATS,
-    Setting,
-    harness_slot,
-    harness_step,
-    random_base,
-    setting_of,
-)
+from bench.loops import Step, Times, harness_slot, harness_step
+from bench.measured import keep, load
+from bench.shapes import FORMATS
+from bench.step import Setting, setting_of
 from harness.engine.shared_base import SharedBase
 from harness.measure.heap import keep_freed_memory
-from harness.records.provenance import collect_provenance
-from harness.records.run_directory import utc_now
 from harness.training.slot import Slot
 
 SIZES = (1, 2, 4, 8, 16, 32)
 ROUNDS_BY_TOKENS = {64: 30, 256: 16, 1024: 10, 4096: 6}
 """Measured rounds by tokens of a run and step; one more warms up."""
 
-_RESULTS = Path(__file__).parent / "results"
 
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One contender: a pass of so many runs, adapters stacked or one by one."""
-
-    size: int
-    stacks: bool
-
-    @property
-    def name(self) -> str:
-        return f"{self.size} {'stacked' if self.stacks else 'one by one'}"
+def name_of(size: int, stacks: bool) -> str:
+    """Return the name of one contender: a pass of so many runs, adapters stacked or one by one."""
+    return f"{size} {'stacked' if stacks else 'one by one'}"
 
 
 def slots_of(shared: SharedBase, setting: Setting, ranks: Sequence[int], count: int) -> list[Slot]:
@@ -70,13 +51,12 @@ def slots_of(shared: SharedBase, setting: Setting, ranks: Sequence[int], count: 
 
 def step_of(shared: SharedBase, slots: Sequence[Slot], stacks: bool) -> Step:
     """Return one pass over these slots."""
-    step = harness_step(shared, slots, in_cohort=True)
 
-    def chosen() -> float:
+    def step() -> float:
         shared.plan.stacks = stacks
-        return step()
+        return harness_step(shared, slots)[0]
 
-    return chosen
+    return step
 
 
 def measure(
@@ -84,31 +64,32 @@ def measure(
 ) -> dict[str, Any]:
     """Interleave all passes of one amount of tokens; ratios are over the runs alone."""
     setting = setting_of(hidden, FORMATS["nf4"], tokens, 1.0, 0.5)
-    shared = SharedBase(random_base(hidden, FORMATS["nf4"]))
+    shared = SharedBase(setting.base())
+    shared.backend.keep_decoded(True)
     sizes = [size for size in SIZES if size * tokens <= most_tokens]
     slots = slots_of(shared, setting, ranks, max(sizes))
-    passes = [Pass(size, stacks) for size in sizes for stacks in (True, False)]
-    steps = {each.name: step_of(shared, slots[: each.size], each.stacks) for each in passes}
-    times = {each.name: Times() for each in passes}
+    passes = [(size, stacks) for size in sizes for stacks in (True, False)]
+    steps = {name_of(*each): step_of(shared, slots[: each[0]], each[1]) for each in passes}
+    times = {name: Times() for name in steps}
     for turn in range(rounds + 1):
-        for each in passes if turn % 2 else passes[::-1]:
+        for name in steps if turn % 2 else reversed(steps):
             if turn == 0:
-                steps[each.name]()
+                steps[name]()
             else:
-                times[each.name].run(steps[each.name])
-    alone = times[Pass(1, True).name]
+                times[name].run(steps[name])
+    alone = times[name_of(1, True)]
     return {
-        each.name: times[each.name].medians(warmup=0)
-        | {"over_alone": times[each.name].over(alone, warmup=0, times=each.size)}
+        name_of(*each): times[name_of(*each)].medians(warmup=0)
+        | {"over_alone": times[name_of(*each)].over(alone, warmup=0, times=each[0])}
         for each in passes
     }
 
 
 def print_row(tokens: int, result: dict[str, Any]) -> None:
     """Print one line: milliseconds alone, then for each K the ratio stacked / one by one."""
-    cells = [str(tokens), f"{result[Pass(1, True).name]['wall_ms']:.1f}"]
+    cells = [str(tokens), f"{result[name_of(1, True)]['wall_ms']:.1f}"]
     for size in SIZES[1:]:
-        found = [result.get(Pass(size, stacks).name) for stacks in (True, False)]
+        found = [result.get(name_of(size, stacks)) for stacks in (True, False)]
         shown = [f"{f['over_alone']['processor']['median']:.2f}" if f else "—" for f in found]
         cells.append(" / ".join(shown))
     print(f"| {' | '.join(cells)} |", flush=True)
@@ -123,12 +104,9 @@ def main() -> None:
     parser.add_argument("--ranks", default="2,4,8,16", help="ranks that the runs cycle through")
     options = parser.parse_args()
     ranks = [int(rank) for rank in options.ranks.split(",")]
-    arguments = ["python", "-m", "bench.cohort", "--hidden", str(options.hidden)]
-    arguments += ["--rounds", str(options.rounds), "--ranks", options.ranks]
-    arguments += ["--most-tokens", str(options.most_tokens)]
     torch.set_num_threads(1)  # the other cores are left to whatever else runs
     keep_freed_memory()  # as in a session
-    load = psutil.getloadavg()[0]
+    before = load()
     print(
         "\nprocessor time of a pass of K runs over K steps alone: adapters stacked / one by one\n"
     )
@@ -140,20 +118,12 @@ def main() -> None:
         measured[tokens] = measure(options.hidden, tokens, ranks, wanted, options.most_tokens)
         print_row(tokens, measured[tokens])
     result = {
-        "measured_at": utc_now(),
-        "provenance": collect_provenance(arguments=arguments).as_tree(),
         "torch_threads": torch.get_num_threads(),
-        "load_average_before": load,
         "hidden": options.hidden,
         "ranks": ranks,
         "tokens": measured,
-        "load_average_after": psutil.getloadavg()[0],
     }
-    _RESULTS.mkdir(parents=True, exist_ok=True)
-    (_RESULTS / "cohort.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(
-        f"\nload {load:.1f} before, {psutil.getloadavg()[0]:.1f} after; bench/results/cohort.json"
-    )
+    keep("cohort", result, before)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
 """What a sweep's search costs its driver: asking, noting, reporting and telling trials in a study on disk.
 
-    python -m bench.driver [--trials 1000] [--storage postgresql://…]
+    python -m bench.driver [--trials 1000]
 
 Every trial is asked for, noted twice, reported five times (successive halving judges each) and told, with 16
 trials running at any time; none is pruned, so that the history is as long as it can be. The space has eight
 axes, two of them conditional; the grid's has four. `plain_tpe` is what a user would write instead: Optuna's
-own ask and tell on a SQLite url, the same sampler and pruner, without anything of ours. With `--storage`,
-`shared_tpe` is the same search by four members of a sweep that take turns on a server. The methods run one
+own ask and tell on a SQLite url, the same sampler and pruner, without anything of ours. The methods run one
 after another in one process and on one thread; processor time is the steadier figure where other work shares
 the machine. The target: 1,000 trials in under 60 s, with tpe.
 """
 
 import argparse
-import json
 import math
 import tempfile
 import time
@@ -21,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
-import psutil
 
+from bench.measured import keep, load
 from harness.question.axes import CaseAxis, ChoiceAxis, Condition, NumberAxis
 from harness.question.points import Point, Space
 from harness.question.question import Question
@@ -36,10 +34,6 @@ from harness.question.settings import (
     WorkerSettings,
 )
 from harness.records.metrics import Direction
-from harness.records.provenance import collect_provenance
-from harness.records.run_directory import utc_now
-from harness.study.database import open_engine
-from harness.study.leases import Leases
 from harness.study.samplers import (
     build_pruner,
     build_sampler,
@@ -48,17 +42,13 @@ from harness.study.samplers import (
     without_optuna_warnings,
 )
 from harness.study.study import Study, Trial
-from harness.sweeping.trials import RECENT_SECONDS
 
 TARGET_SECONDS = 60.0  # of 1,000 trials with tpe
 RUNNING = 16
-MEMBERS = 4
 EVERY_STEPS, TOTAL_STEPS = 10, 100
 REPORTS = 5
 SHARES = {Method.gp: 0.1}
 """Methods whose time per trial grows so much that they get this share of the trials."""
-
-RESULTS = Path(__file__).parent / "results" / "driver.json"
 
 _QUANTIZED = Condition(key="quant", values=frozenset({"nf4", "int4"}))
 _SEARCHED = Space(
@@ -89,10 +79,8 @@ def main() -> None:
     parser.add_argument(
         "--trials", type=int, default=1000, help="1000 at most: the grid has no more"
     )
-    parser.add_argument("--storage", help="an empty PostgreSQL database, for `shared_tpe`")
-    given = parser.parse_args()
-    trials = given.trials
-    load = psutil.getloadavg()[0]
+    trials = parser.parse_args().trials
+    before = load()
     measured = {}
     columns = " ".join(f"{kind:>7}" for kind in ("ask", "note", "report", "tell", "all"))
     print(f"{'seconds':10} trials {columns} {'processor':>10} {'reopen':>7}", flush=True)
@@ -102,22 +90,8 @@ def main() -> None:
         _show(method.value, measured[method.value])
     measured["plain_tpe"] = _measured(lambda path: _plain(trials, path))
     _show("plain_tpe", measured["plain_tpe"])
-    if given.storage:
-        measured["shared_tpe"] = _measured(lambda _: _shared(trials, given.storage))
-        _show("shared_tpe", measured["shared_tpe"])
-    result = {
-        "measured_at": utc_now(),
-        "provenance": collect_provenance(
-            arguments=["python", "-m", "bench.driver", "--trials", str(trials)]
-        ).as_tree(),
-        "load_average_before": load,
-        "target_seconds": TARGET_SECONDS,
-        "running": RUNNING,
-        "seconds": measured,
-    }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {RESULTS}")
+    result = {"target_seconds": TARGET_SECONDS, "running": RUNNING, "seconds": measured}
+    keep("driver", result, before)
 
 
 class Clock:
@@ -177,48 +151,6 @@ def _finish(study: Study, trial: Trial, clock: Clock) -> None:
         for report in range(1, REPORTS + 1):
             study.report(trial.number, report * EVERY_STEPS, loss + 1 / report)
     with clock.runs("tell"):
-        study.complete(trial.number, [loss], [-1.0])
-
-
-def _shared(count: int, url: str) -> tuple[int, Clock]:
-    """Do the same as members of a sweep that others work on too, in turn."""
-    question, clock = _question(Method.tpe), Clock()
-    studies: list[Study] = []
-    for _ in range(MEMBERS):
-        leases = Leases(open_engine(url), question.name, heartbeat_seconds=60.0)
-        studies.append(
-            Study.open(
-                question, url, eval_every_steps=EVERY_STEPS, total_steps=TOTAL_STEPS, leases=leases
-            )
-        )
-    running: list[tuple[Study, Trial]] = []
-    for index in range(count):
-        study = studies[index % MEMBERS]
-        with clock.runs("ask"), study.turn():
-            running.append((study, study.ask()))
-            assert study.leases is not None
-            study.leases.take(str(running[-1][1].number))
-        if len(running) == RUNNING:
-            _finish_shared(*running.pop(0), clock)
-    for study, trial in running:
-        _finish_shared(study, trial, clock)
-    for study in studies:
-        study.close()
-    return count, clock
-
-
-def _finish_shared(study: Study, trial: Trial, clock: Clock) -> None:
-    loss = _loss(trial.point)
-    with clock.runs("note"), study.turn():
-        study.note(trial.number, "cell", "0123456789abcdef")
-        study.note(trial.number, "runs", ["a-readable-slug-0123456789abcdef"])
-    with clock.runs("report"):
-        for report in range(1, REPORTS + 1):
-            study.refresh(RECENT_SECONDS)
-            study.report(trial.number, report * EVERY_STEPS, loss + 1 / report)
-    assert study.leases is not None
-    with clock.runs("tell"), study.turn(), study.leases.ending(str(trial.number)) as is_ours:
-        assert is_ours
         study.complete(trial.number, [loss], [-1.0])
 
 

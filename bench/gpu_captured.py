@@ -27,22 +27,19 @@ from typing import Any
 
 import torch
 
-from bench.gpu_shapes import (
-    ALPHA,
-    LEARNING_RATE,
-    MAX_GRAD_NORM,
-    RANK,
-    SHAPES,
-    random_base,
-    random_rows,
-    run_config,
-    shape_config,
+from bench.loops import (
+    Times,
+    harness_slot,
+    harness_step,
+    peft_model,
+    plain_step,
+    trainer_steps,
 )
-from bench.loops import Times, peft_model, plain_step, trainer_steps
-from bench.step import FORMATS, harness_slot
+from bench.measured import BENCH, append
+from bench.shapes import FORMATS, SHAPES
 from harness.base.source import ModelSource
 from harness.config.resources import BackendName
-from harness.config.schema import FloatType, LoraConfig, ModelConfig, RunConfig
+from harness.config.schema import FloatType, LoraConfig, ModelConfig, OptimConfig, RunConfig
 from harness.data.order import batch_rows
 from harness.engine.cuda.backend import CudaBackend
 from harness.engine.cuda.decoding import DecodingSize
@@ -50,9 +47,11 @@ from harness.engine.shared_base import SharedBase
 from harness.plan.model import PlannedModel
 from harness.plan.predict import predict
 from harness.plan.prediction import BatchSize
-from harness.records.provenance import collect_provenance
-from harness.training.slot import Slot, clip
+from harness.training.slot import Slot
 
+RANK, ALPHA, LEARNING_RATE, MAX_GRAD_NORM = 16, 32.0, 1e-4, 0.3
+ROWS = 256
+"""Rows that there are; batches are drawn from them."""
 COMPARED, WARMUP, ROUNDS = 4, 3, 12
 NEW_TOKENS = 48
 """Of an answer."""
@@ -103,19 +102,30 @@ class Case:
 
     def config(self, seed: int) -> RunConfig:
         """Return the configuration of one run."""
-        config = run_config(FORMATS[self.format], self.tokens, seed)
-        config.optim.batch_size = self.tokens // self.row_length
-        config.optim.micro_batch_size = config.optim.batch_size // self.micro
-        return config
+        rows = self.tokens // self.row_length
+        return RunConfig(
+            quant=FORMATS[self.format],
+            lora=LoraConfig(rank=RANK, alpha=ALPHA),
+            optim=OptimConfig(
+                lr=LEARNING_RATE,
+                max_grad_norm=MAX_GRAD_NORM,
+                batch_size=rows,
+                micro_batch_size=rows // self.micro,
+                steps=10_000,
+            ),
+            seed=seed,
+        )
 
     def base(self, compute: FloatType | None = None) -> SharedBase:
         """Return the base, computed by the reference until a backend is made for it."""
-        base = random_base(SHAPES[self.shape], FORMATS[self.format], self.device, compute)
+        default = FloatType.bfloat16 if self.device.type == "cuda" else FloatType.float32
+        quant = replace(FORMATS[self.format], compute_dtype=compute or default)
+        base = SHAPES[self.shape].base(quant, self.device)
         return SharedBase(base, backend=BackendName.reference)
 
     def slots(self, shared: SharedBase, runs: int, lora: LoraConfig | None = None) -> list[Slot]:
         """Return runs that differ in seed, on rows of their own order."""
-        rows = random_rows(SHAPES[self.shape], self.row_length, self.row_length)
+        rows = SHAPES[self.shape].rows(ROWS, self.row_length)
         slots = []
         for index in range(runs):
             config = self.config(index)
@@ -146,7 +156,7 @@ class Case:
 def planned_peak(case: Case, lora: LoraConfig | None = None, *, recompute: bool = False) -> int:
     """Return the peak in bytes that the planner expects of a case's captured steps."""
     source = ModelSource(name=case.shape, directory=None, revision=None)
-    model = PlannedModel(shape_config(SHAPES[case.shape]), source, ModelConfig())
+    model = PlannedModel(SHAPES[case.shape].config(), source, ModelConfig())
     config = case.config(0)
     config.quant = replace(config.quant, compute_dtype=FloatType.bfloat16)
     config.lora = replace(lora or config.lora, compute_dtype=FloatType.bfloat16)
@@ -158,20 +168,6 @@ def planned_peak(case: Case, lora: LoraConfig | None = None, *, recompute: bool 
 
 
 # Steps -------------------------------------------------------------------------------------------
-
-
-def eager_step(shared: SharedBase, slots: list[Slot]) -> list[float]:
-    """Make one step of all slots by the reference; return their losses."""
-    while True:
-        found = shared.backend.gradients([slot.next_work() for slot in slots])
-        for slot, gradient in zip(slots, found, strict=True):
-            slot.receive(gradient)
-        if slots[0].step_is_complete:
-            break
-    losses = clip(slots)[:, 0].tolist()
-    for slot in slots:
-        slot.update()
-    return losses
 
 
 def captured_step(backend: CudaBackend, slots: list[Slot]) -> list[Any]:
@@ -213,14 +209,14 @@ def eager(case: Case, shared: SharedBase) -> tuple[dict[str, list[float]], dict[
 
     def losses(runs: int, lora: LoraConfig | None = None) -> list[float]:
         slots = case.slots(shared, runs, lora)
-        found = [eager_step(shared, slots)[0] for _ in range(COMPARED)]
+        found = [harness_step(shared, slots)[0] for _ in range(COMPARED)]
         for slot in slots:
             shared.detach(slot.adapter)
         return found
 
     slots = case.slots(shared, case.runs)
-    first = [eager_step(shared, slots)[0] for _ in range(COMPARED)]
-    seconds = times(lambda: eager_step(shared, slots), 4, case.wait)
+    first = [harness_step(shared, slots)[0] for _ in range(COMPARED)]
+    seconds = times(lambda: harness_step(shared, slots), 4, case.wait)
     for slot in slots:
         shared.detach(slot.adapter)
     half = replace(case.config(0).lora, compute_dtype=shared.base.quant.compute_dtype)
@@ -241,7 +237,7 @@ def truth(case: Case) -> list[float]:
     """Return run 0's losses in eager steps that compute everything in float32, of the same packed weights."""
     shared = case.base(FloatType.float32)
     slots = case.slots(shared, case.runs)
-    return [eager_step(shared, slots)[0] for _ in range(COMPARED)]
+    return [harness_step(shared, slots)[0] for _ in range(COMPARED)]
 
 
 def _apart(one: Sequence[float], other: Sequence[float]) -> float:
@@ -282,7 +278,7 @@ def decoding(case: Case, shared: SharedBase) -> dict[str, Any]:
     adapters = [slot.adapter for slot in slots]
     for adapter in adapters:
         backend.sit(adapter, None)
-    prompts = random_rows(SHAPES[case.shape], case.row_length).input_ids_NT[:32, :64].tolist()
+    prompts = SHAPES[case.shape].rows(ROWS, case.row_length).input_ids_NT[:32, :64].tolist()
     size = DecodingSize(rows=len(prompts), length=64 + NEW_TOKENS, new_tokens=NEW_TOKENS)
     at_once = adapters[: backend.adapters_at_once(size)]
     captured_s = times(lambda: backend.answers(at_once, prompts, size, []), 3, case.wait)
@@ -345,7 +341,7 @@ def kernels(step: Callable[[], Any], wait: Callable[[], None]) -> dict[str, Any]
 
 def peer(name: str, case: Case) -> float | None:
     """Return the milliseconds of a step of our run 0 in a peer's loop; None where it is not installed."""
-    rows, size = random_rows(SHAPES[case.shape], case.row_length), case.config(0).optim.batch_size
+    rows, size = SHAPES[case.shape].rows(ROWS, case.row_length), case.config(0).optim.batch_size
     batches = [rows.batch(batch_rows(len(rows), size, 0, step)) for step in range(6)]
     if name == "unsloth":
         try:
@@ -457,22 +453,12 @@ def main() -> None:
     parser.add_argument(
         "--peaks", action="store_true", help="24 measured peaks beside planned ones"
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / ".work" / "gpu_captured.jsonl"
-    )
+    parser.add_argument("--out", type=Path, default=BENCH / ".work" / "gpu_captured.jsonl")
     asked = parser.parse_args()
     device = torch.device(asked.device)
     if not asked.cases and not asked.peaks:
         whole_table(["--device", asked.device, "--out", str(asked.out)])
         return
-    hardware = collect_provenance(model_fingerprint="", data_fingerprint="").as_tree()
-
-    def keep(row: dict[str, Any]) -> None:
-        print(json.dumps(row), flush=True)
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        with asked.out.open("a") as file:
-            file.write(json.dumps(row | {"provenance": hardware}) + "\n")
-
     for text in asked.cases:
         case = Case.parse(text, asked.format, device)
         try:
@@ -483,11 +469,11 @@ def main() -> None:
                 "format": asked.format,
                 "error": f"{type(error).__name__}: {error}"[:600],
             }
-        keep(row)
+        append(asked.out, row)
         with suppress(Exception):  # a device that is lost has been said
             case.forget()
     for row in peaks(device) if asked.peaks else ():
-        keep(row)
+        append(asked.out, row)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
-from bench.gpu_shapes import MAX_GRAD_NORM, SHAPES, random_rows, shape_config
+from bench.gpu_captured import MAX_GRAD_NORM, ROWS
 from bench.loops import Times, trainer_steps
-from bench.sweep import RANKS, RATES, harness, question
+from bench.measured import BENCH, append
+from bench.shapes import SHAPES
+from bench.sweep import RANKS, RATES, harness, write_question
 from harness.base.source import find_model
 from harness.config.schema import ModelConfig
 from harness.data.order import batch_rows
-from harness.records.provenance import collect_provenance
 from harness.records.record import read_records
 
 TOKENS = 512
@@ -42,7 +43,7 @@ def write_model(shape: str, directory: Path) -> None:
 
     embedded = find_model(ModelConfig()).directory
     assert embedded is not None
-    config = shape_config(SHAPES[shape])
+    config = SHAPES[shape].config()
     config.bos_token_id, config.eos_token_id, config.pad_token_id = BOS_ID, EOS_ID, PAD_ID
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
@@ -63,12 +64,13 @@ def write_rows(file: Path) -> None:
 def by_sweep(directory: Path, steps: int) -> dict[str, Any]:
     """Return the seconds of the sweep, where they went, and what its worker says of the runs side by side."""
     base = [
-        f"model.name={directory / 'model'}", "data=pairs", f"data.path={directory / 'rows.jsonl'}",
+        "tracker=none", f"model.name={directory / 'model'}",
+        "data=pairs", f"data.path={directory / 'rows.jsonl'}",
         f"data.max_length={TOKENS}", "data.validation_rows=32", "data.test_rows=8",
         "optim.batch_size=1", f"optim.steps={steps}", "quant=nf4_dq", "lora=all_linear",
         "eval=loss", "eval.before=false", f"paths.out={directory / 'out'}",
     ]  # fmt: skip
-    file, began = question(directory, "sixteen", *base), time.time()
+    file, began = write_question(directory, "sixteen", base), time.time()
     seconds = harness(["sweep", str(file)])
     state = json.loads((directory / "out" / "sweeps" / "sixteen" / "state.json").read_text())
     assert [run["status"] for run in state["runs"]].count("completed") >= RUNS, state["runs"]
@@ -98,7 +100,7 @@ def by_trainer(directory: Path, shape: str, steps: int, number: int) -> float:
     command = [sys.executable, "-m", "bench.gpu_sweep", "--shape", shape, "--steps", str(steps)]
     began = time.perf_counter()
     subprocess.run(
-        [*command, "--train", str(directory), "--rank", str(rank), "--rate", rate], check=True
+        [*command, "--train", str(directory), "--rank", str(rank), "--rate", str(rate)], check=True
     )
     return time.perf_counter() - began
 
@@ -119,7 +121,7 @@ def train(directory: Path, shape: str, steps: int, rank: int, rate: float) -> No
     )
     lora = LoraConfig(r=rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, lora).train()
-    rows = random_rows(SHAPES[shape], TOKENS)
+    rows = SHAPES[shape].rows(ROWS, TOKENS)
     batches = [rows.batch(batch_rows(len(rows), 1, 0, step)) for step in range(steps)]
     trainer_steps(model, batches, Times(lambda: None), lambda: None, rate, MAX_GRAD_NORM)
     model.save_pretrained(str(directory / f"adapter-{rank}-{rate}"))
@@ -134,9 +136,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, help="be a Trainer's process, on this directory")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1e-4)
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / ".work" / "gpu_sweep.jsonl"
-    )
+    parser.add_argument("--out", type=Path, default=BENCH / ".work" / "gpu_sweep.jsonl")
     asked = parser.parse_args()
     if asked.train is not None:
         train(asked.train, asked.shape, asked.steps, asked.rank, asked.rate)
@@ -154,11 +154,7 @@ def main() -> None:
         ]
     row["trainer_s"] = [round(each, 1) for each in alone]
     row["trainers_over_sweep"] = round(RUNS * sum(alone) / len(alone) / row["sweep_s"], 1)
-    print(json.dumps(row), flush=True)
-    row["provenance"] = collect_provenance(model_fingerprint="", data_fingerprint="").as_tree()
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    with asked.out.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    append(asked.out, row)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,27 @@
-"""The loops that ours is compared with: a plain one on PEFT, and `transformers.Trainer` as documented."""
+"""Ours and the loops that it is compared with: a plain one on PEFT, `transformers.Trainer` as documented."""
 
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 
 from harness.base.build import Base
-from harness.data.rows import NO_LOSS, Batch
+from harness.config.identity import Identity
+from harness.config.schema import RunConfig
+from harness.data.prepare import PreparedData
+from harness.data.rows import NO_LOSS, Batch, TokenRows
+from harness.engine.shared_base import SharedBase
+from harness.records.run_directory import RunDirectory
+from harness.request import Request
+from harness.training.job import Job
+from harness.training.slot import Slot, clip
 
 Step = Callable[[], float]
 """Makes one optimizer step and returns its loss, on the host."""
@@ -64,6 +74,32 @@ def _ratio(over: Sequence[float], under: Sequence[float], times: float) -> dict[
     each = [a / (times * b) for a, b in zip(over, under, strict=True)]
     low, middle, high = statistics.quantiles(each, n=4, method="inclusive")
     return {"median": middle, "low_quartile": low, "high_quartile": high}
+
+
+def harness_slot(shared: SharedBase, config: RunConfig, rows: TokenRows, name: str) -> Slot:
+    """Return one run's place in a cohort; of its data a slot reads the training rows only."""
+    base, identity = shared.base, Identity(run_id=name, cell_id=name)
+    unused = RunDirectory(Path("unused"))
+    job = Job(
+        request=Request(config, base.source, base.fingerprint, identity, unused),
+        data=cast(PreparedData, SimpleNamespace(train=rows)),
+        provenance={},
+    )
+    return Slot(job, shared)
+
+
+def harness_step(shared: SharedBase, slots: Sequence[Slot]) -> list[float]:
+    """Make a step of these slots as `harness.training.session` does, without files; return their losses."""
+    while True:
+        gradients = shared.backend.gradients([slot.next_work() for slot in slots])
+        for slot, gradient in zip(slots, gradients, strict=True):
+            slot.receive(gradient)
+        if slots[0].step_is_complete:
+            break
+    losses = clip(slots)[:, 0].tolist()
+    for slot in slots:
+        slot.update()
+    return losses
 
 
 def peft_model(base: Base, rank: int, alpha: int) -> Any:

@@ -36,11 +36,9 @@ OF_A_MACHINE = ("paths.", "tracker", "resources.")
 TABLES = ("ordering", "published", "contrasts", "rate_law", "rate_transfer")
 FIGURES = ("contrasts", "best_rate_over_rank")
 WITHOUT_NUMBERS = "no numbers"
-WITH_A_RUN = "minutes with a run in progress"
-OF_WHAT_MACHINE = (
-    "They were measured on two cores that had other work at the same time, some of them with one worker: "
-    "idle cores need less."
-)
+TOOK = re.compile(r"([\d,]+) optimizer steps in ([\d.]+) minutes")
+FEWEST_STEPS = 1000
+"""Of a page whose rate counts: fewer are mostly start-up."""
 NEEDS_A_GPU = "what it asks cannot be measured without one"
 INTRODUCTION = (
     "Each is one file in `sweeps/papers/`: a question with what the paper claims, at the scales `embedded` "
@@ -144,7 +142,8 @@ def _how(sweep: SweepData) -> list[str]:
 
     base = [word for word in asked_for.get("base") or [] if not word.startswith(OF_A_MACHINE)]
     lines = [
-        f"- **Runs**: {len(rows)} ({outcome}); {_minutes(sweep):.1f} {WITH_A_RUN}.",
+        f"- **Runs**: {len(rows)} ({outcome}); {_steps(sweep):,} optimizer steps in {_minutes(sweep):.1f} "
+        "minutes with a run in progress.",
         f"- **Seeds**: search {_listed(asked_for['search'].get('seeds'))}, confirmation "
         f"{_listed(confirm.get('seeds'))}.",
         f"- **Hardware**: {of('provenance.cpu')}; GPUs: {of('provenance.gpus')}.",
@@ -160,6 +159,12 @@ def _listed(seeds: Sequence[int] | None) -> str:
     return "none" if not seeds else ", ".join(map(str, seeds))
 
 
+def _steps(sweep: SweepData) -> int:
+    """Return the optimizer steps of the runs that came to their end."""
+    ended = (row for row in sweep.rows if row["status"] is RunStatus.completed)
+    return sum(row.get("optim.steps") or 0 for row in ended)
+
+
 def _minutes(sweep: SweepData) -> float:
     """Return the minutes in which a run was in progress, whenever it was asked."""
     timed = (row for row in sweep.rows if row.get("started_at") and row["wall_seconds"] is not None)
@@ -172,28 +177,28 @@ def _minutes(sweep: SweepData) -> float:
 def write_index() -> None:
     """Write docs/papers/README.md: every paper with what its pages found, and what is not there."""
     lines = [
-        "| paper | question | scale | the published ordering | minutes |",
-        "| --- | --- | --- | --- | ---: |",
+        "| paper | question | scale | the published ordering | steps | minutes |",
+        "| --- | --- | --- | --- | ---: | ---: |",
     ]
-    took: dict[str, float] = {}
+    took: list[tuple[int, float]] = []
     for path in sorted((sweeps_directory() / FOLDER).glob("*.yaml")):
         tree = _tree_of(path.stem)
         for scale in tree["scales"]:
             page = DOCUMENTS / f"{path.stem}_{scale}.md"
             if not page.exists():
                 continue
-            minutes = _read_minutes(page)
-            took[scale] = took.get(scale, 0.0) + minutes
+            steps, minutes = _read_took(page)
+            if scale == SCALES[0]:
+                took.append((steps, minutes))
             named = f"[{path.stem}]({page.name})"
             lines.append(
-                f"| {named} | {tree['question']} | {scale} | {_said(page)} | {minutes:.1f} |"
+                f"| {named} | {tree['question']} | {scale} | {_said(page)} | {steps:,} | {minutes:.1f} |"
             )
-    total = "; ".join(f"{minutes:.0f} at scale {scale}" for scale, minutes in took.items())
     parts = [
         "# The papers as presets",
         *INTRODUCTION,
         "\n".join(lines),
-        f"Minutes with a run in progress, together: {total}. {OF_WHAT_MACHINE}",
+        _together(took),
         f"Without a page: {'; '.join(_without_page()) or 'none'}.",
         "## What can never stand beside a run of ours",
         "\n".join(_never()) or "Nothing.",
@@ -215,10 +220,27 @@ def _without_page() -> list[str]:
     ]
 
 
-def _read_minutes(page: Path) -> float:
-    """Return the minutes that a page says its runs took; 0 where it says none."""
-    found = re.search(rf"([\d.]+) {WITH_A_RUN}", page.read_text("utf-8"))
-    return 0.0 if found is None else float(found[1])
+def _read_took(page: Path) -> tuple[int, float]:
+    """Return the optimizer steps and the minutes that a page says its runs took; 0 where it says none."""
+    found = TOOK.search(page.read_text("utf-8"))
+    return (0, 0.0) if found is None else (int(found[1].replace(",", "")), float(found[2]))
+
+
+def _together(took: Sequence[tuple[int, float]]) -> str:
+    """Say what all pages of the first scale took, and would at the rate of the least disturbed."""
+    steps, minutes = sum(each for each, _ in took), sum(each for _, each in took)
+    said = (
+        f"All at scale {SCALES[0]} together: {steps:,} optimizer steps in {minutes:.0f} minutes with a run "
+        "in progress, on two cores that had other work at the same time; a run that two pages share counts in"
+        " both."
+    )
+    rates = [each / spent for each, spent in took if each >= FEWEST_STEPS and spent > 0]
+    if not rates:
+        return said
+    return (
+        f"{said} At the rate of the page that was disturbed least, {max(rates) / 60:.0f} steps a second, "
+        f"they would take {steps / max(rates):.0f} minutes."
+    )
 
 
 def _said(page: Path) -> str:

@@ -6,22 +6,18 @@ Nothing is fitted: each row gives the configuration as far as its source states 
 ours. What the source does otherwise than this harness stands in `differs`. Results: bench/results/plan.json.
 """
 
-import json
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
+from bench.measured import keep, load
 from harness.commands.plan import planned_config
 from harness.plan.prediction import Prediction
 from harness.plan.settings import split_settings
 from harness.plan.subject import subject_of
-from harness.records.provenance import collect_provenance
-from harness.records.record import utc_now
 
-RESULTS = Path(__file__).parent / "results" / "plan.json"
 GB = 1e9
 
 _LITGPT = ("plan.length=1304", "lora.target_modules=[q_proj,v_proj]", "lora.rank=8")
@@ -104,7 +100,7 @@ def seconds_of_a_plan(repetitions: int = 5) -> list[float]:
 
 def main() -> None:
     """Print both tables and keep them."""
-    rows = []
+    before, rows = load(), []
     print(
         "| source | configuration | published | predicted peak | base | activations | predicted / published |"
     )
@@ -133,14 +129,7 @@ def main() -> None:
     print(
         f"harness plan of a 7B shape: median {statistics.median(seconds):.2f} s of {len(seconds)}"
     )
-    machine = collect_provenance(model_fingerprint="", data_fingerprint="").as_tree()
-    result = {
-        "published": rows,
-        "plan_seconds": seconds,
-        "date": utc_now(),
-        "machine": machine,
-    }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    keep("plan", {"published": rows, "plan_seconds": seconds}, before)
 
 
 if __name__ == "__main__":

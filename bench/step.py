@@ -17,38 +17,29 @@ and of processor time, which is the steadier of the two where other work shares 
 """
 
 import argparse
-import json
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-import psutil
 import torch
 
-from bench.loops import Step, Times, peft_model, plain_step, trainer_steps
-from harness.base.build import Base, freeze
-from harness.config.identity import Identity
-from harness.config.schema import LoraConfig, OptimConfig, QuantConfig, QuantFormat, RunConfig
+from bench.loops import (
+    Step,
+    Times,
+    harness_slot,
+    harness_step,
+    peft_model,
+    plain_step,
+    trainer_steps,
+)
+from bench.measured import keep, load
+from bench.shapes import FORMATS, Shape
+from harness.base.build import Base
+from harness.config.schema import LoraConfig, OptimConfig, QuantConfig, RunConfig
 from harness.data.order import batch_rows
-from harness.data.prepare import PreparedData
-from harness.data.rows import NO_LOSS, Batch, TokenRows
+from harness.data.rows import Batch, TokenRows
 from harness.engine.shared_base import SharedBase
-from harness.records.provenance import collect_provenance
-from harness.records.run_directory import RunDirectory, utc_now
-from harness.request import Request
-from harness.training.job import Job
-from harness.training.slot import Slot, clip
 
-FORMATS = {
-    "none": QuantConfig(format=QuantFormat.none),
-    "nf4": QuantConfig(format=QuantFormat.nf4),
-    "nf4_dq": QuantConfig(format=QuantFormat.nf4, double_quant=True),
-    "int4": QuantConfig(format=QuantFormat.int4),
-}
 STEPS_BY_TOKENS = {64: 120, 256: 100, 1024: 50, 4096: 24}
 """Interleaved steps by tokens of a micro-batch, which is the whole batch."""
 TARGETS = {"harness_over_plain": 1.05, "harness_over_trainer": 0.90}
@@ -56,16 +47,14 @@ TARGETS = {"harness_over_plain": 1.05, "harness_over_trainer": 0.90}
 _WARMUP_STEPS = 5
 _SAME_LOSS = 1e-5
 _ROW_LENGTH = 256
-_VOCABULARY = 512
 _RANK, _ALPHA, _LEARNING_RATE, _MAX_GRAD_NORM, _SEED = 8, 16, 1e-3, 0.3, 0
-_RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """One point of the grid."""
 
-    hidden: int
+    shape: Shape
     quant: QuantConfig
     rows: TokenRows
     batch_size: int
@@ -89,6 +78,10 @@ class Setting:
             seed=_SEED,
         )
 
+    def base(self) -> Base:
+        """Return a random base, packed and frozen as `build_base` does it."""
+        return self.shape.base(self.quant, torch.device("cpu"), tie_word_embeddings=True)
+
 
 def setting_of(
     hidden: int, quant: QuantConfig, tokens: int, scale: float, loss_share: float
@@ -97,79 +90,20 @@ def setting_of(
     steps = max(8, round(STEPS_BY_TOKENS[tokens] * scale))
     length = min(tokens, _ROW_LENGTH)
     batch_size = tokens // length
-    num_rows = batch_size * (_WARMUP_STEPS + steps)
-    generator = torch.Generator().manual_seed(_SEED)
-    input_ids = torch.randint(3, _VOCABULARY, (num_rows, length), generator=generator)
-    targets = torch.full_like(input_ids, NO_LOSS)
-    first = round((1 - loss_share) * length)
-    targets[:, first:-1] = input_ids[:, first + 1 :]
-    rows = TokenRows(
-        input_ids_NT=input_ids.int(),
-        targets_NT=targets.int(),
-        segments_NT=None,
-        lengths_N=torch.full((num_rows,), length),
-        source_N=torch.arange(num_rows),
-    )
-    return Setting(hidden=hidden, quant=quant, rows=rows, batch_size=batch_size, steps=steps)
-
-
-def random_base(hidden: int, quant: QuantConfig) -> Base:
-    """Return a random Llama of stories260K's proportions, packed and frozen as `build_base` does it."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(_SEED)
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=hidden * 43 // 16,
-        num_hidden_layers=5,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        vocab_size=_VOCABULARY,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )
-    config._attn_implementation = "sdpa"
-    model = LlamaForCausalLM(config)
-    return freeze(model, quant, torch.device("cpu"))
+    shape = Shape("llama", hidden, hidden * 43 // 16, 5, 8, 4, 512)  # stories260K's proportions
+    rows = shape.rows(batch_size * (_WARMUP_STEPS + steps), length, loss_share)
+    return Setting(shape=shape, quant=quant, rows=rows, batch_size=batch_size, steps=steps)
 
 
 # The contenders ----------------------------------------------------------------------------------
 
 
-def harness_slot(shared: SharedBase, config: RunConfig, rows: TokenRows, name: str) -> Slot:
-    """Return one run's place in a cohort; of its data a slot reads the training rows only."""
-    base, identity = shared.base, Identity(run_id=name, cell_id=name)
-    unused = RunDirectory(Path("unused"))
-    job = Job(
-        request=Request(config, base.source, base.fingerprint, identity, unused),
-        data=cast(PreparedData, SimpleNamespace(train=rows)),
-        provenance={},
-    )
-    return Slot(job, shared)
-
-
-def harness_step(shared: SharedBase, slots: Sequence[Slot], *, in_cohort: bool = False) -> Step:
-    """Return what `harness.training.session` does in a step of these slots, without files."""
-    shared.backend.keep_decoded(in_cohort)
-    return partial(_harness_step, shared, slots)
-
-
-def _harness_step(shared: SharedBase, slots: Sequence[Slot]) -> float:
-    """Make one step."""
-    gradients = shared.backend.gradients([slot.next_work() for slot in slots])
-    for slot, gradient in zip(slots, gradients, strict=True):
-        slot.receive(gradient)
-    numbers = clip(slots).tolist()
-    for slot in slots:
-        slot.update()
-    return numbers[0][0]
-
-
 def solo_step(setting: Setting) -> Step:
     """Return the step of a run alone on a base of its own."""
-    shared = SharedBase(random_base(setting.hidden, setting.quant))
+    shared = SharedBase(setting.base())
     slot = harness_slot(shared, setting.run_config, setting.rows, "bench")
-    return harness_step(shared, [slot], in_cohort=False)
+    shared.backend.keep_decoded(False)
+    return lambda: harness_step(shared, [slot])[0]
 
 
 def batches(setting: Setting) -> list[Batch]:
@@ -181,7 +115,7 @@ def batches(setting: Setting) -> list[Batch]:
 
 def peft_base(setting: Setting) -> Any:
     """Return PEFT's own model on an equal base, with the same initial adapter."""
-    return peft_model(random_base(setting.hidden, setting.quant), _RANK, _ALPHA)
+    return peft_model(setting.base(), _RANK, _ALPHA)
 
 
 # Measuring ---------------------------------------------------------------------------------------
@@ -270,30 +204,19 @@ def main() -> None:
         help="share of the positions that carry loss; instruction data have about a half",
     )
     options = parser.parse_args()
-    arguments = ["python", "-m", "bench.step", "--hidden", str(options.hidden)]
-    arguments += ["--scale", str(options.scale), "--loss-share", str(options.loss_share)]
     torch.set_num_threads(1)  # the other cores are left to whatever else runs
-    before = psutil.getloadavg()[0]
+    before = load()
     print_header(options.hidden)
     result = {
-        "measured_at": utc_now(),
-        "provenance": collect_provenance(arguments=arguments).as_tree(),
         "torch_threads": torch.get_num_threads(),
-        "load_average_before": before,
         "hidden": options.hidden,
         "targets": TARGETS,
         "loss_share": options.loss_share,
         **measure(options.hidden, options.scale, options.loss_share),
-        "load_average_after": psutil.getloadavg()[0],
     }
     width = "" if options.hidden == 64 else f"_hidden{options.hidden}"
     share = "" if options.loss_share == 1 else f"_loss{options.loss_share:g}"
-    name = f"step{width}{share}.json"
-    _RESULTS.mkdir(parents=True, exist_ok=True)
-    (_RESULTS / name).write_text(json.dumps(result, indent=2) + "\n")
-    print(
-        f"\nload {before:.1f} before, {psutil.getloadavg()[0]:.1f} after; in bench/results/{name}"
-    )
+    keep(f"step{width}{share}", result, before)
 
 
 if __name__ == "__main__":

@@ -23,23 +23,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
+import yaml
 
-from harness.records.provenance import collect_provenance
-from harness.records.record import utc_now
+from bench.measured import BENCH, circumstances, load
+from harness.records.run_directory import write_text
 
-RESULTS = Path(__file__).parent / "results" / "sweep.json"
 RANKS = (2, 4, 8, 16)
-RATES = ("2e-3", "5e-3", "1e-2", "2e-2")
+RATES = (2e-3, 5e-3, 1e-2, 2e-2)
 ROW_POSITIONS = 27
 """Positions that a row of `rule` on the embedded base takes on average, its share of padding included."""
 TOKENS = {64: 60, 256: 40, 1024: 20, 4096: 10}
 """Positions per run and step -> steps."""
 ONE_WORKER = "resources.devices=cpu"
+SHORT = ("tracker=none", "eval=loss", "eval.before=false")
 ONE_AT_A_TIME = (ONE_WORKER, "resources.cohort=1")
 
 
@@ -87,18 +87,25 @@ def sweep(question: Path, out: Path, *overrides: str, threads: str | None = None
     )
 
 
-def question(directory: Path, name: str, *base: str, space: dict[str, str] | None = None) -> Path:
-    """Write a grid of 16 runs."""
-    import yaml
+def choice(values: Iterable[object]) -> str:
+    """Return an axis of these values, as a sweep's file has it."""
+    return f"choice({','.join(map(str, values))})"
 
-    grid = {"lora.rank": f"choice({','.join(map(str, RANKS))})"}
-    grid["optim.lr"] = f"choice({','.join(RATES)})"
+
+SIXTEEN = {"lora.rank": choice(RANKS), "optim.lr": choice(RATES)}
+
+
+def write_question(
+    directory: Path,
+    name: str,
+    base: Sequence[str],
+    space: Mapping[str, str] = SIXTEEN,
+    **parts: object,
+) -> Path:
+    """Write a question for `harness sweep`, a grid unless `search` says otherwise; returns its file."""
     file = directory / f"{name}.yaml"
-    tree: dict[str, object] = {
-        "question": "What does a sweep cost?",
-        "base": ["tracker=none", *base],
-    }
-    tree |= {"space": space or grid, "search": {"method": "grid"}}
+    tree = {"question": "What does this sweep cost?", "base": [*base], "space": {**space}}
+    tree |= {"search": {"method": "grid"}, **parts}
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
     return file
 
@@ -106,16 +113,13 @@ def question(directory: Path, name: str, *base: str, space: dict[str, str] | Non
 def processes(directory: Path) -> dict[str, object]:
     """16 processes one after another against a sweep, and against one worker one at a time."""
     out = directory / "out"
-    file = question(directory, "sixteen")
-    harness(
-        ["run", "tracker=none", "optim.steps=1", f"paths.out={out}"]
-    )  # the caches are warm for all
+    file = write_question(directory, "sixteen", ["tracker=none"])
+    one_run = ("run", "tracker=none", f"paths.out={out}")
+    harness([*one_run, "optim.steps=1"])  # the caches are warm for all
     chosen = [sweep(file, out)]
     shutil.rmtree(out / "runs")
     alone = sum(
-        harness(
-            ["run", "tracker=none", f"lora.rank={rank}", f"optim.lr={rate}", f"paths.out={out}"]
-        )
+        harness([*one_run, f"lora.rank={rank}", f"optim.lr={rate}"])
         for rank in RANKS
         for rate in RATES
     )
@@ -137,12 +141,9 @@ def tokens(directory: Path, sizes: Sequence[int] = tuple(TOKENS)) -> dict[str, o
     for positions in sizes:
         steps = TOKENS[positions]
         rows = max(1, round(positions / ROW_POSITIONS))
-        file = question(
-            directory,
-            f"tokens{positions}",
-            *("eval=loss", "eval.before=false", "data.validation_rows=32"),
-            *(f"optim.batch_size={rows}", f"optim.steps={steps}"),
-        )
+        base = [*SHORT, "data.validation_rows=32"]
+        base += [f"optim.batch_size={rows}", f"optim.steps={steps}"]
+        file = write_question(directory, f"tokens{positions}", base)
         out = directory / "out"
         chosen = [sweep(file, out, ONE_WORKER)]
         one = [sweep(file, out, *ONE_AT_A_TIME)]
@@ -160,11 +161,8 @@ def tokens(directory: Path, sizes: Sequence[int] = tuple(TOKENS)) -> dict[str, o
 
 def idle(directory: Path) -> dict[str, object]:
     """The worker's time with nothing to do, for runs of 40 to 160 steps."""
-    space = {
-        "optim.steps": "choice(40,80,120,160)",
-        "optim.lr": f"choice({','.join(RATES)})",
-    }
-    file = question(directory, "lengths", "eval=loss", space=space)
+    space = {"optim.steps": choice((40, 80, 120, 160)), "optim.lr": choice(RATES)}
+    file = write_question(directory, "lengths", ["tracker=none", "eval=loss"], space)
     arm = sweep(file, directory / "out")
     found: dict[str, object] = asdict(arm)
     return found | {"waited_share": arm.waited_seconds / arm.warm_seconds}
@@ -173,22 +171,19 @@ def idle(directory: Path) -> dict[str, object]:
 def workers(directory: Path) -> dict[str, object]:
     """Two CPU workers against one, interleaved, for runs of 40 steps and for runs of 16 to 64."""
     threads = str(max(1, (os.cpu_count() or 1) // 2))  # what `cpu:2` gives to each
-    rates = f"choice({','.join(RATES)})"
-    spaces = {
-        "one_length": {"lora.rank": f"choice({','.join(map(str, RANKS))})", "optim.lr": rates},
-        "spread_lengths": {"optim.steps": "choice(16,32,48,64)", "optim.lr": rates},
-    }
-    base = ("eval=loss", "eval.before=false")
+    spread = {"optim.steps": choice((16, 32, 48, 64)), "optim.lr": choice(RATES)}
+    files = (
+        write_question(directory, "one_length", [*SHORT, "optim.steps=40"]),
+        write_question(directory, "spread_lengths", SHORT, spread),
+    )
     found: dict[str, object] = {"threads_per_worker": int(threads)}
-    for name, space in spaces.items():
-        steps = () if "optim.steps" in space else ("optim.steps=40",)
-        file = question(directory, name, *base, *steps, space=space)
+    for file in files:
         arms: dict[int, list[Arm]] = {1: [], 2: []}
         for count in (1, 2, 2, 1):
             overrides = (f"resources.devices=cpu:{count}",)
             arms[count].append(sweep(file, directory / "out", *overrides, threads=threads))
         one, two = arms[1], arms[2]
-        found[name] = {
+        found[file.stem] = {
             "one_worker": [asdict(arm) for arm in one],
             "two_workers": [asdict(arm) for arm in two],
             "speed_up": sum(a.seconds for a in one) / sum(a.seconds for a in two),
@@ -213,19 +208,15 @@ def main() -> None:
     arguments = parser.parse_args()
     asked = arguments.parts
     parts = PARTS | {"tokens": lambda directory: tokens(directory, arguments.positions)}
-    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    file = BENCH / "results" / "sweep.json"
+    result = json.loads(file.read_text()) if file.exists() else {}
     for name in asked:
-        load = psutil.getloadavg()[0]
+        before = load()
         with tempfile.TemporaryDirectory() as directory:
             found = parts[name](Path(directory))
         print(name, json.dumps(found, indent=1))
-        machine = collect_provenance(model_fingerprint="", data_fingerprint="").as_tree()
-        result[name] = found | {
-            "load_average_before": load,
-            "date": utc_now(),
-            "machine": machine,
-        }
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        result[name] = {**circumstances(before), **found}
+        write_text(file, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

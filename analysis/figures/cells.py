@@ -9,21 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.figures.factors import WITHOUT_EFFECT, Factor, varying_factors
-from analysis.frame import Row, config_keys
+from analysis.figures.factors import Factor, varying_factors
+from analysis.frame import Row, cost_key, is_probe
 from analysis.shares import is_share, share_interval
 from analysis.statistics import Interval, mean_interval
 from harness.records.metrics import COHORT_SHARES, METRICS, Direction
 from harness.records.record import MeasuredIn, RunStatus
-
-COSTS_NOTHING = frozenset(
-    {
-        *("seed", "lora.alpha", "lora.alpha_over_rank", "lora.rslora"),
-        *("optim.lr", "optim.schedule", "optim.warmup_steps", "optim.weight_decay"),
-        *("optim.beta1", "optim.beta2", "optim.epsilon", "optim.steps", "optim.epochs"),
-    }
-)
-"""Settings that change neither memory nor time of a step, so that a probe is made without them."""
 
 SEARCH_VALUE = "search/value"
 """Key of a row: the objective that a search's own trial of this cell reached, to choose among cells."""
@@ -75,10 +66,10 @@ class Cell:
 def cells_of(rows: Sequence[Row]) -> list[Cell]:
     """Group rows that differ in nothing but their seed; a probe joins every cell whose cost it measures."""
     runs = runs_of(rows)
-    probes: dict[frozenset[tuple[str, str]], list[Row]] = {}
+    probes: dict[frozenset[Any], list[Row]] = {}
     for row in rows:
-        if _is_probe(row):
-            probes.setdefault(_cost_settings(row), []).append(row)
+        if is_probe(row):
+            probes.setdefault(cost_key(row), []).append(row)
     factors = varying_factors(runs)
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in runs:
@@ -87,29 +78,20 @@ def cells_of(rows: Sequence[Row]) -> list[Cell]:
         Cell(
             settings=tuple(factor.value(group[0]) for factor in factors),
             rows=tuple(group),
-            probes=tuple(probes.get(_cost_settings(group[0]), ()) if probes else ()),
+            probes=tuple(probes.get(cost_key(group[0]), ()) if probes else ()),
         )
         for group in groups.values()
     ]
 
 
-def _cost_settings(row: Row) -> frozenset[tuple[str, str]]:
-    """Return the settings that decide what a run costs: configurations alike in them share a probe."""
-    return frozenset(
-        (key, repr(row[key]))
-        for key in config_keys(row)
-        if key not in COSTS_NOTHING and not key.startswith((*WITHOUT_EFFECT, "eval."))
-    )
-
-
 def runs_of(rows: Iterable[Row]) -> list[Row]:
     """Return the rows of whole runs, without the probes."""
-    return [row for row in rows if not _is_probe(row)]
+    return [row for row in rows if not is_probe(row)]
 
 
 def is_replicate(row: Row) -> bool:
     """Whether a run counts as a replicate of its cell."""
-    return row["status"] is RunStatus.completed and not _is_probe(row)
+    return row["status"] is RunStatus.completed and not is_probe(row)
 
 
 def counts(row: Row, metric: str) -> bool:
@@ -118,7 +100,7 @@ def counts(row: Row, metric: str) -> bool:
         return False
     if metric in COHORT_SHARES:
         return row["measured_in"] is not MeasuredIn.cohort
-    return not _is_probe(row)
+    return not is_probe(row)
 
 
 def value_of(row: Row, metric: str) -> float | None:
@@ -136,13 +118,7 @@ def axis_label(metric: str) -> str:
     """Return a metric's label with its unit and an arrow for the better direction."""
     known = METRICS[metric]
     unit = f" ({known.unit})" if known.unit and known.unit not in (known.label, "bytes") else ""
-    match known.direction:
-        case Direction.minimize:
-            return f"{known.label}{unit} ↓"
-        case Direction.maximize:
-            return f"{known.label}{unit} ↑"
-        case Direction.neither:
-            return f"{known.label}{unit}"
+    return f"{known.label}{unit}{known.direction.arrow}"
 
 
 def best_first(cells: Iterable[Cell], metric: str) -> list[Cell]:
@@ -183,18 +159,20 @@ def failures(rows: Iterable[Row]) -> str:
     return f"Not drawn: {listed}." if listed else ""
 
 
-def seeds_text(cells: Iterable[Cell], metric: str) -> str:
+def seed_counts(cells: Sequence[Cell], metric: str) -> str:
+    """Return how many seeds have measured a metric: `n=3`, `n=1 to 3`."""
+    counted = sorted({len(cell.values(metric)) for cell in cells})
+    return f"n={counted[0]}" if len(counted) == 1 else f"n={counted[0]} to {counted[-1]}"
+
+
+def seeds_text(cells: Sequence[Cell], metric: str) -> str:
     """Say how many seeds stand behind the points."""
     counted = sorted({len(cell.values(metric)) for cell in cells})
     if not counted:
         return ""
     if counted == [1]:
         return "One seed a point (n=1), so no intervals."
-    spread = f"n={counted[0]}" if len(counted) == 1 else f"n={counted[0]} to {counted[-1]}"
+    spread = seed_counts(cells, metric)
     alone = " (none where n=1)" if counted[0] == 1 else ""
     kind = "Wilson intervals over seeds and rows" if is_share(metric) else "t intervals"
     return f"Mean over seeds, {spread}; bars are 95 % {kind}{alone}."
-
-
-def _is_probe(row: Row) -> bool:
-    return row["measured_in"] is MeasuredIn.probe or row.get("role") == "probe"

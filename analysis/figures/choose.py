@@ -5,7 +5,6 @@ from itertools import combinations
 
 from analysis.figures.cells import runs_of
 from analysis.figures.costs import memory_beside_throughput, series_over_steps, time_and_energy
-from analysis.figures.drawing import Drawing
 from analysis.figures.factors import (
     ALPHA,
     BLOCK_SIZE,
@@ -22,7 +21,7 @@ from analysis.figures.grids import heat_map
 from analysis.figures.learning import factors_with_curves, learning_curves
 from analysis.figures.memory import memory_by_parts
 from analysis.figures.over import MAX_LINES, metric_over
-from analysis.figures.style import Width
+from analysis.figures.style import Drawing, Width
 from analysis.figures.targets import targets_at_equal_budget
 from analysis.figures.trade_off import (
     FORGETTING,

@@ -4,8 +4,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from analysis.contrasts import Answered, Compared
-from analysis.figures.drawing import Drawing, not_drawn, sentences
-from analysis.figures.style import COLOURS, GREY, Width, figure_style, new_figure
+from analysis.figures.style import (
+    COLOURS,
+    GREY,
+    Drawing,
+    Width,
+    figure_style,
+    new_figure,
+    not_drawn,
+    sentences,
+)
 from analysis.inference import Verdict
 from harness.question.compare import spelled_combination
 from harness.records.metrics import METRICS

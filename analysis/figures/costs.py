@@ -6,14 +6,23 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.cells import COSTS_NOTHING, Cell, axis_label, best_first, cells_of, runs_of
-from analysis.figures.drawing import Drawing, not_drawn, sentences
-from analysis.figures.factors import levels, varying_factors
+from analysis.figures.cells import Cell, axis_label, best_first, cells_of
+from analysis.figures.factors import varying_factors
 from analysis.figures.learning import smooth
-from analysis.figures.memory import bytes_unit, draw_parts, parts_of, setting_text
-from analysis.figures.style import COLOURS, HATCHES, Width, figure_style, line_look
+from analysis.figures.memory import draw_parts, labelled_by_cost, parts_of, setting_text
+from analysis.figures.style import (
+    COLOURS,
+    HATCHES,
+    Drawing,
+    Width,
+    figure_style,
+    line_look,
+    not_drawn,
+    sentences,
+)
 from analysis.frame import Row
 from analysis.histories import History
+from analysis.printing import bytes_unit
 from harness.records.metrics import METRICS
 
 MAX_BARS = 16
@@ -175,13 +184,8 @@ def _shown(rows: Sequence[Row], objective: str) -> list[Row]:
 def _bars(rows: Sequence[Row], metric: str) -> dict[str, Cell]:
     """Return label -> cell of each configuration that was measured alone, in the order of its settings."""
     cells = [cell for cell in cells_of(rows) if cell.mean(metric) is not None]
-    first = [cell.rows[0] for cell in cells]
-    factors = [f for f in varying_factors(runs_of(first)) if not COSTS_NOTHING.issuperset(f.keys)]
-    rank = {f.name: list(map(repr, levels(f, first))) for f in factors}
-    cells.sort(key=lambda cell: [rank[f.name].index(repr(cell.setting(f))) for f in factors])
     bars: dict[str, Cell] = {}
-    for cell in cells:
-        label = ", ".join(setting_text(factor, cell) for factor in factors) or "every run"
+    for label, cell in labelled_by_cost(cells):
         bars.setdefault(label, cell)
     return bars
 

@@ -8,11 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.figures.cells import axis_label
-from analysis.figures.drawing import Drawing, not_drawn
-from analysis.figures.memory import bytes_unit
 from analysis.figures.over import stem_of
 from analysis.figures.search import TrialPoint
-from analysis.figures.style import COLOURS, Width, figure_style
+from analysis.figures.style import COLOURS, Drawing, Width, figure_style, not_drawn
+from analysis.printing import bytes_unit
 from analysis.surrogate import Dependence, partial_dependence
 from harness.records.metrics import METRICS
 

@@ -8,12 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.frame import Row, is_config_key
-from harness.config.storage import storage_label
-
-SEED = "seed"
-WITHOUT_EFFECT = ("paths.", "tracker.", "checkpoint.", "resources.")
-MISSING = "—"
+from analysis.cells import MISSING
+from analysis.frame import Row, is_config_key, is_without_effect, value_of
+from analysis.groups import sort_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,20 +26,6 @@ class Factor:
     """Whether its numbers are compared by ratio."""
 
 
-def _format(row: Row) -> str | None:
-    name = row.get("quant.format")
-    if name is None:
-        return None
-    return storage_label(getattr(name, "value", name), row.get("quant.double_quant"))
-
-
-def _alpha(row: Row) -> float | None:
-    alpha, ratio, rank = (row.get(f"lora.{k}") for k in ("alpha", "alpha_over_rank", "rank"))
-    if alpha is not None:
-        return float(alpha)
-    return None if ratio is None or rank is None else float(ratio) * rank
-
-
 def _targets(row: Row) -> str | None:
     targets = row.get("lora.target_modules")
     return None if targets is None else "+".join(str(target) for target in targets)
@@ -56,7 +39,7 @@ FORMAT = Factor(
     name="format",
     label="storage format",
     keys=("quant.format", "quant.double_quant"),
-    value=_format,
+    value=lambda row: value_of(row, "quant"),
 )
 BLOCK_SIZE = Factor(
     name="quant.block_size",
@@ -76,7 +59,7 @@ ALPHA = Factor(
     name="lora.alpha",
     label="LoRA alpha",
     keys=("lora.alpha", "lora.alpha_over_rank"),
-    value=_alpha,
+    value=lambda row: value_of(row, "alpha"),
     is_logarithmic=True,
 )
 TARGETS = Factor(
@@ -116,7 +99,7 @@ def _keys_of(rows: Sequence[Row]) -> list[str]:
     return [
         key
         for key in set[str]().union(*rows)
-        if is_config_key(key) and not key.startswith(WITHOUT_EFFECT) and _is_setting(key)
+        if is_config_key(key) and not is_without_effect(key) and _is_setting(key)
     ]
 
 
@@ -145,15 +128,7 @@ def is_numeric(factor: Factor, rows: Iterable[Row]) -> bool:
 def levels(factor: Factor, rows: Iterable[Row]) -> list[Any]:
     """Return the values that occur, numbers by size, names by spelling, a missing one first."""
     values = {repr(value): value for value in map(factor.value, rows)}
-    return sorted(values.values(), key=_order)
-
-
-def _order(value: Any) -> tuple[int, float, str]:
-    if value is None:
-        return (0, 0.0, "")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return (1, float(value), "")
-    return (2, 0.0, printed(value))
+    return sorted(values.values(), key=lambda value: sort_key([value]))
 
 
 def printed(value: Any) -> str:

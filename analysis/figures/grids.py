@@ -7,11 +7,27 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from analysis.figures.cells import Cell, axis_label, cells_of, chosen, failures, lower_is_better
-from analysis.figures.drawing import Drawing, not_drawn, sentences
+from analysis.figures.cells import (
+    Cell,
+    axis_label,
+    cells_of,
+    chosen,
+    failures,
+    lower_is_better,
+    seed_counts,
+)
 from analysis.figures.factors import Factor, levels, printed
-from analysis.figures.over import how_chosen, other_factors, stem_of
-from analysis.figures.style import COLOUR_MAP, GREY, Width, figure_style, new_figure
+from analysis.figures.over import sharing_text, stem_of
+from analysis.figures.style import (
+    COLOUR_MAP,
+    GREY,
+    Drawing,
+    Width,
+    figure_style,
+    new_figure,
+    not_drawn,
+    sentences,
+)
 from analysis.frame import Row
 from harness.records.metrics import METRICS, format_value
 
@@ -30,7 +46,6 @@ def heat_map(
     across: Factor,
     down: Factor,
     metric: str,
-    name: str | None = None,
     width: Width = Width.one_column,
 ) -> Drawing:
     """Draw the mean of a metric at each pair of levels, its number in the square, the best one framed.
@@ -38,7 +53,7 @@ def heat_map(
     Not drawn unless both factors have at least two levels (and at most 12), with more than half of the
     squares measured.
     """
-    name = name or f"{stem_of(metric)}_{_leaf(down)}_by_{_leaf(across)}"
+    name = f"{stem_of(metric)}_{_leaf(down)}_by_{_leaf(across)}"
     title = f"{METRICS[metric].label} by {down.label} and {across.label}"
     best, at_most = chosen(
         cells_of(rows), metric, lambda c: (repr(c.setting(down)), repr(c.setting(across)))
@@ -68,20 +83,13 @@ def heat_map(
         axes.set_xlabel(across.label)
         axes.set_ylabel(down.label)
     kept = list(best.values())
-    others = other_factors(rows, across, down)
-    shared = (
-        f"Up to {at_most} cells share a square (they differ in {others}): {how_chosen(kept)}."
-        if at_most > 1
-        else ""
-    )
-    counted = sorted({len(cell.values(metric)) for cell in kept})
-    over = f"n={counted[0]}" if len(counted) == 1 else f"n={counted[0]} to {counted[-1]}"
+    shared = sharing_text(rows, kept, at_most, "square", across, down)
     return Drawing(
         name=name,
         title=title,
         caption=sentences(
-            f"{axis_label(metric)}: mean over seeds, {over}; the frame marks the best mean, which others "
-            "may equal within their intervals (see the table).",
+            f"{axis_label(metric)}: mean over seeds, {seed_counts(kept, metric)}; the frame marks the best "
+            "mean, which others may equal within their intervals (see the table).",
             shared,
             failures(rows),
         ),

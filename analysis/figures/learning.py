@@ -14,11 +14,19 @@ from analysis.figures.cells import (
     is_replicate,
     runs_of,
 )
-from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.factors import LEARNING_RATE, Factor, levels, varying_factors
 from analysis.figures.memory import setting_text
 from analysis.figures.over import stem_of
-from analysis.figures.style import Width, figure_style, legend_above, line_look, new_figure
+from analysis.figures.style import (
+    Drawing,
+    Width,
+    figure_style,
+    legend_above,
+    line_look,
+    new_figure,
+    not_drawn,
+    sentences,
+)
 from analysis.frame import Row
 from analysis.histories import History
 from harness.records.metrics import METRICS

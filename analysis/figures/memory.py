@@ -5,19 +5,23 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from analysis.figures.cells import COSTS_NOTHING, Cell, cells_of, counts
-from analysis.figures.drawing import Drawing, not_drawn, sentences
+from analysis.figures.cells import Cell, cells_of, counts
 from analysis.figures.factors import Factor, levels, printed, varying_factors
 from analysis.figures.style import (
     COLOURS,
     HATCHES,
     MARKERS,
+    Drawing,
     Width,
     figure_style,
     legend_above,
     new_figure,
+    not_drawn,
+    sentences,
 )
 from analysis.frame import PREDICTED, Row
+from analysis.printing import bytes_unit
+from harness.plan.probe import costs_nothing
 from harness.records.metrics import MEMORY_PARTS, METRICS, memory_part_name
 
 MAX_BARS = 16
@@ -80,16 +84,12 @@ def draw_parts(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def predicted_against_measured(
-    rows: Sequence[Row],
-    *,
-    metric: str = "memory/peak_bytes",
-    width: Width = Width.one_column,
-) -> Drawing:
+def predicted_against_measured(rows: Sequence[Row], *, width: Width = Width.one_column) -> Drawing:
     """Draw measured over predicted memory, a point for each run that has both, with the line of equality.
 
     A prediction stands in a row under `predicted.` and the metric's name.
     """
+    metric = "memory/peak_bytes"
     name, title = "memory_predicted", f"Predicted and measured {METRICS[metric].label}"
     pairs = [
         (row[PREDICTED + metric], row[metric], row["run_id"])
@@ -126,21 +126,27 @@ def predicted_against_measured(
 
 def _bars(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
     """Return label -> part -> bytes; cells that differ only in what costs nothing share a bar."""
-    measured = [(cell, parts) for cell in cells if (parts := parts_of(cell))]
-    rows = [cell.rows[0] for cell, _ in measured]
-    factors = [f for f in varying_factors(rows) if not COSTS_NOTHING.issuperset(f.keys)]
-    rank = {f.name: list(map(repr, levels(f, rows))) for f in factors}
-    measured.sort(key=lambda pair: [rank[f.name].index(repr(pair[0].setting(f))) for f in factors])
     bars: dict[str, dict[str, float]] = {}
-    for cell, parts in measured:
-        label = _label(cell, factors)
+    for label, cell in labelled_by_cost([cell for cell in cells if parts_of(cell)]):
+        parts = parts_of(cell)
         if len(parts) > len(bars.get(label, ())):  # one of them may have had a process of its own
             bars[label] = parts
     return bars
 
 
-def _label(cell: Cell, factors: Sequence[Factor]) -> str:
-    return ", ".join(setting_text(factor, cell) for factor in factors) or "every run"
+def labelled_by_cost(cells: Sequence[Cell]) -> list[tuple[str, Cell]]:
+    """Return cells in the order of their settings, each labelled by those that a step's cost depends on."""
+    rows = [cell.rows[0] for cell in cells]
+    factors = [f for f in varying_factors(rows) if not all(map(costs_nothing, f.keys))]
+    rank = {f.name: list(map(repr, levels(f, rows))) for f in factors}
+
+    def place(cell: Cell) -> list[int]:
+        return [rank[f.name].index(repr(cell.setting(f))) for f in factors]
+
+    return [
+        (", ".join(setting_text(factor, cell) for factor in factors) or "every run", cell)
+        for cell in sorted(cells, key=place)
+    ]
 
 
 def setting_text(factor: Factor, cell: Cell) -> str:
@@ -154,11 +160,3 @@ def parts_of(cell: Cell) -> dict[str, float]:
     """Return the bytes of each part of a cell's memory that was measured."""
     found = {part: cell.mean(memory_part_name(part)) for part in MEMORY_PARTS}
     return {part: value for part, value in found.items() if value is not None}
-
-
-def bytes_unit(largest: float) -> tuple[float, str]:
-    """Return the size and the name of the largest binary unit that leaves at least 1."""
-    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if largest >= size:
-            return float(size), unit
-    return 1.0, "bytes"

@@ -16,10 +16,19 @@ from analysis.figures.cells import (
     runs_of,
     seeds_text,
 )
-from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.factors import Factor, is_numeric, levels, printed, varying_factors
-from analysis.figures.style import Width, figure_style, legend_above, line_look, new_figure
+from analysis.figures.style import (
+    Drawing,
+    Width,
+    figure_style,
+    legend_above,
+    line_look,
+    new_figure,
+    not_drawn,
+    sentences,
+)
 from analysis.frame import Row
+from analysis.statistics import Interval
 from harness.records.metrics import METRICS
 
 MAX_LINES = 8
@@ -32,7 +41,6 @@ def metric_over(
     over: Factor,
     metric: str,
     by: Factor | None = None,
-    name: str | None = None,
     width: Width = Width.one_column,
 ) -> Drawing:
     """Draw the mean of a metric over a numeric factor, one line for each level of `by`.
@@ -40,7 +48,7 @@ def metric_over(
     Where a point of a line holds several cells (they differ in something that is no axis here), the best
     stands for them and the caption says so. Not drawn with fewer than two numbers or no measured value.
     """
-    name = name or f"{stem_of(metric)}_over_{over.name.rpartition('.')[2]}"
+    name = f"{stem_of(metric)}_over_{over.name.rpartition('.')[2]}"
     title = f"{METRICS[metric].label} over {over.label}" + (f", by {by.label}" if by else "")
     cells = [cell for cell in cells_of(rows) if cell.setting(over) is not None]
     drawn, at_most = chosen(cells, metric, lambda c: (_level(c, by), c.setting(over)))
@@ -73,12 +81,7 @@ def metric_over(
         if by and len(lines) > 1:
             legend_above(figure, axes, by.label)
     kept = list(drawn.values())
-    others = other_factors(rows, over, by)
-    shared = (
-        f"Up to {at_most} cells share a point (they differ in {others}): {how_chosen(kept)}."
-        if at_most > 1
-        else ""
-    )
+    shared = sharing_text(rows, kept, at_most, "point", over, by)
     return Drawing(
         name=name,
         title=title,
@@ -88,11 +91,29 @@ def metric_over(
     )
 
 
-def how_chosen(cells: Sequence[Cell]) -> str:
-    """Say by what the best of several cells was chosen."""
+def sharing_text(
+    rows: Sequence[Row], cells: Sequence[Cell], at_most: int, place: str, *shown: Factor | None
+) -> str:
+    """Say how many cells share a place of a figure, in what they differ, and by what the best was chosen."""
+    if at_most <= 1:
+        return ""
+    names = {factor.name for factor in shown if factor}
+    others = ", ".join(f.name for f in varying_factors(runs_of(rows)) if f.name not in names)
+    how = "the one with the best mean is drawn, which flatters it"
     if any(SEARCH_VALUE in cell.rows[0] for cell in cells):
-        return "the one that the search found best is drawn"
-    return "the one with the best mean is drawn, which flatters it"
+        how = "the one that the search found best is drawn"
+    return f"Up to {at_most} cells share a {place} (they differ in {others}): {how}."
+
+
+def error_bars(intervals: Sequence[Interval | None]) -> list[list[float]]:
+    """Return how far each interval reaches below and above its mean; not at all where there is none."""
+    known = [
+        (0.0, 0.0)
+        if i is None or i.low is None or i.high is None
+        else (i.mean - i.low, i.high - i.mean)
+        for i in intervals
+    ]
+    return [[below for below, _ in known], [above for _, above in known]]
 
 
 def scale_axis(axes: Axes, numbers: Sequence[float], factor: Factor) -> None:
@@ -121,10 +142,7 @@ def _line(
     axes.errorbar(
         [number * shift for number, _ in known],
         [interval.mean for _, interval in known],
-        yerr=[
-            [0.0 if i.low is None else i.mean - i.low for _, i in known],
-            [0.0 if i.high is None else i.high - i.mean for _, i in known],
-        ],
+        yerr=error_bars([interval for _, interval in known]),
         color=look.colour,
         marker=look.marker,
         linestyle=look.dashes,
@@ -139,12 +157,6 @@ def _level(cell: Cell, by: Factor | None) -> Any:
 
 def _key(level: Any) -> Any:
     return None if level is None else repr(level)
-
-
-def other_factors(rows: Sequence[Row], *shown: Factor | None) -> str:
-    """Name the factors that vary and are not shown."""
-    names = {factor.name for factor in shown if factor}
-    return ", ".join(f.name for f in varying_factors(runs_of(rows)) if f.name not in names)
 
 
 def stem_of(metric: str) -> str:

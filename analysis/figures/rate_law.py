@@ -5,8 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from analysis.figures.drawing import Drawing, not_drawn, sentences
-from analysis.figures.style import Width, figure_style, legend_above, line_look, new_figure
+from analysis.figures.style import (
+    Drawing,
+    Width,
+    figure_style,
+    legend_above,
+    line_look,
+    new_figure,
+    not_drawn,
+    sentences,
+)
 from analysis.rate_law import LawOfPlace
 from harness.question.compare import spelled_combination
 

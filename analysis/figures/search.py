@@ -13,18 +13,20 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 
 from analysis.figures.cells import axis_label
-from analysis.figures.drawing import Drawing, not_drawn, sentences
-from analysis.figures.memory import bytes_unit
 from analysis.figures.over import stem_of
 from analysis.figures.style import (
     COLOUR_MAP,
     COLOURS,
     GREY,
+    Drawing,
     Width,
     figure_style,
     legend_above,
     new_figure,
+    not_drawn,
+    sentences,
 )
+from analysis.printing import bytes_unit
 from harness.records.metrics import METRICS, Direction
 
 MIN_TRIALS = 4

@@ -1,4 +1,4 @@
-"""How every figure looks: print widths, colour-blind-safe colours, fonts, and how it is written.
+"""What a figure is, and how every one looks: print widths, colour-blind-safe colours, fonts, its files.
 
 No pyplot: a figure belongs to whoever asked for it, and nothing is global.
 """
@@ -122,6 +122,35 @@ def line_look(index: int) -> LineLook:
         MARKERS[index % len(MARKERS)],
         LINES[(index // len(COLOURS) + index) % len(LINES)],
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """A figure and what has to be said about it."""
+
+    name: str
+    """Stem of its files."""
+    title: str
+    caption: str
+    """Description of what is drawn, over how many seeds, and how it was chosen; no findings."""
+    figure: Figure | None
+    """None where the rows do not support it."""
+    reason: str | None = None
+    """Why there is no figure."""
+    is_wide: bool = False
+    """Whether a page shows it over its full width."""
+    run_ids: tuple[str, ...] = ()
+    """The runs behind it."""
+
+
+def not_drawn(name: str, title: str, reason: str) -> Drawing:
+    """Return the answer of a function whose rows do not support its figure."""
+    return Drawing(name=name, title=title, caption="", figure=None, reason=reason)
+
+
+def sentences(*parts: str) -> str:
+    """Join the sentences of a caption, leaving out the empty ones."""
+    return " ".join(part for part in parts if part)
 
 
 @contextmanager

@@ -3,10 +3,18 @@
 from collections.abc import Sequence
 
 from analysis.figures.cells import Cell, axis_label, cells_of, chosen, failures, seeds_text
-from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.factors import TARGETS, printed
-from analysis.figures.over import how_chosen, other_factors, stem_of
-from analysis.figures.style import COLOURS, GREY, Width, figure_style, new_figure
+from analysis.figures.over import sharing_text, stem_of
+from analysis.figures.style import (
+    COLOURS,
+    GREY,
+    Drawing,
+    Width,
+    figure_style,
+    new_figure,
+    not_drawn,
+    sentences,
+)
 from analysis.frame import Row
 from harness.records.metrics import METRICS
 
@@ -54,12 +62,7 @@ def targets_at_equal_budget(
     drawn = [cell for _, cell in ordered]
     budgets = [p for p in map(_parameters, drawn) if p is not None]
     spent = f"Trainable parameters: {min(budgets):,.0f} to {max(budgets):,.0f}." if budgets else ""
-    shared = (
-        f"Up to {at_most} cells share a set (they differ in {other_factors(rows, TARGETS)}): "
-        f"{how_chosen(drawn)}."
-        if at_most > 1
-        else ""
-    )
+    shared = sharing_text(rows, drawn, at_most, "set", TARGETS)
     return Drawing(
         name=name,
         title=title,

@@ -5,20 +5,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis.figures.cells import Cell, axis_label, cells_of, failures, lower_is_better
-from analysis.figures.drawing import Drawing, not_drawn, sentences
 from analysis.figures.factors import FORMAT, Factor, levels, printed, varying_factors
-from analysis.figures.memory import bytes_unit
-from analysis.figures.over import stem_of
+from analysis.figures.over import error_bars, stem_of
 from analysis.figures.style import (
     COLOURS,
     GREY,
     MARKERS,
+    Drawing,
     Width,
     figure_style,
     legend_above,
     new_figure,
+    not_drawn,
+    sentences,
 )
 from analysis.frame import Row
+from analysis.printing import bytes_unit
 from analysis.statistics import pareto_front
 from harness.records.metrics import MEMORY_PARTS, METRICS, memory_part_name
 
@@ -44,25 +46,15 @@ def quality_against_memory(
     if len({memory for _, memory, _ in points}) < 2:
         return not_drawn(name, title, "fewer than two cells with a quality and different memories")
     scale, unit = bytes_unit(max(memory for _, memory, _ in points))
-    by = _colour_factor([cell for cell, _, _ in points])
-    with figure_style():
-        figure, axes = new_figure(width, 3.0)
-        front = _scatter(axes, points, metric, by, scale)
-        if max(m for _, m, _ in points) > 4 * min(m for _, m, _ in points):
-            axes.set_xscale("log")
-        axes.set_xlabel(f"{label} ({unit}) ↓")
-        axes.set_ylabel(axis_label(metric))
-        legend_above(figure, axes, by.label if by else None)
-    return Drawing(
-        name=name,
-        title=title,
-        caption=sentences(
-            f"{len(points)} cells, {len(front)} of them on the front of the means; bars are 95 % t "
-            "intervals over seeds (none where n=1).",
-            failures(rows),
-        ),
-        figure=figure,
-        run_ids=tuple(run_id for cell, _, _ in points for run_id in cell.run_ids()),
+    return _drawing(
+        name,
+        title,
+        rows,
+        points,
+        metric=metric,
+        label=f"{label} ({unit}) ↓",
+        scale=scale,
+        width=width,
     )
 
 
@@ -84,21 +76,41 @@ def learning_against_forgetting(
     ]
     if len(points) < 2:
         return not_drawn(name, title, f"fewer than two cells have measured {FORGETTING}")
+    label = axis_label(FORGETTING)
+    return _drawing(name, title, rows, points, metric=metric, label=label, width=width)
+
+
+def _drawing(
+    name: str,
+    title: str,
+    rows: Sequence[Row],
+    points: "Sequence[Point]",
+    *,
+    metric: str,
+    label: str,
+    width: Width,
+    scale: float | None = None,
+) -> Drawing:
+    """Draw cells over what they cost; `scale`: of costs in bytes, which may lie far apart."""
     by = _colour_factor([cell for cell, _, _ in points])
     with figure_style():
         figure, axes = new_figure(width, 3.0)
-        front = _scatter(axes, points, metric, by)
-        axes.axvline(0.0, color=GREY, linewidth=0.6)
-        axes.set_xlabel(axis_label(FORGETTING))
+        front = _scatter(axes, points, metric, by, scale or 1.0)
+        if scale is None:
+            axes.axvline(0.0, color=GREY, linewidth=0.6)
+        elif max(m for _, m, _ in points) > 4 * min(m for _, m, _ in points):
+            axes.set_xscale("log")
+        axes.set_xlabel(label)
         axes.set_ylabel(axis_label(metric))
         legend_above(figure, axes, by.label if by else None)
+    worse = "Right of the line the base's domain is predicted worse than before training."
     return Drawing(
         name=name,
         title=title,
         caption=sentences(
             f"{len(points)} cells, {len(front)} of them on the front of the means; bars are 95 % t "
-            "intervals over seeds (none where n=1). Right of the line the base's domain is predicted "
-            "worse than before training.",
+            "intervals over seeds (none where n=1).",
+            worse if scale is None else "",
             failures(rows),
         ),
         figure=figure,
@@ -107,20 +119,16 @@ def learning_against_forgetting(
 
 
 def _scatter(
-    axes: Any, points: "Sequence[Point]", metric: str, by: Factor | None, scale: float = 1.0
+    axes: Any, points: "Sequence[Point]", metric: str, by: Factor | None, scale: float
 ) -> "list[Point]":
     """Draw cells with their intervals over seeds, coloured by a factor, and return the front through them."""
     first_rows = [cell.rows[0] for cell, _, _ in points]
     for index, level in enumerate(levels(by, first_rows) if by else [None]):
         group = [p for p in points if by is None or repr(p[0].setting(by)) == repr(level)]
-        spans = [cell.interval(metric) for cell, _, _ in group]
         axes.errorbar(
             [cost / scale for _, cost, _ in group],
             [quality for _, _, quality in group],
-            yerr=[
-                [0.0 if s is None or s.low is None else s.mean - s.low for s in spans],
-                [0.0 if s is None or s.high is None else s.high - s.mean for s in spans],
-            ],
+            yerr=error_bars([cell.interval(metric) for cell, _, _ in group]),
             linestyle="none",
             marker=MARKERS[index % len(MARKERS)],
             color=COLOURS[index % len(COLOURS)],

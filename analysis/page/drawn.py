@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.figures.choose import Draw
-from analysis.figures.drawing import Drawing
-from analysis.figures.style import Width, fix_layout, svg_text, write_figure
+from analysis.figures.style import Drawing, Width, fix_layout, svg_text, write_figure
 
 MIN_PER_PROCESS = 2
 """Fewer figures than this are drawn here: a process takes longer to start."""

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.peers.channel import Task
 from bench.peers.processes import environment
 from bench.peers.ratios import Agreement, agreement
 from bench.peers.rows import Work, make_work
-from bench.peers.task import Task
 from harness.records.record import read_metrics, read_record
 from harness.records.run_directory import RunDirectory
 
@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).parent
 OURS, TRAINER, TRL = "harness", "trainer", "trl"
 SAME = ("tracker=none", "eval=loss", "eval.before=false", "quant=nf4_dq")
 """Overrides of every run of ours, which leave it what the peers do: they evaluate the loss at the end."""
-PEERS = {TRAINER: "trainer_run.py", TRL: "trl_run.py"}
+PEERS = (TRAINER, TRL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ def peer_run(setting: Setting, peer: str, task: Task, directory: Path) -> list[s
     """Return a peer's process on a task, whose adapter goes into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     file = replace(task, output=str(directory / "output")).write(directory / "task.json")
-    return [str(setting.peers_python), str(SCRIPTS / PEERS[peer]), str(file)]
+    return [str(setting.peers_python), str(SCRIPTS / "peer.py"), peer, str(file)]
 
 
 def compared(out: Path, run_id: str, result: dict) -> Agreement:

@@ -1,4 +1,4 @@
-"""A child's end of the line to the bench: marks with times, and waiting for one's turn.
+"""What the bench and its children say to each other: a task as a small json file, marks with times, turns.
 
 Standard library only: it is imported in our environment and in the peers'. Without a bench (no BENCH_CHANNEL)
 the same scripts run on their own, and marks go nowhere.
@@ -7,6 +7,8 @@ the same scripts run on their own, and marks go nowhere.
 import json
 import os
 import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import IO, Any
 
 DESCRIPTOR = "BENCH_CHANNEL"
@@ -44,3 +46,39 @@ class Channel:
     def _tell(self, message: dict[str, Any]) -> None:
         if self._line is not None:
             self._line.write(json.dumps(message).encode() + b"\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Everything that a peer needs to do the same work as one of our runs."""
+
+    model: str
+    """A directory."""
+    train_rows: str
+    """A directory of `datasets`: columns input_ids and labels, in the order in which they are trained."""
+    validation_rows: str
+    rank: int
+    alpha: float
+    target_modules: list[str]
+    seed: int
+    steps: int
+    batch_size: int
+    eval_batch_size: int
+    learning_rate: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    max_grad_norm: float
+    output: str
+    """A directory for the adapter."""
+
+    @classmethod
+    def read(cls, path: str) -> "Task":
+        """Read what `write` has written."""
+        return cls(**json.loads(Path(path).read_text()))
+
+    def write(self, path: Path) -> Path:
+        """Write the task to `path`; returns it."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        return path

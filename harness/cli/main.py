@@ -169,7 +169,7 @@ def _run(command: str, rest: list[str]) -> int:
     flags, overrides = _split(command, rest, RUN_FLAGS)
     names = [flag[0] for flag in flags]
     if "--help" in names or "-h" in names:
-        from harness.commands.run_help import run_help
+        from harness.commands.help import run_help
 
         print(run_help(overrides), end="")
         return 0
@@ -201,7 +201,7 @@ def _sweep(rest: list[str]) -> int:
     flags, words = _split("sweep", rest, SWEEP_FLAGS)
     names = [flag[0] for flag in flags]
     if "--help" in names or "-h" in names or not words:
-        from harness.commands.sweep_help import sweep_help
+        from harness.commands.help import sweep_help
 
         print(sweep_help(), end="")
         return 0
@@ -232,7 +232,7 @@ def _plan(rest: list[str]) -> int:
     flags, words = _split("plan", rest, PLAN_FLAGS)
     values = {flag[0]: flag[1] if len(flag) > 1 else "" for flag in flags}
     if "--help" in values or "-h" in values:
-        from harness.commands.plan_help import plan_help
+        from harness.commands.help import plan_help
 
         print(plan_help(), end="")
         return 0

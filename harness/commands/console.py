@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from harness.config.schema import LoraMethod
-from harness.records.metrics import METRICS, Direction, format_value
+from harness.records.metrics import METRICS, format_value
 from harness.records.record import Estimate, Record, RunStatus
 from harness.records.redact import message
 from harness.records.run_directory import RunDirectory
@@ -171,15 +171,12 @@ def _quality_table(record: Record) -> Table:
     for name in METRICS.in_order([*before, *after]):
         result = after.get(name) or before[name]
         table.add_row(
-            f"{METRICS[name].label} {_ARROWS[METRICS[name].direction]}",
+            f"{METRICS[name].label}{METRICS[name].direction.arrow}",
             estimate_text(name, before.get(name)),
             estimate_text(name, after.get(name)),
             f"{result.n:,}",
         )
     return table
-
-
-_ARROWS = {Direction.minimize: "↓", Direction.maximize: "↑", Direction.neither: ""}
 
 
 def estimate_text(name: str, result: Estimate | None) -> str:

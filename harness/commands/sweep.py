@@ -29,10 +29,10 @@ from harness.records.redact import message
 from harness.records.run_directory import set_aside
 from harness.request import check_writable
 from harness.sweeping.check import check_without_device
-from harness.sweeping.confirmation import compared_combinations, most_confirmed
 from harness.sweeping.display import print_state
 from harness.sweeping.instructions import Instructions, as_told
 from harness.sweeping.member import Member, Points, begin_sweep
+from harness.sweeping.outcome import compared_combinations, most_confirmed
 from harness.sweeping.requests import base_of
 from harness.sweeping.state import SweepDirectory, SweepState, SweepStatus, state_text
 from harness.training.stop import stop_on_signals

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from harness.config.devices import resolved_device, visible_cuda_devices
-from harness.config.patterns import may_match_for_ever
+from harness.config.lora import may_match_for_ever
 from harness.config.resources import BackendName, Shard
 from harness.config.schema import (
     EMBEDDED_DOMAIN,

@@ -25,7 +25,7 @@ def check_special_tokens(
         "pad": padding_id(tokenizer),
     }
     for name, token in named.items():
-        if isinstance(token, int) and not 0 <= token < num_embeddings:
+        if isinstance(token, int) and token >= num_embeddings:
             raise DataError(
                 f"model={model} has embeddings for {num_embeddings} tokens, and its tokenizer's {name} token "
                 f"{tokenizer.convert_ids_to_tokens(token)!r} is number {token}; {_ADVICE}"

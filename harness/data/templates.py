@@ -109,7 +109,6 @@ def piece_ids(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> lis
         distinct,
         add_special_tokens=False,
         return_attention_mask=False,
-        return_token_type_ids=False,
         verbose=False,
     )["input_ids"]
     ids: dict[str, list[int]] = dict(zip(distinct, encoded, strict=True))  # pyright: ignore

@@ -73,7 +73,7 @@ def generate_copies(
     pad_id = _padding_id(tokenizer, stop_ids)
     order = sorted(range(len(kept)), key=lambda index: len(kept[index]))
     answers: list[list[list[int]]] = [[[] for _ in kept] for _ in range(copies.count)]
-    with _greedy(model, decoding.max_new_tokens, stop_ids, pad_id) as settings:
+    with _greedy(model, decoding.max_new_tokens, pad_id) as settings:
 
         def by_model(chosen: list[int]) -> Iterator[tuple[int, list[list[int]]]]:
             inputs = _left_padded([kept[index] for index in chosen], pad_id, device)
@@ -178,9 +178,7 @@ def _padding_id(tokenizer: "PreTrainedTokenizerBase", stop_ids: frozenset[int]) 
 
 
 @contextmanager
-def _greedy(
-    model: Any, max_new_tokens: int, stop_ids: frozenset[int], pad_id: int
-) -> Iterator[Any]:
+def _greedy(model: Any, max_new_tokens: int, pad_id: int) -> Iterator[Any]:
     """Give plain greedy settings, with the model's own out of the way: `generate` would merge them in."""
     from transformers import GenerationConfig
 
@@ -192,7 +190,6 @@ def _greedy(
             num_beams=1,
             use_cache=True,
             max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(stop_ids) or None,
             pad_token_id=pad_id,
         )
     finally:

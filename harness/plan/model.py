@@ -21,12 +21,32 @@ from harness.base.source import ModelSource
 from harness.base.storage import Storage, storage_of
 from harness.base.targets import LinearSpec
 from harness.config.schema import ModelConfig, QuantConfig, QuantFormat
+from harness.engine.reference.grouped_lora import PackedLora
+from harness.engine.rows import AdapterGroup, RowPlan
 from harness.engine.shared_base import SharedBase
 from harness.plan.outline import find_blocks, module_outlines, per_block_fields
-from harness.plan.planned_layer import AdaptedLayer
-from harness.plan.shapes import shape_config
+from harness.plan.settings import shape_config
 
 META = torch.device("meta")
+
+
+class AdaptedLayer(nn.Module):
+    """What PEFT's layer is to `PackedLora`; its `base_layer`, of the planned storage, has no memory."""
+
+    base_layer: nn.Linear
+
+    def __init__(self, base_layer: nn.Linear, layer_index: int, plan: RowPlan) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self._packed = PackedLora(self, layer_index, plan)
+
+    def expect(self, groups: Sequence[AdapterGroup]) -> None:
+        """Measure the frozen rows beforehand, as every pass but the first finds them."""
+        self._packed.frozen_rows.measure(groups)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the frozen product with the adapters' updates."""
+        return self._packed(x, *args, **kwargs)
 
 
 class PlannedModel:

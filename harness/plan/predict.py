@@ -5,21 +5,22 @@ a pass come from the engine's own forward and backward, run on the meta device (
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import assert_never
 
-from harness.base.targets import LinearSpec, adapter_shapes
+from harness.base.targets import AdapterShape, LinearSpec, adapter_shapes
 from harness.config.resources import Shard
-from harness.config.schema import FloatType, LoraConfig, RunConfig
+from harness.config.schema import FloatType, LoraConfig, OptimizerName, RunConfig
 from harness.errors import RequestError
 from harness.plan.base_bytes import base_bytes, gathered_bytes
 from harness.plan.captured import captured_bytes, plans_captured
 from harness.plan.model import PlannedModel
-from harness.plan.optimizer_state import adapter_sizes, optimizer_bytes
 from harness.plan.passes import PassBytes, PlannedRun, pass_bytes
 from harness.plan.prediction import SHARED_PARTS, STATIC_PARTS, BatchSize, Prediction
 from harness.records.metrics import MEMORY_PARTS
 
 _FLOAT_BYTES = 4
-"""Adapters and their gradients are float32 on every base."""
+"""Adapters, their gradients and their optimizers' states are float32 on every base."""
 _CUBLAS_BYTES = 2 * 32 * 2**20
 """cuBLAS keeps a workspace for the thread of the forward pass and one for autograd's: 32 MiB each from Hopper
 on, 8.1 MiB before (aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize)."""
@@ -124,3 +125,62 @@ def _working_bytes(config: RunConfig, batch: BatchSize, params: int, cohort: int
     stacked = cohort > 1 and config.lora.dropout == 0
     accumulated = batch.rows < config.optim.batch_size
     return _FLOAT_BYTES * params * (stacked + accumulated + config.eval.keep_best)
+
+
+# One adapter's optimizer state, as `harness.training.optimizers` makes it --------------------------
+
+
+_EIGHT_BIT_FROM = 4096
+"""bitsandbytes keeps the state of smaller tensors in float32 (`min_8bit_size`)."""
+_EIGHT_BIT_BLOCK = 256
+_TABLES_BYTES = 2 * 256 * _FLOAT_BYTES
+"""The dynamic tables of the first and the second moment, one pair per optimizer."""
+_PAGED_FROM = 100_000
+"""Elements below which a GPU's tensors are not paged (`get_state_buffer`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerBytes:
+    """State of one adapter's optimizer."""
+
+    total: int
+    paged: int
+    """The part in managed memory, where there is a GPU."""
+
+
+def adapter_sizes(shapes: Sequence[AdapterShape]) -> list[int]:
+    """Return the elements of A and B, and of DoRA's magnitudes, of each adapted layer."""
+    sizes = [s.rank * s.experts * size for s in shapes for size in (s.inputs, s.outputs)]
+    return sizes + [s.outputs for s in shapes if s.has_magnitudes]
+
+
+def optimizer_bytes(name: OptimizerName, sizes: Sequence[int]) -> OptimizerBytes:
+    """Return the state that the optimizer has for tensors of these sizes after its first step."""
+    match name:
+        case OptimizerName.adamw:
+            # Two flat tensors (every A and every B, or matrices and vectors), each with two moments and a
+            # step counter.
+            return OptimizerBytes(2 * _FLOAT_BYTES * sum(sizes) + 2 * _FLOAT_BYTES, 0)
+        case OptimizerName.adamw_8bit:
+            return OptimizerBytes(_eight_bit(sizes), 0)
+        case OptimizerName.paged_adamw_8bit:
+            paged = sum(_paged(size, 1) for size in sizes)  # whose states are all of 8 bits
+            return OptimizerBytes(_eight_bit(sizes), paged)
+        case OptimizerName.paged_adamw_32bit:
+            paged = sum(_paged(size, _FLOAT_BYTES) for size in sizes)
+            return OptimizerBytes(2 * _FLOAT_BYTES * sum(sizes), paged)
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
+def _eight_bit(sizes: Sequence[int]) -> int:
+    """Two moments of one byte and a float32 scale per block each; small tensors in float32."""
+    large = [size for size in sizes if size >= _EIGHT_BIT_FROM]
+    blocks = sum(-(-size // _EIGHT_BIT_BLOCK) for size in large)
+    tables = _TABLES_BYTES if large else 0
+    small = 2 * _FLOAT_BYTES * (sum(sizes) - sum(large))
+    return 2 * sum(large) + 2 * _FLOAT_BYTES * blocks + tables + small
+
+
+def _paged(size: int, element_bytes: int) -> int:
+    return 2 * element_bytes * size if size >= _PAGED_FROM else 0

@@ -1,6 +1,6 @@
 """What a configuration's cost is measured with: a few steps of it, alone. Imports no torch."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from harness.config.compose import config_tree
 from harness.config.resources import Shard
@@ -19,6 +19,23 @@ from harness.config.schema import (
 
 PROBE_STEPS = 12
 """Steps of a probe: the warm-up that is not counted, and enough for a median."""
+_OF_A_STEP = (
+    *("name", "loraplus_ratio", "neftune_alpha", "max_grad_norm", "batch_size"),
+    *("micro_batch_size", "gradient_checkpointing", "offload_activations"),
+)
+"""Settings of the optimizer on which the cost of a step depends; a probe sets the others aside."""
+_COST_NOTHING = frozenset(
+    {
+        *("seed", "lora.alpha", "lora.alpha_over_rank", "lora.rslora"),
+        *(f"optim.{each.name}" for each in fields(OptimConfig) if each.name not in _OF_A_STEP),
+    }
+)
+_SECTIONS_WITHOUT_COST = ("eval", "paths", "tracker", "checkpoint", "resources")
+
+
+def costs_nothing(key: str) -> bool:
+    """Whether a configuration key, or a group, changes neither memory nor time of a step."""
+    return key in _COST_NOTHING or key.partition(".")[0] in _SECTIONS_WITHOUT_COST
 
 
 def cost_key(config: RunConfig) -> str:
@@ -44,20 +61,8 @@ def probe_config(config: RunConfig) -> RunConfig:
 
     Learning rate, schedule, alpha and seed cost nothing, so configurations that differ in them share one.
     """
-    kept = config.optim
-    optim = OptimConfig(
-        name=kept.name,
-        lr=1e-4,
-        loraplus_ratio=kept.loraplus_ratio,
-        neftune_alpha=kept.neftune_alpha,
-        schedule=Schedule.constant,
-        max_grad_norm=kept.max_grad_norm,
-        batch_size=kept.batch_size,
-        micro_batch_size=kept.micro_batch_size,
-        steps=PROBE_STEPS,
-        gradient_checkpointing=kept.gradient_checkpointing,
-        offload_activations=kept.offload_activations,
-    )
+    kept = {name: getattr(config.optim, name) for name in _OF_A_STEP}
+    optim = OptimConfig(lr=1e-4, schedule=Schedule.constant, steps=PROBE_STEPS, **kept)
     return replace(
         config,
         lora=_unscaled(config.lora),

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+from harness.config.compose import NOT_A_GROUP, conf_directory
 from harness.config.validate import MOST
 from harness.errors import RequestError, near_names
 from harness.question.goals import BYTE_UNITS
@@ -119,3 +121,32 @@ def with_device_defaults(overrides: Sequence[str], settings: PlanSettings) -> li
     }
     missing = [f"{key}={value}" for key, value in defaults.items() if key not in given]
     return [*overrides, *missing]
+
+
+# Shapes: published models' dimensions, one file each in conf/shape/ --------------------------------
+
+
+def _directory() -> Path:
+    return conf_directory() / NOT_A_GROUP
+
+
+def shape_names() -> list[str]:
+    """Return the names of the shapes, sorted."""
+    return sorted(path.name.removesuffix(".yaml") for path in _directory().glob("*.yaml"))
+
+
+def shape_config(name: str) -> dict[str, Any]:
+    """Return the Hugging Face config fields of one shape, `model_type` among them.
+
+    Raises RequestError for a name that is not there.
+    """
+    import yaml
+
+    known = shape_names()
+    if name not in known:
+        raise RequestError(
+            f"plan.shape={name} is not known; conf/shape/ has {', '.join(known)}"
+            f"{near_names(name, known)}"
+        )
+    with (_directory() / f"{name}.yaml").open(encoding="utf-8") as file:
+        return yaml.safe_load(file)

@@ -16,7 +16,7 @@ from harness.parsing import home_path
 from harness.question.coherence import check_question, with_evaluations
 from harness.question.command_line import apply_override
 from harness.question.compare import read_compare
-from harness.question.draft import Draft, draft_of, read_draft
+from harness.question.draft import Draft, draft_of, read_draft, split_scale
 from harness.question.entries import read_axes
 from harness.question.goals import read_constraints, read_objectives
 from harness.question.keys import NAME, NAME_WANTED
@@ -33,7 +33,6 @@ from harness.question.reading import (
     read_starts,
     read_study,
 )
-from harness.question.scales import split_scale
 from harness.records.redact import redact
 
 # Finding -----------------------------------------------------------------------------------------

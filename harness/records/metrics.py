@@ -17,6 +17,11 @@ class Direction(Enum):
     maximize = "maximize"
     neither = "neither"
 
+    @property
+    def arrow(self) -> str:
+        """An arrow to the better side, preceded by a space; empty where neither is."""
+        return {"minimize": " ↓", "maximize": " ↑", "neither": ""}[self.value]
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.parsing import Unreadable, read_json, shaped
+from harness.records.metrics import COHORT_SHARES
 from harness.records.metrics_log import (
     MetricsHistory,
     MetricsLog,
@@ -213,3 +214,44 @@ def _estimate_tree(result: Estimate) -> dict[str, float | None]:
         "standard_error": plain_number(error),
         "n": int(result.n),
     }
+
+
+# What a configuration costs alone: from its probe's record into those of the runs that have it -----
+
+
+def costs_of(probe: RunDirectory) -> dict[str, float | None] | None:
+    """Return what a probe measured; None where it has not ended, and nothing where it had no memory."""
+    try:
+        record = read_record(probe.record)
+    except RecordError:
+        return None
+    if record.measured_in is not MeasuredIn.probe:
+        return None
+    match record.status:
+        case RunStatus.completed:
+            return {n: value for n, value in record.metrics.items() if n in COHORT_SHARES}
+        case RunStatus.out_of_memory:
+            return {}
+        case _:
+            return None
+
+
+def take_costs(record: Record, probe: RunDirectory) -> bool:
+    """Put a probe's costs into a record; False where there are none, or it has them."""
+    costs = costs_of(probe)
+    if costs is None or (record.probe == probe.path.name and record.alone == costs):
+        return False
+    record.probe, record.alone = probe.path.name, costs
+    return True
+
+
+def rewrite_with_costs(directory: RunDirectory, probe: RunDirectory) -> None:
+    """Put a probe's costs into the record of a run that has ended, if it lacks them."""
+    try:
+        record = read_record(directory.record)
+    except RecordError:
+        return
+    if record.status not in (RunStatus.running, RunStatus.interrupted) and take_costs(
+        record, probe
+    ):
+        write_record(directory.record, record)

@@ -34,11 +34,14 @@ from harness.study.database import (
     open_database,
 )
 from harness.study.leases import Leases
-from harness.study.levels import LEARNS_PER_LEVEL, LevelStudy, compared_levels, next_level
 from harness.study.samplers import (
+    LEARNS_PER_LEVEL,
+    LevelStudy,
     PointSampler,
     build_pruner,
     build_sampler,
+    compared_levels,
+    next_level,
     pruner_settings,
     sampler_settings,
     seed_of_trial,

@@ -312,8 +312,7 @@ def interval_text(metric: str, values: Sequence[float]) -> str:
 
 
 def _heading(metric: str) -> str:
-    arrow = {Direction.minimize: "↓", Direction.maximize: "↑", Direction.neither: ""}
-    return f"{METRICS[metric].label} {arrow[METRICS[metric].direction]}".strip()
+    return f"{METRICS[metric].label}{METRICS[metric].direction.arrow}"
 
 
 def _plain_table(left: Sequence[str], right: Sequence[str]) -> Table:

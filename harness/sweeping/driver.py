@@ -17,8 +17,7 @@ from harness.question.question import Question
 from harness.question.settings import SearchSettings
 from harness.records.record import Record, RecordError, RunStatus, read_record, write_record
 from harness.sweeping.assignment import Assignment, WorkerView
-from harness.sweeping.inbox import Inbox
-from harness.sweeping.instructions import Instruction, InstructionKind
+from harness.sweeping.instructions import Inbox, Instruction, InstructionKind
 from harness.sweeping.ledger import Ledger, Run, RunState
 from harness.sweeping.messages import (
     Busy,

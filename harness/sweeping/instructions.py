@@ -10,17 +10,22 @@ import fcntl
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from harness.errors import RequestError
 from harness.parsing import Unreadable, read_json, shaped
+from harness.question.load import question_text
 from harness.question.question import Question
 from harness.question.widen import with_trials, with_value
-from harness.records.run_directory import utc_now
+from harness.records.run_directory import utc_now, write_text
+from harness.sweeping.state import SweepDirectory
+
+if TYPE_CHECKING:
+    from harness.study.study import Study
 
 MAX_BYTES = 4_000_000
 """Of the file that are read: nobody gives ten thousand instructions by hand."""
@@ -148,3 +153,38 @@ def as_told(question: Question, instructions: Sequence[Instruction]) -> Question
         with contextlib.suppress(RequestError):
             question = each.change(question)
     return question
+
+
+# What one driver hears: from its directory, and from members with another -------------------------
+
+
+class Inbox:
+    """The instructions of one sweep, each heard once; members pass them on by the study."""
+
+    def __init__(
+        self, directory: SweepDirectory, study: "Study", say: Callable[[str], None]
+    ) -> None:
+        """`say` is told what was heard, a line each."""
+        self.say = say
+        self._directory = directory
+        self._study = study
+        self._read = Instructions(directory.instructions)
+        self._heard: set[str] = set()
+
+    def hear(self) -> list[Instruction]:
+        """Return what is new to this driver."""
+        found = self._read.read_on()
+        if self._study.leases is not None:
+            if found:
+                self._study.pass_on([each.tree() for each in found])
+            found = []
+            for tree in self._study.instructions:
+                with contextlib.suppress(Unreadable):
+                    found.append(instruction_of(tree))
+        new = [each for each in found if each.key not in self._heard]
+        self._heard.update(each.key for each in new)
+        return new
+
+    def keep(self, question: Question) -> None:
+        """Write down the question as it is asked now: who begins again asks the same."""
+        write_text(self._directory.question, question_text(question))

@@ -32,8 +32,7 @@ from harness.sweeping.artifacts import RunArtifacts
 from harness.sweeping.check import check_without_device, refuse_what_does_not_fit
 from harness.sweeping.display import SweepDisplay
 from harness.sweeping.driver import Driver
-from harness.sweeping.inbox import Inbox
-from harness.sweeping.instructions import Instructions, as_told
+from harness.sweeping.instructions import Inbox, Instructions, as_told
 from harness.sweeping.messages import Role
 from harness.sweeping.pool import Pool, devices_for, workers_on_cpu
 from harness.sweeping.requests import RequestMaker

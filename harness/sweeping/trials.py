@@ -18,15 +18,20 @@ from harness.question.points import Point
 from harness.question.question import Question
 from harness.question.rate_law import transfer_count
 from harness.question.settings import Method, PrunerName, Transfer
-from harness.records.alone import rewrite_with_costs
-from harness.records.record import Record, RecordError, RunStatus, read_record
+from harness.records.record import Record, RecordError, RunStatus, read_record, rewrite_with_costs
 from harness.records.run_directory import RunDirectory
 from harness.request import Request
 from harness.study.study import Study, Trial, TrialStatus
-from harness.sweeping.confirmation import Chosen, chosen_for_confirmation, confirmation_seeds
 from harness.sweeping.ledger import Cell, Ledger, Run, RunState
 from harness.sweeping.messages import Role
-from harness.sweeping.outcome import Outcome, cost_metrics, outcome_of
+from harness.sweeping.outcome import (
+    Chosen,
+    Outcome,
+    chosen_for_confirmation,
+    confirmation_seeds,
+    cost_metrics,
+    outcome_of,
+)
 from harness.sweeping.requests import RequestMaker
 from harness.sweeping.state import DeviceLine
 from harness.sweeping.tenancy import (

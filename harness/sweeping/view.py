@@ -13,11 +13,10 @@ from pathlib import Path
 from harness.records.record import RecordError, RunStatus, read_record
 from harness.records.run_directory import RunDirectory
 from harness.study.study import Trial, TrialStatus
-from harness.sweeping.confirmation import most_confirmed
 from harness.sweeping.driver import Driver
 from harness.sweeping.ledger import Run, RunState
 from harness.sweeping.messages import Role
-from harness.sweeping.outcome import measure
+from harness.sweeping.outcome import measure, most_confirmed
 from harness.sweeping.state import (
     ConfirmedLine,
     RunLine,

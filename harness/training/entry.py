@@ -27,7 +27,6 @@ from harness.measure.series import StepCosts
 from harness.measure.work import Work, work_of
 from harness.plan.batch import WINDOW_STEPS
 from harness.plan.subject import predicted_run
-from harness.records.alone import take_costs
 from harness.records.answers import keep_answers, read_answers
 from harness.records.columns import make_columns
 from harness.records.metrics import MEMORY_PARTS, memory_part_name
@@ -38,6 +37,7 @@ from harness.records.record import (
     MeasuredIn,
     Record,
     RunStatus,
+    take_costs,
     write_record,
 )
 from harness.records.scores import keep_scores, read_scores

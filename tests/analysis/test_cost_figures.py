@@ -21,9 +21,8 @@ from analysis.figures.costs import (
     time_and_energy,
 )
 from analysis.figures.dependence import dependence_panels
-from analysis.figures.drawing import Drawing
 from analysis.figures.search import TrialPoint
-from analysis.figures.style import COLOURS, Width
+from analysis.figures.style import COLOURS, Drawing, Width
 from analysis.frame import Row
 from analysis.histories import History
 from analysis.sources import load_sweep

@@ -179,10 +179,10 @@ def test_a_share_of_none_or_all_ends_there(mean: float, end: float) -> None:
 
 
 def test_means_with_their_errors_by_hand() -> None:
-    found = crossed_of_means([1.0, 2.0, 3.0], [0.1, 0.2, 0.4], 11)
+    found = crossed_of_means([1.0, 2.0, 6.0], [0.1, 0.2, 0.4], 11)
     assert found is not None
-    of_seeds, of_rows = 1 / 3, (0.01 + 0.04 + 0.16) / 3
-    assert found.mean == 2.0
+    of_seeds, of_rows = 7 / 3, (0.01 + 0.04 + 0.16) / 3
+    assert found.mean == 3.0
     assert found.variance == pytest.approx(of_seeds + of_rows)
     freedom = (of_seeds + of_rows) ** 2 / (of_seeds**2 / 2 + of_rows**2 / 10)
     assert found.freedom == pytest.approx(freedom)

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.frame import Row
 from analysis.sources import SweepData
-from analysis.specs.default import confirmation_spec, cost_spec, default_specs, search_spec
+from analysis.specs import confirmation_spec, cost_spec, search_spec, specs_for
 from harness.records.metrics import Direction
 from harness.records.record import MeasuredIn
 from tests.analysis.rows_for_figures import Run, rows
@@ -122,8 +122,8 @@ def test_a_named_axis_costs_what_its_cases_change(cases: dict[str, list[str]], i
 
 
 def test_a_sweep_has_the_tables_for_which_it_has_runs() -> None:
-    names = [spec.name for spec in default_specs(sweep_of([SEARCHED, CONFIRMED]))]
+    names = [spec.name for spec in specs_for(sweep_of([SEARCHED, CONFIRMED]))]
     assert names == ["confirmation", "search"]
     measured = placed("search", {"lora.rank": "8"}, loss=1.0, parameters=9.0)
-    assert [spec.name for spec in default_specs(sweep_of([measured]))] == ["search", "cost"]
-    assert default_specs(sweep_of([])) == []
+    assert [spec.name for spec in specs_for(sweep_of([measured]))] == ["search", "cost"]
+    assert specs_for(sweep_of([])) == []

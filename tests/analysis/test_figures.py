@@ -15,7 +15,6 @@ from scipy import stats
 
 from analysis.figures.cells import SEARCH_VALUE, cells_of
 from analysis.figures.choose import quality_figures
-from analysis.figures.drawing import Drawing
 from analysis.figures.factors import (
     ALPHA,
     BLOCK_SIZE,
@@ -30,6 +29,7 @@ from analysis.figures.memory import memory_by_parts, predicted_against_measured
 from analysis.figures.over import MAX_TICKS, metric_over, scale_axis
 from analysis.figures.search import TrialPoint, _Column, importance_bars, parallel_coordinates
 from analysis.figures.style import (
+    Drawing,
     FigureStyle,
     Look,
     Width,
@@ -438,6 +438,7 @@ def test_the_better_a_trial_the_darker_its_line_and_the_bar_says_in_what_unit(
         (["7", "7", None], [0.0, 0.0, np.nan]),
         (["b", "a", "c"], [0.5, 0.0, 1.0]),  # words by their spelling
         (["a", "a", "a"], [0.0, 0.0, 0.0]),
+        (["b", "a"], [1.0, 0.0]),
         (["1", "x", "2"], [0.0, 1.0, 0.5]),  # one word makes all of them words
     ],
 )
@@ -481,7 +482,10 @@ def test_a_long_curve_is_the_means_of_fifty_stretches(points: int) -> None:
 def test_a_run_that_was_cut_short_ends_the_mean_and_a_wide_curve_is_logarithmic() -> None:
     runs = rows(Run(seed=0, loss=1.0), Run(seed=1, loss=1.0))
     steps = np.array([1.0, 2.0, 3.0])
-    for low, scale in ((1.0, "log"), (4.0, "linear"), (-1.0, "linear")):
+    for low, scale in (
+        *((1.0, "log"), (2.04, "log")),  # more than twentyfold
+        *((2.05, "linear"), (2.1, "linear"), (4.0, "linear"), (-1.0, "linear")),
+    ):
         curves = [
             (steps, np.array([41.0, 41.0, 41.0])),
             (steps[:2], np.array([41.0, 2 * low - 41])),
@@ -491,7 +495,7 @@ def test_a_run_that_was_cut_short_ends_the_mean_and_a_wide_curve_is_logarithmic(
             for row, curve in zip(runs, curves, strict=True)
         }
         (axes,) = drawn(learning_curves(runs, histories, metric="train/loss", objective=LOSS)).axes
-        assert np.asarray(axes.lines[0].get_ydata()).tolist() == [41.0, low]
+        assert np.asarray(axes.lines[0].get_ydata()).tolist() == pytest.approx([41.0, low])
         assert axes.get_yscale() == scale
 
 

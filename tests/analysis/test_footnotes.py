@@ -8,7 +8,7 @@ from analysis.cells import Cell
 from analysis.footnotes import how_tested, mixed
 from analysis.frame import Role
 from analysis.inference import Method
-from analysis.spec import Spec, Spread
+from analysis.spec import Spec
 from analysis.tables import build_table
 from harness.records.metrics import METRICS
 from harness.records.record import RESUMED
@@ -23,18 +23,10 @@ def notes(runs: list[Run], **options: Any) -> list[str]:
 PAIR = [*seeds(1.0, 2.0), *seeds(3.0, 4.0, format="int4")]
 
 
-@pytest.mark.parametrize(
-    ("options", "what"),
-    [
-        ({}, "half-widths of 95 % t-intervals"),
-        ({"confidence": 0.9}, "half-widths of 90 % t-intervals"),
-        ({"spread": Spread.deviation}, "sample standard deviations"),
-    ],
-)
-def test_what_stands_after_the_mean_is_said(options: dict[str, Any], what: str) -> None:
-    assert notes(PAIR, **options)[0] == f"Cells are means ± {what} over the n seeds."
-    one = notes(seeds(1.0), **options)
-    assert one == ["n=1: one run, so no interval."]
+def test_what_stands_after_the_mean_is_said() -> None:
+    said = "Cells are means ± half-widths of 95 % t-intervals over the n seeds."
+    assert notes(PAIR)[0] == said
+    assert notes(seeds(1.0)) == ["n=1: one run, so no interval."]
 
 
 def test_what_bold_and_tied_mean_is_said_where_there_are_such() -> None:
@@ -74,20 +66,27 @@ def test_a_comparison_is_explained_as_far_as_there_are_pairs() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("rates", "among"), [((1, 1), "1"), ((2, 2), "2"), ((1, 2), "1 to 2")]
-)  # fmt: skip
+@pytest.mark.parametrize(("rates", "among"), [((2, 2), "2"), ((1, 2), "1 to 2")])
 def test_a_choice_is_named_with_among_how_many(rates: tuple[int, int], among: str) -> None:
     runs = [
         Run(format=f, lr=0.1 * (n + 1), loss=1.0 + n)
         for f, count in zip(("nf4", "int4"), rates, strict=True)
         for n in range(count)
     ]
-    (note,) = [note for note in notes(runs, choose=("optim.lr",)) if "setting" in note]
+    columns = ("eval/loss", "eval/exact_match")
+    chosen = notes(runs, choose=("optim.lr",), columns=columns)
+    (note,) = [note for note in chosen if "setting" in note]
     assert note.startswith(
         f"optim.lr: for each line the setting with the best mean eval/loss among {among},"
     )
     assert not any("setting" in note for note in notes(PAIR))
+
+
+def test_where_a_line_has_one_setting_the_search_chose_it_before() -> None:
+    runs = [Run(format=f, lr=0.1, loss=1.0, role="confirmation") for f in ("nf4", "int4")]
+    said = "optim.lr: each line's best of the search, chosen before these runs."
+    assert said in notes(runs, choose=("optim.lr",), role=Role.confirmation)
+    assert not any("optim.lr" in note for note in notes(runs, choose=("optim.lr",)))
 
 
 def test_trials_of_a_search_are_no_result_but_their_costs_are() -> None:
@@ -98,13 +97,11 @@ def test_trials_of_a_search_are_no_result_but_their_costs_are() -> None:
     assert not any("not a result" in note for note in notes(runs))
 
 
-def test_what_a_cohort_shares_is_left_out_or_marked() -> None:
+def test_what_a_cohort_shares_is_left_out() -> None:
     runs = [Run(loss=1.0, peak=5.0)]
     columns = ("eval/loss", "memory/peak_bytes")
     (left_out,) = [note for note in notes(runs, columns=columns) if "cohort" in note]
     assert left_out.endswith("not the cost of a run alone, so left out.")
-    (shown,) = [n for n in notes(runs, columns=columns, show_cohort_costs=True) if "cohort" in n]
-    assert shown.endswith("not the cost of a run alone.")
     assert METRICS["memory/peak_bytes"].label == "peak memory"
 
 

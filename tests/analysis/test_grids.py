@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from analysis.figures.drawing import Drawing
 from analysis.figures.factors import ALPHA, BLOCK_SIZE, FORMAT, RANK
 from analysis.figures.grids import heat_map
-from analysis.figures.style import Width
+from analysis.figures.style import Drawing, Width
 from analysis.figures.targets import targets_at_equal_budget
 from tests.analysis.rows_for_figures import Run, rows
 

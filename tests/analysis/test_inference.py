@@ -489,3 +489,12 @@ def test_an_interval_of_sign_flips_is_that_of_an_exhaustive_search() -> None:
     for inside, outside in ((low + 1e-5, low - 1e-5), (high - 1e-5, high + 1e-5)):
         assert p(inside) >= 0.1
         assert p(outside) < 0.1
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 4, 7, 20])
+def test_so_many_pairs_are_needed_from_the_target_on_that_they_reach(pairs: int) -> None:
+    """Both quantiles have n - 1 degrees of freedom: at the target where n pairs reach it, to a millionth."""
+    reach = stats.t(pairs - 1).ppf(0.975) + stats.t(pairs - 1).ppf(0.8)
+    target = reach / math.sqrt(pairs)
+    assert pairs_needed(1.0, target * (1 + 1e-6)) == pairs
+    assert pairs_needed(1.0, target * (1 - 1e-6)) == pairs + 1

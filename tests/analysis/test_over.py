@@ -5,8 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.figures.cells import cells_of
 from analysis.figures.factors import FORMAT, RANK, TARGETS, varying_factors
-from analysis.figures.memory import memory_by_parts, predicted_against_measured
+from analysis.figures.memory import (
+    memory_by_parts,
+    predicted_against_measured,
+    setting_text,
+)
 from analysis.figures.over import metric_over
 from analysis.figures.search import TrialPoint, importance_bars, parallel_coordinates, trial_points
 from analysis.figures.style import COLOURS, Width
@@ -219,3 +224,14 @@ def _cohort() -> Any:
     from harness.records.record import MeasuredIn
 
     return MeasuredIn.cohort
+
+
+def test_a_label_names_a_setting_by_the_last_of_its_key_and_a_format_by_itself() -> None:
+    runs = [Run(format="nf4", rank=4, lr=0.005, alpha=8.0, targets=("q_proj", "v_proj"), steps=3)]
+    runs.append(Run(format="int4", rank=8, lr=0.1, alpha=1.0, targets=("mlp",), steps=5))
+    first, _ = cells_of(rows(*runs))
+    factors = varying_factors(rows(*runs))
+    assert [setting_text(factor, first) for factor in factors] == [
+        *("nf4", "r=4", "alpha=8", "q_proj+v_proj", "lr=0.005"),
+        "steps=3",
+    ]

@@ -3,8 +3,7 @@
 import pytest
 
 from analysis.figures.factors import printed as printed_level
-from analysis.figures.memory import bytes_unit
-from analysis.printing import is_exact, printed, scale_of, status_label, with_separators
+from analysis.printing import bytes_unit, is_exact, printed, scale_of, status_label, with_separators
 from harness.records.record import RunStatus
 
 

@@ -131,7 +131,10 @@ def test_rows_are_the_replicates_where_nothing_is_trained(tmp_path) -> None:
     assert one.tested is not None
     assert one.tested.n == 3
     assert one.tested.difference == pytest.approx(-0.1)  # every row is a tenth lower, by its tokens
-    assert "the test rows are the replicates" in " ".join(contrasts_table(found, "t").footnotes)
+    first, tuning, *_ = contrasts_table(found, "t").footnotes
+    assert first.startswith("Nothing is trained")
+    assert "the test rows are the replicates" in first
+    assert tuning == "Tuning: none, a level has one cell."
 
 
 # Several at once ------------------------------------------------------------------------------------

@@ -359,7 +359,7 @@ def test_watching_reports_again_until_the_sweep_has_ended(tmp_path, monkeypatch,
 
 
 def test_a_report_loads_neither_torch_nor_transformers_nor_wandb(tmp_path) -> None:
-    save_sweep(tmp_path, [*searched(), *confirmed()])
+    save_sweep(tmp_path, of_one_rank())
     code = (
         "import sys\nfrom harness.commands.report import report_command\n"
         f"report_command(['small', 'paths.out={tmp_path}'], watch=False)\n"

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from scipy import stats
 
-from analysis.figures.drawing import Drawing
-from analysis.figures.style import COLOURS
+from analysis.figures.style import COLOURS, Drawing
 from analysis.figures.trade_off import learning_against_forgetting, quality_against_memory
 from analysis.frame import Row
 from tests.analysis.rows_for_figures import Run, rows

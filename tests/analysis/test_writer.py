@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.cells import Table
-from analysis.figures.drawing import Drawing, not_drawn
-from analysis.figures.style import Width, figure_style, new_figure
+from analysis.figures.style import Drawing, Width, figure_style, new_figure, not_drawn
 from analysis.frame import Role
 from analysis.page import drawn
 from analysis.page.drawn import draw_all

@@ -193,6 +193,24 @@ def test_gptq_is_read_exactly(tmp_path: Path, layout: str, group_size: int, reor
     assert len(expected) == len(base.linears) == 14
 
 
+@pytest.mark.parametrize("absent", [False, True])
+def test_groups_lie_as_inputs_do_where_nobody_says_otherwise(tmp_path: Path, absent: bool):
+    """Writers leave the groups of inputs out, or empty, where they are in order."""
+    directory = dense(tmp_path)
+    expected = gptq_checkpoint(directory, "gptq", 32, False)
+    tensors = load_file(directory / "model.safetensors")
+    kept = {
+        key: torch.empty(0, dtype=torch.int32) if key.endswith("g_idx") else value
+        for key, value in tensors.items()
+        if not absent or not key.endswith("g_idx")
+    }
+    save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
+    base = base_of(tmp_path)
+    for name, weight in expected.items():
+        layer: Any = base.model.get_submodule(name)
+        assert torch.equal(layer.dense_weight(torch.float32), weight), name
+
+
 @pytest.mark.parametrize("group_size", [16, 32, -1])
 def test_awq_is_read_exactly(tmp_path: Path, group_size: int):
     directory = dense(tmp_path)

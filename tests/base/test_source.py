@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import harness
 from harness.base import source as source_module
 from harness.base.hub import HubModel
 from harness.base.source import ModelSource, find_model, model_fingerprint, weights_bytes
@@ -214,3 +215,9 @@ def test_a_packaged_model_is_the_file_in_its_package_wherever_that_lies(
     monkeypatch.setattr(source_module, "find_spec", lambda _: None)
     with pytest.raises(RequestError, match="comes with the package"):
         find_model(ModelConfig(name="smollm2_135m"))
+
+
+def test_the_embedded_model_lies_in_the_package() -> None:
+    found = find_model(ModelConfig())
+    assert found.directory == Path(harness.__file__).parent.joinpath("embedded", "model")
+    assert weights_bytes(found)

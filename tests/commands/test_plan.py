@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli.main import dispatch
-from harness.plan.shapes import shape_names
+from harness.plan.settings import shape_names
 
 SHAPE = ("plan.shape=qwen2.5_0.5b", "plan.device=cuda", "optim.micro_batch_size=1")
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from harness.config.compose import compose_run
-from harness.config.patterns import may_match_for_ever
+from harness.config.lora import may_match_for_ever
 from harness.config.validate import validate
 from harness.errors import RequestError
 

@@ -147,5 +147,8 @@ def test_a_template_with_a_clock_shows_the_same_day_every_day(with_template: Cal
 def test_a_prompt_that_no_answered_turn_begins_with_is_refused(with_template: Callable[[str], Any]):
     """DeepSeek R1's distilled models open a thought that no finished answer shows."""
     opens = PHI_3.replace("'<|assistant|>\n' }}{% else", "'<|assistant|>\n<think>\n' }}{% else")
-    with pytest.raises(DataError, match=r"differently from its generation prompt.*template=chatml"):
+    with pytest.raises(DataError, match=r"differently from its generation prompt") as refused:
         render(conversation("one"), CONFIG, with_template(opens))
+    shown = "<think>\\n', row has '>\\nZebra 0?<|end|>\\n<|assistant|>\\none<|end|>\\n</s>')"
+    assert shown in str(refused.value)  # 40 characters of each before the place, and 40 behind it
+    assert str(refused.value).endswith("use data.template=chatml")

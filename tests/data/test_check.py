@@ -1,5 +1,6 @@
 """What is refused before a model is loaded, and what the data's fingerprint depends on."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -164,6 +165,42 @@ def test_the_fingerprint_knows_which_file_is_which(path, write_jsonl):
     swapped = DataConfig(path=other, validation_path=path)
     as_test = DataConfig(path=path, test_path=other)
     assert len(set(map(data_fingerprint, (config, swapped, as_test)))) == 3
+
+
+def test_a_fingerprint_is_a_hash_of_what_determines_the_rows(tmp_path):
+    """Those of runs that there are already: a change makes all of them train again."""
+    config = DataConfig(hub="a/b", revision="main", template=Template.tokenizer)
+    parts = {"hub": "a/b", "hub_part": [None, "train", "main"], "hub_reader": 2}
+    told = json.dumps({**parts, "chat_rendering": 2}, sort_keys=True)
+    assert data_fingerprint(config) == hashlib.sha256(told.encode()).hexdigest()
+    (tmp_path / "sub").mkdir()
+    files = {"a.csv": b"x", "sub/b.csv": b"y"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    listed = "".join(f"{n}\0{hashlib.sha256(c).hexdigest()}\n" for n, c in files.items())
+    parts = {"hub": hashlib.sha256(listed.encode()).hexdigest(), "hub_part": [None, "train", None]}
+    told = json.dumps({**parts, "hub_reader": 2}, sort_keys=True)
+    local = data_fingerprint(DataConfig(hub=str(tmp_path)))
+    assert local == hashlib.sha256(told.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("version", "concerned"),
+    [
+        ("_CHAT_RENDERING", {"template": Template.tokenizer}),
+        ("_HUB_READER", {"hub": "a/b", "task": None}),
+    ],
+)
+def test_what_a_new_reader_changes_has_a_new_fingerprint_and_nothing_else(
+    monkeypatch, version, concerned
+):
+    others = DataConfig(task="rule")
+    changed = replace(others, **concerned)
+    before = data_fingerprint(changed), data_fingerprint(others)
+    monkeypatch.setattr(f"harness.data.check.{version}", 99)
+    after = data_fingerprint(changed), data_fingerprint(others)
+    assert after[0] != before[0]
+    assert after[1] == before[1]
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,18 @@ def test_messages_become_turns(tmp_path):
     assert rows.examples == (Example(turns=turns),)
 
 
+def test_an_answer_of_calls_alone_is_something_to_learn_and_an_empty_one_is_not(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    start = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    rows = [
+        {"messages": [*start, {"role": "assistant", "content": "", "tool_calls": [call]}]},
+        {"messages": [*start, {"role": "assistant", "content": " "}]},
+    ]
+    found = _read(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows)), MESSAGES)
+    assert len(found.examples) == found.num_empty == 1
+    assert json.loads(found.examples[0].turns[-1].further) == {"tool_calls": [call]}
+
+
 GOOD = '{"prompt": "a", "response": "b"}'
 USER, ASSISTANT = '{"role": "user", "content": "u"}', '{"role": "assistant", "content": "a"}'
 
@@ -139,6 +151,7 @@ USER, ASSISTANT = '{"role": "user", "content": "u"}', '{"role": "assistant", "co
         ("x.json", f"[\n{GOOD}\n{GOOD}]", PAIRS, "x.json:3: not JSON: expected ',' or ']'"),
         ("x.json", f"[{GOOD},\n", PAIRS, "x.json:2: not JSON"),
         ("x.json", f"[{GOOD}]\n{GOOD}", PAIRS, "x.json:2: not JSON: something follows the list"),
+        ("x.json", f"[{GOOD}]]", PAIRS, "x.json:1: not JSON: something follows the list"),
         ("x.json", GOOD, PAIRS, "x.json:1: not JSON: expected '['"),
         ("x.json", "[]", PAIRS, "x.json has no usable rows: it is empty"),
         ("x.txt", "hello", PAIRS, "x.txt is plain text, but data.form=pairs; set data.form=text"),

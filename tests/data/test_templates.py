@@ -113,7 +113,9 @@ def test_a_text_ends_only_where_it_is_complete(spm_tokenizer):
     assert _text(render(goes_on, config, spm_tokenizer)) == "<s>One day"
 
 
-@pytest.mark.parametrize("example", [QUESTION, CHAT], ids=["pair", "chat"])
+@pytest.mark.parametrize(
+    "example", [QUESTION, CHAT, pair("Is it?", "It is a.")], ids=["pair", "chat", "short word"]
+)
 def test_the_tokenizers_template_gives_the_tokens_and_mask_of_transformers(example, byte_tokenizer):
     """Against apply_chat_template's own tokens and its mask of the assistant's tokens."""
     messages = [{"role": turn.role.value, "content": turn.text} for turn in example.turns]

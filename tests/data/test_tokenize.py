@@ -109,6 +109,9 @@ def test_packed_segments_are_the_examples(spm_tokenizer, loss_on):
         found += _segments(rows, index)
     encoded = encode(PAIRS, config, spm_tokenizer).rows
     assert sorted(found) == sorted((row.ids, row.targets) for row in encoded)
+    first = [_segments(rows, index)[0] for index in range(len(rows))]
+    sources = [encoded[source] for source in rows.source_N.tolist()]
+    assert first == [(row.ids, row.targets) for row in sources]
 
 
 def _segments(rows: TokenRows, index: int) -> list[tuple[list[int], list[int]]]:

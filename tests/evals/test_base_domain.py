@@ -78,7 +78,9 @@ def test_forgetting_is_a_difference_of_the_same_documents() -> None:
     assert (result.value, result.n) == (pytest.approx(0.2), 2)
     assert result.standard_error == pytest.approx(0.1)
     assert scores.sums == (1.0, 3.0)
-    assert forgetting(before, RowScores(rows=(0, 2), sums=(1.0, 2.0), weights=(10, 10))) is None
+    for rows, weights in (((0, 2), (10, 10)), ((0, 0), (10, 10)), ((0, 1), (9, 10))):
+        other = RowScores(rows=rows, sums=(1.0, 2.0), weights=weights)
+        assert forgetting(before, other) is None
 
 
 @pytest.fixture(scope="module")

@@ -155,3 +155,14 @@ def test_a_row_that_is_too_long_keeps_its_end(
 )
 def test_rows_share_what_they_begin_with(rows: list[list[int]], shared: int) -> None:
     assert _num_shared(rows) == shared
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 5])
+def test_questions_are_answered_alike_however_many_are_taken_at_a_time(
+    model, tokenizer, arc_rows, write_jsonl, monkeypatch, at_a_time
+):
+    questions = read_choices(write_jsonl(arc_rows))[:7]
+    items = [ShotQuestion(question=question, shots=()) for question in questions]
+    together = _choose(model, tokenizer, items)
+    monkeypatch.setattr("harness.evals.choice_scoring._QUESTIONS_AT_A_TIME", at_a_time)
+    assert _choose(model, tokenizer, items) == together

@@ -49,6 +49,7 @@ def test_an_answer_depends_on_the_seed_and_its_number_alone() -> None:
         expected = int(digest[:16], 16) // 2
         sampling = Sampling(temperature=1.0, seed=seed)
         assert sampling.generator(number).initial_seed() == expected
+    assert Sampling(temperature=1.0) == Sampling(temperature=1.0, top_p=1.0, seed=0)
     assert Sampling(temperature=1.0, seed=7).generator(0).initial_seed() != (
         Sampling(temperature=1.0, seed=0).generator(7).initial_seed()
     )

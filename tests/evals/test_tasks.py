@@ -1,9 +1,13 @@
 """Names of tasks: refused where nothing answers to them, and part of what a run is by their contents."""
 
 import importlib.util
+import logging
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from harness.cli.main import dispatch
 from harness.config.compose import compose_run
@@ -92,6 +96,47 @@ def test_contents_of_what_a_definition_names_are_part_of_what_a_run_is(own):
     assert tasks_fingerprint(EvalConfig(tasks=["gsm8k"])) != tasks_fingerprint(
         EvalConfig(tasks=["piqa"])
     )
+
+
+def test_the_librarys_manners_end_with_what_it_is_asked(capsys):
+    import datasets
+    import tqdm
+
+    from harness.evals.task_scoring import _own_randomness, _quiet
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
+    levels = [logger.level for logger in loggers]
+    shown = datasets.is_progress_bar_enabled()
+    with _quiet():
+        print("not seen")
+        assert {logger.level for logger in loggers} == {logging.ERROR}
+        assert not datasets.is_progress_bar_enabled()
+        assert tqdm.tqdm([1, 2]).disable
+    assert capsys.readouterr() == ("", "")
+    assert [logger.level for logger in loggers] == levels
+    assert datasets.is_progress_bar_enabled() is shown
+
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    expected = drawn()
+    random.setstate(kept[0])
+    np.random.set_state(kept[1])
+    torch.set_rng_state(kept[2])
+    found = []
+    for _ in range(2):
+        with _own_randomness():
+            found.append(drawn())
+    assert found[0] == found[1] != expected
+    random.seed(0)
+    np.random.seed(1234)
+    torch.manual_seed(1234)
+    assert found[0] == drawn()
+    random.setstate(kept[0])
+    np.random.set_state(kept[1])
+    torch.set_rng_state(kept[2])
+    assert drawn() == expected
 
 
 def test_data_of_the_hub_is_named_by_a_tasks_definition_or_by_its_neighbours():

@@ -34,7 +34,16 @@ def test_scores_by_hand():
     (score,) = rouge_l_scores(["\u4eca\u5929\u5f88\u597d"], ["\u4eca\u5929\u5929\u6c14\u597d"])
     assert score == pytest.approx(2 * 0.6 * 0.75 / 1.35)
     assert words("Crist\u00f3bal, est\u00e1!") == ["crist\u00f3bal", "est\u00e1"]
+    assert words("Tom\u4eca\u5929ab c\u0301d") == ["tom", "\u4eca", "\u5929", "ab", "\u0107d"]
+    assert words("\u0e01\u0e34\u0e19") == ["\u0e01\u0e34", "\u0e19"]  # a mark is its letter's
+    assert words("\u0301a") == ["a"]  # a mark on nothing is none
     assert words("e\u0301t\u00e9 \u00c9T\u00c9") == ["\u00e9t\u00e9"] * 2  # however it is composed
+
+
+def test_answers_match_that_are_equal_but_for_white_space_around_them():
+    answers = [" a b\n", "a  b", "a", "b", "A b", ""]
+    assert exact_match_scores(answers, ["a b"] * 6) == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert exact_match_scores(["b", "a"], ["a", "b"]) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -249,3 +249,15 @@ def test_a_batch_is_repeated_whole(sequences):
     thrice = token_loss.repeated(batch, 3)
     for name in ("input_ids_BT", "targets_BT", "segments_BT"):
         assert torch.equal(getattr(thrice, name), torch.cat([getattr(batch, name)] * 3))
+
+
+def test_bytes_are_those_of_the_text_with_loss(tokenizer):
+    """Of the text as it stands: nothing is cleaned up, and the end token has none."""
+    text = "He said , no . do n't"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    rows = _rows([[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]] * 2, [1, len(ids)])
+    last = tokenizer.decode(ids[-1:], clean_up_tokenization_spaces=False)
+    whole = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    assert whole.strip() == text
+    found = token_loss.bytes_with_loss(rows, tokenizer).tolist()
+    assert found == [len(whole.encode()), len(last.encode())]

@@ -13,7 +13,7 @@ import torch
 from harness.measure import paging
 from harness.measure.paging import Cupti, PagingUnknown, paging_counters
 
-TO_DEVICE, TO_HOST, CPU_FAULTS, KERNEL = 1, 2, 3, 10
+TO_DEVICE, TO_HOST, CPU_FAULTS, KERNEL, LATER = 1, 2, 3, 10, 36
 
 
 class Library:
@@ -27,7 +27,9 @@ class Library:
         return 0
 
     def cuptiActivityConfigureUnifiedMemoryCounter(self, counters: Any, count: Any) -> int:  # noqa: N802
-        assert [each.counter for each in counters] == [TO_DEVICE, TO_HOST]
+        of_device = 1  # of cupti_activity.h: what one device of this process has moved
+        found = [(each.scope, each.counter, each.device, each.enable) for each in counters]
+        assert found == [(of_device, TO_DEVICE, 0, 1), (of_device, TO_HOST, 0, 1)]
         assert count.value == 2
         return 33 if self._refuses else 0
 
@@ -36,9 +38,11 @@ class Library:
         return 0
 
     def cuptiActivityEnable(self, kind: Any) -> int:  # noqa: N802
+        assert kind.value == 25
         return 0
 
     def cuptiActivityFlushAll(self, flag: Any) -> int:  # noqa: N802
+        assert flag.value == 1, "buffers that are not full are given back, too"
         buffer, size, most = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
         self._requested(ctypes.byref(buffer), ctypes.byref(size), ctypes.byref(most))
         assert buffer.value is not None
@@ -62,7 +66,8 @@ class Library:
 def test_bytes_moved_in_both_directions_are_counted_and_nothing_else(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     large = 5 * 2**32 + 7
-    records = [(25, TO_DEVICE, large), (25, CPU_FAULTS, 99), (25, TO_HOST, 4096), (KERNEL, 1, 55)]
+    records = [(25, TO_DEVICE, large), (25, CPU_FAULTS, 99), (25, TO_HOST, 4096)]
+    records += [(KERNEL, TO_DEVICE, 55), (LATER, TO_HOST, 77)]
     counters = Cupti(0, Library(records))
     assert counters.moved_bytes() == large + 4096
     assert counters.moved_bytes() == large + 4096  # nothing has moved since

@@ -110,6 +110,7 @@ def test_what_another_process_has_measured_meanwhile_is_kept_too(
     tree = json.loads(one.path.read_text())
     tree["rates"] = {"bfloat16 4x4x4": 500.0, "bfloat16 8x4x4": 1.0, "copy": 0.0, "x": -1.0}
     one.path.write_text(json.dumps(tree))
+    assert DeviceRates(CPU, tmp_path).known().keys() == expected.keys(), "no rate is 0 or less"
     other.bytes_per_second()
     kept = DeviceRates(CPU, tmp_path).known()
     assert (kept["bfloat16 4x4x4"], kept["bfloat16 8x4x4"]) == (500.0, 256.0)

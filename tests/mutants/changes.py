@@ -22,7 +22,7 @@ UNJUDGED = ("decorator", "raise_stmt", "assert_stmt")
 """Where nothing is changed: frozen=True and its like, the wording of errors, statements to ourselves."""
 SIGNATURES = ("parameters", "param", "lambdef")
 """Where a star or a slash says which arguments have names: cosmic-ray takes it for an operation."""
-GUARDS = ("strict", "encoding", "deepcopy")
+GUARDS = ("strict", "encoding", "deepcopy", "nullable")
 """Keyword arguments that only guard against what does not happen, as an assertion does, or only save time."""
 STATEMENTS = (
     *("file_input", "suite", "simple_stmt", "if_stmt", "for_stmt", "while_stmt", "with_stmt"),

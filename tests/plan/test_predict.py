@@ -120,8 +120,8 @@ def test_an_adapter_that_does_not_fit_the_model_is_refused(
 def test_an_answer_needs_neither_peft_nor_bitsandbytes_and_names_need_no_torch() -> None:
     code = (
         "import json, sys\n"
-        "from harness.plan import prediction, shapes\n"
-        "shapes.shape_config('llama2_7b')\n"
+        "from harness.plan import prediction, settings\n"
+        "settings.shape_config('llama2_7b')\n"
         "light = [name for name in ('torch', 'transformers') if name in sys.modules]\n"
         "from harness.config.schema import LoraConfig, ModelConfig, OptimConfig, RunConfig\n"
         "from harness.plan.model import PlannedModel\n"

@@ -33,13 +33,16 @@ def test_what_is_wrong_is_named(override: str, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("24GiB", 24 * 2**30), ("80 GB", 80e9), ("1.5MiB", 1.5 * 2**20), ("512", 512)],
+    [
+        *(("24GiB", 24 * 2**30), ("80 GB", 80e9), ("1.5MiB", 1.5 * 2**20), ("512", 512)),
+        ("999999999999999872", 999999999999999872),  # the last number below 10 to the 18
+    ],
 )
 def test_amounts_of_memory(text: str, count: float) -> None:
     assert parse_bytes(text, "--budget") == count
 
 
-@pytest.mark.parametrize("text", ["", "24 gigs", "0GiB", "-1GiB", "GiB"])
+@pytest.mark.parametrize("text", ["", "24 gigs", "0GiB", "-1GiB", "GiB", "1" + 18 * "0", "9" * 30])
 def test_no_amount_of_memory_is_refused_with_one_that_works(text: str) -> None:
     with pytest.raises(RequestError, match="24GiB"):
         parse_bytes(text, "--budget")

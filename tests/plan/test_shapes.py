@@ -19,7 +19,7 @@ from harness.plan.model import PlannedModel
 from harness.plan.passes import PlannedRun, pass_bytes
 from harness.plan.predict import adapter_params
 from harness.plan.prediction import BatchSize
-from harness.plan.shapes import shape_config, shape_names
+from harness.plan.settings import shape_config, shape_names
 
 PUBLISHED_PARAMETERS = {
     "llama2_7b": 6_738_415_616,

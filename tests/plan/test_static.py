@@ -16,7 +16,7 @@ from harness.config.schema import (
 from harness.config.storage import BLOCKWISE, ROUNDING
 from harness.measure.memory import BaseSize, base_size
 from harness.plan.base_bytes import base_bytes
-from harness.plan.optimizer_state import adapter_sizes, optimizer_bytes
+from harness.plan.predict import adapter_sizes, optimizer_bytes
 from tests.plan.engine import Bases, optimizer_state_bytes
 
 MODELS = ("embedded", "uneven", "gpt2", "gpt_neox", "qwen2")

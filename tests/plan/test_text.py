@@ -1,5 +1,7 @@
 """A prediction as a table: its numbers in their units, and each in the column where it belongs."""
 
+from dataclasses import replace
+
 import pytest
 
 from harness.plan.prediction import ModuleSize, Prediction
@@ -50,6 +52,8 @@ def test_a_run_on_a_gpu_has_its_parts_and_what_lies_beside_them() -> None:
         ["peak", "100.00 KiB"],
         ["peak with 25% margin", "125.00 KiB"],
     ]
+    few = replace(made("cuda"), paged_bytes=30)
+    assert ["paged out of the allocator", "-30 B"] in rows(prediction_text(few, 0.25, {}))
     none = made("cuda", working=0, paged=0, library=0)
     assert len(rows(prediction_text(none, 0.25, {}))) == 13 - 3
 

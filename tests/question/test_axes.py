@@ -71,6 +71,20 @@ def test_a_range_has_the_values_that_hydra_gives_it(key, text):
     assert axis_from_text(key, axis.grammar) == axis
 
 
+def test_a_range_has_so_many_values_at_most_and_a_short_one_is_checked_at_every_one():
+    long = axis_from_text("lora.rank", "range(0, 10000)")
+    assert long.choices is not None
+    assert len(long.choices) == 10_000
+    assert long.samples == ("0", "9999")
+    with pytest.raises(RequestError, match=r"has 10,001 values, and a range at most 10,000"):
+        axis_from_text("lora.rank", "range(0, 10001)")
+    short = axis_from_text("lora.rank", "range(1, 17)")
+    assert short.samples == tuple(map(str, range(1, 17)))
+    assert axis_from_text("lora.rank", "range(1, 18)").samples == ("1", "17")
+    one = axis_from_text("lora.rank", "range(5, 6)")
+    assert (one.samples, one.choices) == (("5",), ("5",))
+
+
 def test_a_range_of_tenths_has_tenths_in_it_and_goes_up_whichever_way_it_is_written():
     axis = axis_from_text("lora.dropout", "range(0.0, 0.5, 0.1)")
     assert axis.choices == ("0.0", "0.1", "0.2", "0.3", "0.4")

@@ -232,3 +232,21 @@ def test_a_text_with_commas_is_an_axis_only_where_it_cannot_be_one_text(
         assert getattr(getattr(config, section), field) == value
     else:
         assert axes_of(question)[key] == f"{key}: {axis}"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("'Is it?'", "Is it?"),
+        ('"Is it?"', "Is it?"),
+        ("''Is it?''", "'Is it?'"),
+        ("It is 'so'", "It is 'so'"),
+        ("'It' is", "'It' is"),
+        ("'It is\"", "'It is\""),
+        ("'a'b", "'a'b"),
+        ("'", "'"),
+        ("abba", "abba"),
+    ],
+)
+def test_quotes_around_a_whole_text_are_taken_off(tmp_path, given: str, text: str) -> None:
+    assert ask(tmp_path, f"question={given}").question == text

@@ -132,6 +132,10 @@ def test_a_dry_run_says_in_words_what_will_be_compared(tmp_path):
         ({"compare": {"lora.rank": "stps"}}, ["stps is none of", "near names: steps"]),
         ({"compare": {"lora.rank": 7}}, ["7 is none of each, steps, 2, 8, 32"]),
         ({"compare": {"lora.rank": "each", "per": "lora.rank"}}, ["names an axis twice"]),
+        (
+            {"compare": {"lora.rank": "each", "per": ["optim.lr", "optim.lr"]}},
+            ["names an axis twice"],
+        ),
         ({"compare": {"lora.rank": "each", "optim.lr": "each"}}, ["names one axis"]),
         ({"compare": {}}, ["names one axis, got none"]),
         ({"compare": "lora.rank"}, ["must be a mapping such as"]),

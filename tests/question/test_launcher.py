@@ -12,6 +12,7 @@ from harness.question.settings import (
     LauncherKind,
     LauncherSettings,
     Method,
+    SearchSettings,
     StudySettings,
     WorkerSettings,
     has_password,
@@ -113,6 +114,7 @@ def test_defaults_are_those_that_the_pages_give() -> None:
     machines = Path(__file__).parents[2].joinpath("docs", "many_machines.md").read_text()
     assert f"`study.heartbeat_seconds` ({StudySettings().heartbeat_seconds:g})" in machines
     assert WorkerSettings().hang_seconds == 30 * 60
+    assert SearchSettings().probe, "costs are measured unless somebody says no"
 
 
 @pytest.mark.parametrize(

@@ -222,3 +222,43 @@ def test_reading_and_checking_a_question_loads_nothing_heavy(tmp_path):
 def test_the_ready_questions_are_known_by_name():
     assert "demo" in known_sweeps()
     assert known_sweeps()["rank_by_format"].endswith("?")
+
+
+def test_a_file_of_a_million_bytes_is_read_and_a_larger_one_is_not(tmp_path):
+    file = write_question(tmp_path / "asked.yaml")
+    text = file.read_text()
+    file.write_text(text + "#" * (1_000_000 - len(text)))
+    assert load_question(str(file), []).name == "asked"
+    file.write_text(text + "#" * (1_000_001 - len(text)))
+    with pytest.raises(RequestError, match="more than 1,000,000 bytes"):
+        load_question(str(file), [])
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"question": ""}, "question must say in words what is asked, got ''"),
+        ({"question": None}, "question must say in words what is asked, got nothing"),
+        ({"expect": ["a"]}, "expect must say in words what is expected, got ['a']"),
+        ({"expect": "  "}, "expect must say in words what is expected, got '  '"),
+    ],
+)
+def test_words_are_said_to_be_missing(tmp_path, parts, words):
+    assert words in refusal(tmp_path, **parts)
+    assert ask(tmp_path, question=" Does  it\n work? ", expect="").question == "Does it work?"
+    for nothing in ("", None):
+        assert ask(tmp_path, expect=nothing).expect == ""
+
+
+def test_numbers_of_a_start_are_spelled_as_their_own_axis_has_them(tmp_path):
+    space = {
+        "lora.rank": "int(interval(2, 16))",
+        "optim.lr": "tag(log, interval(1e-4, 1e-2))",
+        "optim.warmup_steps": "range(0, 5)",
+    }
+    starts = [{"optim.lr": "1e-3", "lora.rank": 8.0, "optim.warmup_steps": 3}]
+    search = {"method": "tpe", "trials": 5, "starts": starts}
+    (start,) = ask(tmp_path, space=space, search=search).search.starts
+    assert start == {"optim.lr": "0.001", "lora.rank": "8", "optim.warmup_steps": "3"}
+    search["starts"] = [{"lora.rank": 8.5}]
+    assert "lora.rank=8.5 is not in its interval" in refusal(tmp_path, space=space, search=search)

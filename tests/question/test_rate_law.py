@@ -113,11 +113,17 @@ def test_intervals_are_as_wide_as_their_confidence() -> None:
     assert ratio == pytest.approx(scipy.stats.t.ppf(0.975, len(POINTS) - 2) / t)
 
 
-def test_three_ranks_have_a_law_with_one_degree_of_freedom() -> None:
-    law = fit_law(POINTS[:1] + POINTS[2:3] + POINTS[4:5])
+@pytest.mark.parametrize("count", [3, 4, 5, 6])
+def test_a_law_of_so_many_points_has_two_degrees_of_freedom_less(count: int) -> None:
+    chosen = [POINTS[0], *POINTS[2:], POINTS[1]][:count]
+    law = fit_law(chosen)
     assert law is not None
-    assert law.n == 3
-    assert law.slope_interval() is not None
+    line: Any = scipy.stats.linregress(*np.log(np.array(chosen)).T)
+    t = scipy.stats.t.ppf(0.975, count - 2)
+    assert law.n == count
+    assert law.slope_interval() == pytest.approx(
+        (line.slope - t * line.stderr, line.slope + t * line.stderr)
+    )
 
 
 RATES = "choice(1e-4, 3e-4, 1e-3, 3e-3, 1e-2)"
@@ -139,6 +145,12 @@ def test_a_grid_with_transfer_tries_the_rates_near_the_predicted_one(tmp_path) -
     assert [float(point["optim.lr"]) for point in chosen] == [1e-4, 3e-4, 1e-3]
     assert {point["lora.rank"] for point in chosen} == {"32"}
     assert len(fourth) == 5
+
+
+def test_ranks_come_by_their_size_however_they_are_written(tmp_path) -> None:
+    space = space_of(tmp_path, lora__rank="choice(128, 2, 32, 8)", optim__lr=RATES)
+    stages = [{point["lora.rank"] for point in stage} for stage in transfer_stages(space)]
+    assert stages == [{"2", "8"}, {"32"}, {"128"}]
 
 
 def test_every_combination_of_the_other_axes_has_its_own_law(tmp_path) -> None:

@@ -12,7 +12,7 @@ from harness.question.compare import contrasts_of
 from harness.question.load import known_sweeps, load_question, sweeps_directory
 from harness.question.question import Question
 from harness.question.settings import Method
-from harness.sweeping.confirmation import most_confirmed
+from harness.sweeping.outcome import most_confirmed
 
 COMPARED = {
     "alpha": ("lora.alpha", "64", "16"),

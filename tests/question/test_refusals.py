@@ -145,6 +145,22 @@ def test_a_file_that_asks_wrongly_is_refused_by_file_key_and_value(tmp_path, par
             ["sets and lora.rank", "lora.rank"],
         ),
         (["lora=mlp"], {"sets": {"cases": {"a": ["lora=qv"], "b": []}}}, ["base", "sets", "lora"]),
+        *(
+            (
+                [],
+                {
+                    "quant": "nf4,int4",
+                    "lora": "qv,mlp",
+                    "lora.alpha": {"values": "4,8", "when": {one: value}},
+                    "lora.alpha_over_rank": {"values": "1,2", "when": {other: another}},
+                },
+                ["lora.alpha and lora.alpha_over_rank", "of which a run"],
+            )
+            for (one, value), (other, another) in (
+                (("quant", "nf4"), ("lora", "qv")),
+                (("lora", "qv"), ("quant", "nf4")),
+            )
+        ),
     ],
 )
 def test_two_givers_of_one_key_are_refused(tmp_path, base, space, words):

@@ -3,8 +3,8 @@
 import pytest
 
 from harness.errors import RequestError
+from harness.question.draft import at_scale, split_scale
 from harness.question.load import load_question
-from harness.question.scales import at_scale, split_scale
 from tests.question.asking import ask, refusal
 
 SCALES = {

@@ -234,6 +234,14 @@ def test_many_refusals_are_shortened_and_all_are_counted(tmp_path):
             {"confirm": {"seeds": [9]}},
             ["confirm.split=test", "data.test_rows=0"],
         ),
+        (
+            ["data.validation_rows=0"],
+            {"confirm": {"seeds": [9], "split": "validation"}},
+            ["confirm.split=validation", "data.validation_rows=0"],
+        ),
+        ([], {"objective": {"eval/mine/acc": "maximize"}}, ["eval/mine/acc", "eval.tasks"]),
+        ([], {"objective": "eval/forgetting_bits_per_byte"}, ["eval.base_domain=FILE"]),
+        (["eval.generate=false"], {"objective": "eval/rouge_l"}, ["eval/rouge_l", "generate"]),
         (["data=pairs"], {}, ["data.path"]),
     ],
 )
@@ -243,3 +251,21 @@ def test_what_a_plain_run_refuses_or_would_not_measure_is_refused(tmp_path, base
         check_space(question)
     message = str(refused.value)
     assert all(word in message for word in words), message
+
+
+def test_texts_have_no_prompts_to_answer(tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"Text {n}." for n in range(99)))
+    base = ["data=text", "optim.steps=4", "tracker=none", f"data.path={tmp_path / 'a.txt'}"]
+    question = ask(tmp_path, base=base, objective="eval/exact_match")
+    with pytest.raises(RequestError, match=r"not measured: data\.form=text has no prompts"):
+        check_space(question)
+
+
+def test_what_is_asked_for_and_measured_is_accepted(tmp_path):
+    parts = {"objective": ["eval/exact_match", "eval/loss"], "confirm": {"seeds": [9]}}
+    assert len(check_space(ask(tmp_path, **parts))) == 2
+    parts = {
+        "objective": "eval/forgetting_bits_per_byte",
+        "base": [*QUICK, "eval.base_domain=embedded"],
+    }
+    assert len(check_space(ask(tmp_path, **parts))) == 2

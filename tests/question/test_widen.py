@@ -50,6 +50,7 @@ def test_a_value_more_has_its_place_on_the_axis(tmp_path, axis, before, value, a
         ("optim.lr", "high", "optim.lr=high is not a number"),
         ("optim.steps", "11.5", "is no whole number"),
         ("optim.batch_size", "5", "is on no step of it"),
+        ("optim.batch_size", "7", "is on no step of it"),
     ],
 )
 def test_what_an_axis_cannot_have_is_refused_in_words(tmp_path, axis, value, words):

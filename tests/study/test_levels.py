@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 
 from harness.question.question import Question
-from harness.study.levels import startup_trials
+from harness.study.samplers import startup_trials
 from harness.study.study import Study
-from harness.sweeping.confirmation import chosen_for_confirmation, confirmation_seeds
+from harness.sweeping.outcome import chosen_for_confirmation, confirmation_seeds
 from tests.question.asking import ask
 
 SPACE = {

@@ -32,7 +32,7 @@ from harness.question.settings import (
 )
 from harness.records.metrics import Direction
 from harness.records.run_directory import sqlite_url
-from harness.study.database import open_database, question_in
+from harness.study.database import damage_of, open_database, question_in
 from harness.study.study import Study, Trial, TrialStatus, front_of_each, ranked
 
 QUANTIZED = Condition(key="quant", values=frozenset({"nf4", "int4"}))
@@ -336,6 +336,29 @@ def test_the_best_trial_is_optunas_best_and_keeps_the_constraints(url):
     assert seen.trials[0].constraints == {"memory/peak_bytes": -5e8}
     assert seen.trials[3].constraints == {"memory/peak_bytes": 5e8}  # JSON knows no infinity
     assert study.trials[3].violations == (5e8,)
+
+
+def test_a_constraint_is_kept_or_not_however_little_is_missing(url):
+    study = opened(asked(Method.random, constraints=(MEMORY,)), url)
+    for violation in (0.0, 1e-9, 0.5, 1.0, -1e-9):
+        study.complete(study.ask().number, [0.1], [violation])
+    assert [trial.number for trial in study.best(10)] == [0, 4]
+
+
+def test_damage_of_a_database_is_found_page_by_page(url, tmp_path):
+    path = tmp_path / "study.db"
+    assert damage_of(path) is None, "where there is none"
+    study = opened(asked(Method.random), url)
+    for _ in range(20):
+        study.ask()
+    study.close()
+    assert damage_of(path) is None
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :] = b"\xff" * (len(content) - len(content) // 2)
+    path.write_bytes(content)
+    assert damage_of(path)
+    path.write_bytes(b"")
+    assert damage_of(path) is None, "an empty file is a new one"
 
 
 def test_with_two_objectives_optunas_pareto_front_comes_first(url):
@@ -702,6 +725,21 @@ def test_what_is_asked_is_kept_for_members_that_join(url) -> None:
     assert tree["space"]["lora.rank"] == "choice(2, 4, 8)"
     with pytest.raises(RequestError, match=r"no sweep 'smal' has begun .* near names: small"):
         question_in(open_database(url), "smal")
+
+
+def test_a_member_answers_what_another_was_asked_beyond_its_own(url) -> None:
+    mine = asked(Method.random, axes=FEW)
+    study = opened(wider(mine, trials=99), url)
+    heard = study._as_others_ask(mine)
+    assert heard.space == wider(mine).space
+    assert heard.search.trials == 99
+    assert study._as_others_ask(mine) is mine, "it is heard once"
+    study._asked = None
+    more = study._as_others_ask(replace(mine, search=replace(mine.search, trials=500)))
+    assert more.search.trials == 500
+    study._asked = None
+    other = replace(mine, space=Space(axes=(ChoiceAxis(key="lora.rank", values=("2", "64")),)))
+    assert study._as_others_ask(other) is other, "whose points the wider space lacks"
 
 
 def test_instructions_are_passed_on_once(url) -> None:

@@ -16,8 +16,7 @@ from harness.study.database import open_engine
 from harness.study.leases import Leases
 from harness.study.study import Study
 from harness.sweeping import messages
-from harness.sweeping.inbox import Inbox
-from harness.sweeping.instructions import Instruction, InstructionKind, Instructions, as_told
+from harness.sweeping.instructions import Inbox, Instruction, InstructionKind, Instructions, as_told
 from harness.sweeping.requests import RequestMaker
 from harness.sweeping.state import SweepDirectory, SweepStatus, read_state
 

@@ -102,7 +102,7 @@ def test_a_member_that_wakes_up_late_changes_nothing(ask, tmp_path, postgres_dat
         "late",
         base=("optim.steps=150", "checkpoint.every_steps=10"),
         space={"lora.rank": "choice(1,2,4)", "optim.lr": "choice(1e-3,1e-2)"},
-        search={"method": "random", "trials": 10},
+        search={"method": "random", "trials": 6},
         resources={"cohort": 2},
         **shared(postgres_database),
     )
@@ -119,7 +119,7 @@ def test_a_member_that_wakes_up_late_changes_nothing(ask, tmp_path, postgres_dat
     assert late.wait(SECONDS) == 0, (tmp_path / "there-worker.log").read_text()
     for out in (here, there):
         state = state_of(out, "late")
-        assert [trial.number for trial in state.trials] == list(range(10))
+        assert [trial.number for trial in state.trials] == list(range(6))
         assert {trial.status for trial in state.trials} == {"completed"}
     assert "ran out before it was renewed" in sweep_log(there, "late")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from harness.evals import generation
 from harness.evals.copies import Copies
 from harness.evals.generation import Decoding, Generated, generate_copies
 from harness.evals.token_loss import score_copies
+from harness.training import evaluation
 from tests.training.conftest import MakeBase, MakeJob
 
 CPU = torch.device("cpu")
@@ -90,3 +92,30 @@ def test_losses_side_by_side_are_those_alone_in_batches_no_larger_than_an_uncut_
         assert torch.equal(sums.tokens_N, alone.tokens_N)
     assert len(rows) % 8 == 4  # two copies of the half batch are as many rows as a whole one
     assert [len(chosen) for chosen in seen] == [1] * 4 * (len(rows) // 8) + [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("error", "most", "tried"),
+    [
+        (torch.OutOfMemoryError("no room"), 2, [5, 3, 2, 1, 2]),  # the larger half first
+        (torch.OutOfMemoryError("no room"), 0, [5, 3, 2, 1, 1, 1, 2, 1, 1]),
+        (ValueError("one of them"), 1, [5, 1, 1, 1, 1, 1]),
+        (ValueError("one of them"), 5, [5]),
+    ],
+)
+def test_runs_that_cannot_be_evaluated_together_are_in_halves_or_else_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, most: int, tried: list[int]
+) -> None:
+    sizes: list[int] = []
+
+    def evaluate(shared: Any, entries: Sequence[Any], *, loss_only: bool) -> list[Any]:
+        sizes.append(len(entries))
+        if len(entries) > most:
+            raise error
+        return [f"results of {entry}" for entry in entries]
+
+    monkeypatch.setattr(evaluation, "_evaluate", evaluate)
+    entries: Any = ["a", "b", "c", "d", "e"]
+    found = evaluation._outcomes(None, entries, loss_only=True)  # pyright: ignore[reportArgumentType]
+    assert sizes == tried
+    assert found == [f"results of {each}" if most else error for each in entries]

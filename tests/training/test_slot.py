@@ -147,7 +147,7 @@ def test_what_was_prepared_is_not_used_by_another_step_or_in_other_parts(
 def test_shares_of_a_micro_batch_are_as_equal_as_they_can_be_and_all_of_it(
     make_slot: MakeSlot,
 ) -> None:
-    slot = make_slot(optim={"batch_size": 6})
+    slot = make_slot(optim={"batch_size": 18, "micro_batch_size": 6})
     work = slot.next_work()
     for count, sizes in ((1, [6]), (2, [3, 3]), (4, [1, 2, 1, 2]), (7, [0, 1, 1, 1, 1, 1, 1])):
         parts = slot.shares(count)
@@ -163,9 +163,11 @@ def test_activations_are_counted_again_for_more_positions_or_more_loss(make_slot
     slot = make_slot()
 
     def counts(inputs: int, losses: int) -> bool:
-        batch = SimpleNamespace(num_input_tokens=inputs, num_loss_tokens=losses)
         slot._waiting.clear()
-        slot._waiting.append(SimpleNamespace(batch=batch))  # pyright: ignore[reportArgumentType]
+        for sizes in ((inputs, losses), (99, 99), (999, 999)):  # the next, and those after it
+            batch = SimpleNamespace(num_input_tokens=sizes[0], num_loss_tokens=sizes[1])
+            slot._waiting.append(SimpleNamespace(batch=batch))  # pyright: ignore[reportArgumentType]
+        assert slot.pass_tokens == inputs
         return slot.counts_activations()
 
     asked = [(10, 5), (10, 5), (9, 4), (11, 4), (10, 6), (11, 6), (12, 7)]
