@@ -76,6 +76,11 @@ def disk_refusal(error: BaseException) -> str | None:
     return text[:300] if any(said in text.lower() for said in _DISK_SAYS) else None
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says; its kind, where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def near_names(given: str, known: Iterable[str], limit: int = 4) -> str:
     """Return `"; near names: a, b"` for the known names closest to `given`, or `""` if none is near."""
     known = sorted(set(known))

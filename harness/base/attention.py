@@ -5,18 +5,7 @@ reason why it must leave the model alone. `harness.base.twin` holds the descript
 """
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
-
-
-class Positions(Enum):
-    """How a model knows where a token stands."""
-
-    rotary = "rotary"
-    absolute = "absolute"
-    """Looked up or computed by `position_ids`, once, at the input."""
-    alibi = "alibi"
-    """A bias on the scores that grows with the distance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +28,6 @@ class AttentionKind:
     """Scores s become cap · tanh(s / cap) before the softmax."""
     sinks: bool
     """Whether each head has a learned logit that takes its share of the softmax and no value."""
-    positions: Positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +51,7 @@ _SINKS = (
 def attention_of(config: Any) -> AttentionKind | UnknownAttention:
     """Return how the causal LM of a transformers configuration attends."""
     text = config.get_text_config()
-    if positions_of(text) is Positions.alibi:
+    if has_alibi(text):
         return UnknownAttention("its positions are a bias on the scores (ALiBi)")
     if not _uses_the_interface(config):
         return UnknownAttention(
@@ -77,18 +65,12 @@ def attention_of(config: Any) -> AttentionKind | UnknownAttention:
         layers=layers,
         soft_cap=getattr(text, "attn_logit_softcapping", None),
         sinks=text.model_type in _SINKS,
-        positions=positions_of(text),
     )
 
 
-def positions_of(config: Any) -> Positions:
-    """Return how the model of a configuration knows where a token stands."""
-    if config.model_type in _ALIBI or getattr(config, "alibi", False):
-        return Positions.alibi
-    rotary = ("rope_parameters", "rotary_dim")
-    if any(getattr(config, name, None) is not None for name in rotary):
-        return Positions.rotary
-    return Positions.absolute
+def has_alibi(config: Any) -> bool:
+    """Say whether a model knows where a token stands by a bias on the scores that grows with the distance."""
+    return config.model_type in _ALIBI or bool(getattr(config, "alibi", False))
 
 
 def most_positions(config: Any) -> tuple[int | None, str]:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,13 +24,13 @@ from harness.base.experts import expose_experts
 from harness.base.layers import FrozenLinear
 from harness.base.model_config import Described, read_config, refusing
 from harness.base.prequantized import StoredWeights, check_stored
-from harness.base.quick_imports import quiet_libraries
+from harness.base.quick_imports import quiet_libraries, replaced
 from harness.base.source import ModelSource
 from harness.base.storage import Dense, Storage, storage_of
 from harness.base.stored_layers import load_stored
 from harness.base.targets import LinearSpec
 from harness.config.schema import FloatType, ModelConfig, QuantConfig, QuantFormat
-from harness.errors import RequestError, says_out_of_memory
+from harness.errors import RequestError, first_line, says_out_of_memory
 
 _TRIED_POSITIONS = 8
 _ROUNDING = {FloatType.float32: 1e-5, FloatType.bfloat16: 2e-2, FloatType.float16: 4e-3}
@@ -43,13 +43,15 @@ class Base:
 
     model: Any
     """The transformers causal LM: blocks packed, everything else in the compute type, nothing trainable."""
-    tokenizer: Any
     source: ModelSource
-    fingerprint: str
     storage: Storage
     linears: tuple[LinearSpec, ...]
     device: torch.device
-    from_cache: bool
+    tokenizer: Any = None
+    """None where nothing is to be fed to it."""
+    fingerprint: str = ""
+    """Of the model, where its files are known."""
+    from_cache: bool = False
     config: ModelConfig | None = None
     """How the model was asked for, where it can be read again."""
     processes: int = 1
@@ -112,13 +114,10 @@ def outline_base(
     model = _empty_model(described, config, source)
     return Base(
         model=model,
-        tokenizer=None,
         source=source,
-        fingerprint="",
         storage=storage_of(quant, described.stored),
         linears=tuple(block_linears(model)),
         device=device,
-        from_cache=False,
         config=config,
     )
 
@@ -189,13 +188,10 @@ def freeze(model: Any, quant: QuantConfig, device: torch.device) -> Base:
     finish_base(model, storage.dtype, device)
     return Base(
         model=model,
-        tokenizer=None,
         source=ModelSource(name=type(model).__name__, directory=None, revision=None),
-        fingerprint="",
         storage=storage,
         linears=linears,
         device=device,
-        from_cache=False,
     )
 
 
@@ -221,7 +217,7 @@ def check_causal(base: Base) -> None:
             raise
         raise RequestError(
             f"model={base.source.name} does not run with its linear layers stored as {base.storage.label}: "
-            f"{str(error).strip().splitlines()[0]} (an architecture that reads weights around its layers, as "
+            f"{first_line(error)} (an architecture that reads weights around its layers, as "
             "Mamba does, cannot have them packed)"
         ) from error
     one_TV, other_TV = logits_BTV.float()
@@ -298,20 +294,14 @@ def _decoded(source: ModelSource, config: ModelConfig, described: Described) -> 
     return model
 
 
-@contextmanager
-def no_bar_of_gguf() -> Iterator[None]:
+def no_bar_of_gguf() -> AbstractContextManager[None]:
     """Keep the bar off the terminal that transformers' GGUF reader draws whatever it is told."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
     drawn: Any = getattr(reader, "tqdm", None)
-    if drawn is None:
-        yield
-        return
-    reader.tqdm = partial(drawn, disable=True)
-    try:
-        yield
-    finally:
-        reader.tqdm = drawn
+    return (
+        nullcontext() if drawn is None else replaced(reader, "tqdm", partial(drawn, disable=True))
+    )
 
 
 def load_dense(source: ModelSource, config: ModelConfig) -> Any:

@@ -15,7 +15,7 @@ from torch import nn
 from harness.base.blocks import block_linears, linear_modules
 from harness.base.storage import Dense, Storage
 from harness.parsing import Unreadable, read_json, shaped
-from harness.records.run_directory import staged, sweep_staged
+from harness.records.run_directory import file_sha256, staged, sweep_staged
 
 ABOUT = "about.json"
 PARTS = ("packed.safetensors", "rest.safetensors")
@@ -76,7 +76,7 @@ def _save(
     about = _About(
         fingerprint=fingerprint,
         format=storage.quant.format.value,
-        sha256={path.name: _sha256(path) for path in sorted(new.iterdir())},
+        sha256={path.name: file_sha256(path) for path in sorted(new.iterdir())},
     )
     (new / ABOUT).write_text(json.dumps(asdict(about), indent=1))
     try:
@@ -100,13 +100,8 @@ def _verify(entry: Path) -> None:
     """Raise Unreadable for files that are not as they were written: a flipped bit would train as well."""
     about: _About = shaped(_About, read_json((entry / ABOUT).read_bytes()))
     for name in PARTS:
-        if _sha256(entry / name) != about.sha256.get(name):
+        if file_sha256(entry / name) != about.sha256.get(name):
             raise Unreadable(f"{name} does not match its hash")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_entry(

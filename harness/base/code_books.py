@@ -143,7 +143,7 @@ def _encoded_by_bitsandbytes(weight_OI: torch.Tensor, name: str, block_size: int
         weight_OI.detach().float().contiguous(), block_size, name, torch.uint8
     )
     codes_OI = unpacked_pairs(packed)[: weight_OI.numel()].view(weight_OI.shape)
-    return Encoded(packed=pack_halves(codes_OI), scale=absmax, offset=None)
+    return Encoded(packed=pack(codes_OI, 4), scale=absmax, offset=None)
 
 
 def nearest(normalized: torch.Tensor, book: CodeBook) -> torch.Tensor:
@@ -157,11 +157,6 @@ def unpacked_pairs(packed: torch.Tensor) -> torch.Tensor:
     """Return the flat codes of bytes that hold weights 2n (high) and 2n + 1 (low), as bitsandbytes packs."""
     flat = packed.reshape(-1)
     return torch.stack([flat >> 4, flat & 15], dim=1).view(-1)
-
-
-def pack_halves(codes_OI: torch.Tensor) -> torch.Tensor:
-    """Pack 4-bit codes into bytes: the first half of the rows into high nibbles, the second into low."""
-    return pack(codes_OI, 4)
 
 
 _FIELDS = {2: (2,), 3: (2, 1), 4: (4,)}

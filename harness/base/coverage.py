@@ -40,9 +40,8 @@ def check_coverage(
 
     Raises RequestError where weights would be neither packed nor adapted, though the configuration says all.
     """
-    left_out = _left_out(config, linears, uncovered)
-    share = coverage(config, linears, uncovered).packed
-    if left_out is not None and share < _REFUSED and not config.quant.skip_experts:
+    left_out = _left_out(config, linears, uncovered, below=_REFUSED)
+    if left_out is not None and not config.quant.skip_experts:
         raise RequestError(
             f"{left_out}; with quant.skip_experts=true they stay as they are, in the compute type"
         )
@@ -52,28 +51,30 @@ def coverage_notes(
     config: RunConfig, linears: Sequence[LinearSpec], uncovered: Mapping[str, int]
 ) -> list[str]:
     """Return what is left out, by name and size, where it is more than a hundredth."""
-    left_out = _left_out(config, linears, uncovered)
-    share = coverage(config, linears, uncovered).packed
-    return [left_out] if left_out is not None and share < _NOTED else []
+    left_out = _left_out(config, linears, uncovered, below=_NOTED)
+    return [] if left_out is None else [left_out]
 
 
 def _left_out(
-    config: RunConfig, linears: Sequence[LinearSpec], uncovered: Mapping[str, int]
+    config: RunConfig, linears: Sequence[LinearSpec], uncovered: Mapping[str, int], *, below: float
 ) -> str | None:
-    """Say what neither the storage nor the adapter reaches, if one of them is to reach all of a block."""
+    """Say what neither the storage nor the adapter reaches, if one of them is to reach all of a block and the
+    packed share is `below` that."""
     whole = config.quant.format is not QuantFormat.none
     whole = whole or bool(
         {"all_linear", "mlp"} & set(config.lora.target_modules) & set(TARGET_SETS)
     )
     if not uncovered or not whole or config.lora.trains_all:
         return None
-    share = 1 - coverage(config, linears, uncovered).packed
+    packed = coverage(config, linears, uncovered).packed
+    if packed >= below:
+        return None
     largest = sorted(uncovered.items(), key=lambda item: -item[1])
     named = ", ".join(f"{name} ({size:,})" for name, size in largest[:2])
     more = f" and {len(largest) - 2} more" if len(largest) > 2 else ""
     return (
-        f"{share:.0%} of the blocks' weights lie in no linear layer and are neither quantized nor adapted: "
-        f"{named}{more}"
+        f"{1 - packed:.0%} of the blocks' weights lie in no linear layer and are neither quantized nor "
+        f"adapted: {named}{more}"
     )
 
 

@@ -9,14 +9,14 @@ Shape suffixes: N tokens, K experts of a token, S = N · K pairs sorted by exper
 expert's stored matrix, I inputs, O outputs, H hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-from harness.base.layers import FrozenLinear
+from harness.base.layers import dense_linear, dense_weight
 
 _INTERFACE = ("num_experts", "has_gate", "has_bias", "is_transposed", "_apply_gate")
 """What transformers' `use_experts_implementation` gives a class of experts."""
@@ -57,14 +57,9 @@ class Routing:
         return [flat[start : start + owners] for start in range(0, parts, owners)]
 
 
-class ExpertUpdates(Protocol):
-    """What adapters add to the experts' outputs."""
-
-    def add(
-        self, name: str, x_SI: torch.Tensor, y_SO: torch.Tensor, routing: Routing
-    ) -> torch.Tensor:
-        """Return y with the updates of the parameter `name`; y may be written into."""
-        ...
+Updated = Callable[[str, torch.Tensor, torch.Tensor, Routing], torch.Tensor]
+"""(name, x [S, I], y [S, O], routing) -> y with what adapters add to the parameter of that name; y may be
+written into."""
 
 
 class ExpertsForward:
@@ -72,7 +67,7 @@ class ExpertsForward:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.updates: ExpertUpdates | None = None
+        self.updated: Updated | None = None
 
     def __call__(
         self, hidden_NH: torch.Tensor, index_NK: torch.Tensor, weight_NK: torch.Tensor
@@ -99,8 +94,8 @@ class ExpertsForward:
         y_SO: torch.Tensor = _ExpertsMatmul.apply(  # pyright: ignore[reportAssignmentType]
             x_SI, layer, routing, self.module.is_transposed
         )
-        if self.updates is not None:
-            y_SO = self.updates.add(name, x_SI, y_SO, routing)
+        if self.updated is not None:
+            y_SO = self.updated(name, x_SI, y_SO, routing)
         if self.module.has_bias:
             y_SO = y_SO + getattr(self.module, f"{name}_bias")[routing.expert_S]
         return y_SO
@@ -137,8 +132,7 @@ class _ExpertsMatmul(torch.autograd.Function):
 def _weights(
     layer: nn.Linear, routing: Routing, transposed: bool, dtype: torch.dtype
 ) -> torch.Tensor:
-    dense = layer.dense_weight(dtype) if isinstance(layer, FrozenLinear) else layer.weight.detach()
-    stored_EDI = dense.view(routing.experts, -1, layer.in_features)
+    stored_EDI = dense_weight(layer, dtype).view(routing.experts, -1, layer.in_features)
     return stored_EDI.transpose(1, 2) if transposed else stored_EDI
 
 
@@ -157,7 +151,8 @@ def _spans(routing: Routing) -> Iterator[tuple[int, int, int]]:
 def expose_experts(model: nn.Module) -> None:
     """Make linear layers of the fused experts' matrices in the model's blocks, wherever they lie."""
     for module in list(model.modules()):
-        if isinstance(vars(module).get("forward"), ExpertsForward) or not _has_interface(module):
+        has_interface = all(hasattr(module, name) for name in _INTERFACE)
+        if experts_forward(module) is not None or not has_interface:
             continue
         matrices = {
             name: parameter
@@ -169,20 +164,10 @@ def expose_experts(model: nn.Module) -> None:
             continue
         for name, parameter in matrices.items():
             delattr(module, name)
-            setattr(module, name, _linear(parameter))
+            one_below_another = parameter.detach().view(-1, parameter.shape[2])
+            setattr(module, name, dense_linear(one_below_another))
         # An attribute of the instance comes before the method of its class.
         object.__setattr__(module, "forward", ExpertsForward(module))
-
-
-def _has_interface(module: nn.Module) -> bool:
-    return all(hasattr(module, name) for name in _INTERFACE)
-
-
-def _linear(parameter: nn.Parameter) -> nn.Linear:
-    experts, rows, inputs = parameter.shape
-    linear = nn.Linear(inputs, experts * rows, bias=False, device="meta")
-    linear.weight = nn.Parameter(parameter.detach().view(-1, inputs), requires_grad=False)
-    return linear
 
 
 def experts_forward(module: nn.Module) -> ExpertsForward | None:

@@ -7,7 +7,7 @@ of retries where there is no network, and a branch that moves would pass for the
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import RequestError
+from harness.errors import RequestError, first_line
 
 _SECONDS = 10.0
 
@@ -34,7 +34,7 @@ def resolve_hub_model(name: str, revision: str | None) -> HubModel:
     try:
         commit = HfApi().model_info(name, revision=revision, timeout=_SECONDS).sha
     except HFValidationError as error:
-        raise RequestError(f"model={name} is no Hugging Face id: {_first_line(error)}") from error
+        raise RequestError(f"model={name} is no Hugging Face id: {first_line(error)}") from error
     except RepositoryNotFoundError as error:
         raise RequestError(
             f"model={name} is neither a directory nor a model on the Hugging Face hub that you can see; "
@@ -45,7 +45,7 @@ def resolve_hub_model(name: str, revision: str | None) -> HubModel:
             f"model={shown}: the hub has the model but no such branch, tag or commit"
         ) from error
     except Exception as error:  # no network, in whatever words the HTTP client has for it
-        return _cached(name, revision, shown, _first_line(error))
+        return _cached(name, revision, shown, first_line(error))
     assert commit is not None, name
     return HubModel(commit=commit, snapshot=None)
 
@@ -83,7 +83,3 @@ def _cached(name: str, revision: str | None, shown: str, reason: str) -> HubMode
         )
     snapshot = Path(file).parent
     return HubModel(commit=snapshot.name, snapshot=snapshot)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -62,6 +62,21 @@ class FrozenLinear(nn.Linear):
         return _FrozenMatmul.apply(input, self)  # pyright: ignore[reportReturnType]
 
 
+def dense_linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> nn.Linear:
+    """Return torch's own layer with a frozen weight."""
+    linear = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=False, device="meta")
+    linear.weight = _frozen(weight_OI)
+    linear.register_parameter("bias", None if bias_O is None else _frozen(bias_O))
+    return linear
+
+
+def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weight [O, I] that a frozen layer multiplies with, packed or not."""
+    if isinstance(layer, FrozenLinear):
+        return layer.dense_weight(dtype)
+    return layer.weight.detach().to(dtype)
+
+
 def _frozen(tensor: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 

@@ -12,7 +12,7 @@ from harness.base.attention import attends_both_ways, implementation_of
 from harness.base.prequantized import StoredWeights, stored_weights
 from harness.base.source import ModelSource
 from harness.config.schema import ModelConfig
-from harness.errors import RequestError, says_out_of_memory
+from harness.errors import RequestError, first_line, says_out_of_memory
 from harness.parsing import read_json
 
 
@@ -28,10 +28,9 @@ def refusing(source: ModelSource) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, MemoryError) or says_out_of_memory(str(error)):
             raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = source.location if source.directory else f"Hugging Face id {source.location}"
         raise RequestError(
-            f"model={source.name} cannot be loaded from {where}: {first} "
+            f"model={source.name} cannot be loaded from {where}: {first_line(error)} "
             "(a directory with config.json, safetensors weights and a tokenizer works offline; "
             "a Hugging Face id needs the network or a filled HF cache)"
         ) from error

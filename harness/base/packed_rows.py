@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from harness.base.attention import (
     AttentionKind,
     LayerAttention,
-    Positions,
     UnknownAttention,
     attention_of,
+    has_alibi,
     kinds_of,
     layers_of,
-    positions_of,
 )
 from harness.base.twin import VOCABULARY, WINDOW, twin_of
 from harness.config.keyed import Keyed
+from harness.errors import first_line
 
 _LENGTHS = (3 * WINDOW, WINDOW - 1, 2 * WINDOW, 1)
 """Examples of the constructed rows, on both sides of the twin's window."""
@@ -111,7 +111,7 @@ def why_apart(config: Any) -> str | None:
     The reason ends the sentence "rows hold one example each: …".
     """
     text = config.get_text_config()
-    if positions_of(text) is Positions.alibi:
+    if has_alibi(text):
         return "positions are a bias on the scores (ALiBi), which transformers counts from a row's start"
     layers = layers_of(text)
     if isinstance(layers, UnknownAttention):
@@ -150,8 +150,7 @@ def _tried(asked: Keyed[Any], attempt: _Attempt) -> str | None:
         unmasked = twin(input_ids=ids_1T).logits[0]
         together = attempt(twin, ids_1T, numbers.unsqueeze(0))
     except Exception as error:  # whatever an architecture does that nobody has foreseen
-        first = (str(error).strip().splitlines() or [""])[0][:120] or type(error).__name__
-        return f"no small twin of its architecture could be tried ({first})"
+        return f"no small twin of its architecture could be tried ({first_line(error)[:120]})"
     scale = alone.abs().mean()
     if not (unmasked - alone).abs().max() > _DEAF * scale:
         return "its small twin does not show what a position sees"

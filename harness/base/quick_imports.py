@@ -57,7 +57,12 @@ def quick_imports() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.disable()
     try:
-        with _scipy_hidden(), _compiling_deferred():
+        import torch
+        from transformers import utils
+
+        deferred = partial(_compiled_when_called, torch.compile)
+        no_scipy = replaced(utils, "is_scipy_available", lambda: False)
+        with no_scipy, replaced(torch, "compile", deferred):
             yield
     finally:
         gc.freeze()
@@ -74,31 +79,14 @@ def _collect_in_the_end() -> None:
 
 
 @contextmanager
-def _scipy_hidden() -> Iterator[None]:
-    import transformers.utils as utils
-
-    real = utils.is_scipy_available
-    utils.is_scipy_available = _not_available
+def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Let a name in a library's module mean something else inside this."""
+    own = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        utils.is_scipy_available = real
-
-
-def _not_available() -> bool:
-    return False
-
-
-@contextmanager
-def _compiling_deferred() -> Iterator[None]:
-    import torch
-
-    real = torch.compile
-    torch.compile = partial(_compiled_when_called, real)
-    try:
-        yield
-    finally:
-        torch.compile = real
+        setattr(module, name, own)
 
 
 def _compiled_when_called(

@@ -20,7 +20,7 @@ from harness.base.hub import resolve_hub_model
 from harness.config.schema import ModelConfig
 from harness.errors import RequestError
 from harness.parsing import Unreadable, home_path, read_json, shaped
-from harness.records.run_directory import write_text
+from harness.records.run_directory import file_sha256, write_text
 
 EMBEDDED = "embedded"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -192,7 +192,7 @@ def model_fingerprint(source: ModelSource, memo: Path, *, keep: bool = True) -> 
         stat = path.stat()
         key, stamp = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
         if key not in known or known[key].stamp != stamp:
-            known[key] = _Known(stamp=stamp, sha256=_sha256(path))
+            known[key] = _Known(stamp=stamp, sha256=file_sha256(path))
             changed = True
         digest.update(f"{path.name} {known[key].sha256}\n".encode())
     if changed and keep:
@@ -262,8 +262,3 @@ def _write_memo(memo: Path, known: dict[str, _Known]) -> None:
 def _digest(known: dict[str, _Known]) -> str:
     text = json.dumps({key: asdict(value) for key, value in sorted(known.items())})
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,7 +24,7 @@ from harness.base.code_books import (
     packed_rows,
     table,
 )
-from harness.base.layers import FrozenLinear
+from harness.base.layers import FrozenLinear, dense_linear
 from harness.base.prequantized import (
     BITSANDBYTES_BLOCK,
     BitsAndBytesWeights,
@@ -167,11 +167,7 @@ class Dense(Storage):
         self, tensors: Tensors, in_features: int, out_features: int, bias: torch.Tensor | None
     ) -> nn.Linear:
         """Return torch's own layer: there is nothing to decode."""
-        linear = nn.Linear(in_features, out_features, bias=False, device="meta", dtype=self.dtype)
-        linear.weight = nn.Parameter(tensors["packed"], requires_grad=False)
-        frozen = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        linear.register_parameter("bias", frozen)
-        return linear
+        return dense_linear(tensors["packed"], bias)
 
     def outline(self, spec: LinearSpec) -> Tensors:
         return {"packed": _on_meta(spec.out_features, spec.in_features, dtype=self.dtype)}

@@ -15,7 +15,7 @@ from typing import Any, assert_never
 import torch
 
 from harness.base.blocks import block_linears
-from harness.base.code_books import pack_halves, table, unpacked_pairs
+from harness.base.code_books import pack, table, unpacked_pairs
 from harness.base.prequantized import (
     BITSANDBYTES_BLOCK,
     BitsAndBytesWeights,
@@ -198,7 +198,7 @@ def _bitsandbytes_4(tensors: Tensors, spec: LinearSpec, storage: Blockwise) -> T
     # Codes are bytes in whatever type FSDP wanted them in (`bnb_4bit_quant_storage`).
     pairs = tensors["weight"].contiguous().reshape(-1).view(torch.uint8)
     codes_OI = unpacked_pairs(pairs)[:count].view(spec.out_features, spec.in_features)
-    packed = pack_halves(codes_OI)
+    packed = pack(codes_OI, 4)
     if not storage.quant.double_quant:
         return {"packed": packed, "scale": absmax.float()}
     second = state.get("nested_blocksize")
@@ -254,7 +254,7 @@ def _grouped(tensors: Tensors, spec: LinearSpec, storage: GroupedInt4) -> Tensor
             f"came as {tuple(codes_OI.shape)} codes and is {spec.in_features} -> {spec.out_features}"
         )
     kept = {
-        "packed": pack_halves(codes_OI.contiguous()),
+        "packed": pack(codes_OI.contiguous(), 4),
         "scale": tensors["scales"].T.contiguous(),
         "zero": zero_GO.T.contiguous(),
     }

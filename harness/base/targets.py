@@ -4,7 +4,7 @@ The rule for quantization stands here too: every linear layer inside the blocks,
 (embeddings, head), whatever the adapter targets; otherwise a sweep over targets would change the base.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -151,7 +151,7 @@ def _check_patterns(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:
                 known = {spec.name.rsplit(".", 1)[-1] for spec in adapted}
                 raise RequestError(
                     f"lora.{key}: {pattern!r} matches the end of no adapted layer's name; these are "
-                    f"{_names(known)}{near_names(pattern, known)}"
+                    f"{', '.join(sorted(known))}{near_names(pattern, known)}"
                 )
             if any(spec.experts > 1 for spec in matched):
                 raise RequestError(
@@ -191,10 +191,6 @@ def _check_ranks(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:
     )
 
 
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
-
-
 def _check_trainable(linears: Sequence[LinearSpec]) -> None:
     """Refuse a model with weights of which no gradient is computed here."""
     fused = next((spec for spec in linears if spec.experts > 1), None)
@@ -207,12 +203,10 @@ def _check_trainable(linears: Sequence[LinearSpec]) -> None:
 
 def _part_of(target: str, known: set[str]) -> str:
     """Return `"; c_attn has it"` for a projection that lies with others in one matrix of the model."""
-    fused = sorted(name for name in known if target in FUSED.get(name, ()))
-    return f"; {fused[0]} has it, with {' and '.join(_others(target, fused[0]))}" if fused else ""
-
-
-def _others(target: str, fused: str) -> list[str]:
-    return [part for part in FUSED[fused] if part != target]
+    fused = min((name for name in known if target in FUSED.get(name, ())), default=None)
+    if fused is None:
+        return ""
+    return f"; {fused} has it, with {' and '.join(part for part in FUSED[fused] if part != target)}"
 
 
 def _check_experts(lora: LoraConfig, adapted: Sequence[LinearSpec]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import RequestError, RunFailed
+from harness.errors import RequestError, RunFailed, first_line
 from harness.parsing import home_path
 from harness.records.redact import redact
 
@@ -98,8 +98,7 @@ def upload(folder: Path, repository: str, *, kind: str, public: bool) -> str:
             "the hub wants a token; log in with `hf auth login`, or set HF_TOKEN"
         ) from error
     except Exception as error:  # refused, or no network, whatever words the client has
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunFailed(
-            f"the hub has not taken {folder} as {repository}: {redact(reason)}"
+            f"the hub has not taken {folder} as {repository}: {redact(first_line(error))}"
         ) from error
     return str(made)

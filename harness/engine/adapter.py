@@ -124,7 +124,7 @@ class Adapter:
     def num_parameters(self) -> int:
         """Trainable elements: r (d_in + d_out) for each adapted layer, and each of its experts;
         magnitudes."""
-        return self.layout.size
+        return self.flat_P.numel()
 
     exact_layers: frozenset[int] = field(init=False)
     """Layers whose scaling rounds nothing."""
@@ -193,15 +193,25 @@ def is_power_of_two(value: float) -> bool:
     return math.frexp(value)[0] == 0.5
 
 
-def saved_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """Return what a run has left of what it trained; RequestError for a damaged file."""
+def saved_tensors(
+    file: Path, expected: Mapping[str, torch.Tensor], what: str
+) -> dict[str, torch.Tensor]:
+    """Return what a run has left of what it trained, `expected` by names and shapes; RequestError for a file
+    that is damaged, or another one's."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(file)
+        given = load_file(file)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise RequestError(
             f"{file} is damaged: {error}; put it back, or remove the run's directory, and the run's own "
             "command trains it again"
         ) from error
+    shapes = [{key: tuple(each.shape) for key, each in of.items()} for of in (expected, given)]
+    if shapes[0] != shapes[1]:
+        different = min(shapes[0].items() ^ shapes[1].items())[0]
+        raise RequestError(
+            f"{file.parent} holds another {what} than its record says: {different} is not as it must be"
+        )
+    return given

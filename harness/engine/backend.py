@@ -5,15 +5,12 @@ a run is in its record. A backend installs what it needs when it is made: whoeve
 base has nothing to remember.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from harness.base.build import Base
 from harness.config.resources import BackendName
 from harness.engine.cpu.backend import CpuBackend, why_not_cpu
 from harness.engine.cuda.backend import CudaBackend, why_not_cuda
-from harness.engine.micro_step import Gradient, Work
 from harness.engine.reference.backend import ReferenceBackend
 from harness.errors import RequestError
 
@@ -21,31 +18,7 @@ if TYPE_CHECKING:
     from harness.engine.shared_base import SharedBase
 
 
-class Backend(Protocol):
-    """What computes passes over one base and its adapters."""
-
-    name: BackendName
-    tolerance: float
-    """Relative difference of a loss from the reference's in one step; 0.0: the same bits."""
-
-    def gradients(self, work: Sequence[Work]) -> list[Gradient]:
-        """Return the gradients of one packed pass, in the order of `work`."""
-        ...
-
-    def keep_decoded(self, wanted: bool) -> None:
-        """Allow decoded weights to be kept between passes, where that is quicker; costs memory only."""
-        ...
-
-    def base_was_rewritten(self) -> None:
-        """Decode anew what is kept: an adapter's beginning has changed the weights."""
-        ...
-
-    def decoded(self) -> AbstractContextManager[None]:
-        """Allow it within this context: for an evaluation of a run whose training keeps nothing."""
-        ...
-
-
-def choose_backend(shared: "SharedBase", wanted: BackendName) -> Backend:
+def choose_backend(shared: "SharedBase", wanted: BackendName) -> ReferenceBackend:
     """Return the backend for a base. Raises RequestError where the one that is wanted cannot compute it."""
     match wanted:
         case BackendName.auto:

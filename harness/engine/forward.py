@@ -22,20 +22,14 @@ def target_logits(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
     """
     head = _selection(model)
     head.positions_N = batch.loss_positions_N
+    # Of rows of one example each no position sees the padding at the end: they need no mask.
+    segments_BT = batch.segments_BT
+    attention = {} if segments_BT is None else attention_arguments(model, segments_BT)
     try:
-        output = model(
-            input_ids=batch.input_ids_BT,
-            use_cache=False,
-            **_attention(model, batch),
-        )
+        output = model(input_ids=batch.input_ids_BT, use_cache=False, **attention)
     finally:
         head.positions_N = None
     return output.logits.squeeze(0), batch.targets_BT.reshape(-1)[batch.loss_positions_N]
-
-
-def _attention(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Return nothing for rows of one example each, whose padding at the end no position sees."""
-    return {} if batch.segments_BT is None else attention_arguments(model, batch.segments_BT)
 
 
 class _Selection:

@@ -2,9 +2,9 @@
 
     y += s B A x        dB += g^T (s A x)        dA += (s B^T g) x^T        (Hu et al. 2021, section 4.1)
 
-Who multiplies differs (`Products`): torch, for the rows of one adapter or of stacked ones, or grouped kernels
+Who multiplies differs: torch, for the rows of one adapter or of stacked ones (`Products`), or grouped kernels
 for the rows of all seats (`harness.engine.cuda.ops.SeatProducts`). A captured pass multiplies a layer's input
-once for all layers that see it, so the four products have a function each.
+once for all layers that see it, and so adds A's gradient itself.
 
 A scaling that is a power of two is exact wherever it stands, so it goes with the narrow tensor; another one
 goes where PEFT has it, so that numbers round as PEFT's do; one that a seat's B holds already is `FOLDED`.
@@ -12,7 +12,7 @@ Shape suffixes: N rows of one adapter, R rank, I inputs, O outputs, L and M any;
 dimension K in front.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -37,24 +37,27 @@ FOLDED = Scaling(1.0, is_exact=True)
 """Of a B that is scaled already."""
 
 
-class Products(Protocol):
-    """How rows of adapters are multiplied with weights and with one another."""
+class Products:
+    """Products of rows that are one adapter's, or as many of each of stacked adapters."""
 
     def product(
         self, x_NI: torch.Tensor, w_OI: torch.Tensor, out_NO: torch.Tensor | None = None, /
     ) -> torch.Tensor:
         """Return x w^T; in `out_NO`, if it is given."""
-        ...
+        return torch.matmul(x_NI, w_OI.mT, out=out_NO)
 
     def add_product_(self, y_NO: torch.Tensor, x_NI: torch.Tensor, w_OI: torch.Tensor, /) -> None:
         """Add x w^T to y."""
-        ...
+        _add(y_NO, x_NI, w_OI.mT)
 
     def add_outer_(
         self, target_LM: torch.Tensor, left_NL: torch.Tensor, right_NM: torch.Tensor, /
     ) -> None:
         """Add left^T right to the target."""
-        ...
+        _add(target_LM, left_NL.mT, right_NM)
+
+
+OWN = Products()
 
 
 def add_update(
@@ -88,13 +91,6 @@ def add_gradient_b(
     return _scaled_(grad_h_NR, scaling) if scaling.is_exact else grad_h_NR
 
 
-def add_gradient_a(
-    products: Products, target_RI: torch.Tensor, grad_h_NR: torch.Tensor, x_NI: torch.Tensor
-) -> None:
-    """Add A's gradient to its target, from that of A x."""
-    products.add_outer_(target_RI, grad_h_NR, x_NI)
-
-
 def add_gradients(
     weights: Weights,
     targets: Weights,
@@ -105,35 +101,12 @@ def add_gradients(
 ) -> torch.Tensor:
     """Add the gradients of one layer's A and B to `targets`; return that of A x."""
     grad_h_NR = add_gradient_b(OWN, weights.b, targets.b, scaling, grad_NO, h_NR)
-    add_gradient_a(OWN, targets.a, grad_h_NR, x_NI)
+    OWN.add_outer_(targets.a, grad_h_NR, x_NI)
     return grad_h_NR
 
 
 def _scaled_(tensor: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     return tensor if scaling is FOLDED else tensor.mul_(scaling.value)
-
-
-class OwnProducts:
-    """Products of rows that are one adapter's, or as many of each of stacked adapters."""
-
-    def product(
-        self, x_NI: torch.Tensor, w_OI: torch.Tensor, out_NO: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return x w^T; in `out_NO`, if it is given."""
-        return torch.matmul(x_NI, w_OI.mT, out=out_NO)
-
-    def add_product_(self, y_NO: torch.Tensor, x_NI: torch.Tensor, w_OI: torch.Tensor) -> None:
-        """Add x w^T to y."""
-        _add(y_NO, x_NI, w_OI.mT)
-
-    def add_outer_(
-        self, target_LM: torch.Tensor, left_NL: torch.Tensor, right_NM: torch.Tensor
-    ) -> None:
-        """Add left^T right to the target."""
-        _add(target_LM, left_NL.mT, right_NM)
-
-
-OWN = OwnProducts()
 
 
 def _add(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -6,8 +6,8 @@ can be repeated without trace.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """One slot's share of a micro-step."""
+class Terms:
+    """One run's micro-batch, and what a pass is told of it."""
 
-    adapter: Adapter
     batch: Batch
     loss_tokens: int
     """Loss tokens of the whole optimizer step, over all its micro-batches: the loss's denominator."""
@@ -39,6 +38,17 @@ class Work:
     """Recomputation from inputs in the host's memory, if any run of a pass asks for it (same numbers)."""
     loss_scale: float = 1.0
     """What the gradient is multiplied by, against rounding in float16."""
+
+    def by_name(self) -> dict[str, Any]:
+        """Return them for another one's constructor."""
+        return {field.name: getattr(self, field.name) for field in fields(Terms)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work(Terms):
+    """One slot's share of a micro-step."""
+
+    adapter: Adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +70,7 @@ def packed_gradients(shared: "SharedBase", work: Sequence[Work]) -> list[Gradien
     )
     batches, noises = [item.batch for item in ordered], [item.noise for item in ordered]
     with (
-        shared.rows(adapter_rows_of(ordered), joint.places_BT),
+        shared.plan.rows(adapter_rows_of(ordered), joint.places_BT),
         disturbed(shared.model, batches, noises),
     ):
         logits_NV, targets_N = target_logits(shared.model, joint)
@@ -91,19 +101,12 @@ def adapter_rows_of(work: Sequence[Work]) -> list[AdapterRows]:
     """Return which rows of the joint batch are whose; all are those of a run alone, however many it has."""
     if len(work) == 1:
         (item,) = work
-        return [
-            AdapterRows(adapter=item.adapter.name, start=0, stop=0, dropout_key=item.dropout_key)
-        ]
+        return [AdapterRows(adapter=item.adapter.name, dropout_key=item.dropout_key)]
     adapter_rows, start = [], 0
     for item in work:
-        stop = start + item.batch.input_ids_BT.shape[0]
+        name, stop = item.adapter.name, start + item.batch.input_ids_BT.shape[0]
         adapter_rows.append(
-            AdapterRows(
-                adapter=item.adapter.name,
-                start=start,
-                stop=stop,
-                dropout_key=item.dropout_key,
-            )
+            AdapterRows(adapter=name, start=start, stop=stop, dropout_key=item.dropout_key)
         )
         start = stop
     return adapter_rows

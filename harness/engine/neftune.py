@@ -3,16 +3,14 @@
     e += alpha / sqrt(L d) u,    u evenly spread between -1 and 1
 
 L is the length of the example itself, as in the paper's code: a batch's longest would make a run depend on
-how its
-rows are laid out. u is a function of where an element stands (`harness.engine.dropout`), so that a run has
-the same noise in any company. Shape suffixes: B rows, T positions, H hidden.
+how its rows are laid out. u is a function of where an element stands (`harness.engine.dropout`), so that a
+run has the same noise in any company. Shape suffixes: B rows, T positions, H hidden.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -30,39 +28,6 @@ class Noise:
     alpha: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Disturbed:
-    """Rows from `start` on of the batch in flight, and their noise."""
-
-    start: int
-    batch: Batch
-    noise: Noise
-
-    def add(self, embedded_BTH: torch.Tensor) -> None:
-        rows, length = self.batch.input_ids_BT.shape
-        hidden, device = embedded_BTH.shape[-1], embedded_BTH.device
-        places_N = self.batch.places.reshape(-1).to(device)
-        noise_BTH = uniform_noise(self.noise.key, places_N, hidden).view(rows, length, hidden)
-        lengths_BT = example_lengths(self.batch).to(device)
-        scale_BT1 = (lengths_BT * hidden).float().rsqrt_().mul_(self.noise.alpha).unsqueeze(2)
-        part = embedded_BTH[self.start : self.start + rows, :length]
-        part.add_(noise_BTH.mul_(scale_BT1).to(part.dtype))
-
-
-class _Disturbance:
-    """What follows the embeddings of a model."""
-
-    def __init__(self) -> None:
-        self.now: list[_Disturbed] = []
-
-    def __call__(self, _: nn.Module, __: Any, output: torch.Tensor) -> None:
-        for each in self.now:
-            each.add(output)
-
-
-_disturbances: WeakKeyDictionary[nn.Module, _Disturbance] = WeakKeyDictionary()
-
-
 @contextmanager
 def disturbed(
     model: nn.Module, batches: Sequence[Batch], noises: Sequence[Noise | None]
@@ -71,17 +36,30 @@ def disturbed(
     if not any(noises):
         yield
         return
+
+    def disturb(_: nn.Module, __: Any, embedded_BTH: torch.Tensor) -> None:
+        start = 0
+        for batch, noise in zip(batches, noises, strict=True):
+            stop = start + batch.input_ids_BT.shape[0]
+            if noise is not None:
+                _add(embedded_BTH[start:stop], batch, noise)
+            start = stop
+
     embeddings: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-    if embeddings not in _disturbances:
-        _disturbances[embeddings] = _Disturbance()
-        embeddings.register_forward_hook(_disturbances[embeddings])
-    start, now = 0, []
-    for batch, noise in zip(batches, noises, strict=True):
-        if noise is not None:
-            now.append(_Disturbed(start, batch, noise))
-        start += batch.input_ids_BT.shape[0]
-    _disturbances[embeddings].now = now
+    hook = embeddings.register_forward_hook(disturb)
     try:
         yield
     finally:
-        _disturbances[embeddings].now = []
+        hook.remove()
+
+
+def _add(embedded_BTH: torch.Tensor, batch: Batch, noise: Noise) -> None:
+    """Add a run's noise to the embeddings of its rows, which may be longer than its own batch."""
+    rows, length = batch.input_ids_BT.shape
+    hidden, device = embedded_BTH.shape[-1], embedded_BTH.device
+    places_N = batch.places.reshape(-1).to(device)
+    noise_BTH = uniform_noise(noise.key, places_N, hidden).view(rows, length, hidden)
+    lengths_BT = example_lengths(batch).to(device)
+    scale_BT1 = (lengths_BT * hidden).float().rsqrt_().mul_(noise.alpha).unsqueeze(2)
+    part = embedded_BTH[:, :length]
+    part.add_(noise_BTH.mul_(scale_BT1).to(part.dtype))

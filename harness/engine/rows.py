@@ -21,8 +21,8 @@ class AdapterRows:
     """Rows [start, stop) of the joint batch belong to `adapter`; all rows, if both are 0."""
 
     adapter: str
-    start: int
-    stop: int
+    start: int = 0
+    stop: int = 0
     dropout_key: int | None
     """Seed of this micro-batch's dropout masks; None while evaluating."""
 
@@ -48,11 +48,20 @@ class AdapterGroup:
             self._computed_KP = torch.empty_like(self._flat_KP, dtype=first.compute_dtype)
         self._gradients_KP: torch.Tensor | None = None
         self._scalings: dict[int, Scaling] = {}
-        self._norms: dict[int, torch.Tensor] = {}
-        """By layer with DoRA, for the pass in flight."""
+        self.norms: dict[int, torch.Tensor] = {}
+        """Norms [K, 1, O] of the adapted weights by layer with DoRA, once this pass has asked for them."""
         self._weights: dict[int, Weights] = {}
         self._targets: dict[int, Weights] = {}
         self._finished: list[FlatGradient] = []
+
+    def rows(self, of: torch.Tensor, width: int) -> torch.Tensor:
+        """Return the group's part of `of` [N, …], as [K, N, …] where adapters are stacked.
+
+        A row of the batch has `width` places in it; 0: all are the group's.
+        """
+        if width:
+            of = of[self.start * width : self.stop * width]
+        return of if self.count == 1 else of.unflatten(0, (self.count, -1))
 
     def scaling(self, layer: int) -> Scaling:
         """Return what the products of one layer are multiplied by: over what dropout keeps."""
@@ -76,7 +85,7 @@ class AdapterGroup:
     def begin(self, adapter_rows: Sequence[AdapterRows]) -> None:
         """Take the adapters as they are now, for one pass."""
         self.dropout_key = adapter_rows[0].dropout_key
-        self._norms.clear()
+        self.norms.clear()
         for adapter in self.adapters:
             adapter.begin_pass()
         if self.count > 1:
@@ -123,14 +132,6 @@ class AdapterGroup:
         """Return where the gradients [K, O] of one layer's magnitudes are added up."""
         return self.layout.magnitudes(self._gradients, layer)
 
-    def norms(self, layer: int) -> torch.Tensor | None:
-        """Return the norms [K, 1, O] of one layer's adapted weights, where they are known in this pass."""
-        return self._norms.get(layer)
-
-    def keep_norms(self, layer: int, norm_K1O: torch.Tensor) -> None:
-        """Keep them until the adapters change."""
-        self._norms[layer] = norm_K1O
-
     def _views(self, flat_KP: torch.Tensor, layer: int) -> Weights:
         a, b = self.layout.a(flat_KP, layer), self.layout.b(flat_KP, layer)
         return Weights(a[0], b[0]) if self.count == 1 else Weights(a, b)
@@ -143,16 +144,6 @@ class AdapterGroup:
                 for adapter, gradient_P in zip(self.adapters, self._gradients, strict=True)
             ]
         return self._finished
-
-
-def may_be_stacked(one: Adapter, other: Adapter) -> bool:
-    """Say whether two adapters can be one tensor; dropout draws its masks adapter by adapter."""
-    return (
-        one.layout is other.layout
-        and one.dropout == other.dropout == 0
-        and one.compute_dtype is other.compute_dtype
-        and one.exact_layers == other.exact_layers
-    )
 
 
 @dataclass(slots=True)
@@ -279,14 +270,19 @@ class RowPlan:
         """Cut the sequence into neighbours that are stacked."""
         parts: list[list[AdapterRows]] = []
         for rows in adapter_rows:
-            if self.stacks and parts and self._belongs(parts[-1][-1], rows):
+            if self.stacks and parts and self._may_be_stacked(parts[-1][-1], rows):
                 parts[-1].append(rows)
             else:
                 parts.append([rows])
         return parts
 
-    def _belongs(self, one: AdapterRows, other: AdapterRows) -> bool:
-        same_size = one.stop - one.start == other.stop - other.start
-        return same_size and may_be_stacked(
-            self.adapters[one.adapter], self.adapters[other.adapter]
+    def _may_be_stacked(self, one: AdapterRows, other: AdapterRows) -> bool:
+        """Say whether two adapters can be one tensor; dropout draws its masks adapter by adapter."""
+        first, second = self.adapters[one.adapter], self.adapters[other.adapter]
+        return (
+            one.stop - one.start == other.stop - other.start
+            and first.layout is second.layout
+            and first.dropout == second.dropout == 0
+            and first.compute_dtype is second.compute_dtype
+            and first.exact_layers == second.exact_layers
         )

@@ -3,8 +3,8 @@
 import copy
 import itertools
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,12 @@ from harness.engine.adapter import MAGNITUDES, Adapter, ParameterLayout, saved_t
 from harness.engine.backend import choose_backend
 from harness.engine.lora_math import Weights
 from harness.engine.offload import Offload
-from harness.engine.reference.backend import ReferenceBackend
 from harness.engine.reference.experts_lora import ExpertsLora, initialized, names_in_file
 from harness.engine.reference.grouped_lora import PackedLora
 from harness.engine.reference.whole_modules import install, whole_module
 from harness.engine.rows import AdapterRows, RowPlan
 from harness.engine.starts import start_from_dense
 from harness.engine.whole_model import WholeModel, load_model, save_model
-from harness.errors import RequestError
 from harness.measure.memory import BaseSize, base_size
 from harness.records.record import Estimate
 
@@ -94,7 +92,7 @@ class SharedBase:
         for module, layers in modules.items():
             experts = experts_forward(self.model.get_submodule(module))
             assert experts is not None, module
-            experts.updates = ExpertsLora(layers, self.plan)
+            experts.updated = ExpertsLora(layers, self.plan).updated
 
     @cached_property
     def size(self) -> BaseSize:
@@ -118,7 +116,7 @@ class SharedBase:
 
     @property
     def model(self) -> Any:
-        """The transformers model itself; adapters act on the rows named by `rows`."""
+        """The transformers model itself; adapters act on the rows named by `plan.rows`."""
         return self.base.model
 
     def attach(self, lora: LoraConfig, seed: int) -> Adapter:
@@ -174,7 +172,7 @@ class SharedBase:
             if start != self._rewritten_for:
                 self._rewritten_for = start
                 self.backend.base_was_rewritten()
-        adapter = self._flattened(name, lora)
+        adapter = self._flattened(name, lora, wholes)
         # PEFT would look at weights for DoRA, and copy modules; here the file alone is told.
         config.use_dora = lora.method is LoraMethod.dora
         config.modules_to_save = [name.rpartition(".")[2] for name, _ in wholes.values()] or None
@@ -220,7 +218,7 @@ class SharedBase:
     def _attach_whole(self, name: str, lora: LoraConfig) -> Adapter:
         """Let all parameters of the model be trained."""
         adapted_layers(lora, self.base.linears)  # refuses what cannot be
-        assert isinstance(self.backend, ReferenceBackend), "other backends compute a frozen base"
+        assert self.backend.name is BackendName.reference, "other backends compute a frozen base"
         _ = self.size  # measured before the weights lie in one tensor
         whole = WholeModel.of(name, self.model, self.plan)
         self._rewritten_for = f"all of it by {name}"
@@ -253,30 +251,18 @@ class SharedBase:
         """Say whether PEFT's model has an adapter: not one of fused experts alone."""
         return self._peft is not None and name in self._peft.peft_config
 
-    @contextmanager
-    def rows(
-        self, adapter_rows: Sequence[AdapterRows], places_BT: torch.Tensor | None = None
-    ) -> Iterator[None]:
-        """Within this context the model's rows belong to those adapters (see `RowPlan.rows`)."""
-        with self.plan.rows(adapter_rows, places_BT):
-            yield
-
-    @contextmanager
-    def only(self, adapter: Adapter | None) -> Iterator[None]:
+    def only(self, adapter: Adapter | None) -> AbstractContextManager[None]:
         """Within this context all rows belong to one adapter without dropout, or to the base alone."""
-        one = () if adapter is None else (_all_rows(adapter.name),)
-        with self.plan.rows(one):
-            yield
+        own = [] if adapter is None else [AdapterRows(adapter=adapter.name, dropout_key=None)]
+        return self.plan.rows(own)
 
-    @contextmanager
-    def side_by_side(self, adapters: Sequence[Adapter], rows: int) -> Iterator[None]:
+    def side_by_side(self, adapters: Sequence[Adapter], rows: int) -> AbstractContextManager[None]:
         """Within this context each adapter has so many rows of a batch, in their order, without dropout."""
         adapter_rows = [
             AdapterRows(adapter=a.name, start=i * rows, stop=(i + 1) * rows, dropout_key=None)
             for i, a in enumerate(adapters)
         ]
-        with self.plan.rows(adapter_rows):
-            yield
+        return self.plan.rows(adapter_rows)
 
     def recompute_activations(self, wanted: bool, *, offload: bool = False) -> None:
         """Switch gradient checkpointing for the passes to come; `offload`: blocks' inputs wait on the host.
@@ -354,32 +340,27 @@ class SharedBase:
         if isinstance(adapter, WholeModel):
             load_model(adapter, self.model, directory)
             return
-        given, own = saved_tensors(directory / "adapter_model.safetensors"), self.state(adapter)
-        expected = self.file_tensors(adapter)
-        shapes = [{key: tuple(t.shape) for key, t in each.items()} for each in (expected, given)]
-        if shapes[0] != shapes[1]:
-            different = min(shapes[0].items() ^ shapes[1].items())[0]
-            raise RequestError(
-                f"{directory} holds another adapter than its record says: {different} is not as it must be"
-            )
-        for key, tensor in own.items():  # views of the flat tensor
+        file = directory / "adapter_model.safetensors"
+        given = saved_tensors(file, self.file_tensors(adapter), "adapter")
+        for key, tensor in self.state(adapter).items():  # views of the flat tensor
             found = given[key]
-            if (
-                found.shape != tensor.shape
-            ):  # QA-LoRA: a column for each input, equal within a group
+            if found.shape != tensor.shape:
+                # QA-LoRA: a column for each input, equal within a group
                 pooled = found.shape[1] // tensor.shape[1]
                 found = found[:, ::pooled] / (tensor.shape[1] / pooled)
             tensor.detach().copy_(found)
 
-    def _flattened(self, name: str, lora: LoraConfig) -> Adapter:
-        """Move the parameters that PEFT has just initialized into one flat tensor."""
+    def _flattened(
+        self, name: str, lora: LoraConfig, wholes: dict[str, tuple[str, tuple[int, int]]]
+    ) -> Adapter:
+        """Move the parameters that PEFT has just initialized into one flat tensor, and those of `wholes`
+        (`expect_wholes`)."""
         of_experts = self._of_experts[name]
         layers = {
             spec.name: of_experts.get(spec.name) or self._lora_layers[spec.name]
             for spec in adapted_layers(lora, self.base.linears)
         }
         shapes = adapter_shapes(lora, self.base.linears)
-        wholes = self.expect_wholes(lora)
         key = tuple(shapes.items()), tuple(wholes)
         if key not in self._layouts:
             self._layouts[key] = ParameterLayout(
@@ -431,10 +412,6 @@ class SharedBase:
                 packed: Any = PackedLora(module, self._index[spec.name], self.plan)
                 object.__setattr__(module, "forward", packed)
                 self._lora_layers[spec.name] = module
-
-
-def _all_rows(adapter: str) -> AdapterRows:
-    return AdapterRows(adapter=adapter, start=0, stop=0, dropout_key=None)
 
 
 def _packed(layer: Any) -> PackedLora:

@@ -6,8 +6,8 @@ Shape suffixes: R rank, O outputs, I inputs.
 from typing import Any
 
 import torch
-from torch import nn
 
+from harness.base.layers import dense_linear
 from harness.base.storage import Storage
 from harness.config.schema import LoraConfig, LoraInit
 
@@ -23,7 +23,7 @@ def start_from_dense(
     match lora.init:
         case LoraInit.pissa | LoraInit.olora:
             packed = layer.base_layer
-            layer.base_layer = dense = _dense(weight_OI)
+            layer.base_layer = dense = dense_linear(weight_OI)
             if lora.init is LoraInit.pissa:
                 layer.pissa_init(adapter, "pissa")
             else:
@@ -68,9 +68,3 @@ def _rounded(weight_OI: torch.Tensor, storage: Storage) -> torch.Tensor:
     """Return a weight as its storage gives it back."""
     rows, columns = weight_OI.shape
     return storage.decode(storage.encode(weight_OI.contiguous()), (rows, columns), torch.float32)
-
-
-def _dense(weight_OI: torch.Tensor) -> nn.Linear:
-    linear = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight_OI, requires_grad=False)
-    return linear

@@ -18,7 +18,6 @@ from torch.utils.hooks import RemovableHandle
 
 from harness.engine.adapter import Adapter, ParameterLayout, saved_tensors
 from harness.engine.rows import RowPlan
-from harness.errors import RequestError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,10 +80,6 @@ class WholeModel(Adapter):
         return any(parameter.dtype is not torch.float32 for parameter in self.own.values())
 
     @property
-    def num_parameters(self) -> int:
-        return self.flat_P.numel()
-
-    @property
     def num_bytes(self) -> int:
         """Bytes of the float32 copy; 0 where the base's own weights are trained."""
         return self.gradient_bytes if self.computes_apart else 0
@@ -123,8 +118,12 @@ def save_model(whole: WholeModel, model: Any, tokenizer: Any, directory: Path) -
 
 
 def as_in_file(whole: WholeModel, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the trained parameters as transformers' own model has them, by name."""
-    transposed = _transposed(model)
+    """Return views of the trained parameters as transformers' own model has them, by name."""
+    transposed = {  # the weights of GPT-2's layers, which a file has the other way round
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if getattr(module, "is_transposed_in_file", False)
+    }
     return {
         key: parameter.data.T if key in transposed else parameter.data
         for key, parameter in whole.parameters.items()
@@ -133,22 +132,7 @@ def as_in_file(whole: WholeModel, model: nn.Module) -> dict[str, torch.Tensor]:
 
 def load_model(whole: WholeModel, model: Any, directory: Path) -> None:
     """Read what `save_model` has written; RequestError for another model's file."""
-    given, transposed = saved_tensors(directory / "model.safetensors"), _transposed(model)
-    given = {key: each.T if key in transposed else each for key, each in given.items()}
-    shapes = [{k: tuple(t.shape) for k, t in each.items()} for each in (whole.parameters, given)]
-    if shapes[0] != shapes[1]:
-        different = min(shapes[0].items() ^ shapes[1].items())[0]
-        raise RequestError(
-            f"{directory} holds another model than its record says: {different} is not as it must be"
-        )
-    for key, parameter in whole.parameters.items():
-        parameter.data.copy_(given[key])
-
-
-def _transposed(model: nn.Module) -> set[str]:
-    """Return the weights that a file has the other way round: those of GPT-2's layers."""
-    return {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if getattr(module, "is_transposed_in_file", False)
-    }
+    own = as_in_file(whole, model)
+    given = saved_tensors(directory / "model.safetensors", own, "model")
+    for key, tensor in own.items():
+        tensor.copy_(given[key])

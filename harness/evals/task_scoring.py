@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import EvalConfig
-from harness.errors import RequestError
+from harness.errors import RequestError, first_line
 from harness.evals.copies import Copies
 from harness.evals.result import EvalResult
 from harness.evals.tasks import is_local, task_files, tasks_fingerprint, tasks_version
@@ -81,10 +81,9 @@ def _loaded(
 
 
 def _refusal(error: Exception) -> RequestError:
-    first = (str(error).strip().splitlines() or ["no reason"])[0]
     return RequestError(
         f"eval.tasks cannot be loaded by lm-evaluation-harness {tasks_version()}: "
-        f"{type(error).__name__}: {first}"
+        f"{type(error).__name__}: {first_line(error)}"
     )
 
 

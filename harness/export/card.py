@@ -1,7 +1,7 @@
 """The model card of an export, written from the record: nothing in it is typed in. Must not import torch."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,58 +94,50 @@ def card_text(
         "## Loss of what was exported",
         f"Mean cross-entropy in nats per token on the {config.eval.split.value} rows of the run, each loaded "
         "and evaluated as it lies here; ± is the standard error over the same rows.",
-        *_table(
+        table(
             ("what", "weights", "size", "eval loss", "n", "loaded by"), _loss_lines(record, exports)
         ),
-        *(f"- {remark}" for each in exports if each.form == export.form for remark in each.remarks),
+        *bullets(remark for each in exports if each.form == export.form for remark in each.remarks),
         "## Results of the run",
-        *_table(("metric", "before", "after", "95 % interval after", "n"), _result_lines(record)),
+        table(("metric", "before", "after", "95 % interval after", "n"), _result_lines(record)),
         "## Training",
-        *_table(("setting", "value"), _setting_lines(config, record)),
+        table(("setting", "value"), _setting_lines(config, record)),
         "## Data",
-        *_table(("fact", "value"), _data_lines(config, record)),
+        table(("fact", "value"), _data_lines(config, record)),
         "## Versions",
-        *_table(("fact", "value"), _version_lines(record)),
-        *(["## Notes", *(f"- {note}" for note in record.notes)] if record.notes else []),
+        table(("fact", "value"), _version_lines(record)),
+        *(["## Notes", *bullets(record.notes)] if record.notes else []),
         "## Use",
         _use(export, base),
     ]
-    return redact("\n\n".join(_joined(parts)) + "\n")
+    return redact("\n\n".join(parts) + "\n")
 
 
 def _kind(config: RunConfig) -> str:
     return "Full fine-tuning of" if config.lora.trains_all else "A LoRA adapter on"
 
 
-def _joined(parts: Sequence[str]) -> Iterator[str]:
-    """Yield paragraphs; the lines of a table or list stay together."""
-    block: list[str] = []
-    for part in parts:
-        if part.startswith(("|", "- ")):
-            if block and block[0][0] != part[0]:
-                yield "\n".join(block)
-                block = []
-            block.append(part)
-            continue
-        if block:
-            yield "\n".join(block)
-            block = []
-        yield part
-    if block:
-        yield "\n".join(block)
+def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    rows = [heads, ["---"] * len(heads), *lines]
+    cells = ([str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def _table(heads: Sequence[str], lines: Iterator[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(heads)} |"
-    yield "|" + " --- |" * len(heads)
-    for line in lines:
-        cells = (str(cell).replace("|", "\\|").replace("\n", " ") for cell in line)
-        yield f"| {' | '.join(cells)} |"
+def bullets(points: Iterable[str]) -> list[str]:
+    """Return a list in Markdown as one paragraph; nothing, if there are no points."""
+    text = "\n".join(f"- {point}" for point in points)
+    return [text] if text else []
+
+
+def front_matter(tree: dict[str, Any]) -> str:
+    """Return what the hub reads of a card, in front of its text."""
+    import yaml
+
+    return f"---\n{yaml.safe_dump(tree, sort_keys=False).rstrip()}\n---"
 
 
 def _front_matter(config: RunConfig, export: Export, license_: str | None) -> str:
-    import yaml
-
     tree: dict[str, Any] = {
         "license": license_ or "unknown",
         "base_model": config.model.name,
@@ -162,7 +154,7 @@ def _front_matter(config: RunConfig, export: Export, license_: str | None) -> st
     }
     if config.data.hub is not None:
         tree["datasets"] = [config.data.hub]
-    return f"---\n{yaml.safe_dump(tree, sort_keys=False).rstrip()}\n---"
+    return front_matter(tree)
 
 
 def _loss_lines(record: Record, exports: Sequence[Export]) -> Iterator[Sequence[str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import DataConfig, DataForm, Split
 from harness.data.example import Example, Role
-from harness.export.card import ROWS_MADE_HERE
+from harness.export.card import ROWS_MADE_HERE, bullets, front_matter, table
 from harness.records.redact import redact
 from harness.records.run_directory import write_text
 
@@ -103,15 +103,15 @@ def _card(written: Written, splits: Sequence[Split], columns: Sequence[str]) -> 
         f"{ROWS_MADE_HERE} `{written.model}` on: read, divided and rendered as a run has them, with no row "
         "in two splits.",
         "## Rows",
-        _table(
+        table(
             ("split", "rows", "tokens", "that carry loss", "longest row", "cut"),
             _split_lines(written, splits),
         ),
         "## Columns",
-        _table(("column", "what"), ((name, _COLUMNS[name]) for name in columns)),
+        table(("column", "what"), ((name, _COLUMNS[name]) for name in columns)),
         "## Where they come from",
-        _table(("fact", "value"), _fact_lines(written)),
-        *(["## Notes", "\n".join(f"- {note}" for note in written.notes)] if written.notes else []),
+        table(("fact", "value"), _fact_lines(written)),
+        *(["## Notes", *bullets(written.notes)] if written.notes else []),
         "## Use",
         _use(written, splits),
     ]
@@ -119,8 +119,6 @@ def _card(written: Written, splits: Sequence[Split], columns: Sequence[str]) -> 
 
 
 def _front_matter(written: Written, splits: Sequence[Split]) -> str:
-    import yaml
-
     reports = written.data.report.splits
     count = sum(reports[split].examples for split in splits)
     size = next((name for limit, name in _SIZES.items() if count < limit), "n>1M")
@@ -132,13 +130,7 @@ def _front_matter(written: Written, splits: Sequence[Split]) -> str:
         "tags": ["qlora"],
         "configs": [{"config_name": "default", "data_files": files}],
     }
-    return f"---\n{yaml.safe_dump(tree, sort_keys=False).rstrip()}\n---"
-
-
-def _table(heads: Sequence[str], lines: Iterator[Sequence[str]]) -> str:
-    rows = [heads, ["---"] * len(heads), *lines]
-    cells = ([str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    return front_matter(tree)
 
 
 def _split_lines(written: Written, splits: Sequence[Split]) -> Iterator[Sequence[str]]:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from harness.base.build import no_bar_of_gguf
+from harness.base.quick_imports import replaced
 from harness.base.storage import TORCH_DTYPES
 from harness.config.schema import QuantFormat
 from harness.data.prepare import PreparedData
@@ -90,7 +91,7 @@ def _written(
             yield _merged(run, data, wanted.into, made)
         case "merged_4bit":
             dense = beside / "merged"
-            yield _unplaced(_merged(run, data, wanted.into, dense))
+            yield replace(_merged(run, data, wanted.into, dense), place="")  # which does not stay
             yield _restored(run, data, wanted.into, dense, made)
         case "gguf":
             yield from _gguf(run, data, wanted, made)
@@ -101,11 +102,6 @@ def _written(
 def _added_to(run: OpenedRun, into: Into) -> str | None:
     """Return what an adapter was added to; None where all of the model was trained."""
     return None if run.saved.config.lora.trains_all else into.value
-
-
-def _unplaced(export: Export) -> Export:
-    """Return what was measured of a folder that does not stay."""
-    return replace(export, place="")
 
 
 # The four forms ----------------------------------------------------------------------------------
@@ -250,20 +246,14 @@ def _transformers() -> str:
     return f"transformers {metadata.version('transformers')}"
 
 
-@contextmanager
-def _sound_bitsandbytes() -> Iterator[None]:
+def _sound_bitsandbytes() -> AbstractContextManager[None]:
     """Keep bitsandbytes from packing its weights anew in the first evaluation on AVX512-BF16 CPUs.
 
     What is then saved is damaged (bitsandbytes 0.50), and layers of odd sizes fail.
     """
     import bitsandbytes.nn.modules as modules
 
-    own: Any = modules.has_avx512bf16  # pyright: ignore[reportAttributeAccessIssue]
-    modules.has_avx512bf16 = lambda: False  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield
-    finally:
-        modules.has_avx512bf16 = own  # pyright: ignore[reportAttributeAccessIssue]
+    return replaced(modules, "has_avx512bf16", lambda: False)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 
 from harness.base.blocks import linear_modules, weight_and_bias
 from harness.base.build import load_dense
+from harness.base.layers import dense_weight
 from harness.engine.adapter import Adapter, ParameterLayout
 from harness.engine.reference.whole_modules import whole_module
 from harness.engine.shared_base import SharedBase
@@ -71,9 +72,13 @@ def merged_model(run: OpenedRun, into: Into) -> Any:
             parameter.data = trained[name].to("cpu", dtype)
         return model.to(dtype).eval()
     changes = dict(_changes(run, into))
-    decoded = _decoded(run) if into is Into.rounded else {}
     for name, module in linear_modules(model):
-        weight_OI = decoded[name]() if decoded else weight_and_bias(module)[0].float()
+        if into is Into.rounded:
+            layer = run.shared.model.get_submodule(name)
+            layer = getattr(layer, "base_layer", layer)
+            weight_OI = dense_weight(layer, torch.float32).cpu()
+        else:
+            weight_OI = weight_and_bias(module)[0].float()
         change = changes.pop(name, None)
         if change is not None:
             weight_OI = change.applied(weight_OI)
@@ -145,21 +150,6 @@ def _product(layout: ParameterLayout, flat_P: torch.Tensor, index: int) -> torch
     if shape.pooled > 1:  # QA-LoRA: a column for each input (`SharedBase.file_tensors`)
         a_RI = (a_RI * (shape.inputs / shape.pooled)).repeat_interleave(shape.pooled, dim=1)
     return layout.b(flat_KP, index)[0].float() @ a_RI
-
-
-def _decoded(run: OpenedRun) -> dict[str, Any]:
-    """Return, by layer, what decodes its weight [O, I] to float32 on the CPU."""
-    base = run.shared.base
-
-    def decode(name: str, shape: tuple[int, int]) -> torch.Tensor:
-        layer = base.model.get_submodule(name)
-        layer = getattr(layer, "base_layer", layer)
-        return base.storage.decode(base.storage.tensors(layer), shape, torch.float32).float().cpu()
-
-    return {
-        spec.name: lambda spec=spec: decode(spec.name, (spec.out_features, spec.in_features))
-        for spec in base.linears
-    }
 
 
 def _overwrite(module: Any, weight_OI: torch.Tensor) -> None:

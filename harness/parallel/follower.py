@@ -12,16 +12,14 @@ from harness.engine.shared_base import SharedBase
 from harness.measure.meter import meter_of
 from harness.parallel.group import Group
 from harness.parallel.leader import digest
-from harness.parallel.messages import Assist, Command, Divide, Drop, End, Fault, Hold, Pass, Reply
+from harness.parallel.messages import Command, Drop, Fault, Hold, Pass, Reply, Word
 from harness.parallel.shares import added_up, computed, fault_of
 
 
 class Follower:
     """One rank's base and adapters, at the leader's disposal."""
 
-    def __init__(
-        self, group: Group, open_base: Callable[[], SharedBase], *, shards: bool = False
-    ) -> None:
+    def __init__(self, group: Group, open_base: Callable[[], SharedBase], *, shards: bool) -> None:
         """A base that cannot be opened answers the first command; one that `shards` waits for it."""
         assert not group.is_leader
         self._group = group
@@ -49,10 +47,10 @@ class Follower:
     def _obey(self, command: Command) -> bool:
         """Do what one command says; return whether others will come."""
         match command:
-            case Divide():
+            case Word.divide:
                 self._open()
                 self._group.exchange(Reply(fault=fault_of(self._fault)))
-            case Assist():
+            case Word.assist:
                 self._assist()
             case Hold():
                 self._group.exchange(self._hold(command))
@@ -60,7 +58,7 @@ class Follower:
                 self._drop(command.name)
             case Pass():
                 self._pass(command)
-            case End():
+            case Word.end:
                 return False
             case _ as unreachable:
                 assert_never(unreachable)

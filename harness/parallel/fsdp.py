@@ -3,36 +3,27 @@
 Gathering is FSDP2's own way, save that a lost process is told from a fault of ours.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
 
 from harness.base.build import Base
 from harness.base.sharding import shard_model
 from harness.parallel.group import Group
-from harness.parallel.messages import Assist
+from harness.parallel.messages import Word
 
 
 def share_out(base: Base, group: Group) -> None:
     """Keep this rank's share of `base`, which lies on the CPU, on the rank's device. All ranks call it."""
-    parts = shard_model(base.model, base.linears, base.storage, group.device)
-    gather_by(parts, group)
+    gathering = Gathering(group)
+    for part in shard_model(base.model, base.linears, base.storage, group.device):
+        part.set_custom_all_gather(gathering)
     base.device, base.processes = group.device, group.size
-
-
-def shared_out(base: Base, group: Group) -> Exception | None:
-    """Do as `share_out`; what goes wrong is an answer, for which the others wait."""
-    try:
-        share_out(base, group)
-    except Exception as error:
-        return error
-    return None
 
 
 class Gathering(DefaultAllGather):
@@ -52,13 +43,6 @@ class Gathering(DefaultAllGather):
         beside = async_op and input_tensor.is_cuda
         with self._ranks.connected():
             return super().__call__(output_tensor, input_tensor, group, async_op=beside)
-
-
-def gather_by(parts: Sequence[FSDPModule], ranks: Group) -> None:
-    """Let the parts of a sharded model be gathered among `ranks`."""
-    gathering = Gathering(ranks)
-    for part in parts:
-        part.set_custom_all_gather(gathering)
 
 
 class AssistedForwards:
@@ -87,7 +71,7 @@ class AssistedForwards:
             return
         if not self.is_in_step:
             self._group.abandon()
-        self._group.tell(Assist())
+        self._group.tell(Word.assist)
         self.is_in_step = False
 
     def _end(self, *_: Any) -> None:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from harness.config.devices import resolved_device, threads_per_process
 from harness.config.schema import ResourcesConfig
-from harness.errors import RunFailed
+from harness.errors import RunFailed, first_line
 from harness.parallel.messages import Command
 from harness.training.passes import check_size
 
@@ -94,8 +94,8 @@ class Group:
             yield
         except RuntimeError as error:
             self.is_broken = True
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-            raise RankLost(f"another process of the run is gone or stuck ({reason})") from error
+            said = first_line(error)
+            raise RankLost(f"another process of the run is gone or stuck ({said})") from error
 
 
 @contextmanager

@@ -17,15 +17,16 @@ from harness.engine.adapter import Adapter
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
 from harness.errors import RunFailed
-from harness.parallel.fsdp import AssistedForwards, shared_out
+from harness.parallel.fsdp import AssistedForwards, share_out
 from harness.parallel.group import Group, RankLost
-from harness.parallel.messages import Command, Divide, Drop, End, Fault, Hold, Pass, Reply, Share
+from harness.parallel.messages import Command, Drop, Fault, Hold, Pass, Reply, Share, Word
 from harness.parallel.shares import added_up, computed, divided, fault_of
+from harness.training.passes import Ranks
 from harness.training.slot import Slot
 
 
-class Leader:
-    """The ranks of a run as its training loop sees them (`harness.training.ranks.Ranks`)."""
+class Leader(Ranks):
+    """The ranks of a run as its training loop sees them."""
 
     def __init__(self, group: Group, logs: Sequence[Path]) -> None:
         """`logs`: where each rank's output goes, for messages."""
@@ -47,7 +48,7 @@ class Leader:
     ) -> None:
         self._notice_broken_pass()
         if kind is None and not self._group.is_broken:
-            self._tell(End())  # else the connections close, which says it too
+            self._tell(Word.end)  # else the connections close, which says it too
 
     def _tell(self, command: Command) -> None:
         self._notice_broken_pass()
@@ -59,13 +60,16 @@ class Leader:
 
     @property
     def size(self) -> int:
-        """How many processes train, this one included."""
         return self._group.size
 
     def shard(self, base: Base) -> None:
         """Let all ranks build the base, and divide it among them."""
-        self._tell(Divide())
-        error = shared_out(base, self._group)
+        self._tell(Word.divide)
+        error: Exception | None = None
+        try:
+            share_out(base, self._group)
+        except Exception as own:  # is an answer, too, for which the others wait
+            error = own
         answers = self._group.exchange(Reply(fault=fault_of(error)))
         if error is not None:
             raise error
@@ -75,7 +79,6 @@ class Leader:
     def gradients(
         self, shared: SharedBase, slots: Sequence[Slot], work: Sequence[Work]
     ) -> list[Gradient]:
-        """Return the gradients of one pass whose rows all ranks share."""
         for name in self._sent.keys() - shared.plan.adapters.keys():
             self._drop(name)
         for slot in slots:

@@ -1,20 +1,21 @@
 """What the leading rank tells the others, and what they answer. Everything here is sent between processes."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from harness.config.schema import LoraConfig
-from harness.data.rows import Batch
-from harness.engine.neftune import Noise
+from harness.engine.micro_step import Terms
 
 
-@dataclass(frozen=True, slots=True)
-class Divide:
+class Word(Enum):
+    """A command that says it all."""
+
+    divide = "divide"
     """Build the base, keep a share of it, and answer whether that has worked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Assist:
+    assist = "assist"
     """Take part in a forward pass of the leader's: it needs every share of the base; no answer."""
+    end = "end"
+    """There is nothing more to do; no answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,18 +36,11 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """One rank's rows of one run's micro-batch."""
+class Share(Terms):
+    """One rank's rows of one run's micro-batch; loss tokens are those of all ranks."""
 
     name: str
-    batch: Batch
-    loss_tokens: int
-    """Tokens with loss in the whole optimizer step, over all ranks: the loss's denominator."""
-    dropout_key: int | None
-    recompute: bool
-    noise: Noise | None
-    loss_scale: float
-    offload: bool
+    """The leader's name for the adapter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +55,7 @@ class Pass:
     """Shares of each rank; a rank without rows of a run has no share of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """There is nothing more to do; no answer."""
-
-
-Command = Divide | Assist | Hold | Drop | Pass | End
+Command = Word | Hold | Drop | Pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

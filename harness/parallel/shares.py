@@ -5,7 +5,7 @@ rows and divides by the same number, so that the ranks' losses and gradients add
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,6 +13,7 @@ from harness.data.rows import Batch
 from harness.engine.adapter import Adapter, FlatGradient
 from harness.engine.micro_step import Gradient, Work, packed_gradients
 from harness.engine.shared_base import SharedBase
+from harness.errors import first_line
 from harness.measure.memory import is_out_of_memory
 from harness.parallel.group import Group
 from harness.parallel.messages import Fault, Share
@@ -21,21 +22,12 @@ from harness.training.slot import Slot
 
 def divided(slot: Slot, work: Work, size: int) -> list[Share | None]:
     """Return each rank's rows of a slot's micro-batch; None for a rank without any."""
-    parts = slot.shares(size)
-    shares: list[Share | None] = []
-    for part in parts:
-        share = Share(
-            name=work.adapter.name,
-            batch=_owned(part),
-            loss_tokens=work.loss_tokens,
-            dropout_key=work.dropout_key,
-            recompute=work.recompute,
-            noise=work.noise,
-            loss_scale=work.loss_scale,
-            offload=work.offload,
-        )
-        shares.append(share if part.input_ids_BT.shape[0] else None)
-    return shares
+    return [
+        Share(name=work.adapter.name, **replace(work, batch=_owned(part)).by_name())
+        if part.input_ids_BT.shape[0]
+        else None
+        for part in slot.shares(size)
+    ]
 
 
 def _owned(batch: Batch) -> Batch:
@@ -61,8 +53,7 @@ def fault_of(error: Exception | None) -> Fault | None:
     """Return an error as it is sent."""
     if error is None:
         return None
-    first_line = (str(error).strip().splitlines() or ["without a word"])[0]
-    text = f"{type(error).__name__}: {first_line}"
+    text = f"{type(error).__name__}: {first_line(error)}"
     return Fault(is_out_of_memory=is_out_of_memory(error), text=text)
 
 
@@ -71,24 +62,11 @@ def computed(
 ) -> Computed:
     """Compute one rank's share of a pass. Whatever goes wrong is an answer: the others wait for one."""
     try:
-        work = [_work(share, adapters[share.name]) for share in shares]
+        work = [Work(adapter=adapters[share.name], **share.by_name()) for share in shares]
         gradients = packed_gradients(shared, work) if work else []
     except Exception as error:
         return Computed({}, error)
     return Computed({s.name: g for s, g in zip(shares, gradients, strict=True)})
-
-
-def _work(share: Share, adapter: Adapter) -> Work:
-    return Work(
-        adapter=adapter,
-        batch=share.batch,
-        loss_tokens=share.loss_tokens,
-        dropout_key=share.dropout_key,
-        recompute=share.recompute,
-        noise=share.noise,
-        loss_scale=share.loss_scale,
-        offload=share.offload,
-    )
 
 
 def added_up(

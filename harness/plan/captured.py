@@ -12,7 +12,7 @@ import torch
 from harness.base.targets import adapter_shapes
 from harness.config.resources import BackendName, Shard
 from harness.config.schema import LoraConfig, RunConfig
-from harness.engine.cuda.backend import can_be_captured, why_not_this_model, windows_of
+from harness.engine.cuda.backend import why_not_captured, why_not_this_model, windows_of
 from harness.engine.cuda.llama_pass import LlamaPass
 from harness.engine.cuda.ops import TILE
 from harness.engine.cuda.seats import Seats, seats_for
@@ -40,7 +40,7 @@ def plans_captured(model: PlannedModel, config: RunConfig, device: str) -> bool:
         and resources.backend in (BackendName.auto, BackendName.cuda)
         and resources.data_parallel == 1
         and resources.shard is Shard.none
-        and can_be_captured(config)
+        and why_not_captured(config) is None
         and why_not_this_model(model.shared.base) is None
     )
 

@@ -70,13 +70,10 @@ class PlannedModel:
         self.shared = SharedBase(
             Base(
                 model=self.model,
-                tokenizer=None,
                 source=source,
-                fingerprint="",
                 storage=storage_of(QuantConfig(format=QuantFormat.none)),
                 linears=self.linears,
                 device=META,
-                from_cache=False,
             )
         )
         self._used: QuantConfig | None = None

@@ -19,7 +19,7 @@ from harness.engine.adapter import Adapter, ParameterLayout
 from harness.engine.micro_step import Work, adapter_rows_of, packed_gradients
 from harness.engine.neftune import Noise
 from harness.engine.whole_model import WholeModel
-from harness.errors import RequestError
+from harness.errors import RequestError, first_line
 from harness.plan.attention import planned_attention
 from harness.plan.model import META, PlannedModel
 from harness.plan.prediction import BatchSize
@@ -121,7 +121,7 @@ def traced_pass(
                 packed_gradients(model.shared, work)
     except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise RequestError(
-            f"a pass of {model.name} cannot be planned: {str(error).strip().splitlines()[0]} (a model "
+            f"a pass of {model.name} cannot be planned: {first_line(error)} (a model "
             "whose pass depends on its data, or that reads weights around its layers, can only be measured)"
         ) from error
     finally:

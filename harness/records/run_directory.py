@@ -5,6 +5,7 @@ Must not import torch, transformers or wandb.
 
 import errno
 import fcntl
+import hashlib
 import itertools
 import os
 import re
@@ -161,6 +162,12 @@ def sqlite_url(file: Path) -> str:
     """Return the SQLAlchemy url of a SQLite file, also where its path has what means something in a url."""
     path = re.sub("[%?#]", lambda found: f"%{ord(found[0]):02X}", str(file.absolute()))
     return f"sqlite:///{path}"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -29,7 +29,7 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.errors import RequestError, RunFailed, near_names
+from harness.errors import RequestError, RunFailed, first_line, near_names
 from harness.question.entries import Entries, read_axes
 from harness.question.points import Space
 from harness.question.question import Question, comparable, refuse_another
@@ -279,7 +279,7 @@ def _opening(parsed: sqlalchemy.engine.URL) -> Iterator[None]:
         ) from None
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         where = parsed.render_as_string(hide_password=True)
-        said = str(error.__cause__ or error).splitlines()[0]
+        said = first_line(error.__cause__ or error)
         raise RequestError(f"the study's database {where} cannot be opened: {said}") from error
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import (
 )
 
 from harness.config.schema import RunConfig
-from harness.errors import RequestError, RunFailed, disk_refusal
+from harness.errors import RequestError, RunFailed, disk_refusal, first_line
 from harness.question.load import question_text
 from harness.question.points import Point
 from harness.question.question import Question
@@ -206,7 +206,7 @@ class Member:
 
         The study says everything that a member has to know, so it begins anew from there.
         """
-        said = str(error.__cause__ or error).splitlines()[0]
+        said = first_line(error.__cause__ or error)
         line = f"the study's server is gone ({said}); runs keep their checkpoints, and wait for it"
         self._directory.append_log(line)
         print(message(f"harness: {line}"), file=sys.stderr)
@@ -224,7 +224,7 @@ class Member:
 
 
 def _study_failed(where: str, error: Exception) -> RunFailed:
-    said = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+    said = first_line(error.__cause__ or error)
     return RunFailed(
         f"the study's database ({where}) failed: {said}; every run in flight has a checkpoint, and the same "
         "command goes on, with what the records say where the study has lost it"
@@ -295,7 +295,7 @@ def open_study(
     except (StorageInternalError, SQLAlchemyError) as error:
         if disk_refusal(error) is not None:
             raise
-        fault = (str(error.__cause__ or error).splitlines() or ["it cannot be read"])[0]
+        fault = first_line(error.__cause__ or error)
     aside = set_aside(directory.study)
     for more in ("-wal", "-shm", "-journal"):  # what belongs to it and to no other
         remove(directory.study.with_name(directory.study.name + more))

@@ -4,7 +4,6 @@ What a run is made of besides its weights and optimizer is a function of (seed, 
 dropout draw nothing from a generator that lives on, so there is no generator state to lose.
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -15,8 +14,9 @@ from typing import Any
 
 import torch
 
+from harness.errors import first_line
 from harness.parsing import Unreadable, read_json, shaped
-from harness.records.run_directory import set_aside
+from harness.records.run_directory import file_sha256, set_aside
 from harness.training.loss_scale import LossScale
 
 MANIFEST = "manifest.json"
@@ -83,7 +83,7 @@ def _write(staged: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.best_adapter is not None:
         torch.save(checkpoint.best_adapter, staged / "best_adapter.pt")
     (staged / "progress.json").write_text(json.dumps(asdict(checkpoint.progress), indent=1))
-    manifest = {path.name: _sha256(path) for path in sorted(staged.iterdir())}
+    manifest = {path.name: file_sha256(path) for path in sorted(staged.iterdir())}
     (staged / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in staged.iterdir():
         _sync(path)
@@ -128,7 +128,7 @@ def _verify(path: Path) -> None:
             raise Unreadable(f"its manifest lacks {name}")
         if name not in there:
             raise Unreadable(f"{name} is missing")
-        if _sha256(path / name) != manifest[name]:
+        if file_sha256(path / name) != manifest[name]:
             raise Unreadable(f"{name} does not match its hash")
 
 
@@ -141,18 +141,12 @@ def _load(path: Path, device: torch.device) -> Checkpoint:
             for each in (path / "adapter.pt", path / "optimizer.pt", best)
         )
     except (pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise Unreadable(f"its tensors cannot be read: {reason}") from error
+        raise Unreadable(f"its tensors cannot be read: {first_line(error)}") from error
     assert adapter is not None
     assert optimizer is not None
     return Checkpoint(
         progress=progress, adapter=adapter, optimizer=optimizer, best_adapter=best_adapter
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -15,6 +15,7 @@ from harness.config.resources import BackendName
 from harness.data.order import ends_epochs
 from harness.engine.cuda.backend import why_not_captured
 from harness.engine.shared_base import SharedBase
+from harness.errors import first_line
 from harness.evals.base_domain import BITS, FORGETTING, forgetting
 from harness.evals.evaluate import Results, tasks_note
 from harness.measure.floor import StepSize, step_floor
@@ -57,23 +58,19 @@ if TYPE_CHECKING:
 
 def record_without_base(job: Job, error: BaseException) -> Record:
     """Write and return the record of a run whose base did not fit into memory."""
+    device = torch.device(resolved_device(job.config.resources.device))
     record = Record(
         run_id=job.run_id,
         status=RunStatus.out_of_memory,
         config=config_tree(job.config),
-        metrics={"memory/load_peak_bytes": meter_of(job_device(job)).read()},
+        metrics={"memory/load_peak_bytes": meter_of(device).read()},
         provenance=job.provenance,
-        error=f"while loading the base: {(str(error).splitlines() or ['no memory'])[0]}",
+        error=f"while loading the base: {first_line(error)}",
         notes=job.notes,
     )
     job.directory.write_config(record.config)
     write_record(job.directory.record, record)
     return record
-
-
-def job_device(job: Job) -> torch.device:
-    """Return the device that a job asks for."""
-    return torch.device(resolved_device(job.config.resources.device))
 
 
 class RunEntry:
@@ -84,8 +81,8 @@ class RunEntry:
         self.shared = shared
         self.meter = meter_of(shared.base.device)
         self.loss = self.grad_norm = float("nan")
-        self.before: dict[str, Estimate] | None = None
-        self.after: dict[str, Estimate] | None = None
+        self.evals: dict[str, dict[str, Estimate]] = {}
+        """Results `before` and `after` training, as far as they are known."""
         self.shared_process = False
         """Whether another run ever trained beside this one: then its costs are not its own."""
         self._began = self._kept_at = time.monotonic()
@@ -140,7 +137,8 @@ class RunEntry:
             self.slot.restore(checkpoint)
             self._earlier_seconds = checkpoint.progress.wall_seconds
             if checkpoint.progress.before is not None:
-                self.before = {k: Estimate(**v) for k, v in checkpoint.progress.before.items()}  # pyright: ignore[reportArgumentType]
+                before = checkpoint.progress.before.items()
+                self.evals["before"] = {k: Estimate(**v) for k, v in before}  # pyright: ignore[reportArgumentType]
             self.note(f"{RESUMED} {checkpoint.progress.step}")
         self._metrics.truncate_after(self.slot.progress.step)
         if checkpoint is not None:
@@ -189,11 +187,10 @@ class RunEntry:
 
     @cached_property
     def _work(self) -> Work:
-        base, size = self.shared.base, self.shared.size
-        if self.job.config.lora.trains_all:
-            return work_of(base, size.logical_params, 0, self.num_processes, trains_all=True)
-        adapter = self.slot.adapter.num_parameters
-        return work_of(base, size.logical_params, adapter, self.num_processes)
+        trains_all = self.job.config.lora.trains_all
+        adapter = 0 if trains_all else self.slot.adapter.num_parameters
+        params, devices = self.shared.size.logical_params, self.num_processes
+        return work_of(self.shared.base, params, adapter, devices, trains_all=trains_all)
 
     @property
     def lasting_bytes(self) -> int:
@@ -224,10 +221,7 @@ class RunEntry:
 
     def keep_results(self, phase: Literal["before", "after"], results: Results) -> None:
         """Keep the results of the evaluation before or after training, and what its rows say."""
-        if phase == "before":
-            self.before = dict(results)
-        else:
-            self.after = dict(results)
+        self.evals[phase] = dict(results)
         if results.answers:
             step = self.slot.progress.step if phase == "after" else 0
             keep_answers(self.job.directory.answers, phase, step, results.answers)
@@ -251,9 +245,10 @@ class RunEntry:
 
         Nothing where the adapter that is kept is another step's.
         """
-        if self.after is None or self.slot.best_adapter is not None:
+        if self.slot.best_adapter is not None:
             return {}
-        return {name: result.value for name, result in self.after.items() if name not in values}
+        after = self.evals.get("after", {})
+        return {name: result.value for name, result in after.items() if name not in values}
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write one step's metrics to disk and to the tracker."""
@@ -289,10 +284,10 @@ class RunEntry:
         self._metrics.sync()
         progress = self.slot.progress
         progress.wall_seconds = self._wall_seconds()
-        if self.before is not None:
+        if "before" in self.evals:
             progress.before = {
                 name: {"value": e.value, "standard_error": e.standard_error, "n": e.n}
-                for name, e in self.before.items()
+                for name, e in self.evals["before"].items()
             }
         save_checkpoint(
             self.job.directory.checkpoint, self.slot.checkpoint(), self.job.config.checkpoint.keep
@@ -329,9 +324,7 @@ class RunEntry:
             if status is RunStatus.completed and not self.shared_process:
                 prediction = self._prediction()
                 record.predicted = {} if prediction is None else dict(prediction.metrics())
-        for phase, results in (("before", self.before), ("after", self.after)):
-            if results is not None:
-                record.evals[phase] = results
+        record.evals |= self.evals
         if status is RunStatus.completed:
             trained = self.job.directory.trained(self.job.config.lora)
             self.shared.save(self.slot.adapter, trained)

@@ -17,7 +17,7 @@ from harness.engine.cuda.decoding import DecodingSize
 from harness.engine.micro_step import Work
 from harness.engine.shared_base import SharedBase
 from harness.evals.context import evaluating
-from harness.evals.copies import Copies
+from harness.evals.copies import Copies, QuickCopies
 from harness.evals.evaluate import Results, evaluate_copies, task_results
 from harness.evals.generation import Decoding, Generated, generate_copies
 from harness.measure.memory import is_out_of_memory
@@ -75,7 +75,9 @@ def score_side_by_side(
         return task_results(shared.model, shared.base.tokenizer, asked, shared.base.device, copies)
 
 
-def _copies(shared: SharedBase, adapters: Sequence[Adapter | None]) -> Copies:
+def _copies(
+    shared: SharedBase, adapters: Sequence[Adapter | None], quick: QuickCopies | None = None
+) -> Copies:
     """Return a base with each of some adapters, or alone."""
     made = [adapter for adapter in adapters if adapter is not None]
     assert len(made) == len(adapters) or len(adapters) == 1
@@ -85,7 +87,7 @@ def _copies(shared: SharedBase, adapters: Sequence[Adapter | None]) -> Copies:
             return shared.only(None)
         return shared.side_by_side([made[index] for index in chosen], rows)
 
-    return Copies(len(adapters), sharing)
+    return Copies(len(adapters), sharing, quick)
 
 
 def _asked(entry: RunEntry) -> str:
@@ -112,16 +114,9 @@ def _evaluate(
 ) -> list[Results]:
     """Evaluate the adapters of runs that ask for the same, or the base below them."""
     first = entries[0].job
-    adapters = [entry.slot.adapter for entry in entries]
-
-    def sharing(chosen: Sequence[int], rows: int) -> AbstractContextManager[None]:
-        if adapted:
-            return shared.side_by_side([adapters[index] for index in chosen], rows)
-        return shared.only(None)
-
+    adapters = [entry.slot.adapter for entry in entries] if adapted else [None]
     captured = captured_of(shared, entries) if adapted else None
-    quick = None if captured is None else _InSeats(captured, adapters)
-
+    quick = None if captured is None else _InSeats(captured, [e.slot.adapter for e in entries])
     with ExitStack() as phases:
         for entry in entries:
             phases.enter_context(entry.phase_peak())
@@ -138,7 +133,7 @@ def _evaluate(
             first.data,
             first.config.eval,
             first.config.data,
-            copies=Copies(len(entries), sharing, quick),
+            copies=_copies(shared, adapters, quick),
             loss_only=loss_only,
         )
 

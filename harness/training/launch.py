@@ -130,13 +130,6 @@ def open_base(
     return SharedBase(base, backend=backend, load_peak_bytes=meter.read() - already)
 
 
-def reopen(saved: SavedRun) -> tuple[SharedBase, Adapter | None]:
-    """Return the base of a run that has ended, with its adapter on it as the run has left it."""
-    quiet_libraries()
-    shared = open_base(saved.config, saved.source, saved.fingerprint)
-    return shared, attach_saved(shared, saved)
-
-
 def attach_saved(shared: SharedBase, saved: SavedRun) -> Adapter | None:
     """Attach the adapter that a run has left to a base of its kind; None for a base alone."""
     if saved.directory is None:

@@ -1,13 +1,11 @@
 """What takes seconds to import before a run can begin, at once and in as little time as it takes."""
 
-from harness.base.quick_imports import quick_imports
+from harness.base.quick_imports import quick_imports, quiet_libraries
 
 
 def import_libraries() -> None:
     """Import torch, transformers, bitsandbytes (cured, and silent about it) and PEFT, which imports it."""
     with quick_imports():
-        from harness.base.quick_imports import quiet_libraries
-
         quiet_libraries()
 
         import peft  # noqa: F401

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 from harness.engine.cuda.backend import CudaBackend
 from harness.engine.micro_step import Gradient, Work
@@ -25,13 +24,16 @@ Outcome = Gradient | Added | Exception
 """Result of a pass for one run."""
 
 
-class Ranks(Protocol):
-    """The processes that train a run, seen from the one that decides; each computes some of its rows."""
+class Ranks:
+    """The processes that train a run, seen from the one that decides: here it is the only one.
+
+    Where there are others (`harness.parallel.leader`), each computes some of the rows.
+    """
 
     @property
     def size(self) -> int:
-        """How many they are."""
-        ...
+        """How many they are, this one included."""
+        return 1
 
     def gradients(
         self, shared: SharedBase, slots: Sequence[Slot], work: Sequence[Work]
@@ -40,7 +42,10 @@ class Ranks(Protocol):
 
         Raises what has gone wrong in any process; then nothing has been changed.
         """
-        ...
+        return shared.backend.gradients(work)
+
+
+ALONE = Ranks()
 
 
 def check_size(asked: int, running: int) -> None:
@@ -50,21 +55,6 @@ def check_size(asked: int, running: int) -> None:
             f"resources.data_parallel={asked} asks for {asked} processes, and {running} would train this "
             "run; `harness run` starts as many as are asked for"
         )
-
-
-class Alone:
-    """One process, which computes everything itself."""
-
-    size = 1
-
-    def gradients(
-        self, shared: SharedBase, slots: Sequence[Slot], work: Sequence[Work]
-    ) -> list[Gradient]:
-        """Return the gradients of one packed pass."""
-        return shared.backend.gradients(work)
-
-
-ALONE = Alone()
 
 
 def advance(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from harness.engine.shared_base import SharedBase
-from harness.errors import DiskTrouble, RunFailed, disk_refusal
+from harness.errors import DiskTrouble, RunFailed, disk_refusal, first_line
 from harness.evals.evaluate import LOSS_METRICS
 from harness.measure.memory import is_out_of_memory
 from harness.measure.meter import meter_of
@@ -90,15 +90,12 @@ class _Session:
     sizer: PassSizer
     stop: StopRequest
     ranks: Ranks
+    may_share: bool
+    """Whether runs may train side by side: then no run's costs are its own, even of one that is alone."""
     entries: list[RunEntry] = field(default_factory=list)
     """Runs in the order of their admission."""
     postponed: deque[Job] = field(default_factory=deque)
     """Runs for which there was no memory beside the others; they are the next."""
-    may_share: bool = field(init=False)
-    """Whether runs may train side by side: then no run's costs are its own, even of one that is alone."""
-
-    def __post_init__(self) -> None:
-        self.may_share = self.sizer.max_slots > 1
 
 
 def train(
@@ -111,9 +108,9 @@ def train(
 ) -> Iterator[Event]:
     """Train what `jobs` gives, as many side by side as `sizer` finds good.
 
-    Ends when no run is left and the jobs has none, or, with a checkpoint of each, when `stop` is asked for.
+    Ends when no run is left and `jobs` has none, or, with a checkpoint of each, when `stop` is asked for.
     """
-    session = _Session(shared, jobs, sizer, stop, ranks)
+    session = _Session(shared, jobs, sizer, stop, ranks, may_share=sizer.max_slots > 1)
     meter_of(shared.base.device).keep_freed()
     try:
         # What a run costs is told by probes and by runs alone: they keep nothing decoded.
@@ -147,7 +144,8 @@ def _admit(session: _Session) -> Iterator[Event]:
         try:
             check_size(job.config.resources.data_parallel, session.ranks.size)
             entry.start()
-            _evaluate_before(session, entry)
+            if job.config.eval.before and "before" not in entry.evals:  # of a checkpoint
+                entry.keep_results("before", evaluate_untouched(session.shared, entry))
         except Exception as error:
             if is_out_of_memory(error) and len(session.entries) > 1:
                 _postpone(session, entry)
@@ -196,12 +194,6 @@ def _interrupt(session: _Session, signal_name: str) -> Iterator[Event]:
             yield _fail(session, entry, error)
         else:
             yield _end(session, entry, RunStatus.interrupted, f"stopped by {signal_name}")
-
-
-def _evaluate_before(session: _Session, entry: RunEntry) -> None:
-    """Evaluate the untouched base, unless the run does not ask for it or a checkpoint has brought it."""
-    if entry.job.config.eval.before and entry.before is None:
-        entry.keep_results("before", evaluate_untouched(session.shared, entry))
 
 
 def _after_pass(session: _Session, outcomes: Sequence[tuple[RunEntry, Outcome]]) -> Iterator[Event]:
@@ -300,15 +292,11 @@ def _end(session: _Session, entry: RunEntry, status: RunStatus, error: str | Non
 
 def _fail(session: _Session, entry: RunEntry, error: Exception) -> RunEnded:
     if is_out_of_memory(error):
-        return _end(session, entry, RunStatus.out_of_memory, _first_line(error))
+        return _end(session, entry, RunStatus.out_of_memory, first_line(error))
     refused = disk_refusal(error)
     if refused is not None:  # every other run would meet it too
         with contextlib.suppress(OSError):
             _end(session, entry, RunStatus.interrupted, refused)
         raise DiskTrouble(refused) from error
     entry.job.directory.append_log("".join(traceback.format_exception(error)))
-    return _end(session, entry, RunStatus.failed, f"{type(error).__name__}: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _end(session, entry, RunStatus.failed, f"{type(error).__name__}: {first_line(error)}")

@@ -16,7 +16,7 @@ from harness.data.compact import without_padding
 from harness.data.order import batch_rows, steps_for
 from harness.data.rows import Batch
 from harness.engine.adapter import Adapter, FlatGradient
-from harness.engine.cuda.backend import CudaBackend, Step, can_be_captured
+from harness.engine.cuda.backend import CudaBackend, Step, why_not_captured
 from harness.engine.dropout import dropout_key, noise_key
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.neftune import Noise
@@ -217,7 +217,7 @@ class Slot:
     @property
     def can_be_captured(self) -> bool:
         """Whether a backend with seats can move this run."""
-        return can_be_captured(self.config)
+        return why_not_captured(self.config) is None
 
     @property
     def is_seated(self) -> bool:

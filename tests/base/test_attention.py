@@ -14,7 +14,6 @@ from harness.base import packed_rows
 from harness.base.attention import (
     AttentionKind,
     LayerAttention,
-    Positions,
     UnknownAttention,
     attends_both_ways,
     attention_of,
@@ -53,14 +52,13 @@ def test_windows_and_chunks_stand_in_the_description_layer_by_layer():
     assert kind.layers[:4] == (LayerAttention(chunk=8192),) * 3 + (ALL,)
 
 
-def test_caps_sinks_and_positions_stand_in_the_description():
+def test_caps_and_sinks_stand_in_the_description():
     gemma, oss, gpt2 = (attention_of(config_of(t)) for t in ("gemma2", "gpt_oss", "gpt2"))
     assert isinstance(gemma, AttentionKind)
     assert isinstance(oss, AttentionKind)
     assert isinstance(gpt2, AttentionKind)
     assert (gemma.soft_cap, oss.soft_cap) == (50.0, None)
     assert (gemma.sinks, oss.sinks) == (False, True)
-    assert (gemma.positions, gpt2.positions) == (Positions.rotary, Positions.absolute)
     assert all(kind.causal for kind in (gemma, oss, gpt2))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.base.build import Base, build_base, inspect_model
+from harness.base.build import Base, build_base, check_causal, inspect_model
 from harness.base.source import find_model, model_fingerprint
 from harness.base.targets import adapted_layers, is_attention, shortest_names
 from harness.config.schema import FloatType, LoraConfig, ModelConfig, QuantConfig, QuantFormat
@@ -195,3 +195,17 @@ def test_base_dropout_is_off(tmp_path: Path) -> None:
     model = build(directory, tmp_path, QuantConfig(format=QuantFormat.none)).model.train()
     ids = torch.randint(3, 259, (2, 17))
     assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_a_model_that_breaks_without_a_word_is_refused_by_the_name_of_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = save_random_model(tmp_path / "model", "llama", **SHAPES["llama"])
+    base = build(directory, tmp_path, QuantConfig(format=QuantFormat.none))
+
+    def forward(**_: object) -> None:
+        raise AttributeError
+
+    monkeypatch.setattr(base.model, "forward", forward)
+    with pytest.raises(RequestError, match=r"does not run .*: AttributeError \("):
+        check_causal(base)

@@ -23,13 +23,13 @@ from tests.random_models import LLAMA, save_random_model
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are hashed."""
     names: list[str] = []
-    real = source_module._sha256
+    real = source_module.file_sha256
 
     def noted(path: Path) -> str:
         names.append(path.name)
         return real(path)
 
-    monkeypatch.setattr(source_module, "_sha256", noted)
+    monkeypatch.setattr(source_module, "file_sha256", noted)
     return names
 
 

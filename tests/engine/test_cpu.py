@@ -233,9 +233,9 @@ def test_nothing_stays_decoded_behind_an_evaluation() -> None:
     weights = [forward for forward in forwards if isinstance(forward, FrozenWeight)]
     assert len(weights) == 3 * 7 + 1
     with shared.backend.decoded():
-        assert all(weight.is_kept for weight in weights)
+        assert all(weight.forward is weight.forward for weight in weights)
         assert all(block.is_used for block in blocks_of(shared))
-    assert not any(weight.is_kept for weight in weights)
+    assert not any(weight.forward is weight.forward for weight in weights)
     assert not any(block.is_used for block in blocks_of(shared))
 
 

@@ -50,7 +50,7 @@ def backward(shared: SharedBase, adapters: Sequence[Adapter]) -> dict[str, torch
         AdapterRows(adapter=a.name, start=i * ROWS, stop=(i + 1) * ROWS, dropout_key=None)
         for i, a in enumerate(adapters)
     ]
-    with shared.rows(adapter_rows):
+    with shared.plan.rows(adapter_rows):
         shared.model(joint, use_cache=False).logits.square().sum().backward()
         return {name: g.flat_P.clone() for name, g in shared.plan.gradients().items()}
 
@@ -116,7 +116,7 @@ def test_only_adapters_of_one_layout_and_as_many_rows_are_stacked() -> None:
         AdapterRows(adapter=name, start=start, stop=start + count, dropout_key=None)
         for name, start, count in zip(names, starts, rows, strict=True)
     ]
-    with shared.rows(adapter_rows):
+    with shared.plan.rows(adapter_rows):
         q_proj = next(i for i, spec in enumerate(shared.base.linears) if "q_proj" in spec.name)
         up_proj = next(i for i, spec in enumerate(shared.base.linears) if "up_proj" in spec.name)
         assert [b.count for b in shared.plan.groups(q_proj)] == [2, 1, 1, 1, 1]
@@ -144,7 +144,7 @@ def test_adapters_are_stacked_with_neighbours_of_as_many_rows(
         AdapterRows(adapter=name, start=start, stop=start + count, dropout_key=None)
         for name, start, count in zip(names, starts, rows, strict=True)
     ]
-    with shared.rows(adapter_rows):
+    with shared.plan.rows(adapter_rows):
         assert [group.count for group in shared.plan.groups(0)] == groups
 
 
@@ -161,7 +161,7 @@ def test_gradients_of_adapters_with_unlike_rows_are_pefts_for_each_alone() -> No
         AdapterRows(adapter=adapters[1].name, start=1, stop=3, dropout_key=None),
         AdapterRows(adapter=adapters[2].name, start=3, stop=6, dropout_key=None),
     ]
-    with shared.rows(adapter_rows):
+    with shared.plan.rows(adapter_rows):
         shared.model(joint, use_cache=False).logits.square().sum().backward()
         gradients = {name: g.flat_P.clone() for name, g in shared.plan.gradients().items()}
     for adapter, expected in zip(adapters, alone, strict=True):
@@ -185,7 +185,7 @@ def test_a_layer_that_is_called_twice_gets_both_gradients() -> None:
 
     def gradient(*inputs: torch.Tensor) -> torch.Tensor:
         one = AdapterRows(adapter=adapter.name, start=0, stop=0, dropout_key=None)
-        with shared.rows([one]):
+        with shared.plan.rows([one]):
             torch.stack([layer(part).square().sum() for part in inputs]).sum().backward()
             return shared.plan.gradients()[adapter.name].flat_P.clone()
 
@@ -199,7 +199,7 @@ def test_a_layer_that_is_not_reached_has_no_gradient() -> None:
     x = torch.randn(2, first.in_features)
     for reached, other in ((first, second), (second, first)):
         one = AdapterRows(adapter=adapter.name, start=0, stop=0, dropout_key=None)
-        with shared.rows([one]):
+        with shared.plan.rows([one]):
             reached(x).sum().backward()
             gradients = shared.plan.gradients()[adapter.name].of_parameters
         by_name = dict(zip(adapter.parameters, gradients, strict=True))

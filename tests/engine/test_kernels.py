@@ -147,7 +147,7 @@ def test_grouped_outer_products() -> None:
     for seat, (start, stop) in enumerate(((0, 2), (0, 0), (2, 3))):
         part = slice(start * TILE, stop * TILE)
         expected[seat] += left[part].double().mT @ right[part].double()
-    ops.add_outer_(out, left, right, rows)
+    ops.SeatProducts(rows).add_outer_(out, left, right)
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -91,9 +91,9 @@ EDITS = (
     Edit(
         "adapters with different numbers of rows are stacked",
         "harness/engine/rows.py",
-        "RowPlan._belongs",
-        "same_size = one.stop - one.start == other.stop - other.start",
-        "same_size = one.stop - one.start != other.stop - other.start",
+        "RowPlan._may_be_stacked",
+        "one.stop - one.start == other.stop - other.start",
+        "one.stop - one.start != other.stop - other.start",
     ),
     Edit(
         "rows of several copies are scored once",

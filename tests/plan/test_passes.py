@@ -16,6 +16,7 @@ from harness.config.schema import (
     RunConfig,
 )
 from harness.config.storage import ROUNDING
+from harness.errors import RequestError
 from harness.plan.model import PlannedModel
 from harness.plan.passes import PlannedRun, chosen_blocks, pass_bytes, traced_pass
 from harness.plan.predict import predict
@@ -262,3 +263,18 @@ def test_fused_attention_keeps_no_scores_and_eager_attention_does(llama: Planned
         kept.append(pass_bytes(model, [PlannedRun(lora, optim, size)], "cuda").saved)
     scores = 32 * 32 * 1024 * 1024 * 2  # blocks, heads, positions squared, bfloat16
     assert kept[1] - kept[0] >= scores
+
+
+def test_a_pass_that_fails_without_a_word_is_refused_by_the_name_of_its_error(
+    deep: dict[str, PlannedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = deep["llama"]
+    model.use(QuantConfig(format=NF4, double_quant=True, compute_dtype=BFLOAT16))
+
+    def forward(*_: Any, **__: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    runs = [PlannedRun(LoraConfig(rank=4, alpha=8), OptimConfig(steps=1), SMALL)]
+    with pytest.raises(RequestError, match="cannot be planned: NotImplementedError "):
+        traced_pass(model, runs, "cpu", range(model.num_blocks))

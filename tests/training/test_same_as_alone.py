@@ -181,9 +181,9 @@ def test_an_exception_in_one_run_is_that_runs_alone(
 ) -> None:
     shared, undisturbed = clean
     dirty = eight_jobs(shared, make_job, "dirty")
-    real = passes.Alone.gradients
+    real = passes.Ranks.gradients
 
-    def failing(ranks: passes.Alone, base: SharedBase, slots: list, work: list) -> list:
+    def failing(ranks: passes.Ranks, base: SharedBase, slots: list, work: list) -> list:
         names = {id(item.adapter) for item in work}
         bad = [e for e in entries if e.job.run_id == "dirty5" and id(e.slot.adapter) in names]
         if bad and bad[0].slot.progress.step == 2:
@@ -198,7 +198,7 @@ def test_an_exception_in_one_run_is_that_runs_alone(
         entries.append(entry)
 
     monkeypatch.setattr(session.RunEntry, "start", remember)
-    monkeypatch.setattr(passes.Alone, "gradients", failing)
+    monkeypatch.setattr(passes.Ranks, "gradients", failing)
     records = run_all(shared, dirty, capacity=8)
     expected = RunStatus.failed if isinstance(error, ValueError) else RunStatus.out_of_memory
     assert records["dirty5"].status is expected

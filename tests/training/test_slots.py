@@ -268,16 +268,16 @@ def test_the_last_evaluation_is_the_results(make_base: MakeBase, make_job: MakeJ
 
 def room_for(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let a pass of more rows run out of memory; returns a list that will hold each pass's rows."""
-    real, seen = passes.Alone.gradients, []
+    real, seen = passes.Ranks.gradients, []
 
-    def limited(ranks: passes.Alone, base: SharedBase, slots: Any, work: Any) -> Any:
+    def limited(ranks: passes.Ranks, base: SharedBase, slots: Any, work: Any) -> Any:
         total = sum(item.batch.input_ids_BT.shape[0] for item in work)
         if total > rows:
             raise torch.OutOfMemoryError("no room")
         seen.append(total)
         return real(ranks, base, slots, work)
 
-    monkeypatch.setattr(passes.Alone, "gradients", limited)
+    monkeypatch.setattr(passes.Ranks, "gradients", limited)
     return seen
 
 

@@ -8,7 +8,7 @@ not depend on it, to the bit. A base of some size, whose memory is what the form
 this backend.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from harness.base.build import Base
-from harness.base.layers import FrozenLinear
+from harness.base.layers import dense_weight
 from harness.config.resources import BackendName
 from harness.config.schema import FloatType
 from harness.engine.cpu.decoder_layer import known_blocks
 from harness.engine.cpu.matmul import FrozenWeight
-from harness.engine.micro_step import Gradient, Work, packed_gradients
+from harness.engine.reference.backend import ReferenceBackend
 
 if TYPE_CHECKING:
     from harness.engine.shared_base import SharedBase
@@ -49,21 +49,16 @@ def why_not_cpu(base: Base) -> str | None:
     return None
 
 
-class CpuBackend:
+class CpuBackend(ReferenceBackend):
     """Computes passes with products and blocks of its own; decoded weights are kept where that is allowed."""
 
     name = BackendName.cpu
-    tolerance = 0.0
 
     def __init__(self, shared: "SharedBase") -> None:
-        self._shared = shared
+        super().__init__(shared)
         self._weights = _install_products(shared)
         self._blocks = known_blocks(shared, self._weights)
         self._keeps = False
-
-    def gradients(self, work: Sequence[Work]) -> list[Gradient]:
-        """Return the gradients of one packed pass, in the order of `work`."""
-        return packed_gradients(self._shared, work)
 
     def keep_decoded(self, wanted: bool) -> None:
         """Keep decoded weights (for forward and for backward) and use `LlamaBlock`, or decode each time."""
@@ -76,14 +71,12 @@ class CpuBackend:
             block.is_used = wanted
 
     def base_was_rewritten(self) -> None:
-        """Decode anew what is kept."""
         if self._keeps:
             self.keep_decoded(False)
             self.keep_decoded(True)
 
     @contextmanager
     def decoded(self) -> Iterator[None]:
-        """Keep decoded weights within this context."""
         before = self._keeps
         self.keep_decoded(True)
         try:
@@ -103,14 +96,7 @@ def _install_products(shared: "SharedBase") -> dict[str, FrozenWeight]:
     weights = {}
     for name, layer in layers.items():
         frozen = getattr(layer, "base_layer", layer)
-        weights[name] = FrozenWeight(partial(_dense_weight, frozen), frozen.bias)
+        weights[name] = FrozenWeight(partial(dense_weight, frozen, torch.float32), frozen.bias)
         # An attribute of the instance comes before the method of its class.
         object.__setattr__(frozen, "forward", weights[name])
     return weights
-
-
-def _dense_weight(layer: nn.Linear) -> torch.Tensor:
-    """Return the weight as the layer multiplies with it."""
-    if isinstance(layer, FrozenLinear):
-        return layer.dense_weight(torch.float32)
-    return layer.weight.detach()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
 
-from harness.engine.cpu.llama_block import BlockInput, LlamaBlock, SavedTensors, row_spans
+from harness.engine.cpu.llama_block import BlockInput, LlamaBlock, SavedTensors
 from harness.engine.cpu.matmul import FrozenWeight
 from harness.engine.rows import RowPlan
 
@@ -75,40 +75,23 @@ class QuickBlock:
         self.is_used = False
         """Whether the block stands in for the decoder layer: with decoded weights at hand."""
 
-    def __call__(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = False,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **others: Any,
-    ) -> torch.Tensor:
-        """Return the block's output, as the decoder layer would."""
+    def __call__(self, hidden_states: torch.Tensor, **named: Any) -> torch.Tensor:
+        """Return the block's output, as the decoder layer would; transformers gives all else by name."""
         present = self.plan.present
         is_plain = all(
             group.layout.is_plain and not (group.dropout and group.dropout_key is not None)
             for group in present
         )
-        is_covered = past_key_values is None and position_embeddings is not None
-        if not self.is_used or not is_covered or not is_plain:
-            return type(self.module).forward(  # pyright: ignore[reportReturnType]
-                self.module,
-                hidden_states,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                position_embeddings=position_embeddings,
-                **others,
-            )
-        assert position_embeddings is not None
-        cos_BTD, sin_BTD = position_embeddings
-        parts = row_spans(self.plan, hidden_states.shape[0] * hidden_states.shape[1])
-        given = BlockInput(parts, cos_BTD, sin_BTD, self.masks.added(attention_mask))
+        turned, cache = named.get("position_embeddings"), named.get("past_key_values")
+        if not self.is_used or turned is None or cache is not None or not is_plain:
+            return type(self.module).forward(self.module, hidden_states, **named)  # pyright: ignore[reportReturnType]
+        cos_BTD, sin_BTD = turned
+        mask = self.masks.added(named.get("attention_mask"))
+        rows, positions = self.plan.num_rows, hidden_states.shape[0] * hidden_states.shape[1]
+        width = positions // rows if rows else 0
+        given = BlockInput(present, width, cos_BTD, sin_BTD, mask)
         if torch.is_grad_enabled() and (
-            hidden_states.requires_grad or self.block.is_adapted(parts)
+            hidden_states.requires_grad or self.block.is_adapted(present)
         ):
             return _AsNode.apply(hidden_states, self.plan.anchor, self.block, given)  # pyright: ignore[reportReturnType]
         return _forward(hidden_states, self.block, given)[0]

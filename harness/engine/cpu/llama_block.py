@@ -12,37 +12,31 @@ F feed-forward, R rank, I inputs, O outputs; stacked adapters have one dimension
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from harness.engine.cpu.matmul import FrozenWeight
 from harness.engine.lora_math import OWN, add_gradients, add_update
-from harness.engine.rows import AdapterGroup, RowPlan
+from harness.engine.rows import AdapterGroup
+
+
+@dataclass(slots=True)
+class BlockInput:
+    """What a block sees besides the hidden states."""
+
+    groups: Sequence[AdapterGroup]
+    width: int
+    """Positions of a row of the batch; 0: all belong to one group."""
+    cos_BTD: torch.Tensor
+    """[1, T, D] where all rows have the same positions."""
+    sin_BTD: torch.Tensor
+    mask_B1TT: torch.Tensor | None
+    """Added to the scores; None: causal."""
+
 
 # Linear layers with one input, and the adapters on them --------------------------------------------
-
-
-class RowSpan(NamedTuple):
-    """Neighbouring positions that belong to the adapters of one group, equally many to each."""
-
-    group: AdapterGroup
-    start: int
-    stop: int
-
-    def rows(self, of: torch.Tensor) -> torch.Tensor:
-        """Return these positions of `of`, as [K, N, …] where K adapters are stacked."""
-        chosen = of[self.start : self.stop]
-        return chosen if self.group.count == 1 else chosen.unflatten(0, (self.group.count, -1))
-
-
-def row_spans(plan: RowPlan, positions: int) -> list[RowSpan]:
-    """Return whose the positions of the batch in flight are."""
-    if plan.num_rows == 0:
-        return [RowSpan(group, 0, positions) for group in plan.present]
-    width = positions // plan.num_rows
-    return [RowSpan(g, g.start * width, g.stop * width) for g in plan.present]
 
 
 class FusedLinears:
@@ -54,18 +48,18 @@ class FusedLinears:
         self.weights = tuple(weights)
 
     def forward(
-        self, x_NI: torch.Tensor, parts: Sequence[RowSpan]
+        self, x_NI: torch.Tensor, given: BlockInput
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return the output of each layer, and A x of all adapters, for backward."""
         ys_NO, kept = [], []
         for layer, weight in zip(self.layers, self.weights, strict=True):
             y_NO = weight.forward.times(x_NI, weight.bias_O)
-            for part in parts:
-                if layer in part.group.layout:
-                    adapter = part.group.weights(layer)
-                    kept.append(OWN.product(part.rows(x_NI), adapter.a))
-                    scaling = part.group.scaling(layer)
-                    add_update(OWN, adapter.b, scaling, kept[-1], part.rows(y_NO))
+            for group in given.groups:
+                if layer in group.layout:
+                    adapter, scaling = group.weights(layer), group.scaling(layer)
+                    kept.append(OWN.product(group.rows(x_NI, given.width), adapter.a))
+                    y_rows = group.rows(y_NO, given.width)
+                    add_update(OWN, adapter.b, scaling, kept[-1], y_rows)
             ys_NO.append(y_NO)
         return ys_NO, kept
 
@@ -73,7 +67,7 @@ class FusedLinears:
         self,
         grads_NO: Sequence[torch.Tensor],
         x_NI: torch.Tensor,
-        parts: Sequence[RowSpan],
+        given: BlockInput,
         kept: Sequence[torch.Tensor],
         *,
         grad_x_wanted: bool = True,
@@ -88,36 +82,25 @@ class FusedLinears:
         for layer, weight, grad_NO in reversed(
             list(zip(self.layers, self.weights, grads_NO, strict=True))
         ):
-            adapted = [part for part in parts if layer in part.group.layout]
+            adapted = [group for group in given.groups if layer in group.layout]
             if adapted and grad_x_wanted and grad_x_NI is None:
                 grad_x_NI = torch.zeros_like(x_NI)
-            for part in reversed(adapted):
-                group, x_rows = part.group, part.rows(x_NI)
+            for group in reversed(adapted):
+                x_rows, grad_rows = (group.rows(of, given.width) for of in (x_NI, grad_NO))
                 adapter, targets = group.weights(layer), group.targets(layer)
-                scaling, grad_rows = group.scaling(layer), part.rows(grad_NO)
+                scaling = group.scaling(layer)
                 grad_h = add_gradients(
                     adapter, targets, scaling, grad_rows, x_rows, remaining.pop()
                 )
                 if grad_x_NI is not None:
-                    OWN.add_product_(part.rows(grad_x_NI), grad_h, adapter.a.mT)
+                    grad_x_rows = group.rows(grad_x_NI, given.width)
+                    OWN.add_product_(grad_x_rows, grad_h, adapter.a.mT)
             if grad_x_wanted:
                 grad_x_NI = weight.backward.times(grad_NO, added=grad_x_NI)
         return grad_x_NI
 
 
 # The block ----------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class BlockInput:
-    """What a block sees besides the hidden states."""
-
-    parts: Sequence[RowSpan]
-    cos_BTD: torch.Tensor
-    """[1, T, D] where all rows have the same positions."""
-    sin_BTD: torch.Tensor
-    mask_B1TT: torch.Tensor | None
-    """Added to the scores; None: causal."""
 
 
 class LlamaBlock:
@@ -143,11 +126,11 @@ class LlamaBlock:
         self.groups: int = attention.num_key_value_groups
         self.scale: float = attention.scaling
 
-    def is_adapted(self, parts: Sequence[RowSpan]) -> bool:
-        """Say whether any of `parts` adapts any layer of this block."""
+    def is_adapted(self, groups: Sequence[AdapterGroup]) -> bool:
+        """Say whether any of `groups` adapts any layer of this block."""
         joints = (self.qkv, self.o, self.gate_up, self.down)
         layers = [layer for joint in joints for layer in joint.layers]
-        return any(layer in part.group.layout for part in parts for layer in layers)
+        return any(layer in group.layout for group in groups for layer in layers)
 
     # Forward ---------------------------------------------------------------------------------------
 
@@ -155,13 +138,13 @@ class LlamaBlock:
         """Return the block's output and what backward needs."""
         kept = SavedTensors()
         n_NH, kept.scale = self.norm.forward(x_NH)
-        qkv, kept.of_qkv = self.qkv.forward(n_NH, given.parts)
+        qkv, kept.of_qkv = self.qkv.forward(n_NH, given)
         kept.attended = self._attend(qkv, given, kept)
-        (y_NH,), kept.of_o = self.o.forward(kept.attended, given.parts)
+        (y_NH,), kept.of_o = self.o.forward(kept.attended, given)
         kept.middle = y_NH.add_(x_NH)
         n_NH, kept.second_scale = self.second_norm.forward(y_NH)
-        (kept.gate, kept.up), kept.of_gate_up = self.gate_up.forward(n_NH, given.parts)
-        (out_NH,), kept.of_down = self.down.forward(F.silu(kept.gate).mul_(kept.up), given.parts)
+        (kept.gate, kept.up), kept.of_gate_up = self.gate_up.forward(n_NH, given)
+        (out_NH,), kept.of_down = self.down.forward(F.silu(kept.gate).mul_(kept.up), given)
         return out_NH.add_(y_NH), kept
 
     def _attend(
@@ -205,29 +188,27 @@ class LlamaBlock:
         grad_x_wanted: bool,
     ) -> torch.Tensor | None:
         """Write the adapters' gradients; return that of x, if it is wanted."""
-        grad_NH = self._feed_forward_backward(grad_NH, given.parts, kept)
-        grad_o = self.o.backward([grad_NH], kept.attended, given.parts, kept.of_o)
+        grad_NH = self._feed_forward_backward(grad_NH, given, kept)
+        grad_o = self.o.backward([grad_NH], kept.attended, given, kept.of_o)
         assert grad_o is not None
         grads_qkv = self._attend_backward(grad_o, given, kept)
         n_NH = self.norm.again(x_NH, kept.scale)
-        grad_n = self.qkv.backward(
-            grads_qkv, n_NH, given.parts, kept.of_qkv, grad_x_wanted=grad_x_wanted
-        )
+        grad_n = self.qkv.backward(grads_qkv, n_NH, given, kept.of_qkv, grad_x_wanted=grad_x_wanted)
         if grad_n is None:
             return None
         return self.norm.backward(grad_n, x_NH, kept.scale, added_NH=grad_NH)
 
     def _feed_forward_backward(
-        self, grad_NH: torch.Tensor, parts: Sequence[RowSpan], kept: "SavedTensors"
+        self, grad_NH: torch.Tensor, given: BlockInput, kept: "SavedTensors"
     ) -> torch.Tensor:
         """Return the gradient of the sum between attention and feed-forward."""
         active_NF = F.silu(kept.gate)
-        grad_a_NF = self.down.backward([grad_NH], active_NF * kept.up, parts, kept.of_down)
+        grad_a_NF = self.down.backward([grad_NH], active_NF * kept.up, given, kept.of_down)
         assert grad_a_NF is not None
         grad_up_NF = active_NF.mul_(grad_a_NF)
         grad_gate_NF = torch.ops.aten.silu_backward(grad_a_NF.mul_(kept.up), kept.gate)
         n_NH = self.second_norm.again(kept.middle, kept.second_scale)
-        grad_n = self.gate_up.backward([grad_gate_NF, grad_up_NF], n_NH, parts, kept.of_gate_up)
+        grad_n = self.gate_up.backward([grad_gate_NF, grad_up_NF], n_NH, given, kept.of_gate_up)
         assert grad_n is not None
         return self.second_norm.backward(grad_n, kept.middle, kept.second_scale, added_NH=grad_NH)
 

@@ -120,11 +120,6 @@ class FrozenWeight:
         self._forward: Operand | None = None
         self._backward: Operand | None = None
 
-    @property
-    def is_kept(self) -> bool:
-        """Whether the dense weight is kept."""
-        return self._forward is not None
-
     def keep(self) -> None:
         """Keep the dense weight from now on."""
         self._forward = Operand(self._decode())

@@ -8,8 +8,7 @@ with the reference there.
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,8 @@ from harness.engine.cuda.decoding import Decoder, DecodingSize, cache_bytes
 from harness.engine.cuda.llama_pass import KNOWN, LlamaPass, activation_of
 from harness.engine.cuda.seats import Moments, Seats, seats_for
 from harness.engine.cuda.staging import PassKey, stage
-from harness.engine.micro_step import Gradient, Work, packed_gradients
+from harness.engine.micro_step import Work
+from harness.engine.reference.backend import ReferenceBackend
 
 if TYPE_CHECKING:
     from harness.engine.shared_base import SharedBase
@@ -88,11 +88,6 @@ def why_not_this_model(base: Base) -> str | None:
         if capability < (8, 0):
             return f"its attention needs compute capability 8.0, and this GPU has {capability}"
     return None
-
-
-def can_be_captured(config: RunConfig) -> bool:
-    """Say whether seats can hold a run."""
-    return why_not_captured(config) is None
 
 
 def why_not_captured(config: RunConfig) -> str | None:
@@ -160,20 +155,24 @@ class StepNumbers:
         return loss, norm
 
 
-class CudaBackend:
-    """Seats, captured passes and captured optimizer steps over one base."""
+class CudaBackend(ReferenceBackend):
+    """Seats, captured passes and captured optimizer steps over one base.
+
+    `gradients` are the reference's, for who moves adapters itself. Weights are decoded in every pass, once
+    for the rows of all runs, from packed tensors that stay where they are: nothing is kept.
+    """
 
     name = BackendName.cuda
     tolerance = 2e-3
     """In 16 bits; in float32 the two agree to rounding."""
 
     def __init__(self, shared: "SharedBase") -> None:
-        self._shared = shared
+        super().__init__(shared)
         self._device = shared.base.device
         model: Any = shared.model
         names = [spec.name for spec in shared.base.linears]
         self._pass = LlamaPass(model, names, windows_of(model))
-        self._seats: Seats | None = None
+        self._made_seats: Seats | None = None
         self._seated: dict[str, int] = {}
         """Adapter's name -> seat."""
         self._scaling: list[float] = []
@@ -188,32 +187,19 @@ class CudaBackend:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = _capture_stream(self._device)
 
-    # What every backend does -----------------------------------------------------------------------
-
-    def gradients(self, work: Sequence[Work]) -> list[Gradient]:
-        """Return the gradients of one packed pass by the reference, for who moves adapters itself."""
-        return packed_gradients(self._shared, work)
-
-    def keep_decoded(self, wanted: bool) -> None:
-        """Keep nothing: weights are decoded in every pass, once for the rows of all runs."""
-
-    def base_was_rewritten(self) -> None:
-        """Nothing is kept: passes read the packed tensors, which stay where they are."""
-
-    @contextmanager
-    def decoded(self) -> Iterator[None]:
-        """Keep nothing."""
-        yield
-
     # Seats -----------------------------------------------------------------------------------------
+
+    @property
+    def _seats(self) -> Seats:
+        assert self._made_seats is not None, "nobody has a seat"
+        return self._made_seats
 
     def sit(self, adapter: Adapter, moments: Moments | None) -> None:
         """Give an adapter a seat; the buffers grow where there is none, or none that is large enough."""
         if adapter.name in self._seated:
             return
-        if self._seats is None or not self._has_room(adapter):
+        if self._made_seats is None or not self._has_room(adapter):
             self._grow(adapter)
-        assert self._seats is not None
         taken = set(self._seated.values())
         seat = next(number for number in range(self._seats.count) if number not in taken)
         self._seats.put(seat, adapter, _scaling(adapter), moments)
@@ -225,7 +211,6 @@ class CudaBackend:
 
     def take(self, adapter: Adapter) -> Moments:
         """Bring a seated adapter up to date, and return its moments; it keeps its seat."""
-        assert self._seats is not None
         return self._seats.take(self._seated[adapter.name], adapter)
 
     def leave(self, adapter: Adapter) -> None:
@@ -233,7 +218,6 @@ class CudaBackend:
         self._seated.pop(adapter.name, None)
 
     def _has_room(self, adapter: Adapter) -> bool:
-        assert self._seats is not None
         return len(self._seated) < self._seats.count and self._seats.layout.holds(adapter)
 
     def _grow(self, adapter: Adapter) -> None:
@@ -253,15 +237,15 @@ class CudaBackend:
         layers = {layer for each in everybody for layer in each.layout.layers}
         rank = max(each.layout.rank for each in everybody)
         count = seats_for(len(everybody))
-        if self._seats is not None:
+        if self._made_seats is not None:
             layers |= {layer for place in self._seats.layout.places for layer in place}
             rank = max(rank, self._seats.layout.rank)
             count = max(count, self._seats.count)
         self._graphs.clear()
-        self._update = self._seats = self._decoder = None
+        self._update = self._made_seats = self._decoder = None
         layout = self._pass.seat_layout(layers, rank)
         dtype = self._shared.model.get_output_embeddings().weight.dtype
-        self._seats = Seats(layout, count, self._device, dtype)
+        self._made_seats = Seats(layout, count, self._device, dtype)
         for number, each in enumerate(adapters):
             self._seats.put(number, each, _scaling(each), held[each.name])
             self._seats.resume(number, each, *begun[each.name])
@@ -271,32 +255,24 @@ class CudaBackend:
 
     def add_pass(self, work: Sequence[Work]) -> bool:
         """Add one micro-batch of each run to its gradient and loss; say whether it was a replay."""
-        assert self._seats is not None
-        numbers = [self._seated[item.adapter.name] for item in work]
-        key, words = stage(work, numbers, self._seats.count)
-        captured, is_new = self._captured(key, scores=False)
-        captured.run(words)
+        _, key, words = self._staged(work)
+        is_new = (key, False) not in self._graphs
+        self._captured(key, scores=False).run(words)
         return not is_new
 
     def replay(self, work: Sequence[Work]) -> bool:
         """Add one micro-batch of each run if such a pass was captured before; say whether it was."""
-        assert self._seats is not None
-        numbers = [self._seated[item.adapter.name] for item in work]
-        key, words = stage(work, numbers, self._seats.count)
-        captured = self._graphs.get((key, False))
-        if captured is None:
+        _, key, words = self._staged(work)
+        if (key, False) not in self._graphs:
             return False
-        self._graphs.move_to_end((key, False))
-        captured.run(words)
+        self._captured(key, scores=False).run(words)
         return True
 
     def score(self, work: Sequence[Work]) -> list[torch.Tensor]:
         """Return for each run what an evaluation asks of its batch, [2, M]: the cross-entropy of every
         position that carries loss, in order, and 1.0 where the most likely token is the right one."""
-        assert self._seats is not None
-        numbers = [self._seated[item.adapter.name] for item in work]
-        key, words = stage(work, numbers, self._seats.count)
-        captured, _ = self._captured(key, scores=True)
+        numbers, key, words = self._staged(work)
+        captured = self._captured(key, scores=True)
         captured.run(words)
         assert captured.scores_2M is not None
         in_order = sorted(range(len(work)), key=numbers.__getitem__)
@@ -315,7 +291,6 @@ class CudaBackend:
 
         The decoder of one size and of these adapters is kept until `end_decoding`.
         """
-        assert self._seats is not None
         pairs = sorted((self._seated[each.name], number) for number, each in enumerate(adapters))
         wanted = (tuple(seat for seat, _ in pairs), size, tuple(stop_ids))
         if self._decoder is None or self._decoder[0] != wanted:
@@ -335,19 +310,23 @@ class CudaBackend:
         """Give back what decoding has kept."""
         self._decoder = None
 
-    def _captured(self, key: PassKey, *, scores: bool) -> tuple["_Captured", bool]:
-        """Return the pass of this kind, and whether it is new; the least recently used one may go."""
+    def _staged(self, work: Sequence[Work]) -> tuple[list[int], PassKey, torch.Tensor]:
+        """Return the seats of `work`, the kind of its pass and what that is told."""
+        numbers = [self._seated[item.adapter.name] for item in work]
+        return numbers, *stage(work, numbers, self._seats.count)
+
+    def _captured(self, key: PassKey, *, scores: bool) -> "_Captured":
+        """Return the pass of this kind; where it is new, the least recently used one may go."""
         self._pass.turn_to(key.longest)
         found = self._graphs.pop((key, scores), None)
         captured = _Captured(self, key, scores=scores) if found is None else found
         self._graphs[key, scores] = captured
         while len(self._graphs) > MOST_GRAPHS:
             self._graphs.popitem(last=False)
-        return captured, found is None
+        return captured
 
     def body(self, key: PassKey, words: torch.Tensor, scores_2M: torch.Tensor | None) -> None:
         """Compute a pass as it is: of training, or forward alone where there is room for scores."""
-        assert self._seats is not None
         given = key.view(words)
         if scores_2M is None:
             self._pass.run(given, self._seats, recompute=key.recompute)
@@ -359,7 +338,6 @@ class CudaBackend:
 
         A run whose loss or norm is not finite stays where it is.
         """
-        assert self._seats is not None
         if self._update is None:
             self._update = _Update(self, self._seats)
         numbers = [self._seated[step.adapter.name] for step in steps]
@@ -367,7 +345,6 @@ class CudaBackend:
 
     def discard(self, adapters: Sequence[Adapter]) -> None:
         """Forget what a failed pass may have added; the steps of these runs begin anew."""
-        assert self._seats is not None
         for adapter in adapters:
             seat = self._seated[adapter.name]
             self._seats.gradients_SP[seat].zero_()
@@ -381,14 +358,16 @@ class CudaBackend:
 
     def _begun(self, adapter: Adapter) -> tuple[float, torch.Tensor]:
         """Return what the seat has added up of the step in progress; B's gradient lacks the scaling."""
-        assert self._seats is not None
         seat, own_P = self._seated[adapter.name], torch.zeros_like(adapter.flat_P)
-        for there, own in self._seats.layout.views(self._seats.gradients_SP[seat], adapter, own_P):
-            own.copy_(there)
+        self._seats.read(self._seats.gradients_SP[seat], adapter, own_P)
         return self._seats.losses_S[seat].item(), own_P
 
-    def capture(self, body: Callable[[], None]) -> Callable[[], None]:
-        """Do `body` once, and return what repeats it: a graph's replay, or itself where there are none."""
+    def do(self, body: Callable[[], None], again: Callable[[], None] | None) -> Callable[[], None]:
+        """Do `body`, the first time as it is; return what does it `again`: a graph's replay, or itself where
+        there are none."""
+        if again is not None:
+            again()
+            return again
         if self._stream is None:
             body()
             return body
@@ -444,11 +423,10 @@ class _Captured:
     def run(self, words: torch.Tensor) -> None:
         """Compute the pass; the first time as it is."""
         self._staging.bring(words)
-        if self._again is None:
-            body, key, there = self._backend.body, self._key, self._staging.there
-            self._again = self._backend.capture(lambda: body(key, there, self.scores_2M))
-        else:
-            self._again()
+        self._again = self._backend.do(self._body, self._again)
+
+    def _body(self) -> None:
+        self._backend.body(self._key, self._staging.there, self.scores_2M)
 
 
 class _Update:
@@ -469,10 +447,7 @@ class _Update:
         for step, seat in zip(steps, numbers, strict=True):
             given[seat] = torch.tensor([*step.settings(), 1.0])
         self._given.bring(given)
-        if self._again is None:
-            self._again = self._backend.capture(self._body)
-        else:
-            self._again()
+        self._again = self._backend.do(self._body, self._again)
         if self._numbers.device.type == "cpu":
             rows, done = self._numbers.clone(), None
         else:

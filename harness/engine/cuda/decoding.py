@@ -114,12 +114,9 @@ class Decoder:
         heads = [block.heads for block in passes.blocks]
         self._cache = KeyValueCache(heads, self._count, size.cache_length, seats.computed_SP)
         self._given = _step_input(chosen, size.rows, seats.count, device)
-        step = -(-size.rows // TILE) * TILE if seats.count > 1 else size.rows
-        row_C = [number * step + row for number in range(len(chosen)) for row in range(size.rows)]
-        self._row_C = torch.tensor(row_C, device=device)
-        rows = len(self._given.ids_N)
-        self._sequence_N = torch.full((rows,), self._count, dtype=torch.int64, device=device)
+        self._row_C = self._given.loss_positions_M.long()
         self._positions_N = self._given.positions_N
+        self._sequence_N = torch.full_like(self._positions_N, self._count, dtype=torch.int64)
         self._new_CT = torch.zeros(self._count, size.new_tokens, dtype=torch.int64, device=device)
         self._number = torch.zeros(1, dtype=torch.int64, device=device)
         self._open_C = torch.zeros(self._count, dtype=torch.bool, device=device)
@@ -137,10 +134,7 @@ class Decoder:
         for number in range(1, self.size.new_tokens):
             if number % _LOOK_EVERY == 0 and not self._open_C.any().item():
                 break
-            if self._again is None:
-                self._again = self._backend.capture(self._step)
-            else:
-                self._again()
+            self._again = self._backend.do(self._step, self._again)
         new = self._new_CT.unflatten(0, (len(self._chosen), self.size.rows))[:, : len(prompts)]
         return new.tolist()
 

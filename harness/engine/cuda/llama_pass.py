@@ -23,7 +23,7 @@ from harness.engine.cuda import ops
 from harness.engine.cuda.attention import Attended, Heads, Sequences, attend, attend_backward
 from harness.engine.cuda.ops import Activation, Dropout, Norm, Rows, SeatProducts
 from harness.engine.cuda.seats import SeatLayout, Seats
-from harness.engine.lora_math import FOLDED, add_gradient_a, add_gradient_b, add_update
+from harness.engine.lora_math import FOLDED, add_gradient_b, add_update
 
 KNOWN = (
     "LlamaForCausalLM",
@@ -76,10 +76,9 @@ class LinearGroup:
         self.inputs: int = layers[0].in_features
         self._layers = tuple(layers)
         biases = [layer.bias for layer in layers]
-        has_bias = any(bias is not None for bias in biases)
+        known = next((bias for bias in biases if bias is not None), None)
         self._bias_O: torch.Tensor | None = None
-        if has_bias:
-            known = next(bias for bias in biases if bias is not None)
+        if known is not None:
             whole = zip(biases, self.outputs, strict=True)
             self._bias_O = torch.cat(
                 [known.new_zeros(n) if bias is None else bias.detach() for bias, n in whole]
@@ -153,12 +152,12 @@ class LinearGroup:
                 continue
             layer = self.indices[number]
             kept = ops.dropped(x_NI, layer, given.dropout, given.rows)
-            add_gradient_a(products, grad_a_SRI[:, own], grad_h_NR[:, own], kept)
+            products.add_outer_(grad_a_SRI[:, own], grad_h_NR[:, own], kept)
             if grad_x is not None:
                 through = products.product(grad_h_NR[:, own], a_SRI[:, own].mT)
                 ops.dropped(through, layer, given.dropout, given.rows, grad_x)
         if given.dropout is None:
-            add_gradient_a(products, grad_a_SRI, grad_h_NR, x_NI)
+            products.add_outer_(grad_a_SRI, grad_h_NR, x_NI)
             if grad_x is not None:
                 products.add_product_(grad_x, grad_h_NR, a_SRI.mT)
         return grad_x
@@ -223,18 +222,20 @@ class Block:
             self._norm_after_attention = self._second_norm
             self._second_norm = Norm.of(module.pre_feedforward_layernorm)
             self._norm_after_all = Norm.of(module.post_feedforward_layernorm)
-        self._head_norms = [
-            Norm.of(getattr(attention, name))
-            for name in ("q_norm", "k_norm")
-            if hasattr(attention, name)
-        ]
-        self.heads = Heads(
+        self.heads = heads = Heads(
             query=config.num_attention_heads,
             key=config.num_key_value_heads,
             size=attention.head_dim,
             scale=attention.scaling,
             window=window,
         )
+        normed = (("q_norm", 0, heads.query), ("k_norm", heads.query * heads.size, heads.key))
+        self._head_norms = [
+            (Norm.of(getattr(attention, name)), first, count)
+            for name, first, count in normed
+            if hasattr(attention, name)
+        ]
+        """Norms of queries and of keys, with the first column and the number of their heads."""
 
     @property
     def groups(self) -> list[LinearGroup]:
@@ -258,9 +259,7 @@ class Block:
         heads = self.heads
         x_NH, n_NH, scale_N = ops.rms_norm(x_NH, added_NH, self._norm)
         qkv_NW, of_qkv = self.qkv.forward(n_NH, seats, given)
-        before = []
-        for norm, (first, count) in zip(self._head_norms, self._normed_heads(), strict=False):
-            before.append(ops.head_norm_(qkv_NW, first, count, norm))
+        before = [ops.head_norm_(qkv_NW, at, count, norm) for norm, at, count in self._head_norms]
         ops.rotate_(qkv_NW, heads.query + heads.key, *turned[self._kind])
         attended = attend(qkv_NW, heads, given.sequences) if see is None else see(qkv_NW, heads)
         y_NH, of_o = self.o.forward(attended.out_NQD.flatten(1), seats, given)
@@ -274,11 +273,6 @@ class Block:
             gate_up_NF, out_before, of_qkv, of_o, of_gate_up, of_down,
         )  # fmt: skip
         return middle_NH, out_NH, kept
-
-    def _normed_heads(self) -> list[tuple[int, int]]:
-        """Return (first column, heads) of queries and of keys."""
-        heads = self.heads
-        return [(0, heads.query), (heads.query * heads.size, heads.key)]
 
     def backward(
         self,
@@ -316,8 +310,8 @@ class Block:
         )  # fmt: skip
         num_rotated = self.heads.query + self.heads.key
         ops.rotate_(grad_qkv, num_rotated, *turned[self._kind], back=True)
-        head_norms = zip(self._head_norms, self._normed_heads(), kept.heads_before, strict=False)
-        for norm, (first, count), (before, scale) in head_norms:
+        head_norms = zip(self._head_norms, kept.heads_before, strict=True)
+        for (norm, first, count), (before, scale) in head_norms:
             ops.head_norm_backward_(grad_qkv, first, count, before, norm, scale)
         n_NH = ops.rms_norm_again(kept.x_NH, kept.scale_N, self._norm)
         grad_n = self.qkv.backward(

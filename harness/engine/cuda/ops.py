@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 
 from harness.base.code_books import table
-from harness.base.layers import FrozenLinear
+from harness.base.layers import FrozenLinear, dense_weight
 from harness.base.storage import DOUBLE_QUANT_BLOCK, Blockwise, dynamic_table
 from harness.engine.dropout import keep_mask_of_words, layer_salt
+from harness.engine.lora_math import Products
 
 TILE = 64
 """Rows that belong to one seat without exception: segments of seats begin at multiples of it."""
@@ -347,12 +348,9 @@ def gated_backward_(
 
 def decode_into(layer: Any, out_OI: torch.Tensor) -> None:
     """Write the weight that a frozen layer stores into contiguous `out_OI`."""
-    if not isinstance(layer, FrozenLinear):
-        out_OI.copy_(layer.weight)
-        return
-    storage = layer.storage
+    storage = layer.storage if isinstance(layer, FrozenLinear) else None
     if not (isinstance(storage, Blockwise) and storage.bits == 4 and by_kernel(out_OI)):
-        out_OI.copy_(layer.dense_weight(out_OI.dtype))
+        out_OI.copy_(dense_weight(layer, out_OI.dtype))
         return
     packed, quant = layer.weight, storage.quant
     half, block = packed.numel(), 1024
@@ -392,29 +390,64 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SeatProducts:
+class SeatProducts(Products):
     """Products of the rows of all seats, each with its own seat's weight."""
 
     rows: Rows
 
     def product(
-        self, x_NI: torch.Tensor, w_SOI: torch.Tensor, out_NO: torch.Tensor | None = None
+        self, x_NI: torch.Tensor, w_SOI: torch.Tensor, out_NO: torch.Tensor | None = None, /
     ) -> torch.Tensor:
-        """Return x w^T; in `out_NO`, if it is given."""
         if out_NO is None:
             out_NO = x_NI.new_empty(len(x_NI), w_SOI.shape[1])
         add_grouped_(out_NO, x_NI, w_SOI, self.rows, adds=False)
         return out_NO
 
-    def add_product_(self, y_NO: torch.Tensor, x_NI: torch.Tensor, w_SOI: torch.Tensor) -> None:
-        """Add x w^T to y."""
+    def add_product_(self, y_NO: torch.Tensor, x_NI: torch.Tensor, w_SOI: torch.Tensor, /) -> None:
         add_grouped_(y_NO, x_NI, w_SOI, self.rows)
 
     def add_outer_(
-        self, target_SLM: torch.Tensor, left_NL: torch.Tensor, right_NM: torch.Tensor
+        self, target_SLM: torch.Tensor, left_NL: torch.Tensor, right_NM: torch.Tensor, /
     ) -> None:
         """Add left^T right over each seat's positions to its target, in float32."""
-        add_outer_(target_SLM, left_NL, right_NM, self.rows)
+        if by_kernel(left_NL):
+            if self.rows.count == 1 and left_NL.is_cuda:
+                target_SLM[0].add_(torch.mm(left_NL.mT, right_NM, out_dtype=torch.float32))
+                return
+            if self.rows.count == 1 and left_NL.is_meta:  # whose `mm` knows no `out_dtype`
+                target_SLM[0].add_(torch.empty_like(target_SLM[0]))
+                return
+            lefts, rights = left_NL.shape[1], right_NM.shape[1]
+            left_block = _power_of_two(lefts, least=16, most=64 if rights > lefts else 128)
+            right_block = _power_of_two(rights, least=16, most=128 if rights > lefts else 64)
+            grid = (_blocks(lefts, left_block) * _blocks(rights, right_block), self.rows.count)
+            _kernels(left_NL).grouped_outer_kernel[grid](
+                left_NL,
+                right_NM,
+                target_SLM,
+                self.rows.first_tile_S,
+                self.rows.end_tile_S,
+                lefts,
+                rights,
+                left_NL.stride(0),
+                right_NM.stride(0),
+                target_SLM.stride(0),
+                target_SLM.stride(1),
+                TILE=TILE,
+                ROWS=64,
+                LEFT=left_block,
+                RIGHT=right_block,
+                num_warps=4,
+                num_stages=3,
+            )
+            return
+        if self.rows.count == 1:
+            target_SLM[0].add_(left_NL.float().mT @ right_NM.float())
+            return
+        seat_N = self.rows.of_positions()
+        for seat in range(self.rows.count):
+            own = seat_N == seat
+            target_SLM[seat].add_(left_NL[own].float().mT @ right_NM[own].float())
 
 
 def add_grouped_(
@@ -453,50 +486,6 @@ def add_grouped_(
     tiles = x_NI.unflatten(0, (-1, TILE))
     found = torch.bmm(tiles, w_SOI[rows.seat_of_tile.long()].mT).flatten(0, 1)
     out_NO.add_(found) if adds else out_NO.copy_(found)
-
-
-def add_outer_(
-    out_SLR: torch.Tensor, left_NL: torch.Tensor, right_NR: torch.Tensor, rows: Rows
-) -> None:
-    """Add sum over each seat's positions of left^T right, in float32."""
-    if by_kernel(left_NL):
-        if rows.count == 1 and left_NL.is_cuda:
-            out_SLR[0].add_(torch.mm(left_NL.mT, right_NR, out_dtype=torch.float32))
-            return
-        if rows.count == 1 and left_NL.is_meta:  # whose `mm` knows no `out_dtype`
-            out_SLR[0].add_(torch.empty_like(out_SLR[0]))
-            return
-        lefts, rights = left_NL.shape[1], right_NR.shape[1]
-        left_block = _power_of_two(lefts, least=16, most=64 if rights > lefts else 128)
-        right_block = _power_of_two(rights, least=16, most=128 if rights > lefts else 64)
-        grid = (_blocks(lefts, left_block) * _blocks(rights, right_block), rows.count)
-        _kernels(left_NL).grouped_outer_kernel[grid](
-            left_NL,
-            right_NR,
-            out_SLR,
-            rows.first_tile_S,
-            rows.end_tile_S,
-            lefts,
-            rights,
-            left_NL.stride(0),
-            right_NR.stride(0),
-            out_SLR.stride(0),
-            out_SLR.stride(1),
-            TILE=TILE,
-            ROWS=64,
-            LEFT=left_block,
-            RIGHT=right_block,
-            num_warps=4,
-            num_stages=3,
-        )
-        return
-    if rows.count == 1:
-        out_SLR[0].add_(left_NL.float().mT @ right_NR.float())
-        return
-    seat_N = rows.of_positions()
-    for seat in range(rows.count):
-        own = seat_N == seat
-        out_SLR[seat].add_(left_NL[own].float().mT @ right_NR[own].float())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

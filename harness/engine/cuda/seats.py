@@ -126,15 +126,10 @@ class Seats:
     ) -> None:
         """Let an adapter sit down; a run that has made steps brings its moments."""
         self.clear(seat)
-        for there, own in self.layout.views(self.parameters_SP[seat], adapter, adapter.flat_P):
-            there.copy_(own)
+        self._write(self.parameters_SP[seat], adapter, adapter.flat_P)
         if moments is not None:
-            for seats_P, own_P in (
-                (self.means_SP[seat], moments.mean_P),
-                (self.squares_SP[seat], moments.square_P),
-            ):
-                for there, own in self.layout.views(seats_P, adapter, own_P):
-                    there.copy_(own)
+            self._write(self.means_SP[seat], adapter, moments.mean_P)
+            self._write(self.squares_SP[seat], adapter, moments.square_P)
         self.kept_S[seat] = 1 - adapter.dropout
         computed = self.computed_SP[seat]
         computed.copy_(self.parameters_SP[seat])
@@ -143,8 +138,7 @@ class Seats:
     def resume(self, seat: int, adapter: Adapter, loss: float, gradient_P: torch.Tensor) -> None:
         """Go on with a step of which another seat has added up this loss and this gradient."""
         self.losses_S[seat] = loss
-        for there, own in self.layout.views(self.gradients_SP[seat], adapter, gradient_P):
-            there.copy_(own)
+        self._write(self.gradients_SP[seat], adapter, gradient_P)
 
     def clear(self, seat: int) -> None:
         """Leave zeros in a seat."""
@@ -156,18 +150,23 @@ class Seats:
 
     def take(self, seat: int, adapter: Adapter) -> "Moments":
         """Bring a seat's adapter up to date; return its moments."""
-        moments = Moments(
-            mean_P=torch.zeros_like(adapter.flat_P),
-            square_P=torch.zeros_like(adapter.flat_P),
+        self.read(self.parameters_SP[seat], adapter, adapter.flat_P)
+        mean_P, square_P = (
+            self.read(buffer_SP[seat], adapter, torch.zeros_like(adapter.flat_P))
+            for buffer_SP in (self.means_SP, self.squares_SP)
         )
-        for seats_P, own_P in (
-            (self.parameters_SP[seat], adapter.flat_P),
-            (self.means_SP[seat], moments.mean_P),
-            (self.squares_SP[seat], moments.square_P),
-        ):
-            for there, own in self.layout.views(seats_P, adapter, own_P):
-                own.copy_(there)
-        return moments
+        return Moments(mean_P, square_P)
+
+    def _write(self, seat_P: torch.Tensor, adapter: Adapter, own_P: torch.Tensor) -> None:
+        """Copy what is in an adapter's layout to where a seat has it."""
+        for there, own in self.layout.views(seat_P, adapter, own_P):
+            there.copy_(own)
+
+    def read(self, seat_P: torch.Tensor, adapter: Adapter, own_P: torch.Tensor) -> torch.Tensor:
+        """Copy a seat's part of a buffer to what is in the adapter's layout; return that."""
+        for there, own in self.layout.views(seat_P, adapter, own_P):
+            own.copy_(there)
+        return own_P
 
 
 @dataclass(frozen=True, slots=True, eq=False)

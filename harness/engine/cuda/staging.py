@@ -44,10 +44,10 @@ class PassKey:
     has_dropout: bool
     recompute: bool
 
-    def sections(self) -> dict[str, int]:
-        """Return the parts of the buffer and their lengths, in order."""
+    def places(self) -> tuple[dict[str, slice], int]:
+        """Return where each part lies in the buffer, and the words of all."""
         tiles = self.positions // TILE
-        return {
+        lengths = {
             "ids": self.positions,
             "positions": self.positions,
             "places": self.positions if self.has_dropout else 1,
@@ -63,11 +63,8 @@ class PassKey:
             "high": self.seats,
             "threshold": self.seats,
         }
-
-    def places(self) -> tuple[dict[str, slice], int]:
-        """Return where each part lies, and the words of all."""
         found, start = {}, 0
-        for name, length in self.sections().items():
+        for name, length in lengths.items():
             found[name] = slice(start, start + length)
             start += -(-length // _ALIGNMENT) * _ALIGNMENT
         return found, start

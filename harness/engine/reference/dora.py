@@ -19,16 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from harness.base.layers import FrozenLinear
+from harness.base.layers import FrozenLinear, dense_weight
 from harness.engine.lora_math import Weights
 from harness.engine.rows import AdapterGroup
-
-
-def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
-    """Return the weight [O, I] of a frozen layer."""
-    if isinstance(layer, FrozenLinear):
-        return layer.dense_weight(dtype)
-    return layer.weight.to(dtype)
 
 
 class FrozenRows:
@@ -49,7 +42,7 @@ class FrozenRows:
         asking = [
             group
             for group in groups
-            if group.layout.shape(self._index).has_magnitudes and group.norms(self._index) is None
+            if group.layout.shape(self._index).has_magnitudes and self._index not in group.norms
         ]
         if not asking:
             return
@@ -60,7 +53,7 @@ class FrozenRows:
             for group, weights, w_a in zip(asking, of, through_RO, strict=True):
                 scaling = group.full_scaling(self._index)
                 norm = self.norm(weights, w_a.view(*weights.a.shape[:-1], -1), scaling)
-                group.keep_norms(self._index, norm.view(group.count, 1, -1))
+                group.norms[self._index] = norm.view(group.count, 1, -1)
 
     def norm(
         self, weights: Weights, w_a: torch.Tensor, scaling: float | torch.Tensor
@@ -110,8 +103,7 @@ class DoraRows:
         self._frozen = layer
         self._group = group
         self._index = index
-        norm_K1O = group.norms(index)
-        assert norm_K1O is not None, "FrozenRows.measure comes first"
+        norm_K1O = group.norms[index]  # FrozenRows.measure comes first
         self._norm = norm_K1O[0] if group.count == 1 else norm_K1O
         magnitude_K1O = group.magnitudes(index)
         self._scale = (magnitude_K1O[0] if group.count == 1 else magnitude_K1O) / self._norm

@@ -16,7 +16,7 @@ from torch import nn
 from harness.base.experts import Routing
 from harness.base.targets import LinearSpec
 from harness.engine.lora_math import OWN, Scaling, Weights, add_gradients, add_update
-from harness.engine.reference.grouped_lora import Adapted
+from harness.engine.reference.grouped_lora import with_update
 from harness.engine.rows import AdapterGroup, RowPlan
 
 
@@ -68,7 +68,7 @@ class ExpertsLora:
         self._layers = layers
         self._plan = plan
 
-    def add(
+    def updated(
         self, name: str, x_SI: torch.Tensor, y_SO: torch.Tensor, routing: Routing
     ) -> torch.Tensor:
         """Return y with the updates of the parameter `name`."""
@@ -77,10 +77,7 @@ class ExpertsLora:
         if not groups:
             return y_SO
         update = _Update(layer, routing.experts, list(self._spans(groups, routing)))
-        if torch.is_grad_enabled():
-            return Adapted.apply(x_SI, y_SO, self._plan.anchor, update)  # pyright: ignore[reportReturnType]
-        update.add_to(x_SI, y_SO)
-        return y_SO
+        return with_update(x_SI, y_SO, self._plan, update)
 
     def _spans(self, groups: list[AdapterGroup], routing: Routing) -> Iterator[_Span]:
         owners = list(self._owners(groups, routing.tokens))

@@ -12,7 +12,7 @@ Shape suffixes: N rows (B·T) of one adapter or of the batch, K stacked adapters
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -44,11 +44,7 @@ class PackedLora:
         ):  # of a layer with bias, in bitsandbytes: autograd lets nobody write into it
             y = y.clone()
         self.frozen_rows.measure(groups)
-        update = _Update(self, groups, self._width(x))
-        if torch.is_grad_enabled():
-            return Adapted.apply(x, y, self.plan.anchor, update)  # pyright: ignore[reportReturnType]
-        update.add_to(x, y)
-        return y
+        return with_update(x, y, self.plan, _Update(self, groups, self._width(x)))
 
     def _width(self, x: torch.Tensor) -> int:
         """Return how many rows x_NI has for a row of the batch: T, or 0 where all belong to one adapter."""
@@ -63,28 +59,6 @@ class PackedLora:
         return rows // batch_rows
 
 
-class Update(Protocol):
-    """What adapters add to an output in one pass, forwards and backwards."""
-
-    scales_base: bool
-    """Whether it scales the frozen product too: `gradients` then scales that one's gradient in place."""
-
-    def add_to(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor | None]:
-        """Add it to y in place; return what backward needs."""
-        ...
-
-    def gradients(
-        self,
-        grad_y: torch.Tensor,
-        x: torch.Tensor,
-        saved: list[torch.Tensor | None],
-        *,
-        grad_x_wanted: bool,
-    ) -> torch.Tensor | None:
-        """Add up the adapters' gradients where they are kept; return that of x, if it is wanted."""
-        ...
-
-
 class _Update:
     """What the adapters add to one layer's output in one pass, forwards and backwards."""
 
@@ -96,6 +70,7 @@ class _Update:
         self.width = width
         shapes = [group.layout.shape(self.layer_index) for group in groups]
         self.scales_base = any(shape.has_magnitudes for shape in shapes)
+        """Whether `gradients` scales the frozen product's gradient too, in place."""
 
     def add_to(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor | None]:
         """Add the updates to y in place; return for backward, of each group, A x, the dropout mask, and with
@@ -200,10 +175,7 @@ class _Update:
 
     def _rows(self, tensor: torch.Tensor, group: AdapterGroup) -> torch.Tensor:
         """Return the group's rows as [N, …], or [K, N, …] for stacked adapters."""
-        flat = tensor.view(-1, tensor.shape[-1])
-        if self.width:
-            flat = flat[group.start * self.width : group.stop * self.width]
-        return flat if group.count == 1 else flat.view(group.count, -1, flat.shape[-1])
+        return group.rows(tensor.view(-1, tensor.shape[-1]), self.width)
 
     def _empty_gradient(self, x: torch.Tensor) -> torch.Tensor:
         """Return a tensor like x, zero where no adapter of this layer has rows."""
@@ -212,12 +184,23 @@ class _Update:
         return torch.empty_like(x) if complete else torch.zeros_like(x)
 
 
-class Adapted(torch.autograd.Function):
+def with_update(x: torch.Tensor, y: torch.Tensor, plan: RowPlan, update: Any) -> torch.Tensor:
+    """Return y with what adapters add to it in this pass, in place.
+
+    `update`: of a layer or of fused experts; its `add_to` returns what its `gradients` needs in backward.
+    """
+    if torch.is_grad_enabled():
+        return _Adapted.apply(x, y, plan.anchor, update)  # pyright: ignore[reportReturnType]
+    update.add_to(x, y)
+    return y
+
+
+class _Adapted(torch.autograd.Function):
     """y + updates, in place, as one node of the graph."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, update: "Update"
+        ctx: Any, x: torch.Tensor, y: torch.Tensor, anchor: torch.Tensor, update: Any
     ) -> torch.Tensor:
         ctx.update = update
         ctx.save_for_backward(x, *update.add_to(x, y))

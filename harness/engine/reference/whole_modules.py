@@ -1,8 +1,8 @@
 """Embeddings and head that a run trains whole, beside its adapter: PEFT's `modules_to_save`.
 
-The run has a copy of its own in float32, in its flat tensor; the base's stays what it is. One matrix
-serves all
-rows of a pass, so such a run trains alone. Gradients are written where they belong, as those of A and B are.
+The run has a copy of its own in float32, in its flat tensor; the base's stays what it is. One matrix serves
+all rows of a pass, so such a run trains alone. Gradients are written where they belong, as those of A and B
+are.
 
 Shape suffixes: B rows, T positions, N rows of both or of chosen positions, H hidden, V vocabulary.
 """
@@ -17,7 +17,7 @@ from torch import nn
 from harness.engine.rows import AdapterGroup, RowPlan
 from harness.errors import RequestError
 
-EMBEDDINGS, HEAD = "embed_tokens", "lm_head"
+HEAD = "lm_head"
 
 
 def whole_module(model: Any, part: str) -> tuple[str, Any]:
