@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from analysis.frame import PLACE_KEYS, ROWS, Role, Row, flat_row
+from analysis.frame import ALONE, PLACE_KEYS, ROWS, Role, Row, flat_row
 from analysis.histories import History, read_histories
 from harness.errors import RequestError
 from harness.parsing import Unreadable, read_yaml
 from harness.records.answers import read_answers, samples
-from harness.records.record import RecordError, RunDirectory, read_record
+from harness.records.metrics import COHORT_SHARES
+from harness.records.record import MeasuredIn, RecordError, RunDirectory, RunStatus, read_record
 from harness.records.redact import redact, redact_tree
 from harness.records.scores import read_scores
 from harness.sweeping.state import SweepDirectory, read_state_tree
 
 _NOT_RESULTS = frozenset((*PLACE_KEYS, "wall_seconds", "started_at", "notes", "error"))
 _NOT_STARTED = frozenset({"waiting", "training", "elsewhere"})
+_GROWING = (RunStatus.running, RunStatus.interrupted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +167,7 @@ def assembled(
     problems += unlike
     problems += [f"run {run_id} has no record" for run_id in missing if run_id in ended]
     _place_rows(rows, state)
+    _take_costs(rows, state)
     return SweepData(
         name=state["name"],
         question=redact(state["question"]),
@@ -268,6 +271,19 @@ def _axes(asked: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, ...]
     found = {key: None for trial in state["trials"] for key in trial["point"]}
     space = [key for key in (asked.get("space") or {}) if key in found or not found]
     return tuple(dict.fromkeys([*space, *found]))
+
+
+def _take_costs(rows: Iterable[Row], state: Mapping[str, Any]) -> None:
+    """Give each run what its trial's probe measured, where it had ended before: W&B takes nothing later."""
+    by_id = {row["run_id"]: row for row in rows}
+    for trial in state["trials"]:
+        probe = by_id.get(trial.get("probe"))
+        if probe is None or probe["measured_in"] is not MeasuredIn.probe:
+            continue
+        costs = {f"{ALONE}{name}": probe[name] for name in COHORT_SHARES if name in probe}
+        for run_id in trial["runs"]:
+            if (row := by_id.get(run_id)) is not None and row["status"] not in _GROWING:
+                row |= costs
 
 
 def _place_rows(rows: Iterable[Row], state: Mapping[str, Any]) -> None:

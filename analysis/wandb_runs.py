@@ -11,12 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from analysis.frame import Row, flat_row
+from analysis.frame import ROWS, Role, Row, flat_row
 from analysis.histories import History, curves_of
 from analysis.sources import SweepData, assembled, unique_rows
 from harness.errors import RequestError, near_names
 from harness.parsing import Unreadable, read_json, shaped
 from harness.records.record import Record, RecordError, RunStatus, record_of_tree
+from harness.records.scores import scores_of_tree
 from harness.tracking.wandb_file import WandbHistory, read_wandb_files
 
 _TIMEOUT_SECONDS = 60
@@ -70,7 +71,10 @@ class WandbFiles:
         if SWEEP + name not in self._files:
             raise _no_sweep(str(self.out.absolute()), name, self._files)
         run = self._read(SWEEP + name)
-        return _sweep(run.config, run.summary, self.out, name, self._rows)
+        sweep = _sweep(run.config, run.summary, self.out, name, self._rows)
+        for row in sweep.rows_of(Role.confirmation):
+            row |= _scores(self._read(row["run_id"]).summary)
+        return sweep
 
     def histories(self, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, History]:
         """Return the curves of the runs that have files."""
@@ -161,7 +165,10 @@ class WandbProject:
                     _add(rows, problems, run_id, dict(run.config), _plain(run.summary))
             return rows, problems
 
-        return _sweep(dict(own.config), _plain(own.summary), self.out, name, read)
+        sweep = _sweep(dict(own.config), _plain(own.summary), self.out, name, read)
+        for row in sweep.rows_of(Role.confirmation):
+            row |= _scores(_plain(runs[row["run_id"]].summary))
+        return sweep
 
     def histories(self, run_ids: Iterable[str], metrics: Iterable[str]) -> dict[str, History]:
         """Return the curves of runs, all rows of them."""
@@ -210,6 +217,12 @@ def _add(
         rows.append(flat_row(record_of_tree(summary["record"] | {"config": dict(config)}, run_id)))
     except RecordError as error:
         problems.append(f"{error}; left out")
+
+
+def _scores(summary: Mapping[str, Any]) -> Row:
+    """Return what a row has of the scores of a confirmed run's test rows."""
+    scores = scores_of_tree(summary.get("scores"))
+    return {f"{ROWS}{metric}": of_rows for metric, of_rows in scores.items()}
 
 
 def _sweep(

@@ -151,8 +151,9 @@ def make_sweep(out: Path, runs: int, points: int) -> int:
         run_ids = [
             write(cells[number], seed, "confirmation", number) for seed in CONFIRMATION_SEEDS
         ]
+        values = {"eval/loss": [cells[number].loss] * len(CONFIRMATION_SEEDS)}
         confirmed.append(
-            ConfirmedLine(point=cells[number].point, trial=number, runs=run_ids, values={})
+            ConfirmedLine(point=cells[number].point, trial=number, runs=run_ids, values=values)
         )
     _write_sweep(out, trials, lines, confirmed)
     return len(lines)

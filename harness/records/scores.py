@@ -28,6 +28,25 @@ class RowScores:
     weights: tuple[int, ...]
 
 
+def scores_tree(scores: Mapping[str, RowScores]) -> dict[str, Any]:
+    """Return the scores of one phase as a tree, by metric."""
+    return {
+        metric: {"rows": list(of.rows), "sums": list(of.sums), "weights": list(of.weights)}
+        for metric, of in scores.items()
+        if all(map(math.isfinite, of.sums))
+    }
+
+
+def scores_of_tree(tree: Any) -> dict[str, RowScores]:
+    """Return the scores of one phase by metric; what has another shape is left out."""
+    found = {}
+    for metric, lists in tree.items() if isinstance(tree, dict) else ():
+        line = {"phase": "", "metric": metric} | (lists if isinstance(lists, dict) else {})
+        if _is_line(line):
+            found[metric] = _scores_of(line)
+    return found
+
+
 def keep_scores(path: Path, phase: str, scores: Mapping[str, RowScores]) -> None:
     """Write the scores of one phase in place of any that the phase has left before.
 
@@ -63,9 +82,12 @@ def _read(path: Path) -> dict[tuple[str, str], RowScores]:
         except Unreadable:
             continue
         if _is_line(tree):
-            lists = {name: tuple(tree[name]) for name in ("rows", "sums", "weights")}
-            found[tree["phase"], tree["metric"]] = RowScores(**lists)
+            found[tree["phase"], tree["metric"]] = _scores_of(tree)
     return found
+
+
+def _scores_of(line: Mapping[str, Any]) -> RowScores:
+    return RowScores(**{name: tuple(line[name]) for name in ("rows", "sums", "weights")})
 
 
 def _is_line(tree: Any) -> bool:

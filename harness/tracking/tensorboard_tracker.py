@@ -13,6 +13,7 @@ from harness.records.answers import SAMPLE_COLUMNS, KeptAnswer, samples
 from harness.records.metrics_log import check_metric_names
 from harness.records.record import Record
 from harness.records.redact import redact, redact_tree
+from harness.records.scores import RowScores
 from harness.tracking.final_values import final_values
 
 if TYPE_CHECKING:
@@ -51,7 +52,12 @@ class TensorboardTracker:
     def log_earlier(self, rows: Sequence[Mapping[str, float | None]]) -> None:
         """Leave them: TensorBoard shows all event files of a run as one, and would show these twice."""
 
-    def finish(self, record: Record, answers: Sequence[KeptAnswer]) -> list[str]:
+    def finish(
+        self,
+        record: Record,
+        answers: Sequence[KeptAnswer],
+        scores: Mapping[str, RowScores] | None = None,
+    ) -> list[str]:
         """Write the final values as scalars of the last step, a few answers as text, and close."""
         if self._writer is not None:
             try:

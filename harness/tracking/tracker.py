@@ -7,6 +7,7 @@ from typing import Any, Protocol, assert_never
 from harness.config.schema import TrackerConfig, TrackerName
 from harness.records.answers import KeptAnswer
 from harness.records.record import Record
+from harness.records.scores import RowScores
 from harness.tracking.tensorboard_tracker import TensorboardTracker
 from harness.tracking.wandb_tracker import WandbTracker
 
@@ -22,8 +23,16 @@ class Tracker(Protocol):
         """Mirror what is missing of the rows of an earlier process of this run; call it before `log`."""
         ...
 
-    def finish(self, record: Record, answers: Sequence[KeptAnswer]) -> list[str]:
-        """Mirror what the run came to, end, and return what went wrong, as notes for the record."""
+    def finish(
+        self,
+        record: Record,
+        answers: Sequence[KeptAnswer],
+        scores: Mapping[str, RowScores] | None = None,
+    ) -> list[str]:
+        """Mirror what the run came to, end, and return what went wrong, as notes for the record.
+
+        `scores` of the rows after training, by metric, of a run that others are compared with row by row.
+        """
         ...
 
 
@@ -36,7 +45,12 @@ class NoTracker:
     def log_earlier(self, rows: Sequence[Mapping[str, float | None]]) -> None:
         """Do nothing."""
 
-    def finish(self, record: Record, answers: Sequence[KeptAnswer]) -> list[str]:
+    def finish(
+        self,
+        record: Record,
+        answers: Sequence[KeptAnswer],
+        scores: Mapping[str, RowScores] | None = None,
+    ) -> list[str]:
         """Return no problems."""
         return []
 

@@ -35,7 +35,7 @@ class WandbHistory:
     """What the offline files of one run say."""
 
     run_id: str | None
-    """Run id; Run id; Run id; None where no file is whole enough to say."""
+    """None where no file is whole enough to say."""
     config: dict[str, Any]
     summary: dict[str, Any]
     history: list[dict[str, Any]]
@@ -119,7 +119,8 @@ class _Merged:
                 _update(self.summary, record.summary)
             case "history":
                 row = _row(record.history)
-                self.rows[row["step"]] = row
+                if len(row) > 1:  # else it came with a table, and has no number
+                    self.rows[row["step"]] = row
             case _:  # telemetry, exit codes, requests: nothing that was logged
                 pass
         return True

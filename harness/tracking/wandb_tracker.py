@@ -20,6 +20,7 @@ from harness.records.metrics import METRICS, SERIES
 from harness.records.metrics_log import check_metric_names, plain_number, spell_not_finite
 from harness.records.record import Record, RunStatus, record_tree
 from harness.records.redact import redact, redact_tree
+from harness.records.scores import RowScores, scores_tree
 from harness.tracking.final_values import final_values
 from harness.tracking.wandb_file import has_ended, read_wandb_files
 
@@ -59,6 +60,8 @@ class _Finish:
     record: dict[str, Any]
     """The whole record but its configuration, which W&B has: what `harness report` reads back."""
     samples: list[Sequence[str]]
+    scores: dict[str, Any]
+    """Of the rows after training, by metric; empty where nobody compares them."""
 
 
 @dataclass(slots=True)
@@ -175,7 +178,12 @@ class WandbTracker:
             self._last_step = earlier[-1][0]
             self._put(_Earlier(earlier))
 
-    def finish(self, record: Record, answers: Sequence[KeptAnswer]) -> list[str]:
+    def finish(
+        self,
+        record: Record,
+        answers: Sequence[KeptAnswer],
+        scores: Mapping[str, RowScores] | None = None,
+    ) -> list[str]:
         """End the run and wait until it is written, two minutes at most; return what went wrong."""
         numbers = {name: plain_number(value) for name, value in final_values(record).items()}
         tree = record_tree(record)
@@ -186,6 +194,7 @@ class WandbTracker:
                 values=spell_not_finite(numbers),  # wandb makes a NaN in a summary null
                 record=tree,
                 samples=samples(answers),
+                scores=scores_tree(scores or {}),
             )
         )
         self._ending.set()
@@ -251,6 +260,8 @@ class WandbTracker:
                 run.summary.update(spell_not_finite(self._ends_of(run)))
                 run.summary.update(work.values)
                 run.summary["record"] = work.record
+                if work.scores:
+                    run.summary["scores"] = work.scores
                 # W&B has no place for a metric's unit.
                 run.summary["units"] = {name: METRICS[name].unit for name in sorted(SERIES)}
                 run.summary["status"] = work.status.value

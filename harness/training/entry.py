@@ -40,7 +40,7 @@ from harness.records.record import (
     take_costs,
     write_record,
 )
-from harness.records.scores import keep_scores, read_scores
+from harness.records.scores import RowScores, keep_scores, read_scores
 from harness.tracking import open_tracker
 from harness.training.checkpoint import (
     Progress,
@@ -341,12 +341,20 @@ class RunEntry:
             self.job.notes.append(f"metrics.jsonl lacks its end: {refused.strerror}")
         if status is not RunStatus.interrupted:  # that one will grow again
             make_columns(self.job.directory.metrics, keep=True)
-        for note in self._tracker.finish(record, read_answers(self.job.directory.answers)):
+        answers = read_answers(self.job.directory.answers)
+        for note in self._tracker.finish(record, answers, self._compared_scores()):
             self.note(note)
         write_record(self.job.directory.record, record)
         if self._slot is not None:
             self.shared.detach(self._slot.adapter)
         return record
+
+    def _compared_scores(self) -> dict[str, RowScores]:
+        """Return the scores of a confirmed run's rows after training; no other run is compared by them."""
+        sweep = self._record.provenance.get("sweep") or {}
+        if sweep.get("role") != "confirmation":
+            return {}
+        return read_scores(self.job.directory.scores, "after")
 
     def _tell_skipped(self, progress: Progress) -> None:
         """Say how many steps of a run in float16 have moved nothing."""

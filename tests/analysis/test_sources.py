@@ -310,6 +310,21 @@ def test_runs_have_the_place_that_their_sweep_s_trials_give_them() -> None:
     assert [row["run_id"] for row in confirmed.rows] == ["c1", "c7"]
 
 
+def test_what_a_trial_s_probe_measured_is_a_run_s_cost_where_its_record_is_older() -> None:
+    def read(run_ids: Sequence[str]) -> tuple[list[Row], list[str]]:
+        found = rows(*(Run(run_id=each, loss=1.0) for each in run_ids))
+        for row in found:
+            if row["run_id"] == "p":
+                row |= {"measured_in": MeasuredIn.probe, "throughput/step_ms": 40.0}
+            if row["run_id"] == "both":
+                row |= {"status": RunStatus.interrupted}
+        return found, []
+
+    sweep = assembled(state_of(), {}, Path(), read)
+    costs = {row["run_id"]: row.get("alone.throughput/step_ms") for row in sweep.rows}
+    assert costs == dict.fromkeys(costs) | {"s0": 40.0}  # `both` will take it when it ends
+
+
 @pytest.mark.parametrize(("of", "trial"), [("s", 1), ("other", None)])
 def test_a_clone_has_the_trial_that_its_own_record_names(of: str, trial: int | None) -> None:
     def read(run_ids: Sequence[str]) -> tuple[list[Row], list[str]]:

@@ -15,6 +15,7 @@ from analysis.wandb_runs import WandbFiles, WandbProject
 from harness.cli.main import dispatch
 from harness.config.schema import TrackerConfig, TrackerName
 from harness.records.record import RunDirectory, RunStatus, read_metrics, read_record, record_tree
+from harness.records.scores import RowScores, keep_scores, read_scores, scores_tree
 from harness.sweeping.state import SweepDirectory, read_state, state_tree
 from harness.tracking import open_tracker
 from harness.tracking.sweep_mirror import SweepResult, mirror_sweep
@@ -53,7 +54,15 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small finished sweep on disk."""
     out = tmp_path_factory.mktemp("small") / "out"
     save_sweep(out, of_one_rank())
+    for number, run in enumerate(runs_of(out)):
+        if read_record(run.record).provenance["sweep"]["role"] == "confirmation":
+            matches = tuple(float(row < 5 + number) for row in range(20))
+            keep_scores(run.scores, "after", {"eval/exact_match": scored(matches)})
     return out
+
+
+def scored(sums: tuple[float, ...]) -> RowScores:
+    return RowScores(rows=tuple(range(len(sums))), sums=sums, weights=(1,) * len(sums))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +107,7 @@ def test_offline_files_alone_give_the_same_tables_and_figures(
         for row in read_metrics(run.metrics).rows:
             step = int(row.pop("step") or 0)
             tracker.log(step, row)
-        assert tracker.finish(record, []) == []
+        assert tracker.finish(record, [], read_scores(run.scores, "after")) == []
     result = SweepResult(
         name="small",
         asked=asked(out),
@@ -120,7 +129,8 @@ def test_a_project_online_gives_the_same_tables_and_figures(
         record = read_record(run.record)
         tree = record_tree(record)
         config = tree.pop("config")
-        summary = {"status": record.status.value, "record": tree}
+        scores = scores_tree(read_scores(run.scores, "after"))
+        summary = {"status": record.status.value, "record": tree, "scores": scores}
         rows = finite(read_metrics(run.metrics).rows)
         held.append(
             HeldRun(

@@ -3,7 +3,13 @@
 import json
 from pathlib import Path
 
-from harness.records.scores import RowScores, keep_scores, read_scores
+from harness.records.scores import (
+    RowScores,
+    keep_scores,
+    read_scores,
+    scores_of_tree,
+    scores_tree,
+)
 
 LOSS = RowScores(rows=(0, 2), sums=(1.5, 0.25), weights=(3, 1))
 MATCH = RowScores(rows=(0, 1), sums=(1.0, 0.0), weights=(1, 1))
@@ -42,3 +48,13 @@ def test_a_metric_that_is_no_number_is_not_kept(tmp_path: Path) -> None:
     lost = RowScores(rows=(0, 1), sums=(float("nan"), 1.0), weights=(1, 1))
     keep_scores(path, "after", {"eval/loss": lost, "eval/exact_match": MATCH})
     assert read_scores(path, "after") == {"eval/exact_match": MATCH}
+
+
+def test_scores_are_a_tree_and_back_and_what_has_another_shape_is_left_out() -> None:
+    lost = RowScores(rows=(0,), sums=(float("inf"),), weights=(1,))
+    tree = scores_tree({"eval/loss": LOSS, "eval/exact_match": MATCH, "eval/lost": lost})
+    assert json.loads(json.dumps(tree)) == tree
+    assert scores_of_tree(tree) == {"eval/loss": LOSS, "eval/exact_match": MATCH}
+    wrong = [{"rows": [0]}, {"rows": [0], "sums": ["x"], "weights": [1]}, [], None]
+    assert scores_of_tree(dict(zip("abcd", wrong, strict=True)) | tree) == scores_of_tree(tree)
+    assert scores_of_tree([]) == scores_of_tree(None) == {}
