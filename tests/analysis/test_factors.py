@@ -81,5 +81,5 @@ def test_numbers_are_no_truth_values(values: tuple[object, ...], numeric: bool) 
 
 def test_levels_are_in_order_a_missing_one_first() -> None:
     given = of("b", 10, None, 2, "a", 2, True, 1.5)
-    assert levels(X, given) == [None, 1.5, 2, 10, "a", "b", True]
+    assert levels(X, given) == [None, True, 1.5, 2, 10, "a", "b"]
     assert levels(X, []) == []

@@ -178,10 +178,9 @@ def test_a_spelled_choice_is_the_value_that_it_stands_for(text: str, value: obje
     [
         ({"lora.rank": 4, "lora.alpha": 6.0}, 6.0, 1.5),
         ({"lora.rank": 4, "lora.alpha_over_rank": 2}, 8.0, 2.0),
-        ({"lora.rank": 4, "lora.alpha": 6.0, "lora.alpha_over_rank": 0.5}, 2.0, 0.5),
         ({"lora.rank": 4}, None, None),
-        ({"lora.rank": 0, "lora.alpha": 6.0}, None, None),
-        ({"lora.alpha": 6.0}, None, None),
+        ({"lora.rank": 0, "lora.alpha": 6.0}, 6.0, None),
+        ({"lora.alpha": 6.0}, 6.0, None),
         ({"lora.alpha_over_rank": 2.0}, None, 2.0),
     ],
 )

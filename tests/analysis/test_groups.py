@@ -90,9 +90,9 @@ def test_contents_differ_only_where_every_run_names_them() -> None:
     [
         ({}, [2, 8]),
         ({"role": Role.search}, [8]),
-        ({"seeds": (1,)}, [8]),
+        ({"where": {"seed": (1,)}}, [8]),
         ({"where": {"lora.rank": (2, 4)}}, [2]),
-        ({"where": {"lora.rank": (2, 4)}, "seeds": (0,)}, [2]),
+        ({"where": {"lora.rank": (2, 4), "seed": (0,)}}, [2]),
     ],
 )
 def test_who_is_let_in(options: dict[str, Any], ranks: list[int]) -> None:
@@ -106,7 +106,6 @@ def test_who_is_let_in(options: dict[str, Any], ranks: list[int]) -> None:
     ("options", "said"),
     [
         ({"role": Role.confirmation}, "none of 1 runs of the role confirmation is let in"),
-        ({"seeds": (5,)}, r"none of 1 runs is let in and seeds=\(5,\)"),
         ({"where": {"seed": (5,)}}, r"none of 1 runs is let in by where=\{'seed': \(5,\)\}"),
     ],
 )
