@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from analysis.frame import ALONE, PLACE_KEYS, ROWS, Role, Row, flat_row
+from analysis.frame import ALONE, PLACE_KEYS, ROWS, Role, Row, cost_key, flat_row
 from analysis.histories import History, read_histories
 from harness.errors import RequestError
 from harness.parsing import Unreadable, read_yaml
@@ -22,6 +22,7 @@ from harness.sweeping.state import SweepDirectory, read_state_tree
 _NOT_RESULTS = frozenset((*PLACE_KEYS, "wall_seconds", "started_at", "notes", "error"))
 _NOT_STARTED = frozenset({"waiting", "training", "elsewhere"})
 _GROWING = (RunStatus.running, RunStatus.interrupted)
+_STEP_ALONE = f"{ALONE}throughput/step_ms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +168,7 @@ def assembled(
     problems += unlike
     problems += [f"run {run_id} has no record" for run_id in missing if run_id in ended]
     _place_rows(rows, state)
-    _take_costs(rows, state)
+    _take_costs(rows)
     return SweepData(
         name=state["name"],
         question=redact(state["question"]),
@@ -273,17 +274,18 @@ def _axes(asked: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[str, ...]
     return tuple(dict.fromkeys([*space, *found]))
 
 
-def _take_costs(rows: Iterable[Row], state: Mapping[str, Any]) -> None:
-    """Give each run what its trial's probe measured, where it had ended before: W&B takes nothing later."""
-    by_id = {row["run_id"]: row for row in rows}
-    for trial in state["trials"]:
-        probe = by_id.get(trial.get("probe"))
-        if probe is None or probe["measured_in"] is not MeasuredIn.probe:
-            continue
-        costs = {f"{ALONE}{name}": probe[name] for name in COHORT_SHARES if name in probe}
-        for run_id in trial["runs"]:
-            if (row := by_id.get(run_id)) is not None and row["status"] not in _GROWING:
-                row |= costs
+def _take_costs(rows: Sequence[Row]) -> None:
+    """Give each run what a probe of its cost measured, where W&B's file of it had its end before."""
+    probes = [row for row in rows if row["measured_in"] is MeasuredIn.probe]
+    costs = {
+        cost_key(row): {f"{ALONE}{name}": row[name] for name in COHORT_SHARES if name in row}
+        for row in probes
+        if row["status"] is RunStatus.completed
+    }
+    for row in rows if costs else ():
+        known = row["measured_in"] is MeasuredIn.probe or _STEP_ALONE in row
+        if not known and row["status"] not in _GROWING:
+            row |= costs.get(cost_key(row), {})
 
 
 def _place_rows(rows: Iterable[Row], state: Mapping[str, Any]) -> None:

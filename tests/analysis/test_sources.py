@@ -310,19 +310,24 @@ def test_runs_have_the_place_that_their_sweep_s_trials_give_them() -> None:
     assert [row["run_id"] for row in confirmed.rows] == ["c1", "c7"]
 
 
-def test_what_a_trial_s_probe_measured_is_a_run_s_cost_where_its_record_is_older() -> None:
+def test_what_a_probe_measured_is_the_cost_of_runs_like_it_whose_records_are_older() -> None:
+    of_probe = {"measured_in": MeasuredIn.probe, "throughput/step_ms": 40.0}
+    changes: dict[str, Row] = {
+        "p": of_probe,
+        "both": {"status": RunStatus.interrupted},  # takes it when it ends
+        "c1": {"lora.rank": 64},  # costs something else
+        "c7": {"alone.throughput/step_ms": 39.0},  # has its own
+        "s1": {"optim.lr": 3e-3},  # costs the same
+    }
+
     def read(run_ids: Sequence[str]) -> tuple[list[Row], list[str]]:
         found = rows(*(Run(run_id=each, loss=1.0) for each in run_ids))
-        for row in found:
-            if row["run_id"] == "p":
-                row |= {"measured_in": MeasuredIn.probe, "throughput/step_ms": 40.0}
-            if row["run_id"] == "both":
-                row |= {"status": RunStatus.interrupted}
-        return found, []
+        return [row | changes.get(row["run_id"], {}) for row in found], []
 
     sweep = assembled(state_of(), {}, Path(), read)
     costs = {row["run_id"]: row.get("alone.throughput/step_ms") for row in sweep.rows}
-    assert costs == dict.fromkeys(costs) | {"s0": 40.0}  # `both` will take it when it ends
+    known = {"s0": 40.0, "s1": 40.0, "clone": 40.0, "c7": 39.0}
+    assert costs == dict.fromkeys(costs) | known
 
 
 @pytest.mark.parametrize(("of", "trial"), [("s", 1), ("other", None)])
