@@ -39,6 +39,7 @@ def test_a_hangup_that_is_ignored_stays_so() -> None:
 LEAVING = """
 import os, signal, sys
 from harness.training.stop import stop_on_signals
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the suite may run under nohup
 with stop_on_signals() as stop:
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))
     places = [os.path.realpath(f"/proc/self/fd/{number}") for number in (0, 1, 2)]
