@@ -175,7 +175,11 @@ def _record(
 ) -> Record:
     loss = cell.loss + draw.gauss(0, 0.02)
     adapter = 58_368 * cell.rank
-    scores = {"eval/loss": loss, "eval/perplexity": math.exp(loss), "eval/exact_match": 1 / loss}
+    scores = {
+        "eval/loss": loss,
+        "eval/perplexity": math.exp(loss),
+        "eval/exact_match": math.exp(-loss),
+    }
     evals = {k: Estimate(value=v, standard_error=0.01, n=200) for k, v in scores.items()}
     return Record(
         run_id=f"{cell.format}-r{cell.rank}-lr{cell.lr}-s{seed}",

@@ -163,6 +163,22 @@ def test_without_its_rows_a_share_has_an_interval_from_its_errors() -> None:
     assert share_interval(found, LOSS) is None
 
 
+@pytest.mark.parametrize("value", [1.25, -0.25])
+def test_what_is_no_share_has_the_interval_of_any_mean(value: float) -> None:
+    found = scored(*TABLE)
+    for row in found:
+        row |= {f"after.{MATCH}.standard_error": 0.2, f"after.{MATCH}.n": 5}
+    assert share_interval(found, MATCH) is not None
+    found[1][f"after.{MATCH}"] = value
+    assert share_interval(found, MATCH) is None
+    _, (cell,), _ = metric_column(MATCH, grouped(spec(columns=(MATCH,)), found))
+    assert cell.interval is not None
+    low, high = cell.interval.low, cell.interval.high
+    assert low is not None
+    assert high is not None
+    assert low <= cell.interval.mean <= high
+
+
 @pytest.mark.parametrize(
     ("name", "share"),
     [
