@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import wandb
 
+from harness.config.schema import TrackerConfig, TrackerName
+from harness.records.answers import KeptAnswer
+from harness.records.record import Record, RunStatus
+from harness.tracking import open_tracker
 from harness.tracking.wandb_file import WandbHistory, has_ended, read_wandb_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -148,6 +152,19 @@ def test_files_of_a_resumed_run_merge_and_the_later_row_stands(tmp_path: Path) -
     back = read_wandb_run(tmp_path)
     assert len(back.history) == 8
     assert [problem for problem in back.problems if "is not of run r1; left out" in problem]
+
+
+def test_a_run_that_ended_before_its_first_step_has_answers_and_no_row(tmp_path: Path) -> None:
+    config = TrackerConfig(name=TrackerName.wandb_offline)
+    tracker = open_tracker(config, run_id="r1", directory=tmp_path, config_tree={})
+    answer = KeptAnswer(phase="before", step=0, row=0, prompt="p", reference="r", answer="a")
+    record = Record(run_id="r1", status=RunStatus.interrupted, config={})
+    assert tracker.finish(record, [answer]) == []
+    back = read_wandb_run(tmp_path)
+    assert back.problems == []
+    assert back.history == []
+    assert back.summary["status"] == "interrupted"
+    assert list(tmp_path.rglob("samples_*.table.json"))
 
 
 def test_not_finite_values_come_back(tmp_path: Path) -> None:
