@@ -79,6 +79,12 @@ _FORMS = re.compile(
         )
     )
 )
+_OPENINGS = (
+    *("-----BEGIN ", "hf_", "api_org_", "wandb_v", "local-", "sk-", "sk_", "glpat-", "pypi-"),
+    *("ghp_", "gho_", "ghs_", "ghu_", "ghr_", "github_pat_", "AKIA", "ASIA", "AIza", "npm_"),
+    *("ya29.", "xox", "xapp-", "eyJ"),
+)
+"""What one of the forms begins with: a text that holds none has no credential, and is read much faster."""
 _IN_CONTEXT = (
     # scheme://user:password@host up to the last @, since a password may have one (what begins as a port is
     # none), and a long user name alone (a token) over http; ssh://git@ survives. A path has one slash of two.
@@ -113,7 +119,8 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
     """
     for value in _environment_secrets(os.environ if environ is None else environ):
         text = text.replace(value, REDACTED)
-    text = _FORMS.sub(REDACTED, text)
+    if _may_have_form(text):
+        text = _FORMS.sub(REDACTED, text)
     for pattern in _IN_CONTEXT:
         text = pattern.sub(lambda match: match["keep"] + REDACTED, text)
     return _redact_pairs(text)
@@ -153,7 +160,13 @@ def _cut(text: str, limit: int) -> str:
 def looks_like_a_key(text: str, environ: Mapping[str, str] | None = None) -> bool:
     """Whether a text holds what is a credential by its form, or the value of a secret variable."""
     values = _environment_secrets(os.environ if environ is None else environ)
-    return _FORMS.search(text) is not None or any(value in text for value in values)
+    if any(value in text for value in values):
+        return True
+    return _may_have_form(text) and _FORMS.search(text) is not None
+
+
+def _may_have_form(text: str) -> bool:
+    return any(opening in text for opening in _OPENINGS)
 
 
 def redact_tree(tree: Any, environ: Mapping[str, str] | None = None) -> Any:

@@ -9,6 +9,7 @@ from harness.config.compose import compose_run
 from harness.config.schema import OptimizerName, RunConfig, Schedule
 from harness.data.prepare import prepare_data
 from harness.errors import RequestError
+from harness.plan import subject
 from harness.plan.batch import largest_micro_batch
 from harness.plan.prediction import BatchSize
 from harness.plan.probe import PROBE_STEPS, cost_key, probe_config
@@ -36,9 +37,12 @@ def test_of_a_shape_the_micro_batch_is_stated(config: RunConfig) -> None:
     assert some.predict().peak_bytes < found.predict().peak_bytes < found.predict(2).peak_bytes
 
 
-def test_of_data_at_hand_it_is_the_largest_of_its_rows(config: RunConfig, tmp_path: Path) -> None:
+def test_of_data_at_hand_it_is_the_largest_of_its_rows(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoTokenizer
 
+    monkeypatch.setattr(subject, "_prepared", {})  # a plan before may have read the same data
     found = subject_of(config, PlanSettings())
     assert (found.device, found.batch_source) == ("cpu", "the largest of rule")
     source = found.model.shared.base.source
