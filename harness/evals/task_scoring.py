@@ -9,10 +9,11 @@ import io
 import logging
 import math
 import random
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import EvalConfig
@@ -291,7 +292,7 @@ def _quiet() -> Iterator[None]:
 
     tqdm.tqdm.__init__ = silent  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _nltk_heard():
             yield
     finally:
         tqdm.tqdm.__init__ = made
@@ -299,6 +300,21 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
         if bars:
             datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _nltk_heard() -> Iterator[None]:
+    """Let nltk say what it cannot fetch to stderr as it is now, not as it was at its import."""
+    nltk: Any = sys.modules.get("nltk")
+    if nltk is None:
+        yield
+        return
+    download = nltk.download
+    nltk.download = partial(download, print_error_to=sys.stderr)
+    try:
+        yield
+    finally:
+        nltk.download = download
 
 
 @contextlib.contextmanager

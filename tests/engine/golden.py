@@ -6,7 +6,7 @@ gradients, evaluations and the bytes of the adapter are compared with those in g
 the file: only where a change is meant to change numbers, in the same commit.
 
 The bits are those of one kind of processor and one release of torch; elsewhere the numbers are compared
-within `ELSEWHERE`.
+within `tolerance`.
 """
 
 import argparse
@@ -57,8 +57,9 @@ from tests.commands.forked import Command
 from tests.training.side_by_side import SideBySide
 
 GOLDEN = Path(__file__).with_name("golden.json")
-ELSEWHERE = 5e-3
-"""Largest difference, relative, on another processor: kernels that sum in another order, after six steps."""
+ELSEWHERE, ELSEWHERE_BFLOAT16 = 5e-3, 3e-2
+"""Largest difference, relative, on another processor: kernels that sum in another order, after six steps; in
+bfloat16, where a sum is rounded to 8 bits, on processors that multiply tiles of it at once."""
 
 Numbers = dict[str, Any]
 
@@ -219,19 +220,26 @@ def _eight(shared: SharedBase, quant: QuantConfig, directory: Path) -> Iterator[
 # Before and now -----------------------------------------------------------------------------------
 
 
-def differences(before: Numbers, now: Numbers, *, to_the_bit: bool) -> list[str]:
-    """Return a line for each number that is not as it was."""
+def differences(before: Numbers, now: Numbers, within: float) -> list[str]:
+    """Return a line for each number that is not as it was, within a relative difference; 0: to the bit."""
     one, other = dict(_flat(before)), dict(_flat(now))
     lines = [f"{key}: only on one side" for key in one.keys() ^ other.keys()]
     for key in one.keys() & other.keys():
         was, is_ = one[key], other[key]
-        if to_the_bit or not isinstance(was, float):
-            same = was == is_ or (not to_the_bit and key.endswith("adapter"))
+        if within == 0 or not isinstance(was, float):
+            same = was == is_ or (within > 0 and key.endswith("adapter"))
         else:
-            same = abs(was - is_) <= ELSEWHERE * abs(was)
+            same = abs(was - is_) <= within * abs(was)
         if not same:
             lines.append(f"{key}: {was!r} before, {is_!r} now")
     return sorted(lines)
+
+
+def tolerance(name: str, there: dict[str, str]) -> float:
+    """Return how far the numbers of a run may be from those of `there`, another processor or torch."""
+    if there == machine():
+        return 0.0
+    return ELSEWHERE_BFLOAT16 if "bfloat16" in name else ELSEWHERE
 
 
 def _flat(numbers: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -260,23 +268,23 @@ def main() -> None:
     golden = (
         json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"machine": machine(), "runs": {}}
     )
-    to_the_bit = golden["machine"] == machine()
     found: dict[str, Numbers] = {}
     with tempfile.TemporaryDirectory() as work:
         for name, run in chosen.items():
             found[name] = run(Path(work, name.replace(" ", "_")))
-            _show(name, golden["runs"].get(name), found[name], to_the_bit=to_the_bit)
+            within = tolerance(name, golden["machine"])
+            _show(name, golden["runs"].get(name), found[name], within)
     if options.write:
         kept = {"machine": machine(), "runs": golden["runs"] | found}
         GOLDEN.write_text(json.dumps(kept, indent=1) + "\n")
 
 
-def _show(name: str, before: Numbers | None, now: Numbers, *, to_the_bit: bool) -> None:
+def _show(name: str, before: Numbers | None, now: Numbers, within: float) -> None:
     if before is None:
         verdict = "new"
     else:
-        different = differences(before, now, to_the_bit=to_the_bit)
-        same = "the same bits" if to_the_bit else f"within {ELSEWHERE} (another processor or torch)"
+        different = differences(before, now, within)
+        same = f"within {within} (another processor or torch)" if within else "the same bits"
         verdict = f"{len(different)} numbers differ" if different else same
     for when, numbers in (("before", before), ("now", now)):
         one = numbers and numbers.get("run 0", numbers)

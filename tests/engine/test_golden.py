@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.golden import GOLDEN, Numbers, differences, machine, runs
+from tests.engine.golden import GOLDEN, Numbers, differences, runs, tolerance
 
 GOLDEN_RUNS = json.loads(GOLDEN.read_text())
 
@@ -14,5 +14,5 @@ GOLDEN_RUNS = json.loads(GOLDEN.read_text())
 @pytest.mark.parametrize("name", GOLDEN_RUNS["runs"])
 def test_a_run_gives_the_numbers_that_it_gave(name: str, tmp_path: Path) -> None:
     run: Callable[[Path], Numbers] = runs()[name]
-    to_the_bit = GOLDEN_RUNS["machine"] == machine()
-    assert not differences(GOLDEN_RUNS["runs"][name], run(tmp_path), to_the_bit=to_the_bit)
+    within = tolerance(name, GOLDEN_RUNS["machine"])
+    assert not differences(GOLDEN_RUNS["runs"][name], run(tmp_path), within)

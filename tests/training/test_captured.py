@@ -60,7 +60,7 @@ def unlike_runs(shared: SharedBase, make_job: MakeJob, prefix: str, count: int =
                 target_modules=targets[i],
             ),
             optim={
-                "lr": (5e-3, 1e-3, 2e-3, 8e-3, 5e-3)[i],
+                "lr": (1e-3, 2e-4, 4e-4, 1.6e-3, 1e-3)[i],
                 "steps": STEPS + (i % 3),
                 "micro_batch_size": (4, 2, 1, 4, 2)[i],
                 "weight_decay": (0.0, 0.1, 0.0, 0.0, 0.01)[i],
