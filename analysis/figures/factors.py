@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.cells import MISSING
-from analysis.frame import Row, is_config_key, is_without_effect, value_of
+from analysis.frame import FULL_FINE_TUNING, Row, is_config_key, is_without_effect, value_of
 from analysis.groups import sort_key
 
 
@@ -82,7 +82,8 @@ _LOGARITHMIC = ("batch_size", "max_length", "steps", "dim", "size")
 def varying_factors(rows: Sequence[Row]) -> list[Factor]:
     """Return what differs among rows besides the seed and what has no effect, known factors first.
 
-    Alpha counts where it was chosen: a fixed `lora.alpha_over_rank` under several ranks is no choice.
+    Alpha counts where it was chosen: a fixed `lora.alpha_over_rank` under several ranks is no choice. What
+    full fine-tuning lacks, and all adapters have alike, is no choice beside `lora.method`.
     """
     varying = {key for key in _keys_of(rows) if _differs(rows, key)}
     found = [factor for factor in KNOWN if varying & set(factor.keys)]
@@ -91,8 +92,9 @@ def varying_factors(rows: Sequence[Row]) -> list[Factor]:
 
 
 def _differs(rows: Sequence[Row], key: str) -> bool:
-    first = rows[0].get(key)
-    return any(row.get(key) != first for row in rows)
+    if key.startswith("lora.") and key != "lora.method":
+        rows = [row for row in rows if row.get("lora.method") != FULL_FINE_TUNING]
+    return any(row.get(key) != rows[0].get(key) for row in rows)
 
 
 def _keys_of(rows: Sequence[Row]) -> list[str]:

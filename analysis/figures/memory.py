@@ -25,6 +25,8 @@ from harness.plan.probe import costs_nothing
 from harness.records.metrics import MEMORY_PARTS, METRICS, memory_part_name
 
 MAX_BARS = 16
+PLAIN = ("format", "lora.method", "lora.target_modules")
+"""Factors whose values say what they are."""
 
 
 def memory_by_parts(rows: Sequence[Row], *, width: Width = Width.one_column) -> Drawing:
@@ -63,7 +65,7 @@ def draw_parts(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
     """Draw label -> part -> bytes as stacked bars, the first on top."""
     scale, unit = bytes_unit(max(sum(parts.values()) for parts in bars.values()))
     left = [0.0] * len(bars)
-    shown = [part for part in MEMORY_PARTS if any(part in parts for parts in bars.values())]
+    shown = [part for part in MEMORY_PARTS if any(parts.get(part) for parts in bars.values())]
     for index, part in enumerate(shown):
         lengths = [parts.get(part, 0.0) / scale for parts in bars.values()]
         axes.barh(
@@ -143,16 +145,19 @@ def labelled_by_cost(cells: Sequence[Cell]) -> list[tuple[str, Cell]]:
     def place(cell: Cell) -> list[int]:
         return [rank[f.name].index(repr(cell.setting(f))) for f in factors]
 
-    return [
-        (", ".join(setting_text(factor, cell) for factor in factors) or "every run", cell)
-        for cell in sorted(cells, key=place)
-    ]
+    def label(cell: Cell) -> str:
+        given = [
+            f for f in factors if cell.setting(f) not in (None, "lora")
+        ]  # the method is the rule
+        return ", ".join(dict.fromkeys(setting_text(f, cell) for f in given)) or "every run"
+
+    return [(label(cell), cell) for cell in sorted(cells, key=place)]
 
 
 def setting_text(factor: Factor, cell: Cell) -> str:
     """Print a cell's setting as part of a label: `nf4`, `r=8`, `lr=0.005`."""
     text = printed(cell.setting(factor))
-    short: dict[str, Any] = {"format": text, "lora.target_modules": text, "lora.rank": f"r={text}"}
+    short: dict[str, Any] = {"lora.rank": f"r={text}"} | dict.fromkeys(PLAIN, text)
     return short.get(factor.name, f"{factor.name.rpartition('.')[2]}={text}")
 
 

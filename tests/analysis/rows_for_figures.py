@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.frame import Row, flat_row
+from harness.config.compose import compose_run, config_tree
 from harness.records.record import Estimate, MeasuredIn, Record, RunStatus
 
 PARTS = ("base", "quant_constants", "adapter", "gradient", "optimizer", "activation")
@@ -86,6 +87,22 @@ class Run:
             wall_seconds=2.0,
             error=self.error,
         )
+
+
+def asked(*requests: list[str], **measured: float) -> list[Row]:
+    """Return the rows of runs of the embedded base in float32, by what was asked for, with all its keys."""
+    return [
+        flat_row(
+            Record(
+                run_id="-".join(words),
+                status=RunStatus.completed,
+                config=config_tree(compose_run(["quant=none", "optim.steps=4", *words])),
+                metrics=dict(measured),
+                measured_in=MeasuredIn.solo,
+            )
+        )
+        for words in requests
+    ]
 
 
 def rows(*runs: Run) -> list[Row]:

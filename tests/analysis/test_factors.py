@@ -17,7 +17,7 @@ from analysis.figures.factors import (
     varying_factors,
 )
 from analysis.frame import Row
-from tests.analysis.rows_for_figures import Run, rows
+from tests.analysis.rows_for_figures import Run, asked, rows
 
 
 def test_known_factors_come_first_and_what_has_no_effect_is_none() -> None:
@@ -45,6 +45,14 @@ def test_a_key_that_one_row_lacks_varies() -> None:
     one["data.rows"] = 5
     assert [factor.name for factor in varying_factors([one, other])] == ["data.rows"]
     assert [factor.name for factor in varying_factors([other, one])] == ["data.rows"]
+
+
+def test_what_full_fine_tuning_lacks_and_all_adapters_have_alike_is_no_choice() -> None:
+    full, few, many = asked(["lora=none"], ["lora.rank=4"], ["lora.rank=16"])
+    assert full["lora.dropout"] is None is not few["lora.dropout"]
+    assert [factor.name for factor in varying_factors([full, few])] == ["lora.method"]
+    assert [f.name for f in varying_factors([few, full, many])] == ["lora.rank", "lora.method"]
+    assert varying_factors([full, full]) == []
 
 
 def test_a_factor_s_value_is_what_its_keys_spell() -> None:

@@ -34,6 +34,7 @@ from analysis.figures.style import (
     Look,
     Width,
     figure_style,
+    fix_layout,
     legend_above,
     line_look,
     svg_text,
@@ -43,7 +44,7 @@ from analysis.figures.targets import targets_at_equal_budget
 from analysis.figures.trade_off import quality_against_memory
 from analysis.histories import History
 from harness.records.record import MeasuredIn, RunStatus
-from tests.analysis.rows_for_figures import Run, rows
+from tests.analysis.rows_for_figures import Run, asked, rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOSS = "eval/loss"
@@ -257,6 +258,20 @@ def test_memory_is_stacked_by_part_and_settings_that_change_nothing_share_a_bar(
     widths = np.array([[patch.get_width() for patch in bar] for bar in bars])
     np.testing.assert_allclose(widths.sum(axis=0), [22.5, 92.5])
     assert axes.get_xlabel() == "memory (KiB)"
+
+
+@pytest.mark.parametrize("width", Width)
+def test_beside_full_fine_tuning_bars_are_named_by_what_was_chosen_and_fit(
+    width: Width, recwarn: pytest.WarningsRecorder
+) -> None:
+    requests = ["lora=none"], ["lora.rank=4"], ["lora.rank=16", "lora.target_modules=[q_proj]"]
+    found = asked(*requests, **{"memory/base_bytes": 5e6, "memory/adapter_bytes": 1e6})
+    figure = drawn(memory_by_parts(found, width=width))
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert sorted(names) == ["full fine-tuning", "r=16, q_proj", "r=4, all_linear"]
+    fix_layout(figure)
+    assert not recwarn.list
+    assert figure.axes[0].get_tightbbox().x0 >= 0
 
 
 @pytest.mark.parametrize("order", [1, -1])
