@@ -1,5 +1,6 @@
 # Everything from a fresh machine with Python >= 3.11, git and make: each target installs what it needs first.
 PYTHON ?= python3
+export PYTHONDONTWRITEBYTECODE := # what is compiled once is not compiled again by each process of the suite
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help

@@ -183,12 +183,25 @@ def weights() -> dict[str, Matrix]:
     }
 
 
+@pytest.fixture(scope="module", params=FORMATS, ids=name)
+def rounded(
+    request: pytest.FixtureRequest, weights: dict[str, Matrix]
+) -> tuple[QuantConfig, dict[str, list[torch.Tensor]]]:
+    """A format, and what it may make of each layer's weight."""
+    quant, leans = request.param, list(product((-1, 1), repeat=3))
+    possible = {
+        layer: [torch.from_numpy(decoded(weight, quant, *lean)) for lean in leans]
+        for layer, weight in weights.items()
+    }
+    return quant, possible
+
+
 @pytest.mark.parametrize("compute", FloatType)
-@pytest.mark.parametrize("quant", FORMATS, ids=name)
 def test_a_layer_acts_with_the_weight_that_its_format_describes(
-    weights: dict[str, Matrix], quant: QuantConfig, compute: FloatType
+    rounded: tuple[QuantConfig, dict[str, list[torch.Tensor]]], compute: FloatType
 ) -> None:
     """To a few float32 units in the last place of the largest weight; in bfloat16 it is rounded once."""
+    quant, possible = rounded
     dtype = getattr(torch, compute.value)
     base = freeze(one_block_model(), replace(quant, compute_dtype=compute), torch.device("cpu"))
     generator = torch.Generator().manual_seed(3)
@@ -196,20 +209,18 @@ def test_a_layer_acts_with_the_weight_that_its_format_describes(
     # Of 8-bit constants near their mean bitsandbytes sometimes misses the nearest level by one: 2e-5 of
     # the largest, where a level next to the largest is 1e-2 away.
     missed = 2e-5 if quant.double_quant else 0.0
-    for layer, weight in weights.items():
+    for layer, weights in possible.items():
         linear = base.model.get_submodule(f"model.layers.0.{layer}")
-        possible = [
-            torch.from_numpy(decoded(weight, quant, *leans)) for leans in product((-1, 1), repeat=3)
-        ]
+        outputs, inputs = weights[0].shape
         with torch.no_grad():
-            acted = linear(torch.eye(weight.shape[1], dtype=dtype)).T.double()
-        expected = nearest_to(possible, acted)
+            acted = linear(torch.eye(inputs, dtype=dtype)).T.double()
+        expected = nearest_to(weights, acted)
         largest = expected.abs().max()
         tolerance = unit / 2 * expected.abs() + (4 * last_place + missed) * largest
         assert ((acted - expected).abs() <= tolerance).all()
 
-        x = torch.randn(3, weight.shape[1], generator=generator).to(dtype).requires_grad_()
-        of_y = torch.randn(3, weight.shape[0], generator=generator).to(dtype)
+        x = torch.randn(3, inputs, generator=generator).to(dtype).requires_grad_()
+        of_y = torch.randn(3, outputs, generator=generator).to(dtype)
         (gradient,) = torch.autograd.grad(linear(x), x, of_y)
         by_hand = of_y.double() @ expected
         bound = of_y.double().abs().sum(dim=1, keepdim=True) * largest

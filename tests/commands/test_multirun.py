@@ -31,15 +31,13 @@ def files_below(directory: Path) -> list[Path]:
 def test_every_combination_is_trained_once_and_the_file_it_leaves_asks_the_same(
     words, tmp_path, capsys
 ):
-    several = ["lora.rank=1,2", "optim.lr=1e-3,1e-2", "seed=0,3"]
+    several = ["lora.rank=1,2", "optim.lr=1e-3,1e-2"]
     assert dispatch([*words, *several]) == 0
     records, problems = read_records(tmp_path / "out")
     assert not problems
     asked = [record for record in records if record.measured_in is not MeasuredIn.probe]
-    trained = sorted(
-        (r.config["lora"]["rank"], r.config["optim"]["lr"], r.config["seed"]) for r in asked
-    )
-    assert trained == sorted(itertools.product((1, 2), (1e-3, 1e-2), (0, 3)))
+    trained = sorted((r.config["lora"]["rank"], r.config["optim"]["lr"]) for r in asked)
+    assert trained == sorted(itertools.product((1, 2), (1e-3, 1e-2)))
     assert {record.status for record in records} == {RunStatus.completed}
 
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/runs").glob("*/run.json")}

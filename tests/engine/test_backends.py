@@ -84,6 +84,10 @@ COMPOSITIONS: dict[str, tuple[list[LoraConfig], dict[str, Any]]] = {
     "recomputed": ([LoraConfig(rank=4, alpha=8.0)], {"recompute": True}),
 }
 
+IN_SUITE = ("none", "int8", "nf4", "nf4_dq", "int4_asym_dq", "int3_asym")
+"""Storages whose whole rows of the matrix are in the suite: every kind of decoding."""
+FOR_ALL = "unlike"
+"""The composition that the suite tries on every storage; `make test-slow` tries all of them."""
 NOT_IN_SEATS = ("dora", "qalora")
 """What captured steps leave to the reference (`why_not_captured`)."""
 FAMILIES = ["llama", "mistral_windowed", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text"]
@@ -143,12 +147,23 @@ def computes(way: str, composition: str) -> bool:
     return not (way.startswith("cuda") and composition in NOT_IN_SEATS)
 
 
-@pytest.mark.parametrize("quant", STORAGES, ids=label_of)
 @pytest.mark.parametrize(
-    ("way", "composition"), [(w, c) for w in WAYS for c in COMPOSITIONS if computes(w, c)]
+    ("way", "composition", "quant"),
+    [
+        pytest.param(
+            *(way, composition, quant),
+            marks=[] if composition == FOR_ALL or label in IN_SUITE else pytest.mark.slow,
+            id=f"{way}-{composition}-{label}",
+        )
+        for way in WAYS
+        for composition in COMPOSITIONS
+        if computes(way, composition)
+        for quant in STORAGES
+        for label in [label_of(quant)]
+    ],
 )
 def test_a_backend_gives_the_references_numbers(
-    way: str, quant: QuantConfig, composition: str
+    way: str, composition: str, quant: QuantConfig
 ) -> None:
     assert difference(way, quant, composition) <= WAYS[way][2]
 

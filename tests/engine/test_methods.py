@@ -100,6 +100,7 @@ WHOLE = {
     ),
 }
 """Arms that train embeddings or head too, and therefore alone."""
+IN_SUITE = ("none", "nf4_dq", "int4_asym_dq", "int8")
 STORAGES = [
     QuantConfig(format=each, double_quant=double)
     for each, double in (
@@ -383,7 +384,14 @@ def loftq_start(quant: QuantConfig, run: Trained) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("quant", STORAGES, ids=label_of)
+@pytest.mark.parametrize(
+    "quant",
+    [
+        pytest.param(each, marks=[] if label_of(each) in IN_SUITE else pytest.mark.slow)
+        for each in STORAGES
+    ],
+    ids=label_of,
+)
 def test_every_method_in_a_cohort_equals_itself_alone_and_peft(quant: QuantConfig) -> None:
     for name, from_alone, from_peft in of_cohort(quant):
         assert from_alone < CLOSE, name

@@ -74,17 +74,17 @@ def assert_same(one: Job, other: Job) -> None:
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "plain": {"eval": {"every_steps": 2}},
     "dropout, micro-batches": {
         "lora": LoraConfig(alpha_over_rank=2.0, dropout=0.3),
-        "optim": {"micro_batch_size": 2},
+        "optim": {"micro_batch_size": 2, "steps": 4},
+        "eval": {"every_steps": 2},
     },
     "dropout, recomputed": {
         "lora": LoraConfig(alpha_over_rank=2.0, dropout=0.3),
-        "optim": {"gradient_checkpointing": True},
+        "optim": {"gradient_checkpointing": True, "steps": 4},
     },
     "8-bit optimizer, rows of several examples": {
-        "optim": {"name": OptimizerName.adamw_8bit},
+        "optim": {"name": OptimizerName.adamw_8bit, "steps": 4},
         "data": {"packing": True, "max_length": 128},
     },
 }

@@ -28,11 +28,14 @@ from tests.parallel.test_ranks import assert_same, run_all
 from tests.random_models import SHAPES, save_random_model
 from tests.training.conftest import MakeBase, MakeJob
 
+IN_SUITE = ("none", "int8", "nf4_dq", "int4", "int4_asym_dq", "int3_asym", "int2_asym_dq")
+"""Every kind of share: dense, rows, packed at 4, 3 and 2 bits, with and without offsets."""
 FORMATS = [
-    QuantConfig(format=quant_format, double_quant=double)
+    pytest.param(quant, marks=[] if label_of(quant) in IN_SUITE else pytest.mark.slow)
     for quant_format in ROUNDING
     for double in (False, True)
     if not double or has_blocks(quant_format)
+    for quant in [QuantConfig(format=quant_format, double_quant=double)]
 ]
 RANK_4 = LoraConfig(rank=4, alpha=8.0, dropout=0.1)
 
@@ -63,7 +66,7 @@ def test_in_every_format_half_a_base_trains_and_is_scored_as_a_whole_one(
     make_base: MakeBase, make_job: MakeJob, sharding: Sharding, quant: QuantConfig
 ) -> None:
     whole = make_base(quant)
-    sections: dict[str, Any] = {"lora": RANK_4, "optim": {"steps": 4}, "eval": {"every_steps": 2}}
+    sections: dict[str, Any] = {"lora": RANK_4, "optim": {"steps": 3}, "eval": {"every_steps": 2}}
     alone, together = (make_job(whole, n, **sections) for n in ("alone", "together"))
     run_all(whole, [alone])
     with sharding(quant) as (leader, half):
@@ -84,13 +87,16 @@ def test_in_every_format_half_a_base_trains_and_is_scored_as_a_whole_one(
 RUNS: dict[str, dict[str, Any]] = {
     "activations recomputed, micro-batches": {
         "lora": RANK_4,
-        "optim": {"gradient_checkpointing": True, "micro_batch_size": 2},
+        "optim": {"gradient_checkpointing": True, "micro_batch_size": 2, "steps": 3},
     },
     "8-bit optimizer, rows of several examples": {
-        "optim": {"name": OptimizerName.adamw_8bit},
+        "optim": {"name": OptimizerName.adamw_8bit, "steps": 3},
         "data": {"packing": True, "max_length": 128},
     },
-    "answers generated": {"eval": {"generate": True, "generate_rows": 4, "max_new_tokens": 8}},
+    "answers generated": {
+        "optim": {"steps": 1},
+        "eval": {"generate": True, "generate_rows": 2, "max_new_tokens": 4},
+    },
 }
 
 

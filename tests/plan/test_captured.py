@@ -46,16 +46,17 @@ def test_the_peak_is_what_a_gpu_measured(row: dict[str, Any]) -> None:
     assert planned < row["peak_gib"]
 
 
-def test_ranks_targets_and_recomputing_are_planned_too() -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_ranks_targets_and_recomputing_are_planned_too(every: int) -> None:
     """24 peaks of one process; at the last, seats that grew were still in memory twice."""
     errors = []
-    for row in RESULTS["peaks"]:
+    for row in RESULTS["peaks"][::-every]:
         targets = ["q_proj", "v_proj"] if row["rank"] == 4 else ["all_linear"]
         lora = LoraConfig(rank=row["rank"], alpha=16.0, target_modules=targets)
         case = Case.parse(row["case"], "nf4_dq", CUDA)
         planned = planned_peak(case, lora, recompute=row["recompute"]) / 2**30
         errors.append(abs(planned - row["peak_gib"]) / row["peak_gib"])
-    assert len(errors) == 24
+    assert len(errors) == 24 / every
     assert sorted(errors)[-2] < 0.04
 
 

@@ -89,19 +89,31 @@ class Played:
         self.trials.ended(run, record)
 
 
-@pytest.mark.parametrize("probe", [False, True])
-@pytest.mark.parametrize("confirm", [None, {"top": 3, "seeds": [7, 8, 9]}])
-@pytest.mark.parametrize("pruner", ["none", "asha"])
-@pytest.mark.parametrize(("start", "spread"), [(2.0, 1.0), (300.0, 8.0)])
+CONFIRMED = {"top": 3, "seeds": [7, 8, 9]}
+QUICK, SLOW = (2.0, 1.0), (300.0, 8.0)
+"""Seconds of a worker's start, and how many times as long as the shortest run the longest takes."""
+
+
+@pytest.mark.parametrize(
+    ("times", "pruner", "confirm", "probe"),
+    [  # each pair of values at least once
+        (QUICK, "none", None, False),
+        (QUICK, "asha", CONFIRMED, True),
+        (SLOW, "none", CONFIRMED, True),
+        (SLOW, "asha", None, True),
+        (SLOW, "asha", CONFIRMED, False),
+        (SLOW, "none", CONFIRMED, False),
+    ],
+)
 def test_after_ten_trials_the_time_left_is_right_within_a_factor_of_two(
-    ask, tmp_path, monkeypatch, start, spread, pruner, confirm, probe
+    ask, tmp_path, monkeypatch, times, pruner, confirm, probe
 ):
     space = {"optim.lr": "tag(log, interval(1e-4, 1e-2))", "lora.rank": "choice(1, 2, 4)"}
     search = {"method": "random", "trials": TRIALS, "pruner": pruner, "probe": probe}
     every = ("eval.every_steps=2", f"optim.steps={2 * REPORTS}")
     question = load_question(str(ask(space=space, search=search, base=every, confirm=confirm)), [])
     directory = SweepDirectory(tmp_path / "out", question.name)
-    played = Played(question, directory, start=start, spread=spread)
+    played = Played(question, directory, start=times[0], spread=times[1])
     monkeypatch.setattr(view.time, "monotonic", lambda: played.now)
     took, foretold = played.play()
     assert took / 2 <= foretold <= 2 * took

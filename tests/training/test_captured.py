@@ -231,6 +231,7 @@ def test_answers_in_seats_are_the_references(
     for base, name in zip(bases, ("reference", "seated"), strict=True):
         jobs = unlike_runs(base, make_job, name, count=3)
         for job in jobs:
+            job.config.optim.lr *= 5  # so that each run has answers of its own
             job.config.eval.generate = True
             job.config.eval.generate_rows = 5
             job.config.eval.batch_size = 3

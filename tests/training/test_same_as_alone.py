@@ -62,7 +62,7 @@ def plain_peft_losses(shared: SharedBase, job: Job) -> list[float]:
     return curve
 
 
-@pytest.mark.parametrize("quant_format", [QuantFormat.none, QuantFormat.nf4, QuantFormat.int4])
+@pytest.mark.parametrize("quant_format", [QuantFormat.none, QuantFormat.nf4])
 def test_a_run_alone_equals_plain_peft(
     make_base: MakeBase, make_job: MakeJob, quant_format: QuantFormat
 ) -> None:
@@ -106,7 +106,11 @@ def eight_jobs(shared: SharedBase, make_job: MakeJob, prefix: str) -> list[Job]:
 
 @pytest.mark.parametrize(
     ("quant_format", "capacities"),
-    [(QuantFormat.none, [3]), (QuantFormat.nf4, [8, 3]), (QuantFormat.int4, [8])],
+    [
+        (QuantFormat.nf4, [8, 3]),
+        pytest.param(QuantFormat.none, [3], marks=pytest.mark.slow),
+        pytest.param(QuantFormat.int4, [8], marks=pytest.mark.slow),
+    ],
 )
 def test_eight_different_runs_in_a_cohort_equal_the_eight_alone(
     make_base: MakeBase, make_job: MakeJob, quant_format: QuantFormat, capacities: list[int]
