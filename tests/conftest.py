@@ -53,6 +53,14 @@ ROOMS = ("sweeping", "parallel", "training", "launch", "commands", "analysis", "
 """Then come rooms that take long."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest's workers share one fork server, which loads while they collect."""
+    if getattr(config.option, "numprocesses", None) and not config.option.collectonly:
+        from tests.commands.forked import start_server
+
+        start_server()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order files by how long they take; a file stays with one worker, which shares what it builds."""
     here = Path(__file__).parent

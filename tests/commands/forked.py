@@ -15,11 +15,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
+from typing import IO, Any
 
 _SECONDS = 240.0
 """Far more than anything takes: what has not ended by then hangs."""
@@ -131,7 +132,29 @@ def warm_context() -> ForkServerContext:
     """Return what starts processes in which the libraries are loaded."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.commands.warm"])
+    if SERVER in os.environ and forkserver._forkserver._forkserver_address is None:  # pyright: ignore
+        _join_server(os.environ[SERVER])
     return context
+
+
+SERVER = "TESTS_FORK_SERVER"
+"""Environment variable: the address of the fork server that pytest's workers share."""
+
+
+def start_server() -> None:
+    """Start a fork server for this process and for those that it starts: loading takes 12 s."""
+    assert SERVER not in os.environ
+    warm_context()
+    forkserver.ensure_running()
+    os.environ[SERVER] = forkserver._forkserver._forkserver_address  # pyright: ignore
+
+
+def _join_server(address: str) -> None:
+    """Let this process use a server that another one keeps; it ends with that one."""
+    server: Any = forkserver._forkserver  # pyright: ignore[reportAttributeAccessIssue]
+    server._forkserver_address = address
+    _, server._forkserver_alive_fd = os.pipe()  # what its processes are given as their server's
+    server.ensure_running = resource_tracker.ensure_running
 
 
 # Workers of a sweep ------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Ranks of one run: the leader is the test itself, followers are forked with torch loaded."""
 
-import multiprocessing
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +15,7 @@ from harness.engine.shared_base import SharedBase
 from harness.parallel.group import join
 from harness.parallel.leader import Leader
 from harness.training.job import Job
+from tests.commands.forked import warm_context
 from tests.parallel.following import Harm, follow, opened
 from tests.training.conftest import MakeJob, make_base, quantized, sums  # noqa: F401  fixtures
 from tests.training.conftest import make_job as make_quick_job  # noqa: F401
@@ -67,10 +67,10 @@ def lead(
             "MASTER_ADDR": "localhost",
             "MASTER_PORT": str(free_port()),
         }
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.commands.warm"])
         followers = [
-            context.Process(target=follow, args=(config, harm, {**environment, "RANK": str(rank)}))
+            warm_context().Process(
+                target=follow, args=(config, harm, {**environment, "RANK": str(rank)})
+            )
             for rank in range(1, size)
         ]
         for follower in followers:

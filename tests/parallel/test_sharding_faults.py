@@ -1,6 +1,5 @@
 """Processes hold a base together, and one of them fails: what the run says, and that nobody waits on it."""
 
-import multiprocessing
 import os
 import sys
 from enum import Enum
@@ -16,6 +15,7 @@ from harness.parallel.group import join
 from harness.parallel.leader import Leader
 from harness.records.record import RunStatus, read_record
 from harness.training.job import Job
+from tests.commands.forked import warm_context
 from tests.parallel.conftest import Sharding, asked, free_port
 from tests.parallel.following import Harm, follow, opened
 from tests.parallel.test_ranks import curve, run_all
@@ -91,8 +91,7 @@ def test_a_leader_out_of_memory_ends_the_run_and_leaves_nobody_waiting(
     job = make_job(make_base(), "run")
     config = asked(pretrained, tmp_path, tmp_path / "cache", QuantConfig(), 2)
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.commands.warm"])
+    context = warm_context()
     leader = context.Process(
         target=lead_until_it_breaks, args=(config, job, breaks, {**common, "RANK": "0"})
     )
