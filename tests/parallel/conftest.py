@@ -17,7 +17,13 @@ from harness.parallel.leader import Leader
 from harness.training.job import Job
 from tests.commands.forked import warm_context
 from tests.parallel.following import Harm, follow, opened
-from tests.training.conftest import MakeJob, make_base, quantized, sums  # noqa: F401  fixtures
+from tests.training.conftest import (  # noqa: F401  fixtures
+    MakeJob,
+    make_base,
+    pretrained,
+    quantized,
+    sums,
+)
 from tests.training.conftest import make_job as make_quick_job  # noqa: F401
 
 Lead = Callable[..., AbstractContextManager[Leader]]
@@ -41,7 +47,7 @@ def make_job(make_quick_job: MakeJob) -> MakeJob:  # noqa: F811
 
 @pytest.fixture
 def lead(
-    pretrained: Path,
+    pretrained: Path,  # noqa: F811
     quantized: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

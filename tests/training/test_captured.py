@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from harness.base.build import build_base
-from harness.base.source import find_model, model_fingerprint
 from harness.config.resources import BackendName
-from harness.config.schema import LoraConfig, ModelConfig, OptimizerName, QuantConfig, QuantFormat
+from harness.config.schema import LoraConfig, OptimizerName, QuantConfig, QuantFormat
 from harness.engine.cuda.backend import CudaBackend
 from harness.engine.micro_step import Work
 from harness.engine.shared_base import SharedBase
@@ -19,7 +17,7 @@ from harness.records.record import Record, RunStatus
 from harness.training.job import Job
 from harness.training.session import Event, Queue, RunEnded, StepDone, train
 from harness.training.stop import StopRequest
-from tests.training.conftest import MakeJob
+from tests.training.conftest import MakeBase, MakeJob
 from tests.training.side_by_side import SideBySide
 from tests.training.test_same_as_alone import losses, worst
 
@@ -28,20 +26,10 @@ STEPS = 6
 
 
 @pytest.fixture
-def bases(quantized) -> list[SharedBase]:
-    """The embedded base twice: computed by the reference, and in seats."""
-    source = find_model(ModelConfig())
-    made = []
-    for _ in range(2):
-        base = build_base(
-            source,
-            ModelConfig(),
-            QuantConfig(format=QuantFormat.nf4, double_quant=True),
-            fingerprint=model_fingerprint(source, quantized / "memo.json"),
-            device=torch.device("cpu"),
-            cache=quantized,
-        )
-        made.append(SharedBase(base, backend=BackendName.reference))
+def bases(make_base: MakeBase) -> list[SharedBase]:
+    """A base twice: computed by the reference, and in seats."""
+    quant = QuantConfig(format=QuantFormat.nf4, double_quant=True)
+    made = [make_base(quant, backend=BackendName.reference) for _ in range(2)]
     made[1].backend = CudaBackend(made[1])
     return made
 
