@@ -1,5 +1,6 @@
 """Quick passes against the usual ones: the same losses and gradients, whatever takes the short way."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -130,11 +131,23 @@ def three_ways(
     return found
 
 
+@functools.cache
+def rows_are_summed_alike() -> bool:
+    """Say whether products of some rows are those of more rows: by MKL's AVX2 kernels on its own processors
+    they are not."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(96, 64, generator=generator), torch.randn(128, 64, generator=generator)
+    whole = F.linear(x, weight)
+    return all(torch.equal(F.linear(x[:n].contiguous(), weight), whole[:n]) for n in (16, 24, 48))
+
+
 def assert_same_bits(ways: list[list[tuple[float, torch.Tensor]]]) -> None:
+    """Compare to the bit, or where the order of sums is a matter of the number of rows, to rounding."""
+    close = 0.0 if rows_are_summed_alike() else 1e-6
     for (loss, gradient), *others in zip(*ways, strict=True):
         for other_loss, other in others:
-            assert other_loss == loss
-            assert torch.equal(other, gradient)
+            assert abs(other_loss - loss) <= close
+            assert (other - gradient).norm() <= close * gradient.norm()
 
 
 def blocks_of(shared: SharedBase) -> list[QuickBlock]:
