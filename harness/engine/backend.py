@@ -1,8 +1,8 @@
 """The backends: who computes the passes over a shared base, chosen once for each.
 
-Every backend gives the reference's losses, gradients and adapters within its `tolerance`; which one computed
-a run is in its record. A backend installs what it needs when it is made: whoever trains or evaluates on the
-base has nothing to remember.
+Every backend gives the reference's losses, gradients and adapters: the CPU's up to the order of sums,
+captured steps on a GPU within `CudaBackend.tolerance`. Which one computed a run is in its record. A backend
+installs what it needs when it is made: whoever trains or evaluates on the base has nothing to remember.
 """
 
 from typing import TYPE_CHECKING, assert_never

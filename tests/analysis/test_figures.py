@@ -271,7 +271,9 @@ def test_beside_full_fine_tuning_bars_are_named_by_what_was_chosen_and_fit(
     assert sorted(names) == ["full fine-tuning", "r=16, q_proj", "r=4, all_linear"]
     fix_layout(figure)
     assert not recwarn.list
-    assert figure.axes[0].get_tightbbox().x0 >= 0
+    box = figure.axes[0].get_tightbbox()
+    assert box is not None
+    assert box.x0 >= 0
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -22,7 +22,6 @@ from harness.config.schema import (
     RunConfig,
 )
 from harness.config.storage import ROUNDING, label_of
-from harness.engine.cpu.backend import CpuBackend
 from harness.engine.cuda.backend import (
     CudaBackend,
     why_not_captured,
@@ -30,6 +29,7 @@ from harness.engine.cuda.backend import (
 )
 from harness.engine.micro_step import Work
 from harness.engine.shared_base import SharedBase
+from tests.engine.products import closeness
 from tests.engine.test_cpu import base_of, trained, work_of
 
 STORAGES = [
@@ -113,8 +113,8 @@ def in_seats(shared: SharedBase, work: Sequence[Work]) -> Found:
 
 
 WAYS: dict[str, tuple[BackendName, Callable[[SharedBase, Sequence[Work]], Found], float]] = {
-    "cpu": (BackendName.cpu, by_reference, CpuBackend.tolerance),
-    "cpu, decoded": (BackendName.cpu, by_kept_blocks, CpuBackend.tolerance),
+    "cpu": (BackendName.cpu, by_reference, closeness()),
+    "cpu, decoded": (BackendName.cpu, by_kept_blocks, closeness()),
     "cuda, uncaptured": (BackendName.reference, in_seats, 2e-6),
 }
 

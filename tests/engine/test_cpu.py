@@ -1,6 +1,5 @@
 """Quick passes against the usual ones: the same losses and gradients, whatever takes the short way."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from harness.engine.cpu.matmul import FrozenWeight, Operand
 from harness.engine.micro_step import Gradient, Work
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
+from tests.engine.products import closeness
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {
@@ -131,19 +131,9 @@ def three_ways(
     return found
 
 
-@functools.cache
-def rows_are_summed_alike() -> bool:
-    """Say whether products of some rows are those of more rows: by MKL's AVX2 kernels on its own processors
-    they are not."""
-    generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(96, 64, generator=generator), torch.randn(128, 64, generator=generator)
-    whole = F.linear(x, weight)
-    return all(torch.equal(F.linear(x[:n].contiguous(), weight), whole[:n]) for n in (16, 24, 48))
-
-
 def assert_same_bits(ways: list[list[tuple[float, torch.Tensor]]]) -> None:
     """Compare to the bit, or where the order of sums is a matter of the number of rows, to rounding."""
-    close = 0.0 if rows_are_summed_alike() else 1e-6
+    close = closeness()
     for (loss, gradient), *others in zip(*ways, strict=True):
         for other_loss, other in others:
             assert abs(other_loss - loss) <= close

@@ -91,7 +91,7 @@ def test_small_models_of_other_architectures_keep_their_logits(kind: str):
         expose_experts(twin)
         after = twin(input_ids=ids).logits
     assert any(experts_forward(module) for module in twin.modules())
-    assert torch.allclose(after, before, atol=1e-6)
+    assert torch.allclose(after, before, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,6 +14,7 @@ from harness.config.schema import FloatType, LoraConfig, QuantConfig, QuantForma
 from harness.engine.adapter import Adapter, ParameterLayout
 from harness.engine.rows import AdapterRows
 from harness.engine.shared_base import SharedBase
+from tests.engine.products import closeness
 from tests.random_models import LLAMA
 
 CPU = torch.device("cpu")
@@ -214,7 +215,8 @@ def test_detaching_one_adapter_leaves_the_others_and_their_numbers() -> None:
     before = backward(shared, adapters)
     shared.detach(adapters[1])
     rest = backward(shared, [adapters[0]])
-    assert torch.equal(rest[adapters[0].name], before[adapters[0].name])
+    one, other = rest[adapters[0].name], before[adapters[0].name]
+    assert (one - other).norm() <= closeness() * other.norm()
     assert not any(adapters[1].name in name for name, _ in shared.model.named_parameters())
     with pytest.raises(KeyError):
         backward(shared, [adapters[1]])

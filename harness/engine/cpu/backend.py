@@ -4,8 +4,9 @@ A short pass over a tiny model costs more in unpacking weights, in autograd and 
 in multiplying. So the frozen layers' products are those of `harness.engine.cpu.matmul`; where decoded
 weights may be kept, decoder layers of a kind that is known here are computed by `LlamaBlock`. What that does
 not cover (dropout, DoRA and QA-LoRA in adapters, caches of keys and values) goes its usual way. Numbers do
-not depend on it, to the bit. A base of some size, whose memory is what the formats are about, is not for
-this backend.
+not depend on it: to the bit where a processor's products of some rows are those of more rows, else (MKL's
+AVX2 kernels on Intel's processors) to the rounding of a sum. A base of some size, whose memory is what the
+formats are about, is not for this backend.
 """
 
 from collections.abc import Iterator

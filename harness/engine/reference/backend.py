@@ -18,8 +18,6 @@ class ReferenceBackend:
     """
 
     name: BackendName = BackendName.reference
-    tolerance = 0.0
-    """Relative difference of a loss from the reference's in one step; 0.0: the same bits."""
 
     def __init__(self, shared: "SharedBase") -> None:
         self._shared = shared
