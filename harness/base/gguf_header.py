@@ -32,13 +32,19 @@ _MOST = 1 << 32
 """Of anything that is counted: a damaged count must not be read for ever."""
 _MOST_DIMENSIONS = 4
 
-_NAMES = (
-    "0:F32 1:F16 2:Q4_0 3:Q4_1 6:Q5_0 7:Q5_1 8:Q8_0 9:Q8_1 10:Q2_K 11:Q3_K 12:Q4_K 13:Q5_K 14:Q6_K 15:Q8_K "
-    "16:IQ2_XXS 17:IQ2_XS 18:IQ3_XXS 19:IQ1_S 20:IQ4_NL 21:IQ3_S 22:IQ2_S 23:IQ4_XS 28:F64 29:IQ1_M 30:BF16 "
-    "34:TQ1_0 35:TQ2_0 39:MXFP4"
+_KINDS = (
+    "0:F32:1:4 1:F16:1:2 2:Q4_0:32:18 3:Q4_1:32:20 6:Q5_0:32:22 7:Q5_1:32:24 8:Q8_0:32:34 10:Q2_K:256:84 "
+    "11:Q3_K:256:110 12:Q4_K:256:144 13:Q5_K:256:176 14:Q6_K:256:210 15:Q8_K:256:292 16:IQ2_XXS:256:66 "
+    "17:IQ2_XS:256:74 18:IQ3_XXS:256:98 19:IQ1_S:256:50 20:IQ4_NL:32:18 21:IQ3_S:256:110 22:IQ2_S:256:82 "
+    "23:IQ4_XS:256:136 28:F64:1:8 29:IQ1_M:256:56 30:BF16:1:2 34:TQ1_0:256:54 35:TQ2_0:256:66 39:MXFP4:32:17"
 )
-_TYPES = {int(number): name for number, name in (pair.split(":") for pair in _NAMES.split())}
-"""Names of ggml's types by number, as in its `ggml.h`."""
+_TYPES = {
+    int(number): (name, int(weights), int(size))
+    for number, name, weights, size in (kind.split(":") for kind in _KINDS.split())
+}
+"""ggml's types by number, as in its `ggml.h`: the name, the weights of a block, and its bytes."""
+_ALIGNMENT = 32
+"""Of the tensors, where the metadata does not say it."""
 _UNROUNDED = ("F32", "F64")
 
 
@@ -85,6 +91,18 @@ class _Reader:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._size = size
+
+    def ends_at(self, begin: int, data_bytes: int) -> None:
+        """Raise _Damaged for a file that is shorter than its tensors, which begin at `begin`, need."""
+        if data_bytes and begin + data_bytes > self._size:
+            raise _Damaged(
+                f"it ends in the middle of its tensors, after {self._size:,} of {begin + data_bytes:,} bytes"
+            )
+
+    @property
+    def position(self) -> int:
+        """Bytes that were read."""
+        return self._file.tell()
 
     def bytes(self, count: int) -> bytes:
         if count > self._size:
@@ -138,16 +156,21 @@ def _header(reader: _Reader) -> GgufHeader:
     if not isinstance(architecture, str):
         raise _Damaged("it does not name its architecture")
     types: Counter[str] = Counter()
+    data_bytes = 0
     for _ in range(tensors):
         name = reader.text()
         dimensions = reader.number("I")
         if dimensions > _MOST_DIMENSIONS:
             raise _Damaged(f"{name} has {dimensions} dimensions")
         shape = [reader.number("Q") for _ in range(dimensions)]
-        kind = reader.number("I")
-        reader.number("Q")
+        kind, offset = reader.number("I"), reader.number("Q")
+        named, weights, size = _TYPES.get(kind, (f"type {kind}", 1, 0))
+        data_bytes = max(data_bytes, offset + prod(shape) // weights * size)
         if name.startswith("blk.") and dimensions >= 2:
-            types[_TYPES.get(kind, f"type {kind}")] += prod(shape)
+            types[named] += prod(shape)
+    alignment = metadata.get("general.alignment")
+    step = alignment if isinstance(alignment, int) and alignment > 0 else _ALIGNMENT
+    reader.ends_at(-(-reader.position // step) * step, data_bytes)
     return GgufHeader(
         architecture=architecture,
         has_tokenizer="tokenizer.ggml.tokens" in metadata,

@@ -94,11 +94,13 @@ def test_values_of_every_kind_are_passed_over_whatever_they_hold(tmp_path):
     assert read_gguf_header(tmp_path / "all.gguf").architecture == "llama"
 
 
-def test_types_have_the_names_that_ggml_gives_them():
-    theirs = pytest.importorskip("gguf").GGMLQuantizationType
-    assert {number: theirs(number).name for number in _TYPES} == _TYPES
+def test_types_have_the_names_and_sizes_that_ggml_gives_them():
+    gguf = pytest.importorskip("gguf")
+    theirs = gguf.GGMLQuantizationType
+    sizes = {each: (each.name, *gguf.GGML_QUANT_SIZES[each]) for each in map(theirs, _TYPES)}
+    assert {each.value: size for each, size in sizes.items()} == _TYPES
     floats = [each for each in theirs if each.name.startswith(("F", "BF")) or "_K" in each.name]
-    assert {each.name for each in floats} <= {*_TYPES.values()}
+    assert {each.name for each in floats} <= {name for name, _, _ in _TYPES.values()}
 
 
 def test_a_file_is_its_contents(q4_1, tmp_path):
@@ -168,14 +170,15 @@ def test_the_storage_is_that_of_the_blocks_matrices_the_largest_part_first(tmp_p
             (b"blk.1.c", [1, 3], 77),
             (b"blk.1.norm", [50], 0),
             (b"token_embd", [90, 90], 8),
-        ),
+        )
+        + bytes(10_000),
         tmp_path,
     )
     assert found.block_types == {"Q4_K": 12, "Q6_K": 24, "type 77": 3}
     assert found.storage == "Q6_K and Q4_K and type 77"
     assert found.is_rounded
     assert not found.has_tokenizer
-    plain = read(header((b"blk.0.a", [2, 3], 0), (b"blk.0.b", [2, 3], 28)), tmp_path)
+    plain = read(header((b"blk.0.a", [2, 3], 0), (b"blk.0.b", [2, 3], 28)) + bytes(99), tmp_path)
     assert not plain.is_rounded
     assert read(header(), tmp_path).storage == "F32"
 
@@ -210,7 +213,7 @@ def test_what_is_damaged_is_told_and_what_is_just_possible_is_read(
     tmp_path: Path, content: bytes, told: str | None
 ) -> None:
     if told is None:
-        assert read(content, tmp_path).architecture == "llama"
+        assert read(content + bytes(99), tmp_path).architecture == "llama"
     else:
         with pytest.raises(RequestError, match=re.escape(told)):
             read(content, tmp_path)
@@ -241,12 +244,21 @@ def test_a_damaged_file_is_refused_by_name(q4_1, tmp_path):
         assert what
 
 
-def test_a_file_whose_tensors_are_cut_is_refused_when_it_is_loaded(q4_1, tmp_path):
+@pytest.mark.parametrize("missing", [1, 3000, 0])
+def test_a_file_whose_tensors_are_cut_is_refused_before_anything_is_loaded(
+    tmp_path: Path, missing: int
+) -> None:
+    """As a download that stopped leaves it. 0: the last byte is there."""
     file = tmp_path / "m.gguf"
-    content = q4_1[0].read_bytes()
-    file.write_bytes(content[: len(content) * 2 // 3])
-    with pytest.raises(RequestError, match="cannot be loaded"):
-        base_of(file, QuantConfig(), tmp_path)
+    save_gguf(file, "Q4_1")
+    content = file.read_bytes()
+    needed = len(content.rstrip(b"\0"))  # what pads the last tensor may be missing
+    file.write_bytes(content[: needed - missing])
+    if not missing:
+        assert read_gguf_header(file).architecture == "llama"
+        return
+    with pytest.raises(RequestError, match=r"ends in the middle of its tensors, after [\d,]+ of"):
+        find_model(ModelConfig(name=str(file)))
 
 
 def test_a_file_that_is_not_there_and_one_without_tokenizer_are_refused(tmp_path):
