@@ -13,7 +13,10 @@ from typing import Any, Generic, TypeVar
 
 from tests.mutants import loaded
 
-PARTS = ("harness", "analysis", "pretraining", "tests", "conf", "sweeps", "bench", "pyproject.toml")
+PARTS = (
+    *("harness", "analysis", "pretraining", "tests", "conf", "sweeps", "bench", "docs"),
+    "pyproject.toml",
+)
 
 Work = TypeVar("Work")
 
