@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,14 @@ def test_what_cannot_be_compared_says_why(tmp_path: Path, losses: Losses, reason
     lines = contrasts_table(found, "t").rows
     assert [cell.text for cell in lines[1]] == ["8", "2", "int4", *(["—"] * 5), reason]
     assert len(lines[0]) == len(lines[1])
+    scores = [
+        RowScores(rows=(0, 1, 2), sums=(1.0, 2.0 + seed, 4.0), weights=(1,) * 3)
+        for seed in (0, 1, 3)
+    ]
+    over_rows = replace(one, crossed=crossed_difference([*pairwise(scores)]))
+    with_column = contrasts_table(replace(found, compared=((over_rows, other),)), "t")
+    assert {len(line) for line in with_column.rows} == {len(with_column.columns)}
+    assert len(with_column.columns) == len(lines[0]) + 1
 
 
 def test_of_all_pairs_those_that_are_decided_come_first(tmp_path: Path) -> None:

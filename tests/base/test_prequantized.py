@@ -12,6 +12,7 @@ from harness.base.build import Base, build_base, load_dense
 from harness.base.prequantized import BitsAndBytesWeights, GroupedWeights, stored_weights
 from harness.base.quick_imports import quiet_libraries
 from harness.base.source import find_model
+from harness.base.stored_layers import _Mismatch, _words
 from harness.config.compose import compose_run
 from harness.config.schema import FloatType, ModelConfig, QuantConfig, QuantFormat
 from harness.config.validate import validate
@@ -460,3 +461,13 @@ def test_the_compute_type_is_that_of_the_run(tmp_path: Path):
     gptq_checkpoint(dense(tmp_path), "gptq", 32, False)
     quant = QuantConfig(format=QuantFormat.as_stored, compute_dtype=FloatType.bfloat16)
     assert base_of(tmp_path, quant).model.get_input_embeddings().weight.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [torch.zeros(8, dtype=torch.int32), torch.zeros(2, 4, dtype=torch.int64)],
+    ids=["a row", "64 bits"],
+)
+def test_words_that_are_no_table_of_int32_are_refused(packed: torch.Tensor) -> None:
+    with pytest.raises(_Mismatch, match="int32 is what is read"):
+        _words(packed)

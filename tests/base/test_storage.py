@@ -221,3 +221,9 @@ def test_processes_that_share_a_layer_keep_torchs_largest_chunk_of_each_tensor(
     }
     assert storage.packed_bytes(spec, processes) == sizes.pop("packed")
     assert storage.constant_bytes(spec, processes) == sum(sizes.values())
+
+
+@pytest.mark.parametrize(("compute", "bits"), [("float32", 32), ("bfloat16", 16), ("float16", 16)])
+def test_a_dense_weight_has_the_bits_of_its_type(compute: str, bits: int) -> None:
+    quant = QuantConfig(format=QuantFormat.none, compute_dtype=FloatType(compute))
+    assert storage_of(quant).bits == bits

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
-from harness.base.twin import _is_a_numbering, _keep_few_layers
+from harness.base.twin import _is_a_numbering, _keep_few_layers, twin_of
 
 
 def kept(count: int | None, **lists: Any) -> dict[str, Any]:
@@ -65,3 +65,17 @@ def test_a_model_that_does_not_count_its_layers_is_left_as_it_is() -> None:
 )  # fmt: skip
 def test_a_numbering_rises_and_holds_whole_numbers(values: list[Any], expected: bool) -> None:
     assert _is_a_numbering(values) is expected
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+def test_a_twins_attention_is_scaled_as_its_heads_are_wide(model_type: str) -> None:
+    twin = twin_of(AutoConfig.for_model(model_type), "eager")
+    attention = twin.model.layers[0].self_attn
+    assert attention.scaling == attention.head_dim**-0.5
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "glm4_moe"])
+def test_a_twins_router_chooses_among_groups_that_there_are(model_type: str) -> None:
+    config = twin_of(AutoConfig.for_model(model_type), "eager").config
+    assert 1 <= config.topk_group <= config.n_group
+    assert config.n_routed_experts % config.n_group == 0

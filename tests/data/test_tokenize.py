@@ -10,7 +10,7 @@ from harness.config.schema import DataConfig, DataForm, LossOn
 from harness.data.example import Example, pair
 from harness.data.files import text_examples
 from harness.data.rows import NO_LOSS, TokenRows
-from harness.data.tokenize import encode, padded_length, tokenize
+from harness.data.tokenize import _windows, encode, padded_length, tokenize
 from harness.engine.forward import target_logits
 
 TEXT = DataConfig(form=DataForm.text)
@@ -158,3 +158,15 @@ def test_no_examples_make_no_rows(spm_tokenizer):
     for packing in (False, True):
         rows = tokenize([], DataConfig(packing=packing), spm_tokenizer)
         assert len(rows) == 0
+
+
+@pytest.mark.parametrize("length", [3, 4, 5, 8])
+def test_a_text_that_just_fits_is_one_row_and_a_token_more_a_second(length: int) -> None:
+    ids = list(range(length + 1))
+    targets = [*ids[1:], NO_LOSS]
+    assert _windows(ids[:-1], [*ids[1:-1], NO_LOSS], length, None) == [
+        (ids[:-1], [*ids[1:-1], NO_LOSS])
+    ]
+    one, other = _windows(ids, targets, length, None)
+    assert one == (ids[:-1], [*ids[1:-1], NO_LOSS])
+    assert other == (ids[-2:], [ids[-1], NO_LOSS])

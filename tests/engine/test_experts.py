@@ -8,17 +8,19 @@ import pytest
 import torch
 
 from harness.base.blocks import uncovered_weights
-from harness.base.build import freeze
+from harness.base.build import build_base, freeze, inspect_model
 from harness.base.coverage import coverage
 from harness.base.experts import experts_forward, expose_experts
 from harness.base.quick_imports import quiet_libraries
+from harness.base.source import find_model
 from harness.base.twin import twin_of
 from harness.config.compose import compose_run
-from harness.config.schema import LoraConfig, LoraInit, QuantConfig, QuantFormat
+from harness.config.schema import LoraConfig, LoraInit, ModelConfig, QuantConfig, QuantFormat
 from harness.engine.shared_base import SharedBase
 from harness.errors import RequestError
 from harness.measure.memory import base_size
 from tests.engine.test_cpu import outcome, trained, work_of
+from tests.random_models import save_random_model
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {
@@ -92,6 +94,24 @@ def test_small_models_of_other_architectures_keep_their_logits(kind: str):
         after = twin(input_ids=ids).logits
     assert any(experts_forward(module) for module in twin.modules())
     assert torch.allclose(after, before, atol=1e-5)
+
+
+def test_a_base_from_the_cache_has_its_experts_as_the_one_that_was_built(tmp_path: Path) -> None:
+    shape = {key: value for key, value in SHAPE.items() if key != "vocab_size"}
+    directory = save_random_model(tmp_path / "m", "qwen3_moe", **shape, **KINDS["qwen3_moe"])
+    config = ModelConfig(name=str(directory))
+    source = find_model(config)
+    assert any(spec.experts > 1 for spec in inspect_model(source, config).linears)
+    ids, logits = tokens(), []
+    for from_cache in (False, True):
+        base = build_base(
+            *(source, config, NF4_DQ), fingerprint="it", device=CPU, cache=tmp_path / "cache"
+        )
+        assert base.from_cache is from_cache
+        assert any(spec.experts > 1 for spec in base.linears)
+        with torch.no_grad():
+            logits.append(base.model(input_ids=ids).logits)
+    assert torch.equal(*logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)

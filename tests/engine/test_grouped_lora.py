@@ -149,6 +149,30 @@ def test_adapters_are_stacked_with_neighbours_of_as_many_rows(
         assert [group.count for group in shared.plan.groups(0)] == groups
 
 
+@pytest.mark.parametrize("alphas", [(9.0, 8.0), (8.0, 9.0)])
+def test_a_scaling_that_rounds_is_not_stacked_with_one_that_does_not(
+    alphas: tuple[float, float],
+) -> None:
+    """PEFT multiplies by the scaling last; where it is a power of two it may go first, to the same bits."""
+    shared = SharedBase(random_base())
+    names = [shared.attach(LoraConfig(rank=4, alpha=alpha), seed=0).name for alpha in alphas]
+    adapter_rows = [
+        AdapterRows(adapter=name, start=2 * index, stop=2 * index + 2, dropout_key=None)
+        for index, name in enumerate(names)
+    ]
+    with shared.plan.rows(adapter_rows):
+        assert [group.count for group in shared.plan.groups(0)] == [1, 1]
+
+
+def test_layers_are_in_training_mode_where_activations_are_recomputed_and_else_not() -> None:
+    """transformers' layers recompute in training mode only."""
+    shared = SharedBase(random_base())
+    assert not shared.model.training
+    for wanted in (True, True, False, False):
+        shared.recompute_activations(wanted)
+        assert shared.model.training is wanted
+
+
 def test_gradients_of_adapters_with_unlike_rows_are_pefts_for_each_alone() -> None:
     shared, lora = SharedBase(random_base()), LoraConfig(rank=4, alpha=8.0)
     adapters = [trained(shared, lora, seed) for seed in range(3)]
