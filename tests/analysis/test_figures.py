@@ -158,6 +158,7 @@ def test_what_the_rows_do_not_support_is_not_drawn(runs: list[Run], reason: str)
     ("factor", "numbers", "scale"),
     [
         (RANK, [2.0, 8.0, 64.0], "log"),
+        (LEARNING_RATE, [1e-4, 1e-3], "log"),
         (RANK, [0.0, 8.0, 64.0], "linear"),  # full fine-tuning has no rank: 0 has no logarithm
         (ALPHA, [-1.0, 1.0], "linear"),
         (replace(RANK, is_logarithmic=False), [2.0, 8.0], "linear"),

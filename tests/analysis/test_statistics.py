@@ -28,6 +28,11 @@ def test_the_t_interval_is_scipys(confidence: float) -> None:
     assert (interval.low, interval.high) == pytest.approx((low, high), rel=1e-12)
     assert interval.mean == pytest.approx(np.mean(VALUES), rel=1e-12)
     assert interval.deviation == pytest.approx(np.std(VALUES, ddof=1), rel=1e-12)
+    assert interval.low is not None
+    assert interval.high is not None
+    below, above = interval.low - 1e-9, interval.high + 1e-9
+    inside = [interval.contains(x) for x in (below, interval.low, interval.high, above)]
+    assert inside == [False, True, True, False]
 
 
 def test_one_value_has_a_mean_and_no_interval() -> None:
