@@ -117,8 +117,8 @@ def _table(question: Question, groups: Sequence[CostGroup], limit: int | None) -
     head += ["fits", "side by side"] if limit is not None else []
     rows: list[tuple[str, ...]] = [(*head, "steps", "time alone" if is_grid else "time of a run")]
     for group in groups[:SHOWN]:
-        point = group.points[0]
-        row = [*(point.get(key, "—") for key in keys), str(len(group.points))]
+        row = [", ".join(value or "—" for value in group.values(key)) for key in keys]
+        row.append(str(len(group.points)))
         peak = group.prediction.peak_bytes if group.prediction is not None else None
         row.append("refused" if peak is None else format_bytes(peak))
         if measured:

@@ -29,6 +29,10 @@ class CostGroup:
     measured: dict[str, float | None] = field(default_factory=dict)
     """Metrics of a probe or of a run alone, if there is one."""
 
+    def values(self, key: str) -> tuple[str | None, ...]:
+        """Return the different values of its points on an axis, in their order; None where it has none."""
+        return tuple(dict.fromkeys(point.get(key) for point in self.points))
+
     @property
     def steps(self) -> int | None:
         """Optimizer steps of one run; None where they depend on rows that are not at hand."""
@@ -76,11 +80,25 @@ def stated_step_seconds(group: CostGroup, settings: PlanSettings) -> float | Non
 
 
 def distinguishing_keys(groups: Sequence[CostGroup]) -> list[str]:
-    """Return the axes that are constant within each group and differ between groups, in their order."""
+    """Return the axes that tell groups apart, in their order: those that are constant within each and differ
+    between them; and where these leave groups alike, those of which no two such groups share a value."""
     keys = list(dict.fromkeys(key for group in groups for point in group.points for key in point))
     constant = [
         key
         for key in keys
-        if all(len({point.get(key) for point in group.points}) == 1 for group in groups)
+        if all(len(group.values(key)) == 1 for group in groups)
+        and len({group.values(key) for group in groups}) > 1
     ]
-    return [key for key in constant if len({group.points[0].get(key) for group in groups}) > 1]
+    alike: dict[tuple[object, ...], list[CostGroup]] = {}
+    for group in groups:
+        alike.setdefault(tuple(map(group.values, constant)), []).append(group)
+    several = [same for same in alike.values() if len(same) > 1]
+
+    def tells_apart(key: str) -> bool:
+        return all(
+            len({value for group in same for value in group.values(key)})
+            == sum(len(group.values(key)) for group in same)
+            for same in several
+        )
+
+    return [key for key in keys if key in constant or (several and tells_apart(key))]

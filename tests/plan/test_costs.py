@@ -60,6 +60,28 @@ def test_axes_tell_groups_apart_that_are_constant_in_each_and_differ_between_the
     ]
     assert distinguishing_keys(found) == ["rank", "only"]
     assert distinguishing_keys(found[:1]) == []
+    assert found[0].values("seed") == ("1", "2")
+    assert found[0].values("only") == (None,)
+
+
+def test_where_constant_axes_leave_groups_alike_one_whose_values_no_two_share_tells_them_apart() -> (
+    None
+):
+    """Variants of which some cost the same, each at every rate."""
+
+    def group_of(quant: str, *variants: str) -> CostGroup:
+        points = [
+            {"quant": quant, "variant": each, "lr": lr} for each in variants for lr in ("1", "2")
+        ]
+        return CostGroup(configs=[RunConfig()] * len(points), points=points)
+
+    alike = [
+        group_of(quant, *v) for quant in ("nf4", "int4") for v in (("lora", "plus"), ("dora",))
+    ]
+    assert distinguishing_keys(alike) == ["quant", "variant"]
+    assert distinguishing_keys(alike[:2]) == ["variant"]
+    assert distinguishing_keys([alike[0], alike[2]]) == ["quant"]
+    assert distinguishing_keys([alike[0], alike[0]]) == []
 
 
 def test_what_costs_the_same_is_planned_once_and_a_refusal_is_kept() -> None:
