@@ -146,9 +146,8 @@ def labelled_by_cost(cells: Sequence[Cell]) -> list[tuple[str, Cell]]:
         return [rank[f.name].index(repr(cell.setting(f))) for f in factors]
 
     def label(cell: Cell) -> str:
-        given = [
-            f for f in factors if cell.setting(f) not in (None, "lora")
-        ]  # the method is the rule
+        # A setting that a cell lacks is not named, nor is plain LoRA, which the others are beside.
+        given = [f for f in factors if cell.setting(f) not in (None, "lora")]
         return ", ".join(dict.fromkeys(setting_text(f, cell) for f in given)) or "every run"
 
     return [(label(cell), cell) for cell in sorted(cells, key=place)]

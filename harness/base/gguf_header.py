@@ -92,7 +92,7 @@ class _Reader:
         self._file = file
         self._size = size
 
-    def ends_at(self, begin: int, data_bytes: int) -> None:
+    def check_end(self, begin: int, data_bytes: int) -> None:
         """Raise _Damaged for a file that is shorter than its tensors, which begin at `begin`, need."""
         if data_bytes and begin + data_bytes > self._size:
             raise _Damaged(
@@ -170,7 +170,7 @@ def _header(reader: _Reader) -> GgufHeader:
             types[named] += prod(shape)
     alignment = metadata.get("general.alignment")
     step = alignment if isinstance(alignment, int) and alignment > 0 else _ALIGNMENT
-    reader.ends_at(-(-reader.position // step) * step, data_bytes)
+    reader.check_end(-(-reader.position // step) * step, data_bytes)
     return GgufHeader(
         architecture=architecture,
         has_tokenizer="tokenizer.ggml.tokens" in metadata,
